@@ -1,0 +1,102 @@
+"""Write the results of a run into the README, between its markers.
+
+    python benchmarks/readme_table.py runs/demo
+
+Every number comes from the run's `results.jsonl` and `run.json`; nothing is typed by hand.
+"""
+
+import sys
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.records import Reference, Result, RunRecord, read_results
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README = Path(__file__).parent.parent / "README.md"
+HEADER = (
+    "Variant", "Runtime", "Disk, MB", "Perplexity", "Δ NLL, nats [95 %]", "KL, nats", "Top-1, %",
+    "Prefill, tokens/s", "Decode, tokens/s", "Peak RSS, MB",
+)  # fmt: skip
+
+
+def block(record: RunRecord, results: list[Result]) -> str:
+    """The Markdown between the markers: where it was measured, the table, the references."""
+    machine, versions, protocol = record.machine, record.versions, results[0].protocol
+    where = (
+        f"Recipe `{record.recipe_name}` on {machine.get('cpu', 'an unknown processor')}, "
+        f"{protocol.get('threads')} threads, {_number(machine.get('memory_bytes'), 1e9, '.0f')} GB; "
+        f"Python {versions.get('python')}, torch {versions.get('torch')}, "
+        f"ONNX Runtime {versions.get('onnxruntime')}. "
+        f"{protocol.get('windows')} windows of {protocol.get('window')} tokens."
+    )
+    lines = [where, "", _row(HEADER), _row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
+    lines += [_row(_cells(result)) for result in results]
+    lines += [_row(_reference(reference)) for reference in record.references]
+    return "\n".join(lines)
+
+
+def insert(readme: str, text: str) -> str:
+    """The README with `text` between the markers.
+
+    Raises:
+        UserError: a marker is missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{README.name}: needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main(folder: Path) -> None:
+    """Rewrite README.md from a run."""
+    results = read_results(folder / "results.jsonl")
+    if not results:
+        raise UserError(f"{folder}: has no results.jsonl; run a recipe first")
+    text = block(RunRecord.read(folder / "run.json"), results)
+    README.write_text(insert(README.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+def _cells(result: Result) -> list[str]:
+    return [
+        result.variant,
+        {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(result.runtime, result.runtime),
+        _number(result.disk_bytes, 1e6, ".2f"),
+        _number(result.perplexity, 1, ".3f"),
+        _difference(result),
+        _number(result.kl_to_base, 1, ".4f"),
+        _number(result.top1_agreement, 0.01, ".1f"),
+        _number(result.prefill_tokens_per_second, 1, ",.0f"),
+        _number(result.decode_tokens_per_second, 1, ",.0f"),
+        _number(result.peak_rss_bytes, 1e6, ",.0f"),
+    ]
+
+
+def _reference(reference: Reference) -> list[str]:
+    return [f"*{reference.name}*", "*reference*", "–", f"{reference.perplexity:.3f}", *["–"] * 6]
+
+
+def _difference(result: Result) -> str:
+    if result.delta_nll is None:
+        return "–"
+    if result.delta_nll_ci95 is None:
+        return f"{result.delta_nll:+.4f}"
+    low, high = result.delta_nll_ci95
+    return f"{result.delta_nll:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _number(value: float | None, unit: float, form: str) -> str:
+    return "–" if value is None else format(value / unit, form)
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/readme_table.py RUN_FOLDER")
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,257 @@
+"""What the command line and notebooks call: run a recipe, measure artifacts, compare runs.
+
+Joins the two wings: what `pipeline` made is what `measure` reloads from disk, and `report` draws.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from compress import report
+from compress.bundle import Bundle
+from compress.checkpoints import load_tokenizer, read_json
+from compress.data import DataConfig, TextData, Windows, prepare
+from compress.errors import UserError
+from compress.machine import machine, usable_cores, versions
+from compress.measure import harness
+from compress.measure.ngrams import reference_rows
+from compress.measure.reference import Reference as BaseLogits
+from compress.memory import disk_bytes
+from compress.pipeline import Made, make
+from compress.preflight import preflight
+from compress.protocol import MeasureProtocol
+from compress.recipe import Recipe
+from compress.records import (
+    Reference,
+    Result,
+    RunRecord,
+    Sample,
+    SampleBook,
+    StepResult,
+    VariantRecord,
+    read_results,
+    write_results,
+    write_whole,
+)
+from compress.runtimes import detect_runtime
+from compress.steps import StepStore
+from compress.text import load_documents
+
+Say = Callable[[str], None]
+_T = TypeVar("_T")
+
+
+def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
+    """Run a recipe: preflight, passes, measurement, report. Call again to resume.
+
+    Leaves `recipe.yaml`, a folder per variant, `results.jsonl`, `run.json`, `report.html` and `report.md`.
+
+    Raises:
+        UserError: whatever the preflight, a pass, or the disk refuses.
+    """
+    pin_threads(recipe.threads)
+    preflight(recipe, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "recipe.yaml", recipe.to_yaml())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
+    made = make(recipe, folder, say)
+    record = tell(recipe, made)
+    write_report(folder)
+    return record
+
+
+def pin_threads(threads: int | None) -> int:
+    """Use this many CPU threads (default: all that this process may use) for the passes."""
+    import torch
+
+    count = threads or usable_cores()
+    torch.set_num_threads(count)
+    return count
+
+
+def tell(recipe: Recipe, made: Made) -> RunRecord:
+    """Measure everything that was made; results of an earlier, interrupted call are taken over."""
+    folder, windows = made.folder, made.data.evaluation
+    protocol = (
+        recipe.measure
+        if recipe.measure.threads
+        else recipe.measure.model_copy(update={"threads": recipe.threads})
+    )
+    path = folder / "results.jsonl"
+    base = folder / "base"
+    targets = [t for variant in made.variants for t in _targets(folder, variant)]
+    tokenizer = load_tokenizer(base)
+    prompt = tokenizer(recipe.report.prompt, add_special_tokens=False)["input_ids"]
+    earlier = _readable(RunRecord.read, folder / "run.json")
+    work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
+    work.mkdir(exist_ok=True)
+    book = work / "samples.json"
+    kept = [s for record in (earlier, _readable(SampleBook.read, book)) if record for s in record.samples]
+    samples = {(s.variant, s.runtime): s for s in kept if s.prompt == recipe.report.prompt}
+    done = [r for r in _readable(read_results, path) or [] if (r.variant, r.runtime) in samples]
+    write_results(path, done)
+
+    def keep_sample(target: harness.Target, tokens: list[int]) -> None:
+        key = (target.variant, target.runtime)
+        samples[key] = Sample(
+            variant=key[0], runtime=key[1], prompt=recipe.report.prompt, text=tokenizer.decode(tokens)
+        )
+        SampleBook(samples=list(samples.values())).write(book)
+
+    with BaseLogits(base, windows, work) as logits:
+        continuation = harness.Continuation(prompt, recipe.report.sample_tokens)
+        results = harness.measure(
+            targets, base, windows, protocol, done=done, reference=logits, calibration=made.data.calibration,
+            continuation=continuation, on_sample=keep_sample,
+            on_result=lambda result: harness.save_result(path, result),
+        )  # fmt: skip
+        if earlier and earlier.variants == made.variants and all(result in done for result in results):
+            steps = earlier.step_results
+        else:
+            steps = _measure_steps(made, base, windows, protocol, logits)
+    write_results(path, results)
+    record = RunRecord(
+        recipe_name=recipe.name,
+        base="base",
+        variants=made.variants,
+        data=made.data_record,
+        machine=machine(),
+        versions=versions(),
+        references=_references(made.data, base),
+        samples=[samples[t.variant, t.runtime] for t in targets],
+        step_results=steps,
+    )
+    record.write(folder / "run.json")
+    book.unlink(missing_ok=True)
+    return record
+
+
+def write_report(folder: Path) -> Path:
+    """Draw `report.html` and `report.md` of a run from its records."""
+    record, results, recipe = load_run(folder)
+    html, markdown = report.render(record, results, recipe)
+    write_whole(folder / "report.html", html)
+    write_whole(folder / "report.md", markdown)
+    return folder / "report.html"
+
+
+def load_run(folder: Path) -> tuple[RunRecord, list[Result], str]:
+    """The records of a finished run, and its recipe."""
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{folder}: no recipe.yaml, so this is no run")
+    results = read_results(folder / "results.jsonl")
+    return RunRecord.read(folder / "run.json"), results, recipe.read_text(encoding="utf-8")
+
+
+def compare(folders: Sequence[Path], output: Path) -> Path:
+    """One page over several runs."""
+    write_whole(output, report.compare([load_run(folder) for folder in folders]))
+    return output
+
+
+def bench(
+    artifacts: Sequence[Path],
+    data: DataConfig,
+    base: Path | None = None,
+    protocol: MeasureProtocol | None = None,
+) -> list[Result]:
+    """Measure existing artifacts or plain model directories on a text, against `base` where given.
+
+    The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
+    same vocabulary, since perplexities over different tokens cannot be compared.
+
+    Raises:
+        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary.
+    """
+    first = base or artifacts[0]
+    windows = evaluation_windows(first, data)
+    own = _vocabulary(first)
+    for path in artifacts:
+        if _vocabulary(path) != own:
+            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    targets = [
+        harness.Target(path.name, detect_runtime(path), path, artifact=str(path)) for path in artifacts
+    ]
+    return harness.measure(targets, base, windows, protocol)
+
+
+def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
+    """The windows `artifact` would be scored on."""
+    if artifact.is_file():
+        tokenizer = Bundle.load(artifact).tokenizer
+    else:
+        tokenizer = load_tokenizer(artifact)
+    few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
+    return prepare(few, load_documents(data.text), tokenizer, training=False).evaluation
+
+
+def _targets(folder: Path, variant: VariantRecord) -> list[harness.Target]:
+    found = [
+        harness.Target(
+            variant.name, "torch", folder / variant.artifact, variant.fingerprint, variant.artifact
+        )
+    ]
+    if variant.onnx_artifact is not None:
+        path = folder / variant.onnx_artifact
+        found.append(
+            harness.Target(variant.name, "onnxruntime", path, variant.fingerprint, variant.onnx_artifact)
+        )
+    return found
+
+
+def _measure_steps(
+    made: Made, base: Path, windows: Windows, protocol: MeasureProtocol, logits: BaseLogits
+) -> list[StepResult]:
+    """Quality after each step of a chain that is not the end of it; the ends are variants themselves."""
+    inner = []
+    for variant in made.variants:
+        if variant.name == "base":
+            continue
+        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.name.startswith("export")]
+        inner += [(variant.name, i, s) for i, s in changing[:-1]]
+    if not inner:
+        return []
+    paths = {s.fingerprint: made.steps[s.fingerprint] for _, _, s in inner}
+    targets = [harness.Target(found, "torch", path, found) for found, path in paths.items()]
+    scored = {r.variant: r for r in harness.quality_only(targets, base, windows, protocol, reference=logits)}
+    return [
+        StepResult(
+            variant=name, step_index=index, pass_name=step.name,
+            nll=scored[step.fingerprint].nll,
+            delta_nll=scored[step.fingerprint].delta_nll,
+            delta_nll_ci95=scored[step.fingerprint].delta_nll_ci95,
+            kl_to_base=scored[step.fingerprint].kl_to_base,
+            kl_ci95=scored[step.fingerprint].kl_ci95,
+            weight_bytes=scored[step.fingerprint].weight_bytes,
+            file_bytes=disk_bytes(paths[step.fingerprint]),
+        )
+        for name, index, step in inner
+    ]  # fmt: skip
+
+
+def _references(data: TextData, base: Path) -> list[Reference]:
+    """Unigram and trigram fitted on the training tokens; none where nothing was trained."""
+    if not len(data.train):
+        return []
+    vocabulary = int(read_json(base / "config.json", f"{base}: no config.json")["vocab_size"])
+    windows = data.evaluation
+    return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
+
+
+def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:
+    """What an earlier call left; None where there is nothing, or it is of another version."""
+    try:
+        return read(path) if path.exists() else None
+    except UserError:
+        return None
+
+
+def _vocabulary(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    return Tokenizer.from_file(str(file)).get_vocab_size() if file.is_file() else math.nan

@@ -1,0 +1,257 @@
+"""Bundle: a model, its tokenizer and where they come from; saved as an artifact and loaded back.
+
+An artifact is a directory: `config.json`, tokenizer, weights and `manifest.json`. A float model is saved
+as transformers saves it, so stock `from_pretrained` loads it. A model with codes keeps them in
+`quantized.safetensors`; the name differs on purpose, because a loader that does not know the codes must
+fail rather than fill in random weights. This file is the one place that counts bytes and parameters.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.checkpoints import (
+    check_safetensors,
+    first_line,
+    inside,
+    load_checkpoint,
+    load_tokenizer,
+    quiet_transformers,
+    refuse_remote_code,
+    weight_files,
+)
+from compress.errors import UserError
+from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats.registry import format_from
+from compress.formats.swap import embedding_scale, matrix, replace_module
+from compress.records import FileRecord, LayerRecord, Lineage, Manifest
+from compress.version import __version__
+
+MANIFEST = "manifest.json"
+CODES = "quantized.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What goes into a pass and comes out of it.
+
+    Attributes:
+        model: a `transformers` causal language model, in eval mode, float32 or with layers of codes.
+        tokenizer: its fast tokenizer.
+        lineage: the source and every pass so far.
+        masks: module name of a linear layer -> bool (out, in), True where a weight is kept.
+        exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
+        notes: what the last pass wants told; the pipeline moves it into the lineage.
+    """
+
+    model: Any
+    tokenizer: Any
+    lineage: Lineage
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    exports: Mapping[str, Path] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def evolve(self, **changes: Any) -> "Bundle":
+        """A bundle with some fields changed."""
+        return replace(self, **changes)
+
+    def clone(self) -> "Bundle":
+        """A bundle whose model may be changed without touching this one's."""
+        return replace(self, model=copy.deepcopy(self.model), masks=dict(self.masks), notes={})
+
+    def save(self, folder: Path) -> Manifest:
+        """Write the artifact; the folder appears whole or not at all.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            manifest = self._write(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            # safetensors reports a full disk as its own error type
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise UserError(
+                    f"{folder}: cannot be written ({error}); free some space and run again"
+                ) from None
+            raise
+        return manifest
+
+    def _write(self, folder: Path) -> Manifest:
+        layers = quantized_layers(self.model)
+        with quiet_transformers():
+            if layers:
+                self.model.config.save_pretrained(folder)
+                if self.model.can_generate():
+                    self.model.generation_config.save_pretrained(folder)
+                save_file(_unique_state(self.model), folder / CODES, metadata={"format": "pt"})
+            else:
+                self.model.save_pretrained(folder, max_shard_size="5GB")
+            self.tokenizer.save_pretrained(folder)
+        for name, source in self.exports.items():
+            shutil.copytree(source, folder / name)
+        steps = self.lineage.steps
+        manifest = Manifest(
+            kind="huggingface",
+            compress_version=__version__,
+            fingerprint=steps[-1].fingerprint if steps else "",
+            lineage=self.lineage,
+            layers=layers,
+            masked=tuple(sorted(self.masks)),
+            files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+        )
+        manifest.write(folder / MANIFEST)
+        return manifest
+
+    @classmethod
+    def load(cls, path: Path | str, *, masks: bool = True) -> "Bundle":
+        """Load an artifact, a Hugging Face directory, a `.gguf` file or a hub id.
+
+        `masks=False` leaves the masks out, for those who only run the model and count its memory.
+
+        Raises:
+            UserError: as `load_checkpoint`, or the artifact is not whole.
+        """
+        folder = Path(path)
+        if not (folder / MANIFEST).is_file():
+            model, tokenizer = load_checkpoint(path)
+            return cls(model, tokenizer, Lineage(source=str(path)))
+        manifest = Manifest.read(folder / MANIFEST)
+        if manifest.kind != "huggingface":
+            raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
+        for name, record in manifest.files.items():
+            file = inside(folder, name)
+            if not file.is_file() or file.stat().st_size != record.bytes:
+                raise UserError(
+                    f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
+                )
+        if manifest.layers:
+            model, tokenizer = _load_codes(folder, manifest), load_tokenizer(folder)
+        else:
+            model, tokenizer = load_checkpoint(folder)
+        linears = dict(model.named_modules())
+        masked = [name for name in manifest.masked if name in linears] if masks else []
+        kept = {name: matrix(linears[name]) != 0 for name in masked}
+        exports = {"onnx": folder / "onnx"} if (folder / "onnx").is_dir() else {}
+        return cls(model, tokenizer, manifest.lineage, kept, exports)
+
+
+def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
+    """The layers of a model that hold codes, tied ones naming the first that holds them."""
+    first: dict[int, str] = {}
+    records = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            owner = first.setdefault(id(module.quantized), name)
+            records[name] = LayerRecord(
+                format=module.quantized.format.model_dump(),
+                shape=module.quantized.shape,
+                tied_to=None if owner == name else owner,
+                embedding=isinstance(module, QuantizedEmbedding),
+            )
+    return records
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights as held in memory, tied ones counted once."""
+    return sum(t.numel() * t.element_size() for t in _unique_state(model).values())
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(parameters, those that are not zero); a code counts as the weight it stands for, tied ones once."""
+    total = nonzero = 0
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, QuantizedTensor) and id(module) not in seen:
+            seen.add(id(module))
+            total += module.shape[0] * module.shape[1]
+            nonzero += int(module.dequantize().count_nonzero())
+    for parameter in model.parameters():  # yields tied ones once
+        total += parameter.numel()
+        nonzero += int(parameter.count_nonzero())
+    return total, nonzero
+
+
+def weight_file_bytes(folder: Path) -> int:
+    """Bytes of the weight files of an artifact or Hugging Face directory, scales and headers and all."""
+    codes = folder / CODES
+    return sum(p.stat().st_size for p in ([codes] if codes.is_file() else weight_files(folder)))
+
+
+def file_record(path: Path) -> FileRecord:
+    """Length and SHA-256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileRecord(bytes=path.stat().st_size, sha256=digest)
+
+
+def _load_codes(folder: Path, manifest: Manifest) -> Any:
+    """Rebuild a model whose layers hold codes, never touching memory for the float weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    refuse_remote_code(folder)
+    check_safetensors(folder / CODES)
+    try:
+        with quiet_transformers(), no_init_weights():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
+        ) from None
+    try:
+        _make_room(model, manifest.layers)
+        result = model.load_state_dict(load_file(folder / CODES), strict=False, assign=True)
+    except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
+        raise UserError(_mismatch(folder, str(error).strip().splitlines()[-1].strip())) from None
+    wrong = sorted(set(_unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
+    if wrong:
+        raise UserError(_mismatch(folder, f"'{wrong[0]}'"))
+    return model.eval()
+
+
+def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
+    """Put empty layers of codes where the manifest has them, shared ones where they were tied."""
+    held: dict[str, QuantizedTensor] = {}
+    for name, record in layers.items():
+        old = model.get_submodule(name)
+        owner = record.tied_to or name
+        if owner not in held:
+            held[owner] = QuantizedTensor(format_from(record.format), record.shape)
+        new: nn.Module
+        if record.embedding:
+            new = QuantizedEmbedding(held[owner], scale=embedding_scale(old))
+        else:
+            new = QuantizedLinear(held[owner], getattr(old, "bias", None))
+        replace_module(model, name, new)
+
+
+def _mismatch(folder: Path, what: str) -> str:
+    return f"{folder / CODES}: does not match its manifest ({what}); write the artifact again"
+
+
+def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every tensor once, under the first name it has."""
+    seen: set[tuple[int, int]] = set()
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # tensors without elements share the null pointer
+        key = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
+        if key not in seen:
+            seen.add(key)
+            state[name] = tensor.detach().contiguous()
+    return state

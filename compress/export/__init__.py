@@ -1,0 +1,1 @@
+"""Decoder graphs for ONNX Runtime, built from the very codes that the torch artifact holds."""

@@ -1,0 +1,135 @@
+"""A small writer of ONNX graphs.
+
+Nodes are collected in order, values get unique names, and large weights go straight to the external file
+`model.onnx.data` while the graph is being described, so that no second copy of the model is held in
+memory. Offsets are multiples of 4096 bytes, which lets ONNX Runtime map the file instead of reading it.
+Limits: no subgraphs, no functions; opset 21 of ONNX and opset 1 of `com.microsoft`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+_OPSET = 21
+_IR_VERSION = 10
+_PAGE = 4096  # external tensors of a page or more start on a page, or they cannot be mapped
+_CACHE_LINE = 64
+_INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inference can read them
+
+Shape = Sequence[int | str]
+Array = NDArray[Any]
+
+
+class GraphBuilder:
+    """Collects a graph and writes it, with its weights beside it, into `folder`.
+
+    A context manager: the external file is open inside it. `shared` remembers the values of weights that
+    more than one node reads, by any key the caller likes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shared: dict[Any, str] = {}
+        self.weight_bytes = 0
+        self._folder = folder
+        self._data = (folder / DATA_FILE).open("wb")
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
+
+    def __enter__(self) -> "GraphBuilder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._data.close()
+
+    def input(self, name: str, kind: int, shape: Shape, default: Array | None = None) -> str:
+        """Declare an input; with a default, a caller may leave it out."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        if default is not None:
+            self._initializers.append(numpy_helper.from_array(default, name))
+        return name
+
+    def output(self, name: str, kind: int, shape: Shape) -> str:
+        """Declare an output."""
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: int | Sequence[str] = 1,
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[str, ...]:
+        """Add a node; `outputs` is how many results to name, or their names ("" leaves one out)."""
+        if isinstance(outputs, int):
+            self._count += 1
+            outputs = [f"{operator}_{self._count}.{i}" for i in range(outputs)]
+        self._nodes.append(
+            helper.make_node(
+                operator, inputs, outputs, f"{operator}.{len(self._nodes)}", domain=domain, **attributes
+            )
+        )
+        return tuple(outputs)
+
+    def op(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node that has one result, and name it."""
+        return self.node(operator, inputs, 1, domain, **attributes)[0]
+
+    def constant(self, value: Array | float | Sequence[int]) -> str:
+        """A small constant; Python integers become int64, a float becomes float32. Equal ones are one."""
+        if isinstance(value, float):
+            array: Array = np.asarray(value, dtype=np.float32)
+        else:
+            array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._constants[key] = f"constant_{len(self._constants)}"
+            self._initializers.append(numpy_helper.from_array(array, name))
+        return self._constants[key]
+
+    def weight(self, name: str, array: Array) -> str:
+        """A weight under its own name, in the external file unless it is tiny."""
+        array = np.ascontiguousarray(array)
+        self.weight_bytes += array.nbytes
+        if array.nbytes < _INLINE_BYTES:
+            self._initializers.append(numpy_helper.from_array(array, name))
+            return name
+        align = _PAGE if array.nbytes >= _PAGE else _CACHE_LINE
+        offset = -(-self._data.tell() // align) * align
+        self._data.seek(offset)
+        self._data.write(array.data)
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(array.nbytes))):
+            tensor.external_data.add(key=key, value=value)
+        self._initializers.append(tensor)
+        return name
+
+    def save(self, name: str, metadata: dict[str, str]) -> None:
+        """Write `model.onnx`; the external file is complete afterwards."""
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._initializers)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="compress"
+        )
+        helper.set_model_props(model, metadata)
+        self._data.close()
+        onnx.save(model, self._folder / MODEL_FILE)

@@ -1,0 +1,196 @@
+"""Integer grids: what an int8 or int4 code means.
+
+A weight matrix (out, in) is cut along its input side into groups; each group of each row has a scale s
+and a zero-point z, and a stored code q stands for
+
+    w = (q - z) * s,        q an unsigned integer in 0 .. 2^bits - 1.
+
+Symmetric grids fix z = 2^(bits-1) and do not store it. Scales are rounded to float16 before anything is
+rounded with them, so that every runtime multiplies by the same number. The last group of a width that
+does not divide is shorter; nothing is padded but the stored bytes.
+
+Cost per weight: bits + 16/group (+ bits/group when asymmetric). With group 64: 4.25 or 4.3125 bits.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor
+
+# Rows are fitted in slices so that a 50k-row embedding needs no multiple of its own size in scratch memory.
+_FIT_ROWS = 4096
+_SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+_SMALLEST_NORMAL = 2.0**-14  # the smallest with all of its 11 bits
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scales (out, groups), float32 values that float16 holds exactly; zero-points (out, groups), uint8."""
+
+    scales: Tensor
+    zeros: Tensor
+
+
+class IntegerFormat(BaseModel):
+    """A uniform integer grid per group of input columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bits: ClassVar[int]
+
+    kind: str
+    group: int | None = Field(None, ge=16, description="columns that share a scale; null: the whole row")
+    symmetric: bool = Field(True, description="fix the zero-point at mid-range and do not store it")
+    clip_search: int = Field(20, ge=0, le=100, description="shrunk ranges tried per group; 0: plain min-max")
+
+    @property
+    def levels(self) -> int:
+        """How many codes there are."""
+        return 1 << self.bits
+
+    def group_width(self, columns: int) -> int:
+        """Columns per group for a matrix of this width."""
+        return columns if self.group is None else min(self.group, columns)
+
+    def groups(self, columns: int) -> int:
+        """Groups per row for a matrix of this width."""
+        return -(-columns // self.group_width(columns))
+
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
+        """Choose scales and zero-points for `weight` (out, in), float32.
+
+        Each group's range starts at its min and max and is shrunk by factors down to 0.5 (0.8 for 8 bits);
+        the factor kept minimises  sum_j h_j (w_j - w^_j)^2  with h = `importance` (in,), or ones.
+        """
+        parts = [self._fit_rows(rows, importance) for rows in weight.float().split(_FIT_ROWS)]
+        return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
+
+    def codes(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Round to the nearest code: (out, in) -> uint8 (out, in)."""
+        scales, zeros = self._per_column(grid, weight.shape[1])
+        return _round(weight.float(), scales, zeros, self.levels).to(torch.uint8)
+
+    def values(self, codes: Tensor, grid: Grid) -> Tensor:
+        """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
+        out, columns = codes.shape
+        width = self.group_width(columns)
+        padding = self.groups(columns) * width - columns
+        if padding:
+            codes = torch.nn.functional.pad(codes, (0, padding))
+        # (out, groups, width), worked on in place: a layer that holds codes does this at every call
+        values = codes.reshape(out, -1, width).float()
+        values.sub_(grid.zeros[..., None]).mul_(grid.scales[..., None])
+        return values.view(out, -1)[:, :columns]
+
+    def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder":
+        """What a solver needs to round one column at a time without knowing of bits."""
+        scales, zeros = self._per_column(grid, columns)
+        # (in, out): a column of the weight is then contiguous
+        return ColumnRounder(scales.T.contiguous(), zeros.T.contiguous(), self.levels)
+
+    def _per_column(self, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
+        width = self.group_width(columns)
+        if width >= columns:  # one group: (out, 1) broadcasts
+            return grid.scales, grid.zeros.float()
+        scales = grid.scales.repeat_interleave(width, dim=1)[:, :columns]
+        zeros = grid.zeros.float().repeat_interleave(width, dim=1)[:, :columns]
+        return scales, zeros
+
+    def _fit_rows(self, weight: Tensor, importance: Tensor | None) -> Grid:
+        out, columns = weight.shape
+        width = self.group_width(columns)
+        padding = self.groups(columns) * width - columns
+        grouped = torch.nn.functional.pad(weight, (0, padding)).view(out, -1, width)  # (out, groups, width)
+        h = torch.ones(columns) if importance is None else importance.float()
+        h = torch.nn.functional.pad(h, (0, padding)).view(1, -1, width)
+        low = grouped.amin(2).clamp(max=0.0)  # the zero-point must be a code, so the range holds 0
+        high = grouped.amax(2).clamp(min=0.0)
+        best_error = torch.full_like(low, torch.inf)
+        best_scales = torch.ones_like(low)
+        best_zeros = torch.full_like(low, self.levels // 2)
+        for shrink in self._shrinks():
+            for scales, zeros in self._candidates(low * shrink, high * shrink):
+                q = _round(grouped, scales[..., None], zeros[..., None], self.levels)
+                error = (((q - zeros[..., None]) * scales[..., None] - grouped).square_() * h).sum(2)
+                better = error < best_error
+                best_error = torch.where(better, error, best_error)
+                best_scales = torch.where(better, scales, best_scales)
+                best_zeros = torch.where(better, zeros, best_zeros)
+        return Grid(best_scales, best_zeros.to(torch.uint8))
+
+    def _shrinks(self) -> list[float]:
+        smallest = 0.8 if self.bits == 8 else 0.5
+        tried = self.clip_search if self.bits < 8 else self.clip_search // 4
+        return [1.0 - (1.0 - smallest) * i / max(tried, 1) for i in range(tried + 1)]
+
+    def _candidates(self, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Grids that span (low, high), each (out, groups)."""
+        top, middle = self.levels - 1, self.levels // 2
+        if not self.symmetric:
+            scales = _float16_exact((high - low) / top)
+            return [(scales, torch.round(-low / scales).clamp(0, top))]
+        zeros = torch.full_like(low, middle)
+        reach = torch.maximum(high, -low)
+        candidates = [(_float16_exact(reach / (middle - 1)), zeros)]
+        if self.bits < 8:
+            # the grid has one more code below zero than above: a signed scale turns that side to the
+            # larger extreme, which is then met exactly
+            signed = torch.where(high > -low, -high, -low)
+            candidates.append((_float16_exact(signed / middle), zeros))
+        return candidates
+
+
+class Int8(IntegerFormat):
+    """Eight bits, one symmetric scale per row unless a group is given."""
+
+    bits: ClassVar[int] = 8
+    kind: Literal["int8"] = "int8"
+
+
+class Int4(IntegerFormat):
+    """Four bits, groups of 64 with a zero-point unless told otherwise."""
+
+    bits: ClassVar[int] = 4
+    kind: Literal["int4"] = "int4"
+    group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
+    symmetric: bool = Field(False, description="fix the zero-point at mid-range and do not store it")
+
+
+def _from_name(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+# In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
+Format = Annotated[Int8 | Int4, Field(discriminator="kind"), BeforeValidator(_from_name)]
+
+
+@dataclass(frozen=True)
+class ColumnRounder:
+    """Rounds one input column at a time; scales and zeros are (in or 1, out)."""
+
+    scales: Tensor
+    zeros: Tensor
+    levels: int
+
+    def __call__(self, column: Tensor, index: int) -> Tensor:
+        """The value on the grid nearest to `column` (out,), the column numbered `index`."""
+        row = index if self.scales.shape[0] > 1 else 0
+        scale, zero = self.scales[row], self.zeros[row]
+        return (_round(column, scale, zero, self.levels) - zero) * scale
+
+
+def _round(weight: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor:
+    return (weight / scales).round_().add_(zeros).clamp_(0, levels - 1)
+
+
+def _float16_exact(scales: Tensor) -> Tensor:
+    """Round to float16 and back; a scale of an all-zero group becomes the smallest positive one.
+
+    Below its normal range float16 is coarse, and a scale rounded down would cut the extremes off by many
+    steps: there it is rounded away from zero.
+    """
+    rounded = scales.clamp(-65504.0, 65504.0).to(torch.float16).float()
+    outward = torch.ceil(scales.abs() / _SMALLEST_SCALE) * _SMALLEST_SCALE * scales.sign()
+    rounded = torch.where(scales.abs() < _SMALLEST_NORMAL, outward, rounded)
+    return torch.where(rounded == 0, _SMALLEST_SCALE, rounded)

@@ -1,0 +1,57 @@
+"""Put codes in the place of float weights, embeddings and head included.
+
+A head that shares its matrix with the embedding goes on sharing it: one set of codes serves both.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.formats.integer import IntegerFormat
+from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in), float32; GPT-2's Conv1D stores it the other way round."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return (weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()).float()
+
+
+def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
+    """Replace the linear layer `name` by one that holds codes; its bias stays as it was."""
+    bias = getattr(model.get_submodule(name), "bias", None)
+    replace_module(model, name, QuantizedLinear(quantized, bias))
+
+
+def quantize_embeddings(model: Any, format: IntegerFormat) -> list[str]:
+    """Round the token embedding and the head to `format`; returns the names of what was changed."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    changed = [names[id(embedding)]]
+    table = QuantizedTensor.round(format, embedding.weight.detach())
+    if head is not None:
+        tied = head.weight is embedding.weight
+        held = table if tied else QuantizedTensor.round(format, matrix(head))
+        changed.append(names[id(head)])
+        replace_module(model, changed[-1], QuantizedLinear(held, head.bias))
+    replace_module(model, changed[0], QuantizedEmbedding(table, embedding_scale(embedding)))
+    return changed
+
+
+def embedding_names(model: Any) -> list[str]:
+    """Names of the token embedding and of the head, if there is one."""
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(module)] for module in wanted if module is not None]
+
+
+def embedding_scale(embedding: nn.Module) -> float:
+    """The factor that some models' embeddings (Gemma's) apply to the rows they look up."""
+    return float(getattr(embedding, "scalar_embed_scale", 1.0))
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place that `name` has in `model`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

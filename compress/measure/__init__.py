@@ -1,0 +1,1 @@
+"""Quality, latency and memory of an artifact, reloaded in its runtime."""

@@ -1,0 +1,338 @@
+"""Measure artifacts: each reloaded from disk in a fresh process of its own, latency interleaved, quality
+after it.
+
+Method. One worker process per artifact and runtime. First latency: `rounds` times every worker in turn
+does its share of the prefills and decode steps (see latency.py). Its peak memory is read after its last
+round, before anything else runs in it. Then quality: the base model in torch leaves its logits, and every
+worker scores the windows against them (see quality.py). Where all models together do not fit in memory,
+the workers are started anew for every round instead; the protocol of the result says which.
+
+Imports of all workers run at the same time, loading and measuring one after the other. Limits: results
+that were measured before (`done`) are not timed again, so they are not interleaved with the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import machine
+from compress.data import Windows, refuse_overlap
+from compress.measure import latency, quality
+from compress.measure.process import WorkerProcess
+from compress.measure.reference import Reference
+from compress.memory import available_memory_bytes, disk_bytes
+from compress.progress import Tracker, track
+from compress.protocol import WARM_DECODES, MeasureProtocol
+from compress.records import Result, read_results, write_results
+
+PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
+MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to measure. `path`: the artifact that `runtime` loads; `artifact`: how the result names it."""
+
+    variant: str
+    runtime: str
+    path: Path
+    fingerprint: str = ""
+    artifact: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.variant} in {self.runtime}"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A greedy sample to draw in each worker: `prompt` ids, at most `limit` more, ended by one of `stop`."""
+
+    prompt: Sequence[int]
+    limit: int = 64
+    stop: Sequence[int] = ()
+
+
+@dataclass
+class _Timing:
+    """What a target's latency processes told."""
+
+    samples: latency.Samples = field(default_factory=latency.Samples)
+    peak_rss_bytes: int | None = None
+    load_seconds: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+
+
+def measure(
+    targets: Sequence[Target],
+    base: Path | None,
+    windows: Windows,
+    protocol: MeasureProtocol | None = None,
+    *,
+    done: Iterable[Result] = (),
+    reference: Reference | None = None,
+    workdir: Path | None = None,
+    calibration: Windows | None = None,
+    continuation: Continuation | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    on_sample: Callable[[Target, list[int]], None] = lambda target, tokens: None,
+) -> list[Result]:
+    """Everything in DESIGN section 6 for each target, in the order of `targets`.
+
+    `base`: the base model's artifact for torch, or None (then no comparisons). `done`: earlier results;
+    one of the same target, fingerprint, protocol, machine and versions is taken over. `reference`: one
+    that is already open, so that base logits are shared with `quality_only`. `calibration`: text that
+    must not overlap `windows`. `on_result`: called as each target is finished; `on_sample`: with the
+    tokens of its `continuation`.
+
+    Raises UserError (WorkerError) when an artifact cannot be loaded, its process dies, or the texts
+    overlap.
+    """
+    if calibration is not None:
+        refuse_overlap(calibration.tokens, windows.tokens)
+    protocol = protocol or MeasureProtocol()
+    common = _common(protocol, windows)
+    results: dict[Target, Result] = {}
+    for target in targets:
+        for result in done:
+            if _same(result, target, common):
+                results[target] = result
+    todo = [target for target in targets if target not in results]
+    if not todo:
+        return [results[target] for target in targets]
+    counts = {r.variant: (r.parameters, r.nonzero_parameters) for r in results.values() if r.parameters}
+    with ExitStack() as stack:
+        reference = reference or stack.enter_context(Reference(base, windows, workdir))
+        work = len(todo) * (protocol.rounds + len(windows.tokens) / 4)
+        bar = stack.enter_context(track(work, "measuring", "part"))
+        run = _Run(protocol, reference, bar, stack)
+        kept = _fit_together(todo)
+        timings = run.latency_together(todo) if kept else run.latency_apart(todo)
+        for target in _base_first(todo, reference):
+            worker, facts = run.loaded(target)
+            scores = run.score(worker, target)
+            found = worker.ask("count_parameters")
+            if found["parameters"] is not None:
+                counts[target.variant] = (found["parameters"], found["nonzero_parameters"])
+            if continuation is not None:
+                on_sample(target, worker.ask("generate", **_as_command(continuation))["tokens"])
+            run.close(target)
+            timing = timings[target]
+            parameters, nonzero = counts.get(target.variant, (None, None))
+            extra = {
+                "prompt_tokens": timing.prompt_tokens,
+                "processes": "kept" if kept else "restarted each round",
+            }
+            fields = _quality_fields(scores, reference, target, protocol) | latency.summarise(
+                timing.samples, timing.prompt_tokens, protocol.batch
+            )
+            results[target] = Result(
+                **_identity(target, facts, common | {"protocol": common["protocol"] | extra}),
+                **fields,
+                parameters=parameters,
+                nonzero_parameters=nonzero,
+                peak_rss_bytes=timing.peak_rss_bytes,
+                load_seconds=float(np.median(timing.load_seconds)),
+            )
+            on_result(results[target])
+    return [results[target] for target in targets]
+
+
+def quality_only(
+    targets: Sequence[Target],
+    base: Path | None,
+    windows: Windows,
+    protocol: MeasureProtocol | None = None,
+    *,
+    reference: Reference | None = None,
+    workdir: Path | None = None,
+) -> list[Result]:
+    """Quality and size, no latency and no peak memory: for the steps inside a chain.
+
+    One process per runtime loads the artifacts in turn. Arguments and errors as in `measure`.
+    """
+    protocol = protocol or MeasureProtocol()
+    common = _common(protocol, windows)
+    results: dict[Target, Result] = {}
+    with ExitStack() as stack:
+        reference = reference or stack.enter_context(Reference(base, windows, workdir))
+        bar = stack.enter_context(track(len(targets) * len(windows.tokens) / 4, "measuring steps", "part"))
+        run = _Run(protocol, reference, bar, stack)
+        for runtime in sorted({target.runtime for target in targets}):
+            first = Target("the steps", runtime, Path())
+            worker = run.start(first)
+            for target in [target for target in targets if target.runtime == runtime]:
+                worker.what = str(target)
+                facts = worker.ask("load", path=str(target.path))
+                fields = _quality_fields(run.score(worker, target), reference, target, protocol)
+                results[target] = Result(**_identity(target, facts, common), **fields)
+            run.close(first)
+    return [results[target] for target in targets]
+
+
+def save_result(path: Path, result: Result) -> None:
+    """Put a line into `results.jsonl`, in place of an older one of the same variant and runtime;
+    atomically."""
+    others = [r for r in read_results(path) if (r.variant, r.runtime) != (result.variant, result.runtime)]
+    write_results(path, [*others, result])
+
+
+class _Run:
+    """The worker processes of one measurement. All of them end with `stack`."""
+
+    def __init__(
+        self, protocol: MeasureProtocol, reference: Reference, bar: Tracker, stack: ExitStack
+    ) -> None:
+        self.protocol, self.reference, self.bar, self.stack = protocol, reference, bar, stack
+        self.workers: dict[Target, WorkerProcess] = {}
+        self.facts: dict[Target, dict[str, Any]] = {}
+        self.started = 0
+
+    def start(self, target: Target) -> WorkerProcess:
+        """A fresh process that begins to import its runtime."""
+        log = self.reference.folder / f"worker-{self.started}.log"
+        self.started += 1
+        worker = WorkerProcess(target.runtime, self.protocol.pinned_threads, what=str(target), log=log)
+        self.workers[target] = self.stack.enter_context(worker)
+        return worker
+
+    def loaded(self, target: Target) -> tuple[WorkerProcess, dict[str, Any]]:
+        """The target's process with its artifact loaded, and what loading told."""
+        worker = self.workers.get(target) or self.start(target)
+        if target not in self.facts:
+            self.facts[target] = worker.ask("load", path=str(target.path))
+        return worker, self.facts[target]
+
+    def close(self, target: Target) -> None:
+        """End the target's process."""
+        self.workers.pop(target).close()
+        self.facts.pop(target, None)
+
+    def latency_together(self, targets: Sequence[Target]) -> dict[Target, _Timing]:
+        """All rounds with all processes alive; they stay so."""
+        timings = {target: _Timing() for target in targets}
+        for target in targets:
+            self.start(target)
+        for target in targets:  # imports overlap, but nothing is timed before all of them have ended
+            self.workers[target].ask("ready")
+        for target in targets:
+            timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+        for number in range(self.protocol.rounds):
+            for target in latency.round_order(targets, number):
+                self._round(target, timings[target])
+        return timings
+
+    def latency_apart(self, targets: Sequence[Target]) -> dict[Target, _Timing]:
+        """All rounds with one process alive at a time."""
+        timings = {target: _Timing() for target in targets}
+        for number in range(self.protocol.rounds):
+            for target in latency.round_order(targets, number):
+                timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+                self._round(target, timings[target])
+                self.close(target)
+        return timings
+
+    def score(self, worker: WorkerProcess, target: Target) -> quality.Scores:
+        """Scores of the loaded target; sees to it that the base is scored first."""
+        self.bar.advance(0, scoring=str(target))
+        reference = self.reference
+        if reference.is_base(target.path, target.runtime):
+            return reference.compute(worker, self._advance)
+        if reference.scores is None and reference.base is not None:
+            self._score_base(reference.base)
+        return reference.compare(worker, self._advance)
+
+    def _score_base(self, path: Path) -> None:
+        base = Target("the base model", "torch", path)
+        worker, _ = self.loaded(base)
+        self.reference.compute(worker, lambda: None)
+        self.close(base)
+
+    def _advance(self) -> None:
+        self.bar.advance(0.25)
+
+    def _round(self, target: Target, timing: _Timing) -> None:
+        worker, facts = self.loaded(target)
+        length = timing.prompt_tokens = self.protocol.prompt_tokens(facts["context"])
+        prompt, following = self._text(length)
+        answer = worker.ask(
+            "time_round",
+            prompt=prompt,
+            following=following,
+            repetitions=self.protocol.prefills_per_round,
+            warm_up=WARM_DECODES,
+        )
+        timing.samples.extend(latency.Samples(answer["prefill"], answer["decode"]))
+        timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
+        self.bar.advance(1, timing=str(target))
+
+    def _text(self, length: int) -> tuple[str, str]:
+        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
+        folder, batch, more = self.reference.folder, self.protocol.batch, self.protocol.decodes_per_round
+        prompt, following = folder / f"prompt-{length}.npy", folder / f"following-{length}.npy"
+        if not following.exists():
+            rows = np.resize(self.reference.windows.tokens.ravel(), (batch, length + more))
+            np.save(prompt, rows[:, :length])
+            np.save(following, rows[:, length:])
+        return str(prompt), str(following)
+
+
+def _base_first(targets: Sequence[Target], reference: Reference) -> list[Target]:
+    """The base, whose logits all others need; then torch, which counts the parameters of a variant."""
+    return sorted(targets, key=lambda t: (not reference.is_base(t.path, t.runtime), t.runtime != "torch"))
+
+
+def _fit_together(targets: Sequence[Target]) -> bool:
+    """Whether all processes, each with its model, fit into three quarters of the free memory."""
+    need = sum(PROCESS_BYTES.get(t.runtime, 0) + MODEL_FACTOR * disk_bytes(t.path) for t in targets)
+    return need < 0.75 * available_memory_bytes()
+
+
+def _common(protocol: MeasureProtocol, windows: Windows) -> dict[str, Any]:
+    count, window = windows.tokens.shape
+    record = protocol.record(windows=count, window=window, text_sha256=windows.sha256)
+    return {"protocol": record, "machine": machine.machine(), "versions": machine.versions()}
+
+
+def _same(result: Result, target: Target, common: dict[str, Any]) -> bool:
+    """Whether `result` is of this target under these circumstances, latency included."""
+    wanted = (target.variant, target.runtime, target.fingerprint)
+    return (
+        (result.variant, result.runtime, result.fingerprint) == wanted
+        and bool(target.fingerprint)
+        and result.prefill_seconds_p50 is not None
+        and common["protocol"].items() <= result.protocol.items()
+        and (common["machine"], common["versions"]) == (result.machine, result.versions)
+    )
+
+
+def _identity(target: Target, facts: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    return common | {
+        "variant": target.variant,
+        "runtime": target.runtime,
+        "device": facts["device"],
+        "artifact": target.artifact or str(target.path),
+        "disk_bytes": disk_bytes(target.path),
+        "weight_bytes": facts["weight_bytes"],
+        "fingerprint": target.fingerprint,
+    }
+
+
+def _quality_fields(
+    scores: quality.Scores, reference: Reference, target: Target, protocol: MeasureProtocol
+) -> dict[str, Any]:
+    base = None if reference.is_base(target.path, target.runtime) else reference.scores
+    return asdict(quality.summarise(scores, base, reference.windows.bytes, seed=protocol.seed))
+
+
+def _as_command(continuation: Continuation) -> dict[str, Any]:
+    return {
+        "tokens": [int(token) for token in continuation.prompt],
+        "limit": continuation.limit,
+        "stop": [int(token) for token in continuation.stop],
+    }

@@ -1,0 +1,108 @@
+"""Prefill and decode, timed apart, through the runtime's own protocol.
+
+Method. *Prefill* reads a prompt of `prompt.shape[1]` tokens and computes the logits of its last position.
+*Decode* appends one token per row to the key-value cache that such a prefill left, and computes its
+logits; the tokens are given (text, not the model's choice), so every variant does the same work, and
+sampling is not timed. Each round begins with an untimed prefill and a few untimed decode steps; garbage
+collection is off while the clock runs.
+
+The harness keeps one process per variant and gives them rounds in turn, in an order that turns round by
+one each time (`round_order`): a machine that gets slower while measuring then slows all variants alike.
+
+Tokens per second are those of the median repetition. Percentiles follow `statistics.percentile`: no p95
+below 20 samples, no p99 below 100.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from compress.measure.statistics import percentile
+from compress.runtimes.base import Runtime
+
+T = TypeVar("T")
+
+
+@dataclass
+class Samples:
+    """Seconds of every repetition."""
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+
+    def extend(self, other: Samples) -> None:
+        """Add the repetitions of another round."""
+        self.prefill += other.prefill
+        self.decode += other.decode
+
+
+def time_round(
+    runtime: Runtime,
+    prompt: npt.NDArray[np.int32],
+    following: npt.NDArray[np.int32],
+    repetitions: int,
+    warm_up: int,
+) -> Samples:
+    """One round: `repetitions` prefills of `prompt` [batch, P], then one decode per column of `following`
+    [batch, D].
+
+    The first `warm_up` columns of `following` are not timed.
+    """
+    samples = Samples()
+    state = runtime.prefill(prompt)
+    with _no_garbage_collection():
+        for _ in range(repetitions):
+            del state  # freeing the last cache must not be timed
+            start = perf_counter()
+            state = runtime.prefill(prompt)
+            samples.prefill.append(perf_counter() - start)
+        for step, tokens in enumerate(np.ascontiguousarray(following.T)):
+            start = perf_counter()
+            state = runtime.decode(state, tokens)
+            if step >= warm_up:
+                samples.decode.append(perf_counter() - start)
+    return samples
+
+
+def summarise(samples: Samples, prompt_tokens: int, batch: int) -> dict[str, Any]:
+    """The latency fields of a `Result`; None where there are too few samples for a percentile."""
+    prefill, decode = percentile(samples.prefill, 0.5), percentile(samples.decode, 0.5)
+    return {
+        "prefill_tokens_per_second": None if prefill is None else batch * prompt_tokens / prefill,
+        "decode_tokens_per_second": None if decode is None else batch / decode,
+        "prefill_seconds_p50": prefill,
+        "prefill_seconds_p95": percentile(samples.prefill, 0.95),
+        "decode_seconds_p50": decode,
+        "decode_seconds_p95": percentile(samples.decode, 0.95),
+        "decode_seconds_p99": percentile(samples.decode, 0.99),
+    }
+
+
+def round_order(items: Sequence[T], number: int) -> list[T]:
+    """The order of round `number`: everyone is first once before anyone is first twice.
+
+    >>> [round_order("abc", n) for n in range(3)]
+    [['a', 'b', 'c'], ['b', 'c', 'a'], ['c', 'a', 'b']]
+    """
+    turn = number % len(items) if items else 0
+    return [*items[turn:], *items[:turn]]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,208 @@
+"""Quality of a model on windows of text: likelihood, and distance to the base model.
+
+Definitions (DESIGN section 7). Windows do not overlap; a window of L tokens predicts its tokens 2 .. L
+from those before them *inside the window*, so L - 1 predictions, and the first token is not predicted.
+
+    nll            = mean over predicted tokens of -ln p(token), in nats
+    perplexity     = exp(nll)
+    bits_per_byte  = total nats / (ln 2 * UTF-8 bytes of the predicted tokens' text)
+    delta_nll      = nll - nll of the base model
+    kl_to_base     = mean over predicted positions of KL(p_base || p_variant) over the full vocabulary
+    top1_agreement = share of predicted positions where both models have the same argmax
+
+Maths. With logits z and ln Z = logsumexp(z): -ln p(t) = ln Z - z_t, and
+
+    KL(b || v) = sum_w p_b(w) (z_b(w) - z_v(w)) - ln Z_b + ln Z_v.
+
+Logits are float32 as the runtime gives them; normalisers and all sums are accumulated in float64.
+
+Cost: a window's logits [L - 1, V] (200 MB for 1024 x 49 k) from the runtime; scoring goes over chunks of
+positions of about 8 MB, in `threads` threads (numpy releases the lock). The base model's logits are
+written once, one float32 .npy file per window, and read memory-mapped. Limits: disk for them, 4 * V *
+predicted tokens bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compress.errors import UserError
+from compress.measure.statistics import Interval, mean_interval, paired_interval
+
+Logits = npt.NDArray[np.float32]
+Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [1, length] -> float32 [1, length, V]
+
+CHUNK_ELEMENTS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
+    agreements."""
+
+    nats: list[float]
+    tokens: list[int]
+    kl: list[float] | None = None
+    agreements: list[int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, for the pipe between processes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality fields of a `Result`, by their names there."""
+
+    nll: float
+    nll_ci95: Interval | None
+    perplexity: float
+    bits_per_byte: float
+    delta_nll: float | None = None
+    delta_nll_ci95: Interval | None = None
+    kl_to_base: float | None = None
+    kl_ci95: Interval | None = None
+    top1_agreement: float | None = None
+
+
+def score(
+    forward: Forward,
+    windows: npt.NDArray[np.int32],
+    *,
+    base: Path | None = None,
+    keep: Path | None = None,
+    threads: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score int32 [n, L] windows one by one.
+
+    `forward` gives a model's logits. `base`: folder of base logits to compare with; `keep`: folder to
+    write this model's logits to, so that it becomes such a base. `advance` is called after every window.
+    Raises ValueError where the two vocabularies or the windows differ, UserError for a full disk,
+    FloatingPointError for logits that are not finite.
+    """
+    nats, tokens, kl, agreements = [], [], [], []
+    for index, window in enumerate(windows):
+        logits = forward(window[None, :-1])[0]  # [L - 1, V]
+        reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
+        if reference is not None and reference.shape != logits.shape:
+            raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
+        sums = score_window(logits, window[1:], reference, threads)
+        if not np.isfinite(sums).all():
+            raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
+        nats.append(sums[0])
+        tokens.append(len(window) - 1)
+        kl.append(sums[1])
+        agreements.append(int(sums[2]))
+        if keep is not None:
+            if index == 0:
+                _require_room(keep, len(windows) * logits.nbytes)
+            _save(_file(keep, index), logits)
+        advance()
+    if base is None:
+        return Scores(nats, tokens)
+    return Scores(nats, tokens, kl, agreements)
+
+
+def score_window(
+    logits: Logits, targets: npt.NDArray[np.int32], base: Logits | None = None, threads: int = 1
+) -> tuple[float, float, float]:
+    """(nats, KL, agreements) summed over the positions of logits [P, V], targets [P], base [P, V]."""
+    positions, vocabulary = logits.shape
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+
+    def part(start: int) -> tuple[float, float, float]:
+        rows = slice(start, start + step)
+        return _score_rows(logits[rows], targets[rows], None if base is None else base[rows])
+
+    starts = range(0, positions, step)
+    if threads == 1 or len(starts) == 1:
+        parts = [part(start) for start in starts]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(part, starts))
+    nats, kl, agreements = (sum(column) for column in zip(*parts, strict=True))
+    return nats, kl, agreements
+
+
+def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int = 0) -> Quality:
+    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module.
+
+    All intervals use the same resampled windows (same seed).
+    """
+    total, count = sum(scores.nats), sum(scores.tokens)
+    nll = total / count
+    quality = Quality(
+        nll=nll,
+        nll_ci95=mean_interval(scores.nats, scores.tokens, seed=seed),
+        perplexity=exp(nll),
+        bits_per_byte=total / (log(2.0) * text_bytes),
+    )
+    if base is None or scores.kl is None or scores.agreements is None:
+        return quality
+    changes = {
+        "delta_nll": nll - sum(base.nats) / count,
+        "delta_nll_ci95": paired_interval(scores.nats, base.nats, scores.tokens, seed=seed),
+        "kl_to_base": sum(scores.kl) / count,
+        "kl_ci95": mean_interval(scores.kl, scores.tokens, seed=seed),
+        "top1_agreement": sum(scores.agreements) / count,
+    }
+    return Quality(**(asdict(quality) | changes))
+
+
+def _score_rows(
+    logits: Logits, targets: npt.NDArray[np.int32], base: Logits | None
+) -> tuple[float, float, float]:
+    top, weights, total = _exponentials(logits)
+    log_z = top + np.log(total)  # float64 [rows]
+    nats = float((log_z - logits[np.arange(len(targets)), targets]).sum())
+    if base is None:
+        return nats, 0.0, 0.0
+    base_top, base_weights, base_total = _exponentials(base)
+    base_log_z = base_top + np.log(base_total)
+    np.subtract(base, logits, out=weights)  # reuse the buffer: z_b - z_v
+    np.multiply(weights, base_weights, out=weights)
+    cross = weights.sum(axis=1, dtype=np.float64) / base_total
+    agreements = (logits.argmax(axis=1) == base.argmax(axis=1)).sum()
+    return nats, float((cross - base_log_z + log_z).sum()), float(agreements)
+
+
+def _exponentials(
+    logits: Logits,
+) -> tuple[npt.NDArray[np.float64], Logits, npt.NDArray[np.float64]]:
+    """Row maxima m [rows], exp(z - m) [rows, V] and its row sums."""
+    top = logits.max(axis=1, keepdims=True)
+    weights = logits - top
+    np.exp(weights, out=weights)
+    return top[:, 0].astype(np.float64), weights, weights.sum(axis=1, dtype=np.float64)
+
+
+def _save(file: Path, logits: Logits) -> None:
+    try:
+        np.save(file, logits)
+    except OSError as error:  # full in spite of the estimate: somebody else writes too
+        raise UserError(
+            f"{file.parent}: the base model's logits cannot be written ({error}); free some space, run again"
+        ) from None
+
+
+def _require_room(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder}: the base model's logits need {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "free some space, or measure on fewer windows"
+        )
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"window-{index:05d}.npy"

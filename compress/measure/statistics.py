@@ -1,0 +1,120 @@
+"""Intervals and percentiles that do not claim more than the samples hold.
+
+Method. Quality is a mean over tokens, but tokens of one window share a document, so windows, not tokens,
+are resampled (block bootstrap, one block = one window). Comparing two variants on the same windows is
+*paired*: the per-window differences are resampled, so what makes a window hard for both cancels.
+
+Maths. With per-window sums s_i over c_i tokens the estimate is R = sum s_i / sum c_i. One bootstrap draw
+takes weights w ~ Multinomial(n, 1/n) and gives R* = (w . s) / (w . c). The interval is the pair of
+percentiles of R* at alpha'/2 and 1 - alpha'/2, where alpha' is the *expanded* level of Hesterberg (2015,
+"What Teachers Should Know About the Bootstrap", section 5.2): alpha'/2 = Phi(-sqrt(n/(n-1)) t_{1-alpha/2,
+n-1}). Plain percentiles are too narrow for the 20 windows that a quick run has (they cover about 92 %
+instead of 95 %); the expansion repairs that.
+
+Cost: draws x windows multiplications, in chunks of at most 8 MB. Limits: neighbouring windows of one
+document are taken as independent; below two windows there is no interval (None).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Interval = tuple[float, float]
+Floats = npt.NDArray[np.float64]
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+def mean_interval(
+    sums: npt.ArrayLike, counts: npt.ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+) -> Interval | None:
+    """Interval of sum(sums) / sum(counts) under resampling of windows.
+
+    `sums` and `counts`: [windows], the sum of a per-token quantity in each window and its number of tokens.
+    None for fewer than two windows. Same seed, same interval.
+
+    >>> low, high = mean_interval([10.0, 12.0, 11.0, 9.0], [5, 5, 5, 5])
+    >>> low < 2.1 < high
+    True
+    """
+    s, c = _column(sums, "sums"), _column(counts, "counts")
+    if s.shape != c.shape:
+        raise ValueError(f"sums has {s.size} windows and counts {c.size}: they must be of the same windows")
+    n = s.size
+    if n < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 1_000_000 // n)
+    means = np.empty(draws)
+    for start in range(0, draws, chunk):
+        stop = min(draws, start + chunk)
+        weights = rng.multinomial(n, np.full(n, 1.0 / n), size=stop - start)  # [draws of this chunk, n]
+        means[start:stop] = (weights @ s) / (weights @ c)
+    tail = _expanded_tail(n, level)
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def paired_interval(
+    sums: npt.ArrayLike,
+    base_sums: npt.ArrayLike,
+    counts: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval | None:
+    """Interval of the mean difference variant - base on the same windows; arguments as in `mean_interval`."""
+    difference = _column(sums, "sums") - _column(base_sums, "base_sums")
+    return mean_interval(difference, counts, seed=seed, draws=draws, level=level)
+
+
+def significant(interval: Sequence[float] | None) -> bool:
+    """Whether a difference's interval excludes 0. No interval: not significant.
+
+    >>> significant((0.01, 0.03)), significant((-0.01, 0.03)), significant(None)
+    (True, False, False)
+    """
+    return interval is not None and not (interval[0] <= 0.0 <= interval[1])
+
+
+def percentile(samples: npt.ArrayLike, q: float) -> float | None:
+    """The q-th quantile (0 < q < 1), or None where fewer than 1 / (1 - q) samples make it a mere maximum.
+
+    So: a median from 2 samples on, p95 from 20, p99 from 100.
+
+    >>> percentile(range(99), 0.99) is None, percentile(range(101), 0.99)
+    (True, 99.0)
+    """
+    values = _column(samples, "samples")
+    if values.size * min(q, 1.0 - q) < 1.0 - 1e-9:
+        return None
+    return float(np.quantile(values, q))
+
+
+def _expanded_tail(n: int, level: float) -> float:
+    """Tail probability of each side after Hesterberg's expansion, for n blocks."""
+    normal = NormalDist()
+    z = normal.inv_cdf(0.5 + level / 2.0)
+    return normal.cdf(-sqrt(n / (n - 1)) * _student_t(z, n - 1))
+
+
+def _student_t(z: float, freedom: int) -> float:
+    """Student's t quantile from the normal one: Cornish-Fisher series (Abramowitz & Stegun 26.7.5)."""
+    v = float(freedom)
+    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    return t + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+
+
+def _column(values: Any, name: str) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension (windows or samples), not shape {array.shape}")
+    return array

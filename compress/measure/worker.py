@@ -1,0 +1,162 @@
+"""The process in which one artifact is loaded and measured: `python -m compress.measure.worker RUNTIME
+THREADS`.
+
+It reads one JSON object per line from standard input, `{"do": COMMAND, ...}`, and answers each with one
+line, `{"ok": {...}}` or `{"error": ..., "kind": ...}`, after any number of `{"advance": 1}`. Whatever
+libraries print goes to standard error. Only the runtime that was asked for is imported, before the first
+command, so that the time to load is that of the artifact and the peak memory is that of a process which
+deploys it. It ends when its input ends or its parent is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from compress.errors import UserError
+from compress.measure import latency, quality
+from compress.memory import peak_rss_bytes
+from compress.runtimes import open_runtime
+from compress.runtimes.base import Runtime
+
+Fields = dict[str, Any]
+
+
+class Worker:
+    """One artifact in one runtime, and the commands that it understands (its public methods)."""
+
+    def __init__(self, runtime: str, threads: int, advance: Callable[[], None]) -> None:
+        self._name, self._threads, self._advance = runtime, threads, advance
+        self._runtime: Runtime | None = None
+
+    def ready(self) -> Fields:
+        """Answers when the imports are done."""
+        return {}
+
+    def load(self, path: str) -> Fields:
+        """Load the artifact; from now on the other commands work, and one loaded before is gone."""
+        self._runtime = None
+        start = time.perf_counter()
+        runtime = self._runtime = open_runtime(Path(path), self._name, self._threads)
+        return {
+            "load_seconds": time.perf_counter() - start,
+            "weight_bytes": runtime.weight_bytes,
+            "device": runtime.device,
+            "context": runtime.context,
+        }
+
+    def time_round(self, prompt: str, following: str, repetitions: int, warm_up: int) -> Fields:
+        """One round of latency on two .npy files of tokens, and the peak memory up to here."""
+        samples = latency.time_round(self._loaded, np.load(prompt), np.load(following), repetitions, warm_up)
+        return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
+
+    def score(self, windows: str, base: str | None, keep: str | None) -> Fields:
+        """Quality on a .npy file of windows; `base` and `keep` as in `quality.score`."""
+        return quality.score(
+            self._loaded.logits,
+            np.load(windows),
+            base=None if base is None else Path(base),
+            keep=None if keep is None else Path(keep),
+            threads=self._threads,
+            advance=self._advance,
+        ).to_json()
+
+    def count_parameters(self) -> Fields:
+        """Parameters and those that are not zero, where the runtime can tell."""
+        count = getattr(self._loaded, "parameter_counts", None)
+        total, nonzero = (None, None) if count is None else count()
+        return {"parameters": total, "nonzero_parameters": nonzero}
+
+    def generate(self, tokens: list[int], limit: int, stop: list[int]) -> Fields:
+        """Greedy continuation of at most `limit` tokens, ended by one of `stop` (which is left out)."""
+        runtime = self._loaded
+        limit = min(limit, runtime.context - len(tokens))
+        state = runtime.prefill(np.array([tokens], np.int32))
+        written: list[int] = []
+        while len(written) < limit:
+            token = int(state.logits[0].argmax())
+            if token in stop:
+                break
+            written.append(token)
+            if len(written) < limit:
+                state = runtime.decode(state, np.array([token], np.int32))
+        return {"tokens": written}
+
+    @property
+    def _loaded(self) -> Runtime:
+        if self._runtime is None:
+            raise RuntimeError("the first command must be load")
+        return self._runtime
+
+
+COMMANDS = ("ready", "load", "time_round", "score", "count_parameters", "generate")
+
+
+def main(arguments: list[str]) -> None:
+    """Answer commands until the input ends."""
+    replies = _claim_stdout()
+    _end_with_parent()
+    runtime, threads = arguments
+    _import_runtime(runtime)
+    worker = Worker(runtime, int(threads), advance=lambda: _write(replies, {"advance": 1}))
+    for line in sys.stdin:
+        message = json.loads(line)
+        command = message.pop("do")
+        if command not in COMMANDS:
+            raise ValueError(f"unknown command {command!r}")
+        try:
+            _write(replies, {"ok": getattr(worker, command)(**message)})
+        except UserError as error:
+            _write(replies, {"error": str(error), "kind": "user"})
+        except Exception as error:
+            traceback.print_exc()
+            _write(replies, {"error": f"{type(error).__name__}: {error}", "kind": "failure"})
+    os._exit(0)  # nothing is left to tidy, and taking torch down in order costs a second
+
+
+def _claim_stdout() -> TextIO:
+    """Keep the pipe for replies alone: what libraries print, even from C, goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _write(replies: TextIO, message: Fields) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _import_runtime(runtime: str) -> None:
+    """Import what loading will need, so that it is not timed as loading."""
+    if runtime == "torch":
+        import_module("transformers.models.llama.modeling_llama")  # pulls in what every architecture needs
+        import_module("compress.runtimes.torch_runtime")
+    elif runtime == "onnxruntime":
+        import_module("compress.runtimes.onnx_runtime")
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot kill us: leave when we have been handed to another one."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

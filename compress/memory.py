@@ -1,0 +1,90 @@
+"""Memory is three numbers, never mixed: bytes on disk, bytes of weights resident, peak RSS of a fresh
+process.
+
+Bytes on disk are what one would copy to deploy: every file of the artifact's folder, without an ONNX
+export that lies inside it (that one is an artifact of its own). Resident weight bytes come from the
+runtime that holds them. Peak RSS is the high-water mark of the process that calls `peak_rss_bytes`: VmHWM
+where Linux tells it, else `getrusage`. It counts everything that was ever resident together: interpreter,
+libraries, mapped files, weights, activations. Limits: pages of a shared file mapping count fully in each
+process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+NESTED = "onnx"
+
+
+def disk_bytes(artifact: Path) -> int:
+    """Bytes of all files of an artifact (a folder, or one file such as a GGUF); a nested onnx/ is left
+    out."""
+    if artifact.is_file():
+        return artifact.stat().st_size
+    if not artifact.is_dir():
+        raise FileNotFoundError(artifact)
+    total = 0
+    for folder, folders, files in os.walk(artifact):
+        if Path(folder) == artifact and NESTED in folders:
+            folders.remove(NESTED)
+        total += sum((Path(folder) / name).stat().st_size for name in files)
+    return total
+
+
+def peak_rss_bytes() -> int | None:
+    """High-water mark of this process's resident memory in bytes; None where the system does not tell."""
+    hwm = _proc_field(Path("/proc/self/status"), "VmHWM:")
+    if hwm is not None:
+        return hwm
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def reset_peak() -> None:
+    """Start a new high-water mark (Linux; elsewhere the mark is that of the whole process)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def total_memory_bytes() -> int:
+    """Physical memory of the machine."""
+    import psutil  # here, because workers that report their own peak must not pay for it
+
+    return int(psutil.virtual_memory().total)
+
+
+def available_memory_bytes() -> int:
+    """What new processes can take without swapping, a container's limit included."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def _proc_field(file: Path, field: str) -> int | None:
+    """Bytes of a `Name:   123 kB` line, None where file or line are missing."""
+    try:
+        for line in file.read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _number(file: str) -> int | None:
+    try:
+        return int(Path(file).read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None

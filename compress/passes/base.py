@@ -1,0 +1,114 @@
+"""What a pass is.
+
+A pass is a frozen value that can be called: its fields are its whole configuration, and calling it turns
+one bundle into another, leaving its input as it was. Name, seconds, memory, parent and seed are added by
+the pipeline. A pass says what data it needs, which kinds of pass may not come before it, and which
+layers it will touch, so that a recipe that cannot work fails before any work starts.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
+    from compress.bundle import Bundle
+    from compress.data import TextData
+
+Kind = Literal["train", "distill", "prune", "quantize", "export"]
+Need = Literal["train", "calibration", "heldout", "teacher"]
+
+
+@dataclass
+class Context:
+    """What the pipeline lends to a pass while it runs.
+
+    Attributes:
+        data: the disjoint token windows.
+        teacher: loads the recipe's base model.
+        seed: the only source of randomness a pass may use.
+        workdir: a folder that survives a kill; gone once the step is done. Checkpoints and exports go here.
+        device: where to compute.
+        threads: CPU threads in use.
+        precision: `bfloat16` where the machine computes it natively, else `float32`.
+    """
+
+    data: "TextData"
+    teacher: Callable[[], "Bundle"]
+    seed: int
+    workdir: Path
+    device: torch.device
+    threads: int
+    precision: Literal["float32", "bfloat16"]
+
+
+class Pass(BaseModel):
+    """Base of all passes: a frozen, typed configuration with `__call__`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[Kind]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    not_after: ClassVar[frozenset[Kind]] = frozenset()
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """Names of the modules this pass will change, from a model that may hold no data (meta device).
+
+        An empty list means that its selector matched nothing, which the preflight refuses.
+        """
+        raise NotImplementedError
+
+    def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
+        """Return the changed bundle; the one given stays bit-identical."""
+        raise NotImplementedError
+
+    @classmethod
+    def name(cls) -> str:
+        """The name used in recipes: that of the module the pass is written in."""
+        return cls.__module__.rpartition(".")[2]
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """A rough count of floating-point operations, for the time that `--dry-run` states."""
+        return 0.0
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a stored matrix: torch's Linear, or GPT-2's transposed Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def linear_layers(
+    model: nn.Module, select: tuple[str, ...] = ("*",), skip: tuple[str, ...] = ()
+) -> list[str]:
+    """Names of the linear layers inside the decoder or encoder blocks that the patterns select.
+
+    Patterns are shell wildcards over full module names (`*.mlp.*`), or `re:` and a regular expression.
+    The head is no block layer: quantizers treat it together with the embedding it may be tied to.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module)
+        and module is not head
+        and any(matches(name, p) for p in select)
+        and not any(matches(name, p) for p in skip)
+    ]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module name fits a pattern.
+
+    >>> matches("model.layers.0.mlp.up_proj", "*.mlp.*")
+    True
+    >>> matches("model.layers.0.mlp.up_proj", "re:layers\\\\.[1-9]")
+    False
+    """
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)

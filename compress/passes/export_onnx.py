@@ -1,0 +1,82 @@
+"""export_onnx: the model as one ONNX graph that ONNX Runtime runs fast, made of the very codes it holds.
+
+Method. The decoder is described from its modules (export/architecture.py) and written directly, without
+tracing: fused attention with a key-value cache, fused q,k,v, integer layers in a form chosen by
+measurement (export/linear.py), embedding and head sharing one copy. Then ONNX Runtime must reproduce torch
+on held-out text (export/check.py); an export that does not is an error, never a warning.
+Cost: seconds, and the size of the weights on disk.
+Limits: the architectures listed in export/architecture.py; CPU kernels.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from compress.passes.base import Context, Kind, Need, Pass
+
+if TYPE_CHECKING:
+    from compress.bundle import Bundle
+    from compress.export.check import Kind as CheckKind
+    from compress.export.linear import Forms
+
+
+class ExportOnnx(Pass):
+    """Write `onnx/` and check it."""
+
+    kind: ClassVar[Kind] = "export"
+    needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+
+    int8_form: Literal["blocks", "token", "tensor"] = Field(
+        "blocks",
+        description="8-bit layers with a scale per row: activations rounded per block of 64 columns "
+        "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality)",
+    )
+    accuracy_level: Literal[0, 1, 4] = Field(
+        4, description="of MatMulNBits: 4 rounds activations per block to 8 bits; 0 and 1 keep float32"
+    )
+    check_tokens: int = Field(1024, ge=32, le=65536, description="held-out tokens to compare with torch on")
+    tolerance: float | None = Field(
+        None, gt=0, description="overrides the check's tolerance; null: the one for the kind of graph"
+    )
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
+        from compress.export.architecture import require_supported
+        from compress.formats.swap import embedding_names
+        from compress.passes.base import linear_layers
+
+        require_supported(model.config)
+        return linear_layers(model) + embedding_names(model)
+
+    def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
+        """Write and check the folder `context.workdir / "onnx"`; the model itself is not changed.
+
+        Raises:
+            ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
+        """
+        from compress.export.artifact import write_artifact, write_manifest
+        from compress.export.check import compare
+        from compress.export.linear import Forms
+        from compress.runtimes.onnx_runtime import OnnxRuntime
+
+        forms = Forms(int8=self.int8_form, accuracy_level=self.accuracy_level)
+        folder = context.workdir / "onnx"
+        facts = write_artifact(bundle, folder, forms)
+        windows = context.data.heldout.tokens
+        length = min(windows.shape[1], facts["context"])
+        windows = windows[: max(1, self.check_tokens // length), :length]
+        runtime = OnnxRuntime(folder, threads=context.threads)
+        agreement = compare(bundle.model, runtime, windows, _kind(facts, forms), self.tolerance)
+        facts["check"] = agreement.notes()
+        write_manifest(bundle, folder, facts)
+        return bundle.evolve(exports={**bundle.exports, "onnx": folder}, notes={"onnx": facts})
+
+
+def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":
+    """Which tolerance applies to a graph of these forms."""
+    used = set(facts["linear_forms"])
+    if used == {"float"}:
+        return "float32"
+    rounds = "token" in used or "tensor" in used or ("blocks" in used and forms.accuracy_level == 4)
+    return "activations" if rounds else "weights"

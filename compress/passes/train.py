@@ -1,0 +1,54 @@
+"""Training from random weights, or further training: next-token cross-entropy on the recipe's text."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from compress.bundle import Bundle
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.training.loop import Optimization, optimise
+from compress.training.objectives import chunked, cross_entropy
+
+
+class Train(Pass, Optimization):
+    """Minimise the mean of -log p(next token); pruned weights stay zero."""
+
+    kind: ClassVar[Kind] = "train"
+    needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """All linear layers of the blocks (and embeddings and norms besides)."""
+        return linear_layers(model)
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """Forward and backward of every token: 6 operations per parameter."""
+        return 6.0 * parameters * self.tokens
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Train a copy of the bundle's model.
+
+        Raises:
+            UserError: the text does not fill one batch.
+        """
+        result = bundle.clone()
+
+        def objective(outputs: object, inputs: Tensor, targets: Tensor) -> Tensor:
+            logits: Tensor = outputs.logits  # type: ignore[attr-defined]
+            return chunked(cross_entropy, logits.flatten(0, 1), targets.flatten())
+
+        notes = optimise(
+            result.model,
+            self,
+            objective,
+            context.data.train,
+            context.data.heldout.tokens,
+            window=context.data.window,
+            seed=context.seed,
+            workdir=context.workdir,
+            device=context.device,
+            precision=context.precision,
+            masks=bundle.masks,
+            what="training",
+        )
+        return result.evolve(exports={}, notes=notes)

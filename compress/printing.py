@@ -1,0 +1,139 @@
+"""What the commands print: plans, passes, results, generated text."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+
+from compress.passes.base import Pass
+from compress.preflight import Plan
+from compress.progress import clock
+from compress.recipe import Recipe
+from compress.records import Reference, Result
+
+
+def _console() -> Console:
+    # outside a terminal rich would fold tables at 80 columns
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
+    """The tree of variants, what each pass touches, and the estimates."""
+    console = _console()
+    console.print(f"{recipe.name} -> {folder}")
+    for name, (parent, chain) in plan.chains.items():
+        console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold", markup=False)
+        for step, layers in chain:
+            first, last = layers[0], layers[-1]
+            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}", markup=False)
+    estimate = plan.estimate
+    console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
+    console.print(f"memory      about {estimate.memory_bytes / 1e9:.1f} GB")
+    console.print(f"disk        about {estimate.disk_bytes / 1e9:.2f} GB")
+    console.print(
+        f"time        very roughly {clock(estimate.pass_seconds)} of passes, "
+        f"{clock(estimate.measure_seconds)} of measuring"
+    )
+
+
+def print_passes(classes: list[type[Pass]]) -> None:
+    """A line per pass."""
+    table = Table("pass", "kind", "what it does", box=None)
+    for cls in classes:
+        table.add_row(cls.name(), cls.kind, (cls.__doc__ or "").strip().splitlines()[0])
+    _console().print(table)
+
+
+def print_pass(cls: type[Pass]) -> None:
+    """Fields, bounds and defaults of one pass."""
+    console = _console()
+    module = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+    console.print(module.strip() + "\n", markup=False)
+    console.print(f"kind: {cls.kind}   needs: {', '.join(sorted(cls.needs)) or 'nothing'}", markup=False)
+    if cls.not_after:
+        console.print(f"may not follow: {', '.join(sorted(cls.not_after))}")
+    schema = cls.model_json_schema()
+    table = Table("field", "type and bounds", "default", "meaning", box=None)
+    for name, field in cls.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if default is PydanticUndefined else _default(default)
+        table.add_row(name, _bounds(schema["properties"][name], schema), shown, field.description or "")
+    console.print(table, markup=False)
+
+
+def print_results(results: list[Result], references: list[Reference]) -> None:
+    """The table a run ends with; the report has all of it."""
+    columns = (
+        "variant",
+        "runtime",
+        "MB",
+        "perplexity",
+        "Δ nll",
+        "KL",
+        "top-1",
+        "prefill/s",
+        "decode/s",
+        "peak MB",
+    )
+    table = Table(*columns, box=None)
+    for name in columns[2:]:
+        next(c for c in table.columns if c.header == name).justify = "right"
+    for r in results:
+        table.add_row(
+            r.variant,
+            r.runtime,
+            _number(r.disk_bytes and r.disk_bytes / 1e6, ".2f"),
+            _number(r.perplexity, ".3f"),
+            _number(r.delta_nll, "+.4f"),
+            _number(r.kl_to_base, ".4f"),
+            _number(r.top1_agreement, ".3f"),
+            _number(r.prefill_tokens_per_second, ".0f"),
+            _number(r.decode_tokens_per_second, ".0f"),
+            _number(r.peak_rss_bytes and r.peak_rss_bytes / 1e6, ".0f"),
+        )
+    for reference in references:
+        table.add_row(reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * 6)
+    _console().print(table)
+
+
+def print_generation(artifact: Path, prompt: str, threads: int | None, **options: Any) -> None:
+    """Stream the continuation of a prompt to standard output."""
+    from compress.generation import generate
+
+    pieces = generate(artifact, prompt, threads=threads, **options)  # refuses before anything is printed
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _default(value: Any) -> str:
+    if hasattr(value, "model_dump"):
+        return ", ".join(f"{k}: {v}" for k, v in value.model_dump().items())
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "null" if value is None else str(value)
+
+
+def _bounds(schema: dict[str, Any], whole: dict[str, Any]) -> str:
+    """A JSON schema in a few words: `number > 0, < 1`."""
+    options = schema.get("anyOf") or schema.get("oneOf")
+    if options:
+        return " or ".join(dict.fromkeys(_bounds(option, whole) for option in options))
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    words = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    kind = str(schema.get("type", "any"))
+    return ", ".join([f"{kind} {limits[0]}", *limits[1:]]) if limits else kind

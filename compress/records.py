@@ -1,0 +1,236 @@
+"""The records that one wing writes and the other reads.
+
+The making wing (pipeline, passes, bundle) writes a `Manifest` into every artifact and a `RunRecord`
+into every run; the telling wing (measure, report) writes one `Result` per variant and runtime. Both
+import these types and nothing else of each other. Units: seconds, bytes, nats; what was not measured
+is None, never 0. Every `*_ci95` is [low, high].
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.errors import UserError
+
+SCHEMA_VERSION = 1
+Interval = tuple[float, float]
+_Record = TypeVar("_Record", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen value that goes to JSON and back unchanged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Write as indented JSON, whole or not at all."""
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls: type[_Record], path: Path) -> _Record:
+        """Read one back; raises UserError for a file that is missing or of another shape."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not a {cls.__name__} of this version ({error})") from None
+
+
+class PassRecord(Record):
+    """One step of a chain. The pipeline fills everything but `notes`, which are the pass's own words."""
+
+    name: str
+    config: dict[str, Any]
+    seconds: float
+    peak_rss_bytes: int | None
+    parent: str | None
+    fingerprint: str
+    seed: int
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class Lineage(Record):
+    """Where a model comes from: its source, then every pass in order."""
+
+    source: str
+    steps: tuple[PassRecord, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes, first to last."""
+        return tuple(step.name for step in self.steps)
+
+
+class LayerRecord(Record):
+    """A layer whose weights are stored as codes."""
+
+    format: dict[str, Any]
+    shape: tuple[int, int]
+    tied_to: str | None = None
+    embedding: bool = False
+
+
+class FileRecord(Record):
+    """A file of an artifact."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """`manifest.json` of an artifact."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["huggingface", "onnx"]
+    compress_version: str
+    fingerprint: str
+    lineage: Lineage
+    layers: dict[str, LayerRecord] = Field(default_factory=dict)
+    masked: tuple[str, ...] = ()
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    onnx: dict[str, Any] | None = None
+
+
+class Result(Record):
+    """One line of `results.jsonl`: one variant in one runtime."""
+
+    variant: str
+    runtime: str
+    device: str
+    artifact: str
+    disk_bytes: int | None = None
+    weight_bytes: int | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+    peak_rss_bytes: int | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    nll: float | None = None
+    nll_ci95: Interval | None = None
+    delta_nll: float | None = None
+    delta_nll_ci95: Interval | None = None
+    kl_to_base: float | None = None
+    kl_ci95: Interval | None = None
+    top1_agreement: float | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    prefill_seconds_p50: float | None = None
+    prefill_seconds_p95: float | None = None
+    decode_seconds_p50: float | None = None
+    decode_seconds_p95: float | None = None
+    decode_seconds_p99: float | None = None
+    load_seconds: float | None = None
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str = ""
+
+
+class StepResult(Record):
+    """Quality and size after one step of a chain, measured in torch on the saved step."""
+
+    variant: str
+    step_index: int
+    pass_name: str
+    nll: float | None = None
+    delta_nll: float | None = None
+    delta_nll_ci95: Interval | None = None
+    kl_to_base: float | None = None
+    kl_ci95: Interval | None = None
+    weight_bytes: int | None = None
+    file_bytes: int | None = None
+
+
+class Reference(Record):
+    """A simple model scored on the same tokens, to keep the numbers honest."""
+
+    name: str
+    nll: float
+    perplexity: float
+    bits_per_byte: float
+
+
+class Sample(Record):
+    """What a variant writes after a prompt."""
+
+    variant: str
+    runtime: str
+    prompt: str
+    text: str
+
+
+class SampleBook(Record):
+    """Samples drawn so far by a measurement that is still running."""
+
+    samples: list[Sample]
+
+
+class VariantRecord(Record):
+    """A variant of a run; paths are relative to the run's folder."""
+
+    name: str
+    parent: str | None
+    artifact: str
+    onnx_artifact: str | None
+    fingerprint: str
+    steps: list[PassRecord]
+
+
+class DataRecord(Record):
+    """What text a run used: token counts and hashes of the disjoint parts."""
+
+    source: str
+    window: int
+    train_tokens: int
+    train_sha256: str
+    calibration_tokens: int
+    calibration_sha256: str
+    evaluation_tokens: int
+    evaluation_sha256: str
+    evaluation_bytes: int
+
+
+class RunRecord(Record):
+    """`run.json`: everything of a run but the measured lines."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe_name: str
+    base: str
+    variants: list[VariantRecord]
+    data: DataRecord
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    references: list[Reference] = Field(default_factory=list)
+    samples: list[Sample] = Field(default_factory=list)
+    step_results: list[StepResult] = Field(default_factory=list)
+
+
+def read_results(path: Path) -> list[Result]:
+    """All lines of a `results.jsonl`; an absent file has none. Raises UserError for a broken line."""
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            results.append(Result.model_validate_json(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not a result line of this version ({error})") from None
+    return results
+
+
+def write_results(path: Path, results: list[Result]) -> None:
+    """Write a whole `results.jsonl`."""
+    write_whole(path, "".join(result.model_dump_json() + "\n" for result in results))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a kill or a full disk leaves the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,68 @@
+"""From the name of a pass to its class.
+
+Names are those of the files in `compress/passes/`, then those of installed packages' entry points in the
+group `compress.passes`. Two passes of one name are an error; an unknown name is answered with the
+nearest. Listing names imports no pass.
+"""
+
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+
+import compress.passes
+from compress.errors import UserError, nearest
+from compress.passes.base import Pass
+
+GROUP = "compress.passes"
+
+
+def names() -> list[str]:
+    """All known pass names: ours first, then plugins', each in alphabetical order."""
+    return [*sorted(_own()), *sorted(_plugins())]
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        UserError: no such pass, or a plugin that cannot be loaded or is no pass.
+    """
+    plugins = _plugins()
+    if name in _own():
+        module = importlib.import_module(f"compress.passes.{name}")
+        return next(
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == module.__name__
+        )
+    if name in plugins:
+        return _load(plugins[name])
+    raise UserError(f"pass '{name}' is unknown; {nearest(name, names())}")
+
+
+def _own() -> set[str]:
+    return {m.name for m in pkgutil.iter_modules(compress.passes.__path__) if m.name != "base"}
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        other = found.get(entry.name)
+        if entry.name in _own() or (other is not None and other.value != entry.value):
+            raise UserError(
+                f"pass '{entry.name}' of {entry.value} has the name of another pass; rename its entry point"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _load(entry: EntryPoint) -> type[Pass]:
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever a plugin does when it is imported
+        raise UserError(f"pass '{entry.name}': {entry.value} cannot be imported ({error})") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise UserError(f"pass '{entry.name}': {entry.value} is not a subclass of compress.passes.base.Pass")
+    if loaded.name() != entry.name:
+        raise UserError(f"pass '{entry.name}': its module is called '{loaded.name()}'; they must agree")
+    return loaded

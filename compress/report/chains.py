@@ -1,0 +1,246 @@
+"""What each pass of each chain cost and gained.
+
+Method: every fingerprint that was measured, be it a step or a finished variant, becomes a `State`;
+a step is judged against the state its `parent` fingerprint names. So shared prefixes are told once,
+with the variant that owns them, and a step that ends a variant also has that variant's speed. An
+export step changes no weights: it is judged by the exported artifact against the torch one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compress.records import PassRecord, Result, RunRecord, VariantRecord
+from compress.report import units
+from compress.report.rows import base_name, with_base_as_zero
+from compress.report.verdicts import (
+    State,
+    Verdict,
+    change_of_nll,
+    judge,
+    runtime_name,
+    significance,
+    state_of,
+)
+
+_LONGEST_NOTE = 160
+_WARNING_PREFIXES = ("failed", "warning", "raised")
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One row of a chain's table: all text, ready to print."""
+
+    number: int
+    name: str
+    settings: str
+    size: str
+    nll: str
+    change: str
+    change_interval: str
+    change_word: str
+    kl: str
+    seconds: str
+    peak: str
+    verdict: Verdict | None
+    notes: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A variant's own steps, what they start from, and the whole way from the base where that is longer."""
+
+    variant: str
+    start: str
+    steps: tuple[ChainStep, ...]
+    total: Verdict | None
+
+
+def chains(run: RunRecord, results: list[Result]) -> list[Chain]:
+    """A chain per variant, in the recipe's order, each without the steps its parent already has."""
+    states = _states(run, results)
+    by_name = {variant.name: variant for variant in run.variants}
+    told: list[Chain] = []
+    for variant in run.variants:
+        parent = by_name.get(variant.parent or "")
+        inherited = {step.fingerprint for step in parent.steps} if parent else set()
+        own = [(index, step) for index, step in enumerate(variant.steps) if step.fingerprint not in inherited]
+        start = f"continues {parent.name}" if parent else ("starts here" if own else "as loaded")
+        if not parent and variant.name == base_name(run) and not own:
+            start = f"as loaded from {run.base}" if run.base != variant.name else "as loaded"
+        start_of = parent or by_name.get(base_name(run))
+        previous = _last_weights(start_of) if start_of and start_of is not variant else None
+        steps = []
+        for index, step in own:
+            before = states.get(step.parent or "") or states.get(previous or "")
+            steps.append(_step(run, results, variant, index, step, before, states.get(step.fingerprint)))
+            previous = step.fingerprint
+        told.append(Chain(variant.name, start, tuple(steps), _total(run, by_name, variant, states)))
+    return told
+
+
+def _total(
+    run: RunRecord, by_name: dict[str, VariantRecord], variant: VariantRecord, states: dict[str, State]
+) -> Verdict | None:
+    """The finished variant against the base; None where a single step already says it."""
+    base = by_name.get(base_name(run))
+    if base is None or base is variant:
+        return None
+    start, end = _last_weights(base), _last_weights(variant)
+    between = [step for step in variant.steps if not step.name.startswith("export")]
+    fingerprints = [step.fingerprint for step in between]
+    own = len(between) - (fingerprints.index(start) + 1 if start in fingerprints else 0)
+    before, after = states.get(start), states.get(end)
+    return judge(before, after) if own > 1 and before is not None and after is not None else None
+
+
+def _last_weights(variant: VariantRecord) -> str:
+    """The fingerprint after the last step that changed weights, which is where speeds are filed."""
+    weights = [step for step in variant.steps if not step.name.startswith("export")]
+    return weights[-1].fingerprint if weights else variant.fingerprint
+
+
+def _states(run: RunRecord, results: list[Result]) -> dict[str, State]:
+    """Fingerprint -> what was measured there."""
+    states: dict[str, State] = {}
+    by_name = {variant.name: variant for variant in run.variants}
+    for result in with_base_as_zero(run, results):
+        variant = by_name.get(result.variant)
+        if variant is None:
+            continue
+        state = state_of(result)
+        for fingerprint in {_last_weights(variant), variant.fingerprint}:
+            known = states.get(fingerprint)
+            if known is None:
+                states[fingerprint] = state
+            else:
+                first = state if result.runtime == "torch" else known
+                states[fingerprint] = replace(
+                    first, decode={**known.decode, **state.decode}, prefill={**known.prefill, **state.prefill}
+                )
+    for measured in run.step_results:
+        owner = by_name.get(measured.variant)
+        if owner is None or measured.step_index >= len(owner.steps):
+            continue
+        fingerprint = owner.steps[measured.step_index].fingerprint
+        known = states.get(fingerprint, State())
+        compared = measured.delta_nll is not None  # the base's own step has no comparison of its own
+        states[fingerprint] = replace(
+            known,
+            bytes=measured.file_bytes or measured.weight_bytes or known.bytes,
+            nll=known.nll if measured.nll is None else measured.nll,
+            delta_nll=measured.delta_nll if compared else known.delta_nll,
+            delta_ci=measured.delta_nll_ci95 if compared else known.delta_ci,
+            kl=measured.kl_to_base if compared else known.kl,
+        )
+    return states
+
+
+def _step(
+    run: RunRecord,
+    results: list[Result],
+    variant: VariantRecord,
+    index: int,
+    step: PassRecord,
+    before: State | None,
+    after: State | None,
+) -> ChainStep:
+    verdict = None
+    if step.name.startswith("export"):
+        before, after = _export_states(results, variant.name)
+    if before is not None and after is not None:
+        verdict = judge(before, after)
+    change, bounds = change_of_nll(before, after) if before and after else (None, None)
+    shown = after or State()
+    notes, warnings = _notes(step.notes)
+    tokens = _tokens_per_parameter(run, results, variant, step)
+    if tokens:
+        notes = (("tokens per parameter", tokens), *notes)
+    return ChainStep(
+        number=index + 1,
+        name=step.name,
+        settings=", ".join(
+            f"{key}={_compact(value)}" for key, value in step.config.items() if value is not None
+        ),
+        size=units.size(shown.bytes),
+        nll=units.significant(shown.nll),
+        change=units.signed(change),
+        change_interval=units.interval(bounds, with_sign=True),
+        change_word=significance(bounds),
+        kl=units.significant(shown.kl),
+        seconds=units.duration(step.seconds),
+        peak=units.size(step.peak_rss_bytes),
+        verdict=verdict,
+        notes=notes,
+        warnings=warnings,
+    )
+
+
+def _export_states(results: list[Result], variant: str) -> tuple[State | None, State | None]:
+    """The torch artifact and the exported one, their speeds under one key so that they compare."""
+    own = {result.runtime: result for result in results if result.variant == variant}
+    torch = own.pop("torch", None)
+    other = next(iter(own.values()), None)
+    if torch is None or other is None:
+        return None, None
+    key = f"{runtime_name(other.runtime)} against PyTorch"
+    return state_of(torch, key), state_of(other, key)
+
+
+def _tokens_per_parameter(
+    run: RunRecord, results: list[Result], variant: VariantRecord, step: PassRecord
+) -> str:
+    """Training tokens over parameters of the variant, for steps that trained."""
+    curve = step.notes.get("loss_curve")
+    parameters = next((r.parameters for r in results if r.variant == variant.name and r.parameters), None)
+    if not isinstance(curve, list) or not curve or not parameters:
+        return ""
+    seen = float(curve[-1][1])
+    corpus = run.data.train_tokens
+    passes = f", {units.significant(seen / corpus, 2)} passes over the text" if corpus else ""
+    return f"{units.significant(seen / parameters)} ({units.count(seen)} tokens{passes})"
+
+
+def _notes(notes: dict[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """A pass's own words: ordinary ones, and those that tell of a failure."""
+    ordinary = []
+    warnings = []
+    for key, value in _flat(notes):
+        name = key.replace("_", " ")
+        if key == "loss_curve" or value in (None, [], {}):
+            continue
+        text = _compact(value)
+        if key.startswith(_WARNING_PREFIXES):
+            warnings.append(f"{name}: {text}")
+        else:
+            ordinary.append((name, text))
+    return tuple(ordinary), tuple(warnings)
+
+
+def _flat(notes: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Notes whose dictionaries are spread into one entry per key; formats and short ones stay whole."""
+    spread: list[tuple[str, Any]] = []
+    for key, value in notes.items():
+        if isinstance(value, dict) and "kind" not in value and len(_compact(value)) >= _LONGEST_NOTE // 2:
+            spread += [(f"{key} {inner}", told) for inner, told in _flat(value)]
+        else:
+            spread.append((key, value))
+    return spread
+
+
+def _compact(value: object) -> str:
+    """A setting or note in one short line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict) and "kind" in value:
+        rest = _compact({key: inner for key, inner in value.items() if key != "kind"})
+        text = f"{value['kind']} ({rest})" if rest else str(value["kind"])
+    elif isinstance(value, dict):
+        text = " ".join(f"{key}={_compact(inner)}" for key, inner in value.items() if inner is not None)
+    elif isinstance(value, list | tuple):
+        text = ", ".join(_compact(inner) for inner in value)
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 1] + "…"

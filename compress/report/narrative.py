@@ -1,0 +1,181 @@
+"""The headline: one plain sentence for each trade-off worth having, and for each that is not.
+
+Method: every measured line becomes a point (bytes on disk, quality lost, decode seconds per token).
+A variant is worth having when one of its lines is on the Pareto front of all lines and is smaller or
+faster than the base in the same runtime. The sentence speaks of the fastest such line. What is left
+is told too: a variant with neither a smaller file nor more speed has "no gain", and one that another
+beats on every count is named together with the one that beats it.
+
+Limits: fronts compare point estimates; the sentences carry the interval's verdict in words.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.records import Result, RunRecord
+from compress.report import units
+from compress.report.frontier import dominates, pareto_front
+from compress.report.rows import base_name, base_result, ordered
+from compress.report.verdicts import (
+    Finding,
+    rate_finding,
+    runtime_name,
+    significance,
+    size_finding,
+    speed_findings,
+    state_of,
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence and whether it tells of something good, of nothing gained, or just of a fact."""
+
+    kind: Literal["good", "none", "fact"]
+    text: str
+
+
+def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sentence]:
+    """The sentences at the top of the page, best first: at most `most` good ones, then the rest."""
+    lines = ordered(run, results)
+    facts = _runtime_facts(run, lines) + _reference_facts(run, lines)
+    variants = [name for name in dict.fromkeys(line.variant for line in lines) if name != base_name(run)]
+    measured = [line for line in lines if _point(line) is not None]
+    points = [point for line in measured if (point := _point(line)) is not None]
+    front = {id(measured[index]) for index in pareto_front(points)}
+    good: list[tuple[float, Sentence]] = []
+    rest: list[Sentence] = []
+    for name in variants:
+        own = [line for line in lines if line.variant == name]
+        paying = [line for line in own if _pays(run, lines, line)]
+        winners = [line for line in paying if id(line) in front]
+        if winners:
+            best = max(winners, key=lambda line: line.decode_tokens_per_second or 0.0)
+            good.append((_size_ratio(run, lines, best), Sentence("good", _trade(run, lines, best))))
+        elif not paying and any(base_result(run, lines, line.runtime) for line in own):
+            rest.append(Sentence("none", _no_gain(run, lines, own)))
+        elif paying:
+            rest.append(Sentence("none", _beaten(run, lines, paying, measured)))
+    good.sort(key=lambda pair: -pair[0])
+    return [sentence for _, sentence in good[:most]] + rest + facts
+
+
+def _point(line: Result) -> tuple[float, float, float] | None:
+    """(bytes, quality lost, seconds per token); a line without quality or size cannot be placed."""
+    lost = line.kl_to_base if line.kl_to_base is not None else line.delta_nll
+    if lost is None or line.disk_bytes is None:
+        return None
+    rate = line.decode_tokens_per_second
+    return (float(line.disk_bytes), lost, 1 / rate if rate else float("inf"))
+
+
+def _comparison(run: RunRecord, lines: list[Result], line: Result) -> tuple[Finding, Finding]:
+    base = base_result(run, lines, line.runtime)
+    if base is None:
+        return Finding("unknown", "size not comparable"), Finding("unknown", "speed not comparable")
+    return (
+        size_finding(base.disk_bytes, line.disk_bytes),
+        rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode"),
+    )
+
+
+def _pays(run: RunRecord, lines: list[Result], line: Result) -> bool:
+    return any(finding.direction == "gain" for finding in _comparison(run, lines, line))
+
+
+def _size_ratio(run: RunRecord, lines: list[Result], line: Result) -> float:
+    base = base_result(run, lines, line.runtime)
+    return base.disk_bytes / line.disk_bytes if base and base.disk_bytes and line.disk_bytes else 0.0
+
+
+def _trade(run: RunRecord, lines: list[Result], line: Result) -> str:
+    size, speed = _comparison(run, lines, line)
+    claims = [_size_words(size)] + ([] if speed.direction == "unknown" else [_speed_words(speed)])
+    return f"{line.variant} in {runtime_name(line.runtime)} is {' and '.join(claims)} {_at(line)}."
+
+
+def _size_words(finding: Finding) -> str:
+    return {"same": "no smaller", "unknown": "of unmeasured size"}.get(finding.direction, finding.text)
+
+
+def _speed_words(finding: Finding) -> str:
+    return "no faster" if finding.direction == "same" else finding.text.removeprefix("decode ")
+
+
+def _at(line: Result) -> str:
+    if line.delta_nll is None:
+        return f"at KL {units.significant(line.kl_to_base)} nats"
+    word = significance(line.delta_nll_ci95)
+    kl = "" if line.kl_to_base is None else f"KL {units.significant(line.kl_to_base)}"
+    inside = ", ".join(part for part in (word, kl) if part)
+    return f"at {units.signed(line.delta_nll)} nats" + (f" ({inside})" if inside else "")
+
+
+def _no_gain(run: RunRecord, lines: list[Result], own: list[Result]) -> str:
+    line = next(line for line in own if base_result(run, lines, line.runtime))
+    size, speed = _comparison(run, lines, line)
+    known = [name for name, f in (("size", size), ("speed", speed)) if f.direction != "unknown"]
+    if not known:
+        return f"{line.variant}: neither size nor speed was measured, so no gain is shown."
+    told = [_size_words(size)] if size.direction != "unknown" else []
+    told += [_speed_words(speed)] if speed.direction != "unknown" else []
+    where = runtime_name(line.runtime)
+    return (
+        f"{line.variant}: no gain in {' or '.join(known)} ({', '.join(told)} than "
+        f"{base_name(run)} in {where}), {_at(line)}."
+    )
+
+
+def _beaten(run: RunRecord, lines: list[Result], paying: list[Result], measured: list[Result]) -> str:
+    best = max(paying, key=lambda line: line.decode_tokens_per_second or 0.0)
+    point = _point(best)
+    if point is None:
+        return f"{best.variant}: quality was not measured."
+    better = next(
+        (other for other in measured if (rival := _point(other)) is not None and dominates(rival, point)),
+        None,
+    )
+    told = _trade(run, lines, best).removesuffix(".")
+    if better is None:
+        return told + "."
+    return (
+        f"{told}; but {better.variant} in {runtime_name(better.runtime)} is as good or better "
+        "in size, speed and quality."
+    )
+
+
+def _runtime_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
+    """What the other runtime alone does for the base."""
+    torch = base_result(run, lines, "torch")
+    facts = []
+    for line in lines:
+        if torch is None or line.variant != torch.variant or line.runtime == "torch":
+            continue
+        found = [
+            f for f in speed_findings(state_of(torch, ""), state_of(line, "")) if f.direction != "unknown"
+        ]
+        if found:
+            told = ", ".join(finding.text for finding in found)
+            where = runtime_name(line.runtime)
+            facts.append(
+                Sentence("fact", f"{where} alone, with {line.variant} unchanged, against PyTorch: {told}.")
+            )
+    return facts
+
+
+def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
+    """Whether the base beats the simple models scored on the same tokens."""
+    base = next((line for line in lines if line.variant == base_name(run) and line.nll is not None), None)
+    if base is None or base.nll is None or not run.references:
+        return []
+    strongest = min(run.references, key=lambda reference: reference.nll)
+    gap = strongest.nll - base.nll
+    verb = "beats" if gap > 0 else "does NOT beat"
+    return [
+        Sentence(
+            "fact" if gap > 0 else "none",
+            f"{base.variant} {verb} the strongest reference, {strongest.name}: perplexity "
+            f"{units.significant(base.perplexity)} against {units.significant(strongest.perplexity)} "
+            f"({units.significant(abs(gap))} nats {'better' if gap > 0 else 'worse'}).",
+        )
+    ]

@@ -1,0 +1,196 @@
+"""The results table: columns, rows and what each cell shows, sorts by and explains.
+
+Method: a row is a measured line (or a reference model); a cell holds its text, the raw value to sort
+by (None sorts last) and a second line for the interval. Ratios and speed-ups are against the base in
+the same runtime, so that a runtime's own merit is never credited to a compression method.
+"""
+
+from dataclasses import dataclass
+
+from compress.records import Reference, Result, RunRecord
+from compress.report import units
+from compress.report.verdicts import is_significant, runtime_name
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `key` is what `#sort=<key>` in the page's address names."""
+
+    key: str
+    title: str
+    unit: str
+    group: str
+    help: str
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, the value to sort by, a second line, and a hint."""
+
+    text: str
+    value: float | str | None = None
+    sub: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, cells in the order of the columns."""
+
+    cells: tuple[Cell, ...]
+    is_base: bool = False
+
+
+COLUMNS = (
+    Column("variant", "Variant", "", "", "The chain of passes this line measured", numeric=False),
+    Column("runtime", "Runtime", "", "", "What ran it", numeric=False),
+    Column("file", "Disk", "MB", "Size", "All files of the artifact"),
+    Column("ratio", "Ratio", "×", "Size", "How many times smaller than the base in the same runtime"),
+    Column("weights", "Weights", "MB", "Size", "Bytes of weights resident"),
+    Column("parameters", "Parameters", "", "Size", "Parameters, and how many are not zero"),
+    Column("perplexity", "Perplexity", "", "Quality", "exp of the NLL per token"),
+    Column("bits", "Bits/byte", "", "Quality", "Comparable across tokenizers"),
+    Column("delta", "Δ NLL", "nats", "Quality", "NLL minus the base's, same tokens; 95 % interval"),
+    Column("kl", "KL to base", "nats", "Quality", "Mean KL divergence from the base; 95 % interval"),
+    Column("top1", "Top-1", "%", "Quality", "Share of positions with the base's most likely token"),
+    Column("prefill", "Prefill", "tokens/s", "Speed", "Prompt processing"),
+    Column("decode", "Decode", "tokens/s", "Speed", "Generation with a key-value cache"),
+    Column("p50", "Per token", "ms", "Speed", "Time of a generated token: median, and what 95 % stay below"),
+    Column("load", "Load", "s", "Speed", "From disk to ready"),
+    Column("rss", "Peak RSS", "MB", "Memory", "Of a fresh process that loads and runs it"),
+)
+RUN_COLUMN = Column("run", "Run", "", "", "The run this line is from", numeric=False)
+
+
+def base_name(run: RunRecord) -> str:
+    """The variant that all others are compared with: `run.base` if it is one, else the first root."""
+    names = [variant.name for variant in run.variants]
+    if run.base in names:
+        return run.base
+    roots = [variant.name for variant in run.variants if variant.parent is None]
+    return next((name for name in ("base", *roots, *names) if name in names), run.base)
+
+
+def base_result(run: RunRecord, results: list[Result], runtime: str) -> Result | None:
+    """The base's line in that runtime, or None."""
+    name = base_name(run)
+    return next((r for r in results if r.variant == name and r.runtime == runtime), None)
+
+
+def ordered(run: RunRecord, results: list[Result]) -> list[Result]:
+    """Results in the order of the recipe's variants, then by runtime; unknown variants last."""
+    order = {variant.name: index for index, variant in enumerate(run.variants)}
+    return sorted(
+        with_base_as_zero(run, results),
+        key=lambda r: (order.get(r.variant, len(order)), r.runtime != "torch", r.runtime),
+    )
+
+
+def with_base_as_zero(run: RunRecord, results: list[Result]) -> list[Result]:
+    """The base's torch line is what all others are compared with, so it differs from itself by nothing.
+
+    Who measured leaves its comparisons empty; filled in here, it can be drawn and subtracted from.
+    """
+    name = base_name(run)
+    itself = {
+        "delta_nll": 0.0,
+        "delta_nll_ci95": (0.0, 0.0),
+        "kl_to_base": 0.0,
+        "kl_ci95": (0.0, 0.0),
+        "top1_agreement": 1.0,
+    }
+    compared = any(result.delta_nll is not None for result in results)
+    return [
+        r.model_copy(update=itself)
+        if compared
+        and r.variant == name
+        and r.runtime == "torch"
+        and r.nll is not None
+        and r.delta_nll is None
+        else r
+        for r in results
+    ]
+
+
+def table_rows(run: RunRecord, results: list[Result], run_label: str | None = None) -> list[Row]:
+    """A row per measured line; `run_label` adds the run's column in front."""
+    first = () if run_label is None else (Cell(run_label, run_label),)
+    return [
+        Row(
+            (*first, *_cells(result, base_result(run, results, result.runtime))),
+            result.variant == base_name(run),
+        )
+        for result in ordered(run, results)
+    ]
+
+
+def reference_rows(references: list[Reference], run_label: str | None = None) -> list[Row]:
+    """A row per reference model: what it has of quality, dashes elsewhere."""
+    first = () if run_label is None else (Cell(run_label, run_label),)
+    rows = []
+    for reference in references:
+        shown = {
+            "variant": Cell(reference.name, reference.name),
+            "runtime": Cell("reference", "reference"),
+            "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
+            "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
+        }
+        rows.append(Row((*first, *(shown.get(column.key, Cell(units.ABSENT)) for column in COLUMNS))))
+    return rows
+
+
+def _cells(result: Result, base: Result | None) -> list[Cell]:
+    ratio = base.disk_bytes / result.disk_bytes if base and base.disk_bytes and result.disk_bytes else None
+    nonzero, total = result.nonzero_parameters, result.parameters
+    sparse = nonzero is not None and total is not None and nonzero < total
+    return [
+        Cell(
+            result.variant,
+            result.variant,
+            hint=f"fingerprint {result.fingerprint}" if result.fingerprint else "",
+        ),
+        Cell(runtime_name(result.runtime), result.runtime, hint=f"on {result.device}"),
+        Cell(units.megabytes(result.disk_bytes), result.disk_bytes),
+        Cell(units.significant(ratio), ratio),
+        Cell(units.megabytes(result.weight_bytes), result.weight_bytes),
+        Cell(units.count(total), total, sub=f"{units.count(nonzero)} nonzero" if sparse else ""),
+        Cell(
+            units.significant(result.perplexity),
+            result.perplexity,
+            hint=f"NLL {units.significant(result.nll, 4)} nats {units.interval(result.nll_ci95)}",
+        ),
+        Cell(units.significant(result.bits_per_byte), result.bits_per_byte),
+        Cell(
+            units.signed(result.delta_nll),
+            result.delta_nll,
+            sub=units.interval(result.delta_nll_ci95, with_sign=True),
+            hint="not significant: the interval holds 0"
+            if is_significant(result.delta_nll_ci95) is False
+            else "",
+        ),
+        Cell(units.significant(result.kl_to_base), result.kl_to_base, sub=units.interval(result.kl_ci95)),
+        Cell(units.percent(result.top1_agreement).removesuffix(" %"), result.top1_agreement),
+        Cell(
+            units.significant(result.prefill_tokens_per_second),
+            result.prefill_tokens_per_second,
+            hint=_latency(result.prefill_seconds_p50, result.prefill_seconds_p95),
+        ),
+        Cell(units.significant(result.decode_tokens_per_second), result.decode_tokens_per_second),
+        Cell(
+            units.milliseconds(result.decode_seconds_p50),
+            result.decode_seconds_p50,
+            sub=""
+            if result.decode_seconds_p95 is None
+            else f"p95 {units.milliseconds(result.decode_seconds_p95)}",
+            hint=""
+            if result.decode_seconds_p99 is None
+            else f"p99 {units.duration(result.decode_seconds_p99)}",
+        ),
+        Cell(units.significant(result.load_seconds), result.load_seconds),
+        Cell(units.megabytes(result.peak_rss_bytes), result.peak_rss_bytes),
+    ]
+
+
+def _latency(p50: float | None, p95: float | None) -> str:
+    return "" if p50 is None else f"p50 {units.duration(p50)}, p95 {units.duration(p95)}"

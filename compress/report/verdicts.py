@@ -1,0 +1,222 @@
+"""What a step gained and what it cost, by rules that anyone can check.
+
+Method: two states (before, after) are compared in size, speed and quality, each giving one finding:
+a gain, a loss, no change, or unknown because it was not measured.
+
+- Size: a gain when the bytes fall by more than 1 %.
+- Speed: tokens/s in the same runtime, decode and prefill apart; a gain when either rises by more than
+  20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run).
+- Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0;
+  otherwise it is "not significant". Each state's interval is for its difference to the base; for a
+  change between two states the half-widths are added in quadrature, which errs on the wide side as
+  long as the two differences, taken over the same windows, rise and fall together.
+
+Limits: a step with no gain in any of the three says "no gain", whatever was hoped of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import hypot
+from typing import Literal
+
+from compress.records import Interval, Result
+from compress.report import units
+
+SIZE_TOLERANCE = 0.01
+SPEED_TOLERANCE = 0.20
+RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+
+Direction = Literal["gain", "loss", "same", "unknown"]
+_KNOWN: tuple[Direction, ...] = ("gain", "loss", "same")
+
+
+@dataclass(frozen=True)
+class State:
+    """A model at one point of a chain; `decode` and `prefill` are tokens/s per runtime."""
+
+    bytes: int | None = None
+    nll: float | None = None
+    delta_nll: float | None = None
+    delta_ci: Interval | None = None
+    kl: float | None = None
+    decode: Mapping[str, float] = field(default_factory=dict)
+    prefill: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison in words."""
+
+    direction: Direction
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings of a comparison: sentences, each with the direction it tells of."""
+
+    kind: Literal["gain", "none", "unknown"]
+    parts: tuple[Finding, ...]
+
+    @property
+    def summary(self) -> str:
+        """The sentences in a row."""
+        return " ".join(part.text for part in self.parts)
+
+
+def runtime_name(runtime: str) -> str:
+    """The name people use."""
+    return RUNTIME_NAMES.get(runtime, runtime)
+
+
+def state_of(result: Result, speed_key: str | None = None) -> State:
+    """The state that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
+    key = result.runtime if speed_key is None else speed_key
+    decode, prefill = result.decode_tokens_per_second, result.prefill_tokens_per_second
+    return State(
+        bytes=result.disk_bytes,
+        nll=result.nll,
+        delta_nll=result.delta_nll,
+        delta_ci=result.delta_nll_ci95,
+        kl=result.kl_to_base,
+        decode={} if decode is None else {key: decode},
+        prefill={} if prefill is None else {key: prefill},
+    )
+
+
+def is_significant(bounds: Interval | None) -> bool | None:
+    """Whether an interval leaves out 0; None where there is no interval.
+
+    >>> is_significant((0.01, 0.02)), is_significant((-0.01, 0.02)), is_significant((0.0, 0.0))
+    (True, False, False)
+    """
+    return None if bounds is None else bounds[0] > 0 or bounds[1] < 0
+
+
+def significance(bounds: Interval | None) -> str:
+    """The word for it; empty where there is no interval."""
+    known = is_significant(bounds)
+    return "" if known is None else "significant" if known else "not significant"
+
+
+def size_finding(before: int | None, after: int | None) -> Finding:
+    """Bytes before and after.
+
+    >>> size_finding(400, 100).text, size_finding(100, 100).text, size_finding(100, 250).text
+    ('4.0× smaller', 'same size', '2.5× larger')
+    """
+    if not before or not after:
+        return Finding("unknown", "size not measured")
+    if after < before * (1 - SIZE_TOLERANCE):
+        return Finding("gain", f"{_factor(before / after)} smaller")
+    if after > before * (1 + SIZE_TOLERANCE):
+        return Finding("loss", f"{_factor(after / before)} larger")
+    return Finding("same", "same size")
+
+
+def rate_finding(before: float | None, after: float | None, what: str) -> Finding:
+    """Tokens/s of `what` ("decode" or "prefill") before and after, in one runtime.
+
+    >>> rate_finding(100, 210, "decode").text, rate_finding(100, 102, "decode").text
+    ('decode 2.1× faster', 'decode no faster')
+    """
+    if not before or not after:
+        return Finding("unknown", f"{what} not timed")
+    if after > before * (1 + SPEED_TOLERANCE):
+        return Finding("gain", f"{what} {_factor(after / before)} faster")
+    if after < before * (1 - SPEED_TOLERANCE):
+        return Finding("loss", f"{what} {_factor(before / after)} slower")
+    return Finding("same", f"{what} no faster")
+
+
+def speed_findings(before: State, after: State) -> list[Finding]:
+    """Both rates in every runtime that timed both states, told together where they go the same way."""
+    found = []
+    for runtime in sorted(after.decode.keys() | after.prefill.keys()):
+        rates = (
+            rate_finding(before.decode.get(runtime), after.decode.get(runtime), "decode"),
+            rate_finding(before.prefill.get(runtime), after.prefill.get(runtime), "prefill"),
+        )
+        where = f" ({runtime_name(runtime)})" if runtime else ""
+        for direction in _KNOWN:
+            texts = [rate.text for rate in rates if rate.direction == direction]
+            if texts:
+                found.append(Finding(direction, ", ".join(texts) + where))
+    return found or [Finding("unknown", "speed not measured")]
+
+
+def change_of_nll(before: State, after: State) -> tuple[float | None, Interval | None]:
+    """The change in nats and its 95 % interval (see the module's note on quadrature)."""
+    if after.delta_nll is None or before.delta_nll is None:
+        return None, None
+    change = after.delta_nll - before.delta_nll
+    if after.delta_ci is None:
+        return change, None
+    earlier = before.delta_ci or (before.delta_nll, before.delta_nll)
+    low = hypot(after.delta_nll - after.delta_ci[0], earlier[1] - before.delta_nll)
+    high = hypot(after.delta_ci[1] - after.delta_nll, before.delta_nll - earlier[0])
+    return change, (change - low, change + high)
+
+
+def quality_finding(change: float | None, bounds: Interval | None) -> Finding:
+    """The change of NLL: a rise is a loss, a fall a gain, and neither when the interval holds 0.
+
+    >>> quality_finding(0.03, (0.02, 0.04)).text
+    'quality worse by 0.0300 nats (significant)'
+    >>> quality_finding(0.001, (-0.01, 0.01))
+    Finding(direction='same', text='quality +0.00100 nats (not significant)')
+    """
+    if change is None:
+        return Finding("unknown", "quality not measured")
+    if bounds == (0.0, 0.0) and change == 0:
+        return Finding("same", "quality unchanged")
+    known = is_significant(bounds)
+    word = "no interval" if known is None else significance(bounds)
+    if known is None:
+        direction: Direction = "loss" if change > 0 else "gain" if change < 0 else "same"
+    else:
+        direction = "same" if not known else "loss" if change > 0 else "gain"
+    if direction == "same":
+        return Finding(direction, f"quality {units.signed(change)} nats ({word})")
+    way = "worse" if direction == "loss" else "better"
+    return Finding(direction, f"quality {way} by {units.significant(abs(change))} nats ({word})")
+
+
+def judge(before: State, after: State) -> Verdict:
+    """Compare two states and sum up; see the module's docstring for the rules."""
+    size = size_finding(before.bytes, after.bytes)
+    speeds = speed_findings(before, after)
+    quality = quality_finding(*change_of_nll(before, after))
+    asked = {"size": [size], "speed": speeds, "quality": [quality]}
+    answered = [
+        name for name, found in asked.items() if any(finding.direction in _KNOWN for finding in found)
+    ]
+    if not answered:
+        return Verdict("unknown", (Finding("unknown", "Not measured after this step."),))
+    findings = (size, *speeds, quality)
+
+    def told(direction: Direction) -> str:
+        return "; ".join(finding.text for finding in findings if finding.direction == direction)
+
+    same, losses, missing = told("same"), told("loss"), told("unknown")
+    parts = [
+        Finding("gain", f"Gain: {told('gain')}.")
+        if told("gain")
+        else Finding("loss", f"No gain in {_either(answered)}.")
+    ]
+    if losses:
+        parts.append(Finding("loss", f"Cost: {losses}."))
+    if same:
+        parts.append(Finding("same", f"{same[0].upper()}{same[1:]}."))
+    if missing:
+        parts.append(Finding("unknown", f"{missing[0].upper()}{missing[1:]}."))
+    return Verdict("gain" if told("gain") else "none", tuple(parts))
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _factor(ratio: float) -> str:
+    # near 1 two digits would print "1.0x smaller" for a real change
+    return units.times(ratio, 3 if ratio < 1.1 else 2)

@@ -1,0 +1,63 @@
+"""One face for everything that runs a model.
+
+`measure` and `generate` know nothing else. Arrays are numpy, so that a runtime without torch needs no
+torch: the peak memory that is reported for it would otherwise be torch's.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+Logits = NDArray[np.float32]
+
+
+class State(Protocol):
+    """What a model remembers of the text so far (its key-value cache), and its last logits."""
+
+    @property
+    def logits(self) -> Logits:
+        """Logits of the next token, (batch, vocabulary)."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        ...
+
+
+class Runtime(Protocol):
+    """A loaded artifact."""
+
+    @property
+    def name(self) -> str:
+        """`torch` or `onnxruntime`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda` ..."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights as stored, tied ones counted once."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The largest number of tokens the model takes."""
+        ...
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Every position's logits: (batch, length) -> (batch, length, vocabulary), float32."""
+        ...
+
+    def prefill(self, tokens: Tokens) -> State:
+        """Read a prompt, (batch, length), computing logits for its last position only."""
+        ...
+
+    def decode(self, state: State, tokens: Tokens) -> State:
+        """Append one token per row, (batch,). The state given may be used up by the call."""
+        ...

@@ -1,0 +1,118 @@
+"""GPTQ: round a weight matrix column by column, each column's error made good by those not yet rounded.
+
+Minimises  || (W - W^) X ||_F^2  over W^ on a grid, X (in, n) the layer's inputs. With H = E[x x^T] + damping
+and U the upper Cholesky factor of H^-1 (H^-1 = U^T U), for each column i:
+
+    q = round(w_i);   e = (w_i - q) / U_ii;   w_j -= e U_ij   for all j > i.
+
+Columns are taken in the order of falling H_ii, so that the ones that matter most are rounded while the
+most columns are left to compensate. The grid is fixed beforehand ("static groups"): fitting it inside the
+loop, from columns that have already moved, is a known mistake.
+
+Frantar, Ashkboos, Hoefler, Alistarh: GPTQ (2022), arXiv 2210.17323; equations 2 and 3, lazy batches in
+section 3.3. Cost: O(out * in^2) multiplications and in^3 for the factor; memory one extra copy of W.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError
+
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Factor:
+    """U with H^-1 = U^T U for the permuted H, the permutation, and the damping that was needed."""
+
+    upper: Tensor
+    order: Tensor
+    damping: float
+
+
+def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
+    """Order the columns of H (in, in) by falling diagonal and factorise its damped inverse.
+
+    `damping` is relative to the mean diagonal. Should the factorisation fail, the damping is raised tenfold,
+    up to three times; the caller can see that in the result. Columns that never see an input (H_ii = 0)
+    get a unit diagonal: their weights cannot matter, and are rounded plainly.
+
+    Raises:
+        UserError: the matrix holds values that are not finite, or cannot be factorised at all.
+    """
+    h = hessian.double()
+    if not torch.isfinite(h).all():
+        raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
+    diagonal = h.diagonal()
+    dead = diagonal <= 0
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=h.dtype)
+    for _ in range(_TRIES):
+        damped = h + torch.diag(damping * mean + dead.double())
+        lower, failed = torch.linalg.cholesky_ex(damped[order][:, order])
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return Factor(upper.float(), order, damping)
+        damping *= 10
+    raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
+
+
+def gptq(
+    weight: Tensor,
+    factor: Factor,
+    round_column: Callable[[Tensor, int], Tensor],
+    mask: Tensor | None = None,
+    block: int = 128,
+) -> Tensor:
+    """Round `weight` (out, in) on the grid of `round_column`; returns the values (out, in), all on the grid.
+
+    Args:
+        weight: float32 (out, in).
+        factor: of the layer's H, from `factorise`.
+        round_column: (column (out,), its index) -> the nearest values on the grid.
+        mask: bool (out, in); False stays exactly zero, and the error of removing it is compensated too.
+        block: columns per lazy batch.
+
+    >>> diagonal = factorise(torch.eye(4))
+    >>> gptq(torch.tensor([[0.4, 0.6, 1.2, -0.7]]), diagonal, lambda column, index: column.round())
+    tensor([[ 0.,  1.,  1., -1.]])
+    """
+    order, upper = factor.order, factor.upper
+    columns = weight.shape[1]
+    # (in, out), so that a column of the weight is contiguous
+    work = weight.float().T[order].contiguous()
+    kept = None if mask is None else mask.T[order].contiguous()
+    result = torch.empty_like(work)
+    indices = order.tolist()
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        part = work[start:stop]  # (block, out), changed in place
+        errors = torch.empty_like(part)
+        u = upper[start:stop, start:stop]
+        scaled = 1.0 / u.diagonal()
+        for i in range(stop - start):
+            rounded = round_column(part[i], indices[start + i])
+            if kept is not None:
+                rounded = rounded * kept[start + i]
+            result[start + i] = rounded
+            torch.mul(part[i] - rounded, scaled[i], out=errors[i])
+            if i + 1 < stop - start:
+                part[i + 1 :].addr_(u[i, i + 1 :], errors[i], alpha=-1)
+        if stop < columns:
+            work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    values = torch.empty_like(result)
+    values[order] = result
+    return values.T.contiguous()
+
+
+def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """Relative squared error of the layer's output: tr(D H D^T) / tr(W H W^T), D = W - W^."""
+    difference = weight.float() - rounded.float()
+    h = hessian.float()
+    lost = ((difference @ h) * difference).sum()
+    whole = ((weight.float() @ h) * weight.float()).sum()
+    return float(lost / whole.clamp(min=1e-30))

@@ -1,0 +1,158 @@
+"""Steps of a run: what identifies one, and where its result is kept.
+
+A step's fingerprint covers its parent, the pass and all its fields, the data it reads, the precision, the
+seed and the code. A finished step lies whole under `.steps/<fingerprint>/`; a step that was interrupted
+leaves a `.work/<fingerprint>/` with what it can resume from. So a killed run goes on where it was, and a
+changed recipe computes only what changed. Variants are hard links to steps and cost no space.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from compress.bundle import MANIFEST, Bundle, file_record
+from compress.errors import UserError
+from compress.passes.base import Pass
+from compress.records import Lineage, Manifest, PassRecord
+
+# What cannot change the bytes of an artifact: the telling wing and the shell around both.
+_NOT_MAKING = ("measure", "report", "runtimes", "cli", "generation", "progress", "api", "doctor", "preflight")
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 over JSON values, hexadecimal."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Hash of the sources that make artifacts."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        relative = file.relative_to(root)
+        if relative.parts[0].removesuffix(".py") not in _NOT_MAKING:
+            digest.update(str(relative).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def pass_version(step: Pass) -> str:
+    """Hash of our sources, and of a plugin's own module."""
+    module = __import__(type(step).__module__, fromlist=["_"])
+    if module.__name__.startswith("compress."):
+        return code_version()
+    file = getattr(module, "__file__", None)
+    own = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return code_version() + own
+
+
+def file_hashes(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of files, in the order given."""
+    return [file_record(path).sha256 for path in paths]
+
+
+class StepStore:
+    """The steps of one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        self.finished, self.working = folder / ".steps", folder / ".work"
+
+    def path(self, fingerprint: str) -> Path:
+        """Where a finished step lies."""
+        return self.finished / fingerprint[:16]
+
+    def has(self, fingerprint: str) -> bool:
+        """Whether the step was finished, and is still whole as far as file sizes tell."""
+        folder = self.path(fingerprint)
+        if not (folder / MANIFEST).is_file():
+            return False
+        manifest = Manifest.read(folder / MANIFEST)
+        sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
+        return manifest.fingerprint == fingerprint and all(
+            sizes.get(name) == record.bytes for name, record in manifest.files.items()
+        )
+
+    def record(self, fingerprint: str) -> PassRecord:
+        """The last pass of a finished step."""
+        return Manifest.read(self.path(fingerprint) / MANIFEST).lineage.steps[-1]
+
+    def workdir(self, fingerprint: str) -> Path:
+        """The folder a step may keep checkpoints in."""
+        folder = self.working / fingerprint[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save(self, bundle: Bundle, parent: Path | None = None) -> None:
+        """Keep a finished step under the fingerprint its lineage ends with.
+
+        `parent` is given when the step changed no weights (an export): its files are linked, not written.
+        """
+        found = bundle.lineage.steps[-1].fingerprint
+        target = self.path(found)
+        self.finished.mkdir(parents=True, exist_ok=True)
+        if parent is None:
+            bundle.save(target)
+        else:
+            _extend(parent, target, bundle)
+        shutil.rmtree(self.working / found[:16], ignore_errors=True)
+
+    def publish(self, fingerprint: str, name: str) -> Path:
+        """Make a finished step visible as the folder of a variant."""
+        source, target = self.path(fingerprint), self.root / name
+        if (target / MANIFEST).is_file() and Manifest.read(target / MANIFEST).fingerprint == fingerprint:
+            return target
+        partial = self.root / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, copy_function=link_or_copy)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+        return target
+
+    def forget_others(self, keep: set[str]) -> None:
+        """Remove steps and leftovers that the recipe no longer has."""
+        wanted = {found[:16] for found in keep}
+        for folder in (self.finished, self.working):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if entry.name.split(".")[0] not in wanted:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link where the file system allows it: weights can be gigabytes."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(parent, partial, copy_function=link_or_copy)
+        for name, source in bundle.exports.items():
+            shutil.rmtree(partial / name, ignore_errors=True)
+            shutil.copytree(source, partial / name, copy_function=link_or_copy)
+            _relabel(partial / name / MANIFEST, bundle.lineage)
+        _relabel(partial / MANIFEST, bundle.lineage)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{target}: cannot be written ({error}); free some space and run again") from None
+
+
+def _relabel(path: Path, lineage: Lineage) -> None:
+    """Write a manifest anew with another lineage; the file linked to stays as it was."""
+    if path.is_file():
+        manifest = Manifest.read(path)
+        path.unlink()
+        changed = {"lineage": lineage, "fingerprint": lineage.steps[-1].fingerprint}
+        manifest.model_copy(update=changed).write(path)

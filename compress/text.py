@@ -1,0 +1,143 @@
+"""Documents from where the text is: the standard library, files, folders, or a `datasets` name.
+
+The default needs no network and no download: the source of the Python standard library on this machine,
+test folders and generated tables left out.
+"""
+
+import json
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from compress.errors import MissingExtra, UserError
+
+_READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
+_LEFT_OUT = {
+    "encodings",  # generated tables, near copies of one another: what is learnt from one scores on the next
+    "pydoc_data",
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib2to3",
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A named text; `ends` is false for a piece that is followed by the next one of the same text."""
+
+    name: str
+    text: str
+    ends: bool = True
+
+
+def load_documents(source: str | Sequence[str]) -> list[Document]:
+    """All documents of a source or of several.
+
+    Raises:
+        UserError: nothing there, no text in it, or a kind of file that is not read.
+    """
+    sources = [source] if isinstance(source, str) else list(source)
+    documents = [d for s in sources for d in _load(s) if d.text.strip()]
+    if not documents:
+        raise UserError(f"data.text: {', '.join(sources)} holds no text")
+    return documents
+
+
+def _load(source: str) -> Iterator[Document]:
+    if source == "stdlib":
+        yield from _standard_library()
+    elif source.startswith("datasets:"):
+        yield from _from_datasets(source.removeprefix("datasets:"))
+    else:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.suffix in _READABLE and p.is_file()]
+            if not files:
+                raise UserError(f"data.text: {path} holds no {', '.join(_READABLE)} file")
+            for file in files:
+                yield from _read(file, str(file.relative_to(path)))
+        elif path.is_file():
+            yield from _read(path, path.name)
+        else:
+            raise UserError(
+                f"data.text: '{source}' does not exist (file, folder, 'stdlib' or 'datasets:NAME')"
+            )
+
+
+def _standard_library() -> Iterator[Document]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).parts
+        if not _LEFT_OUT.intersection(parts):
+            yield Document("/".join(parts), file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _read(file: Path, name: str) -> Iterator[Document]:
+    if file.suffix == ".jsonl":
+        yield from _read_jsonl(file, name)
+    elif file.suffix == ".parquet":
+        yield from _read_parquet(file, name)
+    else:
+        try:
+            yield Document(name, file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"data.text: {file} is not UTF-8 text (byte {error.start}); convert it") from None
+
+
+def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
+    with file.open("rb") as lines:  # in bytes, so that a broken line can be told from the others
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.decode("utf-8"))["text"]
+            except UnicodeDecodeError:
+                raise UserError(f"data.text: {file}:{number} is not UTF-8 text; convert it") from None
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise UserError(f'data.text: {file}:{number} is no JSON object with a "text" field')
+            yield Document(f"{name}:{number}", text)
+
+
+def _read_parquet(file: Path, name: str) -> Iterator[Document]:
+    if find_spec("pyarrow") is None:
+        raise MissingExtra("pyarrow", "parquet", f"reading {file.name}")
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+    except ArrowInvalid:
+        raise UserError(f"data.text: {file} is no whole parquet file; copy or download it again") from None
+    if "text" not in table.schema_arrow.names:
+        raise UserError(
+            f"data.text: {file} has no column 'text' (it has {', '.join(table.schema_arrow.names)})"
+        )
+    row = 0
+    for batch in table.iter_batches(columns=["text"]):
+        for value in batch.column(0).to_pylist():
+            yield Document(f"{name}:{row}", value or "")
+            row += 1
+
+
+def _from_datasets(name: str) -> Iterator[Document]:
+    if find_spec("datasets") is None:
+        raise MissingExtra("datasets", "datasets", f"reading the data set {name}")
+    from datasets import load_dataset
+
+    identifier, _, split = name.partition(":")
+    parts = identifier.split("/")
+    config = parts.pop() if len(parts) > 2 else None
+    rows = load_dataset("/".join(parts), config, split=split or "train")
+    if "text" not in rows.column_names:
+        raise UserError(
+            f"data.text: data set {name} has no column 'text' (it has {', '.join(rows.column_names)})"
+        )
+    for index, row in enumerate(rows):
+        yield Document(f"{name}:{index}", row["text"])

@@ -1,0 +1,1 @@
+"""The one optimisation loop, what it minimises, and with what."""

@@ -1,0 +1,65 @@
+"""Which windows of the training text make up a step: a pure function of (seed, step).
+
+The stream is cut into windows of `window` inputs, each predicting the token after it. An epoch visits
+every window once, in an order of its own and from an offset of its own, so that a second epoch cuts the
+text elsewhere. Nothing is remembered between steps: resuming needs the step's number only.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.errors import UserError
+
+
+class Batches(NamedTuple):
+    """The windows of a stream of tokens.
+
+    Attributes:
+        stream: int32 (tokens,).
+        window: inputs per window.
+        batch: windows per step, over all micro-batches and processes.
+        seed: of the order.
+    """
+
+    stream: NDArray[np.int32]
+    window: int
+    batch: int
+    seed: int
+
+    @property
+    def windows(self) -> int:
+        """Windows per epoch: those that fit whatever the epoch's offset."""
+        return (len(self.stream) - self.window) // self.window
+
+    def check(self) -> "Batches":
+        """Itself; raises UserError when the text does not fill one batch."""
+        if self.windows < self.batch:
+            need = (self.batch + 1) * self.window
+            raise UserError(
+                f"batch: {self.batch} windows of {self.window} tokens need {need} tokens of training text, "
+                f"there are {len(self.stream)}: give more text, or lower batch, accumulate or window"
+            )
+        return self
+
+    def epoch(self, step: int) -> int:
+        """The epoch in which a step begins."""
+        return step * self.batch // self.windows
+
+    def __call__(self, step: int) -> NDArray[np.int64]:
+        """The tokens of a step, (batch, window + 1): inputs and, one to the right, targets."""
+        rows = []
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch, index = divmod(position, self.windows)
+            offset, order = _order(self.seed, epoch, self.windows, self.window)
+            start = offset + int(order[index]) * self.window
+            rows.append(self.stream[start : start + self.window + 1])
+        return np.stack(rows).astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, windows: int, window: int) -> tuple[int, NDArray[np.int64]]:
+    generator = np.random.default_rng([seed, epoch])
+    return int(generator.integers(window)), generator.permutation(windows)

@@ -1,0 +1,85 @@
+"""The state of an optimisation on disk, so that a killed run ends with the same weights.
+
+One safetensors file: parameters, optimiser states, and in its header's metadata a JSON text with the step
+and the curve so far. One file, replaced in one rename after an fsync, cannot be torn; and safetensors,
+unlike pickle, cannot run code.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from compress.errors import UserError
+
+_META = "state"
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over the names and values of a model's parameters."""
+    result = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        result.update(name.encode())
+        result.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def save(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: dict[str, Any]
+) -> None:
+    """Write parameters, optimiser states and `progress` (JSON) in place of what is there.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"optimizer.{number}.{key}.{names[id(parameter)]}"] = value.contiguous()
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={_META: json.dumps(progress)})
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: the checkpoint cannot be written ({error}); free some space, run again"
+        ) from None
+
+
+def restore(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], identity: str
+) -> dict[str, Any] | None:
+    """Load what `save` wrote; None, with nothing changed, if there is none of this `identity`."""
+    if not path.is_file():
+        return None
+    parameters = dict(model.named_parameters())
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress: dict[str, Any] = json.loads((file.metadata() or {})[_META])
+            if progress.get("identity") != identity:
+                return None
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, KeyError, ValueError):
+        return None  # torn, or not ours: begin again
+    with torch.no_grad():
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "model":
+                parameters[rest].copy_(value)
+                continue
+            number, field, name = rest.split(".", 2)
+            parameter = parameters[name]
+            optimizers[int(number)].state[parameter][field] = value.to(parameter.device)
+    return progress

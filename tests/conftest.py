@@ -1,0 +1,56 @@
+"""What every test may ask for: a tiny model with its tokenizer, the data a pass gets, a recipe that runs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# before torch is imported: in models this small, a second thread only waits for the first
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import training_set
+
+from compress.bundle import Bundle
+from compress.passes.base import Context
+
+
+@pytest.fixture(scope="session")
+def _tiny() -> Bundle:
+    return training_set.tiny_bundle()
+
+
+@pytest.fixture
+def bundle(_tiny: Bundle) -> Bundle:
+    """A tied Llama of four blocks, random weights, a byte-level BPE; the test may change it."""
+    return _tiny.clone()
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Callable[..., Context]:
+    """`make_context(bundle, seed=1, workdir="w")`: what the pipeline would lend to a pass."""
+
+    def make(bundle: Bundle, seed: int = 1, workdir: str = "work") -> Context:
+        folder = tmp_path / workdir
+        folder.mkdir(exist_ok=True)
+        return training_set.tiny_context(bundle, folder, seed=seed)
+
+    return make
+
+
+@pytest.fixture
+def recipe_dict(tmp_path: Path) -> dict[str, Any]:
+    """The smallest recipe with a base, a child and a grandchild."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(d.text for d in training_set.documents()), encoding="utf-8")
+    return {
+        "name": "tiny",
+        "model": {"create": training_set.TINY.model_dump()},
+        "data": {"text": str(text), "window": 32, "evaluation_windows": 8, "calibration_windows": 8,
+                 "heldout_windows": 4},
+        "base": [{"train": {"tokens": 256, "batch": 4}}],
+        "variants": {
+            "pruned": [{"prune_magnitude": {"sparsity": 0.5}}],
+            "pruned-int4": {"from": "pruned", "passes": [{"quantize_gptq": {"format": "int4"}}]},
+        },
+    }  # fmt: skip

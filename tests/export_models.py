@@ -1,0 +1,99 @@
+"""Tiny random models of every exported family, for the tests of export and ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from compress.bundle import Bundle
+from compress.export.linear import Forms
+from compress.formats import QuantizedTensor
+from compress.formats.integer import IntegerFormat
+from compress.formats.swap import matrix, put_codes, quantize_embeddings
+from compress.passes.base import linear_layers
+from compress.records import Lineage
+from compress.runtimes.onnx_runtime import OnnxRuntime
+
+VOCABULARY = 97
+CONTEXT = 64
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 112,  # no multiple of 64: the last group of a row is ragged
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,  # logits far enough apart for a greedy choice to mean something
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# name -> (family, what differs from the sizes above)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama_multi_head": ("Llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    "llama3_rope": ("Llama", {"rope_parameters": _LLAMA3}),
+    "mistral_window": ("Mistral", {"sliding_window": 7}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "gpt2": ("GPT2", {"activation_function": "gelu_new", "tie_word_embeddings": True}),
+}
+
+
+def tiny_model(name: str, seed: int = 0) -> Any:
+    family, changes = MODELS[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{family}Config")(**{**_SIZES, **changes})
+    suffix = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{family}{suffix}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases start at constants, which would hide a mix-up
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def tiny_bundle(name: str) -> Bundle:
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w0", eos_token="w1")
+    return Bundle(tiny_model(name), fast, Lineage(source="tiny"))
+
+
+def quantized(bundle: Bundle, format: IntegerFormat, embeddings: IntegerFormat | None = None) -> Bundle:
+    result = bundle.clone()
+    for name in linear_layers(result.model):
+        put_codes(result.model, name, QuantizedTensor.round(format, matrix(result.model.get_submodule(name))))
+    quantize_embeddings(result.model, embeddings or format)
+    return result
+
+
+def exported(bundle: Bundle, folder: Path, forms: Forms | None = None) -> OnnxRuntime:
+    from compress.export.artifact import write_artifact
+
+    write_artifact(bundle, folder, forms or Forms())
+    return OnnxRuntime(folder, threads=1)
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (batch, length)).astype(np.int32)
+
+
+def torch_logits(model: Any, ids: Any) -> Any:
+    with torch.inference_mode():
+        return model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits.numpy()

@@ -1,0 +1,192 @@
+"""The walk: its statistics are those of a plain forward pass, and what changes on the way is seen."""
+
+from typing import Any
+
+import pytest
+import torch
+from training_set import TINY, tiny_bundle
+
+from compress.architectures import random_model
+from compress.calibration import walk
+from compress.errors import UserError
+from compress.passes.base import linear_layers
+
+WINDOWS = torch.randint(0, 300, (5, 24), generator=torch.Generator().manual_seed(0))
+
+
+def sliding_window() -> Any:
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, use_sliding_window=True, sliding_window=6, max_window_layers=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+MODELS = {
+    "llama": lambda: random_model(TINY, 0),
+    "gpt2": lambda: random_model(TINY.model_copy(update={"family": "gpt2"}), 0),
+    "sliding_window": sliding_window,
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return MODELS[request.param]()
+
+
+def hooked(model: Any, names: list[str], windows: torch.Tensor = WINDOWS) -> dict[str, torch.Tensor]:
+    """E[x x^T] of every named layer, from whole forward passes with hooks."""
+    sums: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def look(_: Any, args: Any) -> None:
+            x = args[0].flatten(0, -2)
+            sums[name] = sums.get(name, 0) + x.T @ x
+
+        return look
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    with torch.no_grad():
+        model(input_ids=windows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {name: total / windows.numel() for name, total in sums.items()}
+
+
+def hooks_left(model: Any) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def forwards_replaced(model: Any) -> int:
+    return sum("forward" in vars(m) for m in model.modules())
+
+
+def test_the_walk_sees_what_a_plain_forward_pass_sees(model):
+    names = linear_layers(model)
+    expected = hooked(model, names)
+    seen = []
+    for visit in walk(model, WINDOWS, names, batch=2):
+        hessian, cross = visit.covariance.means()
+        assert cross is None
+        assert visit.covariance.count == WINDOWS.numel()
+        for name in visit.names:
+            assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-5), name
+        seen += visit.names
+    assert sorted(seen) == sorted(names)
+    assert hooks_left(model) == forwards_replaced(model) == 0
+
+
+def test_both_streams_are_equal_while_nothing_changes(model):
+    for visit in walk(model, WINDOWS, linear_layers(model), both_streams=True, batch=2):
+        hessian, cross = visit.covariance.means()
+        assert torch.allclose(hessian, cross, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_with_one_input_are_visited_together_in_the_order_they_run():
+    model = MODELS["llama"]()
+    visits = list(walk(model, WINDOWS, sorted(linear_layers(model)), batch=2))
+    assert [visit.block for visit in visits] == [i for i in range(4) for _ in range(4)]
+    leaves = [[name.rpartition(".")[2] for name in visit.names] for visit in visits[:4]]
+    assert leaves == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def test_only_the_layers_asked_for_are_visited():
+    model = MODELS["llama"]()
+    names = ["model.layers.1.mlp.down_proj", "model.layers.3.self_attn.k_proj"]
+    assert [(v.block, v.names) for v in walk(model, WINDOWS, names)] == [(1, names[:1]), (3, names[1:])]
+
+
+def test_what_a_visit_changes_is_seen_by_all_later_ones(model):
+    names = linear_layers(model)
+    original = hooked(model, names)
+    for visit in walk(model, WINDOWS, names, both_streams=True, batch=2):
+        hessian, cross = visit.covariance.means()
+        now = hooked(model, visit.names)  # of the model as it has become
+        for name in visit.names:
+            assert torch.allclose(hessian, now[name], rtol=1e-3, atol=1e-5), name
+        if visit.block > 0:
+            assert not torch.allclose(hessian, original[visit.names[0]], rtol=1e-2)
+            assert not torch.allclose(cross, hessian, rtol=1e-2)
+        with torch.no_grad():
+            for name in visit.names:
+                model.get_submodule(name).weight.mul_(1.5)
+
+
+def test_the_cross_moments_pair_the_original_with_the_changed_inputs():
+    model = MODELS["llama"]()
+    names = linear_layers(model)
+    last = "model.layers.3.mlp.down_proj"
+    inputs: dict[str, torch.Tensor] = {}
+
+    def record(key: str) -> None:
+        handle = model.get_submodule(last).register_forward_pre_hook(
+            lambda _, args: inputs.__setitem__(key, args[0].flatten(0, -2))
+        )
+        with torch.no_grad():
+            model(input_ids=WINDOWS, use_cache=False)
+        handle.remove()
+
+    record("original")
+    for visit in walk(model, WINDOWS, names, both_streams=True, batch=2):
+        if visit.names == [last]:
+            record("changed")
+            expected = inputs["original"].T @ inputs["changed"] / WINDOWS.numel()
+            assert torch.allclose(visit.covariance.means()[1], expected, rtol=1e-3, atol=1e-5)
+        with torch.no_grad():
+            for name in visit.names:
+                model.get_submodule(name).weight.mul_(1.3)
+
+
+@pytest.mark.parametrize("ending", ["break", "raise"])
+def test_nothing_is_left_behind_when_the_loop_ends_early(model, ending):
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def loop() -> None:
+        for visit in walk(model, WINDOWS, linear_layers(model), both_streams=True):
+            assert not model.training
+            if visit.block == 1:
+                if ending == "raise":
+                    raise RuntimeError("the caller's own")
+                break
+
+    if ending == "raise":
+        with pytest.raises(RuntimeError, match="the caller's own"):
+            loop()
+    else:
+        loop()
+    assert hooks_left(model) == forwards_replaced(model) == 0
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_fails_inside_is_left_as_it_was():
+    model = MODELS["llama"]()
+    beyond = torch.full((1, 4), 300)  # no such token
+    with pytest.raises(IndexError):
+        list(walk(model, beyond, linear_layers(model)))
+    assert hooks_left(model) == forwards_replaced(model) == 0
+
+
+def test_bfloat16_statistics_are_float32_and_close():
+    model = MODELS["llama"]()
+    names = linear_layers(model)
+    expected = hooked(model, names)
+    for visit in walk(model, WINDOWS, names, both_streams=True, precision="bfloat16"):
+        hessian, cross = visit.covariance.means()
+        assert hessian.dtype == cross.dtype == torch.float32
+        wanted = expected[visit.names[0]]
+        assert (hessian - wanted).norm() < 0.05 * wanted.norm()
+        assert (cross - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_layer_outside_the_blocks_is_refused():
+    model = tiny_bundle(tie_embeddings=False).model
+    with pytest.raises(UserError, match=r"'lm_head' is not inside the blocks"):
+        next(walk(model, WINDOWS, ["lm_head"]))
+    model.config.num_hidden_layers = 77
+    with pytest.raises(UserError, match="no list of 77 blocks"):
+        next(walk(model, WINDOWS, ["lm_head"]))

@@ -1,0 +1,107 @@
+"""The commands that need no run: help without heavy imports, passes, doctor, dry runs, shipped recipes."""
+
+import json
+
+import pytest
+from cli_helpers import DATA, SHAPE, invoke, python, settings, write_recipe, write_text
+
+from compress.architectures import Architecture, create
+from compress.recipe import load_recipe, shipped
+from compress.registry import names
+from compress.text import load_documents
+
+COMMANDS = ["run", "bench", "compare", "passes", "generate", "doctor"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def test_help_imports_no_heavy_library():
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from compress.cli import app
+for command in {COMMANDS}:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output, command
+print(sorted({{"torch", "transformers", "onnx", "onnxruntime", "pandas", "plotly"}} & set(sys.modules)))
+"""
+    done = python("-W", "error", "-c", script)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_module_is_the_console_script():
+    done = python("-m", "compress", "--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    assert python("-m", "compress", "frobnicate").returncode == 2
+
+
+def test_passes_lists_them_all_and_shows_the_fields_of_each():
+    listed = invoke("passes").out
+    for name in names():
+        assert name in listed
+        shown = invoke("passes", name)
+        assert shown.code == 0
+        assert "kind: " in shown.out
+    assert "number > 0, < 1" in invoke("passes", "prune_magnitude").out
+    assert "may not follow: quantize" in invoke("passes", "prune_magnitude").out
+
+
+def test_doctor_tells_about_the_machine():
+    told = invoke("doctor")
+    assert told.code == 0
+    for word in ("cores", "memory", "instructions", "torch", "onnxruntime", "gguf"):
+        assert word in told.out
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_dry_run_of_a_shipped_recipe_tells_the_plan_and_writes_nothing(name, text, tmp_path):
+    source = load_recipe(name, ["model={create: {preset: 1m}}"])
+    outcome = invoke(
+        "run", name, "--dry-run", "-o", tmp_path / "run", "--text", text,
+        *settings(f"model.create={json.dumps(SHAPE)}", "model.checkpoint=null", "data.window=32"),
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    for variant in source.ordered():
+        assert f"  {variant}" in outcome.out
+        for step in source.chain(variant).passes:
+            assert f"    {step.name()}: " in outcome.out
+    assert all(word in outcome.out for word in ("memory", "disk", "time", "parameters"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pretrained_model_from_a_directory_runs_the_shipped_recipe(text, tmp_path):
+    model, tokenizer = create(Architecture(**SHAPE), load_documents(str(text)), seed=0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    one_file = tmp_path / "text.txt"
+    one_file.write_text("".join(document.text for document in load_documents(str(text))))
+    outcome = invoke(
+        "run", "smollm2", "--model", tmp_path / "model", "--text", one_file, "-o", tmp_path / "run",
+        *settings(
+            "threads=1", *(f"data.{name}={value}" for name, value in DATA.items()),
+            "base.passes.export_onnx.check_tokens=64", "measure={prefill_tokens: 16, rounds: 1}",
+        ),
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    found = {(line["variant"], line["runtime"]): line for line in lines}
+    assert set(found) == {(v, r) for v in ("base", "int8", "int4") for r in ("torch", "onnxruntime")}
+    assert all(abs(line["delta_nll"] or 0) < 0.05 for line in lines)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["references"] == [], "nothing was trained here to compare a reference with"
+    original, copied = (tmp_path / name / "model.safetensors" for name in ("model", "run/base"))
+    assert copied.read_bytes() == original.read_bytes()
+
+
+def test_every_shipped_recipe_is_run_by_a_test():
+    assert shipped() == ["demo", "smollm2"], "run the new one tiny, here or in test_cli_demo.py"
+
+
+def test_the_recipe_in_the_run_folder_says_everything_and_loads_again(text, tmp_path):
+    first = load_recipe(str(write_recipe(tmp_path / "tiny.yaml", text, variants={"q": ["quantize_round"]})))
+    (tmp_path / "resolved.yaml").write_text(first.to_yaml())
+    assert load_recipe(str(tmp_path / "resolved.yaml")) == first

@@ -1,0 +1,275 @@
+"""Text to windows: disjoint, the same every time, counted in bytes, and refused when it cannot serve."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import training_set
+
+from compress import text as text_module
+from compress.data import DataConfig, Windows, digest, prepare, refuse_overlap, training_documents
+from compress.errors import MissingExtra, UserError
+from compress.text import Document, load_documents
+
+
+@pytest.fixture
+def tokenizer(bundle):
+    return bundle.tokenizer
+
+
+def numbered(count: int, lines: int = 12, name: str = "d") -> list[Document]:
+    """Documents of which no line is in two."""
+    return [
+        Document(f"{name}{i}", "".join(f"line {name} {i} {j} of the text\n" for j in range(lines)))
+        for i in range(count)
+    ]
+
+
+def config(**changes) -> DataConfig:
+    sizes = {"window": 16, "evaluation_windows": 6, "calibration_windows": 5, "heldout_windows": 4}
+    return DataConfig(**{"text": "t.txt", **sizes, **changes})
+
+
+def parts(data) -> dict[str, np.ndarray]:
+    return {
+        "evaluation": data.evaluation.tokens.ravel(),
+        "calibration": data.calibration.tokens.ravel(),
+        "heldout": data.heldout.tokens.ravel(),
+        "train": data.train,
+    }
+
+
+def lines_of(tokenizer, tokens: np.ndarray) -> set[str]:
+    """The whole lines of a stretch of tokens; its first and last may be cut."""
+    text = tokenizer.decode(tokens).replace("<|endoftext|>", "")
+    return set(text.split("\n")[1:-1]) - {""}
+
+
+MODES = {"documents": numbered(80), "positions": numbered(1, lines=900)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestParts:
+    def test_no_line_is_in_two(self, mode, tokenizer):
+        data = prepare(config(), MODES[mode], tokenizer, training=True)
+        found = {name: lines_of(tokenizer, tokens) for name, tokens in parts(data).items()}
+        assert all(found.values())
+        assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+    def test_sizes_and_hashes(self, mode, tokenizer):
+        data = prepare(config(), MODES[mode], tokenizer, training=True)
+        assert data.evaluation.tokens.shape == (6, 16)
+        assert data.calibration.tokens.shape == (5, 16)
+        assert data.heldout.tokens.shape == (4, 16)
+        assert len(data.train) > 1000
+        assert {t.dtype for t in parts(data).values()} == {np.dtype(np.int32)}
+        for windows in (data.evaluation, data.calibration, data.heldout):
+            assert windows.sha256 == digest(windows.tokens)
+        assert data.train_sha256 == digest(data.train)
+
+    def test_the_same_every_time_in_whatever_order_files_come(self, mode, tokenizer):
+        first = prepare(config(), MODES[mode], tokenizer, training=True)
+        again = prepare(config(), MODES[mode][::-1], tokenizer, training=True)
+        for name, tokens in parts(first).items():
+            assert np.array_equal(tokens, parts(again)[name]), name
+
+    def test_without_training_there_is_no_train_part_and_the_others_stay(self, mode, tokenizer):
+        with_train = prepare(config(), MODES[mode], tokenizer, training=True)
+        without = prepare(config(), MODES[mode], tokenizer, training=False)
+        assert without.train.size == 0
+        for name in ("evaluation", "calibration", "heldout"):
+            assert np.array_equal(parts(without)[name], parts(with_train)[name])
+
+    def test_a_tokenizer_sees_no_evaluation_text(self, mode, tokenizer):
+        data = prepare(config(), MODES[mode], tokenizer, training=True)
+        seen = "".join(d.text for d in training_documents(MODES[mode]))
+        assert seen
+        assert not [line for line in lines_of(tokenizer, parts(data)["evaluation"]) if line in seen]
+
+
+def test_parts_of_one_text_are_contiguous_and_evaluation_is_its_end(tokenizer):
+    document = MODES["positions"][0]
+    data = prepare(config(), [document], tokenizer, training=True)
+    text = {name: tokenizer.decode(tokens) for name, tokens in parts(data).items()}
+    starts = [document.text.find(text[n]) for n in ("train", "heldout", "calibration", "evaluation")]
+    assert starts[0] == 0
+    assert all(0 <= a < b for a, b in pairwise(starts))
+
+
+def test_whole_documents_are_separated(tokenizer):
+    data = prepare(config(), MODES["documents"], tokenizer, training=True)
+    assert (data.train == tokenizer.eos_token_id).sum() > 40
+    pieces = prepare(config(), MODES["positions"], tokenizer, training=True)
+    assert tokenizer.eos_token_id not in pieces.train  # the only document goes on in the next part
+
+
+TEXTS = {
+    "ascii": "def alpha(x): return x + 3\n",
+    "two and three bytes": "für Größe — naïve café, 数字は三バイト\n",
+    "four bytes": "a 😀 b 🎉🎉 c\n",
+    "spaces": "   \t  two   spaces \n\n\n",
+}
+
+
+@pytest.mark.parametrize("line", TEXTS.values(), ids=TEXTS)
+def test_bytes_are_those_of_the_predicted_tokens(line, tokenizer):
+    documents = [Document("d", line * 900)]
+    data = prepare(config(), documents, tokenizer, training=False)
+    # in a byte-level vocabulary every character of a token stands for one byte
+    sizes = np.array([len(token) for token in tokenizer.convert_ids_to_tokens(range(300))])
+    for windows in (data.evaluation, data.calibration):
+        predicted = int(sizes[windows.tokens[:, 1:]].sum())
+        # a character that a window's border cuts counts on one side of it
+        slack = 0 if line.isascii() else 3 * len(windows.tokens)
+        assert abs(windows.bytes - predicted) <= slack
+
+
+def test_all_bytes_of_a_text_are_counted_once(tokenizer):
+    documents = [Document("d", "".join(TEXTS.values()) * 40)]
+    ids = tokenizer(documents[0].text)["input_ids"]
+    whole = len(ids) // 3
+    data = prepare(
+        config(window=whole, evaluation_windows=2, calibration_windows=1, heldout_windows=1),
+        [*documents, Document("other", TEXTS["ascii"] * 900)],
+        tokenizer,
+        training=False,
+    )
+    text = tokenizer.decode(data.evaluation.tokens.ravel())
+    firsts = [len(tokenizer.decode([row[0]]).encode()) for row in data.evaluation.tokens]
+    assert data.evaluation.bytes == len(text.encode()) - sum(firsts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "count"),
+    [
+        ({"evaluation_windows": 5000}, "evaluation_windows", 5000),
+        ({"calibration_windows": 5000}, "calibration_windows", 5000),
+        ({"heldout_windows": 5000}, "heldout_windows", 5000),
+        ({"window": 4096}, "evaluation_windows", 6),
+    ],
+)
+def test_too_short_a_text_names_the_field_and_the_numbers(changes, field, count, tokenizer):
+    window = changes.get("window", 16)
+    with pytest.raises(UserError) as caught:
+        prepare(config(**changes), MODES["documents"], tokenizer, training=False)
+    message = str(caught.value)
+    assert f"data.{field}: {count} windows of {window} tokens need {count * window} tokens" in message
+    assert "t.txt has " in message
+    assert "give more text" in message
+
+
+def test_nothing_left_to_train_on(tokenizer):
+    few = config(window=256, evaluation_windows=2, calibration_windows=1, heldout_windows=1)
+    with pytest.raises(UserError, match=r"data\.text: t\.txt leaves \d+ tokens to train on; at least 512"):
+        prepare(few, numbered(1, lines=70), tokenizer, training=True)
+
+
+class TestOverlap:
+    def windows(self, tokenizer, documents, width: int) -> np.ndarray:
+        ids = [t for d in documents for t in tokenizer(d.text)["input_ids"]]
+        return np.array(ids[: len(ids) // width * width], dtype=np.int32).reshape(-1, width)
+
+    @pytest.mark.parametrize("width", [16, 64, 256])
+    def test_shared_text_is_refused_whatever_the_window(self, tokenizer, width):
+        shared = numbered(4, name="shared")
+        calibration = self.windows(tokenizer, numbered(10, name="a") + shared, width)
+        evaluation = self.windows(tokenizer, shared + numbered(10, name="b"), width)
+        with pytest.raises(UserError, match=r"data\.calibration_text: \d+ % of the evaluation text"):
+            refuse_overlap(calibration, evaluation)
+
+    def test_other_text_and_a_common_header_are_not(self, tokenizer):
+        header = [Document("licence", "a licence that many files begin with\n" * 3)]
+        calibration = self.windows(tokenizer, header + numbered(40, name="a"), 64)
+        evaluation = self.windows(tokenizer, header + numbered(40, name="b"), 64)
+        refuse_overlap(calibration, evaluation)
+
+    def test_a_recipe_that_calibrates_on_its_evaluation_text(self, tokenizer, tmp_path):
+        file = tmp_path / "text.txt"
+        file.write_text(MODES["positions"][0].text)
+        with pytest.raises(UserError, match="would flatter the result"):
+            prepare(
+                config(text=str(file), calibration_text=str(file), calibration_windows=6),
+                load_documents(str(file)),
+                tokenizer,
+                training=False,
+            )
+        other = tmp_path / "other.txt"
+        other.write_text(numbered(1, lines=200, name="z")[0].text)
+        data = prepare(
+            config(text=str(file), calibration_text=str(other)),
+            load_documents(str(file)),
+            tokenizer,
+            training=False,
+        )
+        assert "line z" in tokenizer.decode(data.calibration.tokens.ravel())
+        assert isinstance(data.calibration, Windows)
+
+
+class TestSources:
+    def test_files_and_folders(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "a.txt").write_text("first")
+        (tmp_path / "in" / "b.md").write_text("zweite – Größe", encoding="utf-8")
+        (tmp_path / "in" / "c.bin").write_bytes(b"\xff")
+        (tmp_path / "in" / "empty.txt").write_text(" \n")
+        expected = [Document("a.txt", "first"), Document("in/b.md", "zweite – Größe")]
+        assert load_documents(str(tmp_path)) == expected
+        assert load_documents([str(tmp_path / "a.txt"), str(tmp_path / "a.txt")]) == expected[:1] * 2
+
+    def test_jsonl(self, tmp_path):
+        file = tmp_path / "t.jsonl"
+        file.write_text('{"text": "one"}\n\n{"text": "zwö", "more": 1}\n', encoding="utf-8")
+        assert load_documents(str(file)) == [Document("t.jsonl:1", "one"), Document("t.jsonl:3", "zwö")]
+
+    @pytest.mark.parametrize(
+        "line", ['{"body": "x"}', "[1]", "{", "plain text", '{"text": 3}', '{"text": null}']
+    )
+    def test_jsonl_without_text(self, tmp_path, line):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"text": "ok"}) + "\n" + line + "\n")
+        with pytest.raises(UserError, match=r't\.jsonl:2 is no JSON object with a "text" field'):
+            load_documents(str(tmp_path / "t.jsonl"))
+
+    def test_parquet(self, tmp_path):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), tmp_path / "t.parquet")
+        found = load_documents(str(tmp_path / "t.parquet"))
+        assert found == [Document("t.parquet:0", "one"), Document("t.parquet:2", "two")]
+        parquet.write_table(pa.table({"body": ["one"]}), tmp_path / "u.parquet")
+        with pytest.raises(UserError, match=r"has no column 'text' \(it has body\)"):
+            load_documents(str(tmp_path / "u.parquet"))
+        (tmp_path / "v.parquet").write_bytes(b"PAR1 and nothing else")
+        with pytest.raises(UserError, match=r"v\.parquet is no whole parquet file"):
+            load_documents(str(tmp_path / "v.parquet"))
+
+    @pytest.mark.parametrize(("name", "package"), [("t.parquet", "pyarrow"), ("datasets:x/y", "datasets")])
+    def test_an_extra_that_is_not_installed(self, tmp_path, monkeypatch, name, package):
+        (tmp_path / "t.parquet").write_bytes(b"")
+        monkeypatch.setattr(text_module, "find_spec", lambda name: None)
+        source = name if ":" in name else str(tmp_path / name)
+        with pytest.raises(MissingExtra, match=rf"needs the package '{package}'"):
+            load_documents(source)
+
+    @pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
+    def test_text_that_is_not_utf8(self, tmp_path, name):
+        (tmp_path / name).write_bytes('{"text": "café"}\n'.encode("latin-1"))
+        with pytest.raises(UserError, match=rf"{name}(:1)? is not UTF-8 text( \(byte 13\))?; convert it"):
+            load_documents(str(tmp_path / name))
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(UserError, match=r"data\.text: 'absent\.txt' does not exist"):
+            load_documents("absent.txt")
+        with pytest.raises(UserError, match=r"holds no \.txt"):
+            load_documents(str(tmp_path))
+        (tmp_path / "empty.txt").write_text("\n")
+        with pytest.raises(UserError, match=r"empty\.txt holds no text"):
+            load_documents(str(tmp_path / "empty.txt"))
+
+    def test_the_standard_library_is_there_without_its_tests(self):
+        documents = load_documents("stdlib")
+        names = [d.name for d in documents]
+        assert "json/decoder.py" in names
+        assert not [n for n in names if "test" in n.split("/")[:-1] or "site-packages" in n]
+        assert len(training_set.documents()) < len(names)

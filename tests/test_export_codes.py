@@ -1,0 +1,140 @@
+"""The codes in the file are the codes of the torch model, stored once, in the promised bytes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_models import exported, quantized, tiny_bundle, tokens, torch_logits
+from onnx import numpy_helper
+
+from compress.export.blocks import as_blocks
+from compress.export.linear import Forms
+from compress.formats import Int4, Int8, QuantizedTensor
+
+INT4 = Int4(group=64)
+INT8 = Int8()
+
+
+def initializers(folder):
+    model = onnx.load(folder / "model.onnx")
+    return {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}
+
+
+def layer(bundle, name):
+    return bundle.model.get_submodule(name).quantized
+
+
+def test_int4_codes_scales_and_zeros_are_the_same_bytes(tmp_path):
+    bundle = quantized(tiny_bundle("llama"), INT4)
+    exported(bundle, tmp_path)
+    stored = initializers(tmp_path)
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj", "lm_head"):
+        held = layer(bundle, name)
+        assert stored[f"{name}.codes"].tobytes() == held.codes.numpy().tobytes()
+        assert stored[f"{name}.scales"].tobytes() == held.scales.numpy().tobytes()
+        assert stored[f"{name}.zeros"].tobytes() == held.zeros.numpy().tobytes()
+
+
+def test_stacked_query_key_value_keep_their_codes(tmp_path):
+    bundle = quantized(tiny_bundle("llama"), INT4)
+    exported(bundle, tmp_path)
+    held = [layer(bundle, f"model.layers.0.self_attn.{x}_proj") for x in "qkv"]
+    expected = b"".join(x.codes.numpy().tobytes() for x in held)
+    assert initializers(tmp_path)["layers.0.qkv.codes"].tobytes() == expected
+
+
+def test_int8_codes_are_the_same_around_zero(tmp_path):
+    bundle = quantized(tiny_bundle("llama"), INT8)
+    exported(bundle, tmp_path, Forms(int8="token"))
+    stored = initializers(tmp_path)["model.layers.0.mlp.up_proj.codes"]
+    held = layer(bundle, "model.layers.0.mlp.up_proj")
+    assert (stored.T.astype(np.int16) + 128 == held.unpacked().numpy()).all()
+
+
+@pytest.mark.parametrize("format", [None, INT8, INT4])
+def test_a_tied_matrix_is_stored_once(format, tmp_path):
+    bundle = tiny_bundle("llama_tied")
+    exported(bundle if format is None else quantized(bundle, format), tmp_path)
+    names = [name for name in initializers(tmp_path) if "lm_head" in name or "embedding" in name]
+    assert {name.rpartition(".")[2] for name in names} <= {"weight", "codes", "scales", "zeros"}
+    assert all(name.startswith("embedding.") for name in names)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen2", "qwen3", "gpt2", "mistral_window"])
+@pytest.mark.parametrize(
+    ("format", "forms", "tolerance"),
+    [
+        (INT4, Forms(accuracy_level=0), 1e-4),
+        (Int4(group=32, symmetric=True), Forms(accuracy_level=0), 1e-4),
+        (Int4(group=None), Forms(accuracy_level=0), 1e-4),
+        (Int4(group=48), Forms(accuracy_level=0), 1e-4),
+        (Int8(group=32, symmetric=False), Forms(accuracy_level=0), 1e-4),
+        (INT8, Forms(int8="blocks", accuracy_level=0), 1e-4),
+        (INT4, Forms(), 0.1),
+        (INT8, Forms(), 0.1),
+        (Int8(symmetric=False), Forms(), 0.1),
+        (INT8, Forms(int8="tensor"), 0.1),
+        (INT8, Forms(int8="token"), 0.1),
+    ],
+)
+def test_quantized_graphs_equal_torch(name, format, forms, tolerance, tmp_path):
+    bundle = quantized(tiny_bundle(name), format)
+    ids = tokens(batch=2, length=24)
+    expected = torch_logits(bundle.model, ids)
+    found = exported(bundle, tmp_path, forms).logits(ids)
+    # rounded activations are noise, so that one is bounded in the mean
+    difference = np.abs(found - expected)
+    worst = difference.max() if tolerance < 0.01 else difference.mean()
+    assert worst < tolerance * np.abs(expected).max()
+
+
+def test_mixed_formats_in_one_model(tmp_path):
+    bundle = quantized(tiny_bundle("llama"), INT4, embeddings=INT8)
+    bundle.model.model.layers[0].self_attn.q_proj = (
+        tiny_bundle("llama").model.model.layers[0].self_attn.q_proj
+    )
+    ids = tokens(batch=1, length=24)
+    expected = torch_logits(bundle.model, ids)
+    found = exported(bundle, tmp_path, Forms(int8="blocks", accuracy_level=0)).logits(ids)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_dead_layer_stays_dead_in_the_token_form(tmp_path):
+    bundle = tiny_bundle("llama")
+    with torch.no_grad():
+        bundle.model.model.layers[1].mlp.up_proj.weight.zero_()  # the next layer reads rows of zeros
+    bundle = quantized(bundle, INT8)
+    found = exported(bundle, tmp_path).logits(tokens(1, 8))
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [48, 64, 100, 192])
+@pytest.mark.parametrize("group", [None, 16, 48, 64, 96])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_stand_for_the_same_weights(bits, columns, group, symmetric):
+    format = (Int4 if bits == 4 else Int8)(group=group, symmetric=symmetric, clip_search=0)
+    if group is not None and columns == 100 and group > 64:
+        pytest.skip("a group as wide as the row but for four columns is cut differently")
+    held = QuantizedTensor.round(format, torch.randn(5, columns))
+    blocks = as_blocks(held)
+    uncut = (
+        Int4(group=blocks.block, symmetric=symmetric)
+        if bits == 4
+        else Int8(group=blocks.block, symmetric=symmetric)
+    )
+    again = QuantizedTensor(uncut, (5, blocks.codes.shape[1] * blocks.block))
+    again.codes, again.scales, again.zeros = blocks.codes, blocks.scales, blocks.zeros
+    values = again.dequantize()
+    assert (values[:, :columns] == held.dequantize()).all()
+    assert (values[:, columns:] == 0).all()
+
+
+def test_file_sizes(tmp_path):
+    bundle = tiny_bundle("llama_tied")
+    sizes = {}
+    for kind, held in (("f", bundle), ("8", quantized(bundle, INT8)), ("4", quantized(bundle, INT4))):
+        exported(held, tmp_path / kind)
+        sizes[kind] = sum(np.prod(x.shape) * x.itemsize for x in initializers(tmp_path / kind).values())
+    assert sizes["8"] < 0.29 * sizes["f"]
+    assert sizes["4"] < 0.19 * sizes["f"]

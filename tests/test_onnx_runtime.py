@@ -1,0 +1,85 @@
+"""ONNX Runtime gives what torch gives, through every entrance."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from export_models import CONTEXT, MODELS, exported, tiny_bundle, tokens, torch_logits
+
+from compress.errors import UserError
+from compress.runtimes.onnx_runtime import OnnxRuntime
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float_graph_equals_torch_with_and_without_the_cache(name, tmp_path):
+    bundle = tiny_bundle(name)
+    runtime = exported(bundle, tmp_path)
+    ids = tokens(batch=2, length=40)
+    expected = torch_logits(bundle.model, ids)
+    tolerance = 1e-5 * np.abs(expected).max()
+    assert np.abs(runtime.logits(ids) - expected).max() < tolerance
+    state = runtime.prefill(ids[:, :20])
+    assert np.abs(state.logits - expected[:, 19]).max() < tolerance
+    for position in range(20, 40):
+        state = runtime.decode(state, ids[:, position])
+        assert np.abs(state.logits - expected[:, position]).max() < tolerance
+    assert state.length == 40
+
+
+def test_the_cache_grows_past_its_first_capacity(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.runtimes.onnx_runtime._SPARE", 1)
+    bundle = tiny_bundle("llama")
+    runtime = exported(bundle, tmp_path)
+    ids = tokens(batch=2, length=CONTEXT)
+    expected = torch_logits(bundle.model, ids)
+    state = runtime.prefill(ids[:, :3])
+    for position in range(3, CONTEXT):
+        state = runtime.decode(state, ids[:, position])
+    assert np.abs(state.logits - expected[:, -1]).max() < 1e-5 * np.abs(expected).max()
+    with pytest.raises(UserError, match="context of 64 tokens"):
+        runtime.decode(state, ids[:, 0])
+
+
+def test_long_texts_are_scored_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.runtimes.onnx_runtime._CHUNK", 7)
+    bundle = tiny_bundle("llama")
+    runtime = exported(bundle, tmp_path)
+    ids = tokens(batch=2, length=40)
+    expected = torch_logits(bundle.model, ids)
+    assert np.abs(runtime.logits(ids) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_two_texts_at_once_do_not_disturb_each_other(tmp_path):
+    runtime = exported(tiny_bundle("llama"), tmp_path)
+    ids = tokens(batch=2, length=10)
+    alone = runtime.decode(runtime.prefill(ids[:1, :9]), ids[:1, 9]).logits.copy()
+    first, second = runtime.prefill(ids[:1, :9]), runtime.prefill(ids[1:, :9])
+    runtime.decode(second, ids[1:, 9])
+    assert (runtime.decode(first, ids[:1, 9]).logits == alone).all()
+
+
+def test_text_longer_than_the_context_is_refused(tmp_path):
+    runtime = exported(tiny_bundle("llama"), tmp_path)
+    with pytest.raises(UserError, match="exceed the model's context of 64"):
+        runtime.logits(tokens(1, CONTEXT + 1))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        OnnxRuntime(tmp_path, threads=1)
+
+
+def test_a_broken_model_is_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(UserError, match="cannot load it"):
+        OnnxRuntime(tmp_path, threads=1)
+
+
+def test_it_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys, compress.runtimes.onnx_runtime, compress.runtimes;"
+        "print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

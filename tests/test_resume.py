@@ -1,0 +1,114 @@
+"""Ctrl-C, SIGKILL and a full disk in the middle of every kind of step; the same bytes after going on."""
+
+import hashlib
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import ROOT, python, write_recipe, write_text
+
+from compress.errors import UserError
+from compress.measure.quality import score
+
+TRAINING = {"tokens": 1500, "batch": 4, "heldout_points": 2, "checkpoint_seconds": 0}
+KILLS = ("SIGKILL", "SIGINT")
+# where to stop: a function inside each kind of step, the call of it, and how; in the order of the run
+STOPS = [
+    ("compress.passes.train.cross_entropy", 3, ("full", *KILLS)),
+    ("compress.export.artifact.write_artifact", 1, ("full",)),
+    ("compress.export.check.compare", 1, KILLS),  # the graph is written, not yet checked
+    ("compress.steps.link_or_copy", 2, KILLS),  # the step is being kept, or shown as the variant
+    ("compress.solvers.masks.smallest", 3, ("full", *KILLS)),
+    ("compress.bundle.file_record", 2, KILLS),  # the weights are written, the manifest is not
+    ("compress.passes.distill.distillation", 3, ("full", *KILLS)),
+    ("compress.passes.quantize_gptq.gptq", 3, ("full", *KILLS)),
+]
+STATUS = {"full": 2, "SIGKILL": -9, "SIGINT": 130}
+
+
+def weights(run: Path) -> dict[str, str]:
+    """The digest of every weight file of every variant."""
+    files = [p for p in run.glob("[!.]*/**/*") if ".safetensors" in p.name or ".onnx" in p.name]
+    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def drive(folder: Path, jobs: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Let the driver run the jobs, one after the other."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = python(ROOT / "tests" / "cli_driver.py", folder / "jobs.json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(job: dict[str, object], told: dict[str, object]) -> None:
+    """That a job ended as it should: in one line, except for a kill, and with no process left."""
+    lines = str(told["err"]).splitlines()
+    assert told["status"] == STATUS.get(str(job.get("action")), 0), (job, told)
+    assert told["outlived"] == [], (job, told)
+    if job.get("action") == "full":
+        assert lines[-1].startswith("error: "), (job, told)
+        assert "Traceback" not in str(told["err"]), (job, told)
+    elif job.get("action") == "SIGINT":
+        assert lines[-1] == "interrupted; run the same command again to resume"
+
+
+def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml",
+        write_text(tmp_path / "text"),
+        base=[{"train": TRAINING}, {"export_onnx": {"check_tokens": 64}}],
+        variants={
+            "small": [
+                "prune_magnitude",
+                {"distill": TRAINING},
+                "quantize_gptq",
+                {"export_onnx": {"check_tokens": 64}},
+            ]
+        },
+    )
+    jobs: list[dict[str, object]] = [
+        {"arguments": ["run", str(recipe), "-o", str(tmp_path / name)], "make_only": True}
+        for name in ("whole", "stopped")
+    ]
+    straight, again = jobs
+    stops = [
+        {**again, "place": place, "call": call, "action": action}
+        for place, call, actions in STOPS
+        for action in actions
+    ]
+    plan = [straight, *stops, again]
+    for job, told in zip(plan, drive(tmp_path, plan), strict=True):
+        check(job, told)
+    expected = weights(tmp_path / "whole")
+    assert {"base/model.safetensors", "base/onnx/model.onnx", "small/quantized.safetensors"} <= set(expected)
+    assert weights(tmp_path / "stopped") == expected
+    assert not list((tmp_path / "stopped").rglob("*.partial"))
+
+
+def test_measuring_goes_on_after_a_stop(tmp_path):
+    recipe = write_recipe(tmp_path / "tiny.yaml", write_text(tmp_path / "text"))
+    run = tmp_path / "run"
+    command: dict[str, object] = {"arguments": ["run", str(recipe), "-o", str(run)]}
+    plan = [
+        {**command, "place": "compress.measure.process.WorkerProcess.ask", "call": 1, "action": "SIGKILL"},
+        {**command, "place": "compress.measure.harness.save_result", "call": 1, "action": "SIGINT"},
+        command,
+    ]
+    for job, told in zip(plan, drive(tmp_path, plan), strict=True):
+        check(job, told)
+    assert len((run / "results.jsonl").read_text().splitlines()) == 1
+    assert (run / "report.html").exists()
+    assert not any((run / ".work").iterdir()), "what the killed run left is swept up"
+
+
+def test_a_disk_that_fills_while_the_base_is_scored(tmp_path):
+    windows = np.zeros((2, 8), np.int32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="logits cannot be written .* free some space"):
+            score(lambda tokens: np.zeros((*tokens.shape, 5000), np.float32), windows, keep=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

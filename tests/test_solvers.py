@@ -1,0 +1,219 @@
+"""Solvers: what the papers claim of them, on tensors alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.errors import UserError
+from compress.formats import Int4, Int8
+from compress.solvers import masks
+from compress.solvers.asymmetric import asymmetric_target
+from compress.solvers.gptq import factorise, gptq, output_error
+
+ROWS, COLUMNS = 24, 200  # more columns than one lazy batch of 128
+FORMAT = Int4(group=50)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(samples: int = 600, columns: int = COLUMNS, seed: int = 1) -> torch.Tensor:
+    """Inputs (samples, columns) that share a few directions, with columns of unequal size."""
+    mixing = normal(columns // 8, columns, seed=seed + 1)
+    x = normal(samples, columns // 8, seed=seed) @ mixing + 0.3 * normal(samples, columns, seed=seed + 2)
+    return x * torch.linspace(0.2, 2.0, columns)
+
+
+def moments(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+    return x.T @ (x if y is None else y) / len(x)
+
+
+def solve(weight, hessian, mask=None, format=FORMAT, **options):
+    grid = format.fit(weight)
+    rounder = format.column_rounder(grid, weight.shape[1])
+    return gptq(weight, factorise(hessian), rounder, mask, **options), grid
+
+
+def rounded(weight, grid, format=FORMAT):
+    return format.values(format.codes(weight, grid), grid)
+
+
+@pytest.mark.parametrize("format", [FORMAT, Int4(group=None, symmetric=True), Int8()], ids=str)
+def test_gptq_beats_rounding_on_correlated_inputs(format):
+    weight, x = normal(ROWS, COLUMNS), correlated()
+    values, grid = solve(weight, moments(x), format=format)
+    ours, plain = ((x @ (v - weight).T).square().sum() for v in (values, rounded(weight, grid, format)))
+    assert ours < 0.5 * plain
+
+
+def test_gptq_is_rounding_for_a_diagonal_hessian():
+    weight = normal(ROWS, COLUMNS)
+    values, grid = solve(weight, torch.diag(torch.linspace(0.1, 9.0, COLUMNS)))
+    assert torch.equal(FORMAT.codes(values, grid), FORMAT.codes(weight, grid))
+    assert torch.equal(values, rounded(weight, grid))
+
+
+def test_the_order_of_columns_matters_only_where_they_are_correlated():
+    weight, diagonal = normal(ROWS, COLUMNS), torch.linspace(0.1, 9.0, COLUMNS)
+    shuffled = diagonal[torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(0))]
+    orders = [factorise(torch.diag(d)).order for d in (diagonal, shuffled)]
+    assert not torch.equal(*orders)
+    assert torch.equal(solve(weight, torch.diag(diagonal))[0], solve(weight, torch.diag(shuffled))[0])
+
+
+def test_columns_are_taken_by_falling_diagonal():
+    hessian = moments(correlated())
+    assert (hessian.diagonal()[factorise(hessian).order].diff() <= 0).all()
+
+
+def test_lazy_batches_change_nothing_but_the_speed():
+    weight, hessian = normal(ROWS, COLUMNS), moments(correlated())
+    one, many = (solve(weight, hessian, block=block)[0] for block in (COLUMNS, 16))
+    assert output_error(one, many, hessian) < 1e-3  # not 0: a sum in another order may tip a tie
+
+
+def test_every_result_is_on_the_grid():
+    values, grid = solve(normal(ROWS, COLUMNS), moments(correlated()))
+    assert torch.equal(rounded(values, grid), values)
+
+
+def test_masked_weights_stay_exactly_zero_and_their_loss_is_compensated():
+    x = correlated()
+    mask = masks.pattern(normal(ROWS, COLUMNS, seed=5).abs(), 2, 4)
+    weight = normal(ROWS, COLUMNS)
+    values, grid = solve(weight, moments(x), mask)
+    assert (values[~mask] == 0).all()
+    plain = rounded(weight, grid) * mask
+    ours, naive = ((x @ (v - weight).T).square().sum() for v in (values, plain))
+    assert ours < 0.7 * naive
+
+
+def test_dead_columns_are_rounded_plainly():
+    x = correlated()
+    x[:, [3, 150]] = 0
+    weight = normal(ROWS, COLUMNS)
+    values, grid = solve(weight, moments(x))
+    assert torch.isfinite(values).all()
+    assert torch.equal(values[:, [3, 150]], rounded(weight, grid)[:, [3, 150]])
+
+
+def test_a_layer_that_never_saw_an_input_is_rounded():
+    weight = normal(ROWS, COLUMNS)
+    values, grid = solve(weight, torch.zeros(COLUMNS, COLUMNS))
+    assert torch.equal(values, rounded(weight, grid))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    hessian = torch.eye(4)
+    hessian[1, 2] = value
+    with pytest.raises(UserError, match="not finite"):
+        factorise(hessian)
+
+
+def test_damping_that_had_to_be_raised_is_told():
+    x = correlated()
+    assert factorise(moments(x), 0.01).damping == 0.01
+    indefinite = torch.eye(8)
+    indefinite[0, 1] = indefinite[1, 0] = 1.05  # an eigenvalue of -0.05
+    assert factorise(indefinite, 0.01).damping == pytest.approx(0.1)
+    with pytest.raises(UserError, match="more calibration windows"):
+        factorise(-10 * torch.ones(8, 8) + torch.eye(8), 1e-6)
+
+
+def test_the_factor_is_that_of_the_damped_inverse():
+    hessian = moments(correlated()).double()
+    factor = factorise(hessian, 0.01)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(COLUMNS)
+    inverse = factor.upper.double().T @ factor.upper.double()
+    product = inverse @ damped[factor.order][:, factor.order]
+    assert torch.allclose(product, torch.eye(COLUMNS, dtype=torch.double), atol=1e-3)
+
+
+def test_output_error_is_that_of_the_outputs():
+    weight, x = normal(ROWS, COLUMNS), correlated()
+    other = weight + 0.1 * normal(ROWS, COLUMNS, seed=3)
+    explicit = (x @ (weight - other).T).square().sum() / (x @ weight.T).square().sum()
+    assert output_error(weight, other, moments(x)) == pytest.approx(float(explicit), rel=1e-4)
+    assert output_error(weight, weight, moments(x)) == 0
+
+
+def two_streams(samples: int = 900) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs of the original layer, and what they have become, (samples, 40) each."""
+    x = correlated(samples, 40)
+    return x, x @ (torch.eye(40) + 0.05 * normal(40, 40, seed=7)) + 0.2 * normal(samples, 40, seed=8)
+
+
+def test_the_asymmetric_target_is_the_least_squares_solution():
+    x, changed = two_streams()
+    weight = normal(10, 40)
+    ours = asymmetric_target(weight, moments(changed), moments(x, changed), 1.0, damping=1e-12)
+    explicit = torch.linalg.lstsq(changed.double(), (x @ weight.T).double()).solution.T
+    assert torch.allclose(ours.double(), explicit, atol=1e-3)
+
+
+def test_the_full_asymmetric_step_comes_nearest_to_the_original_output():
+    x, changed = two_streams()
+    weight = normal(10, 40)
+    lost = [
+        float((x @ weight.T - changed @ target.T).square().sum())
+        for share in (0.0, 0.5, 1.0)
+        for target in [asymmetric_target(weight, moments(changed), moments(x, changed), share)]
+    ]
+    assert lost[0] > lost[1] > lost[2]
+
+
+def test_no_share_and_equal_streams_leave_the_weight_alone():
+    x, changed = two_streams()
+    weight = normal(10, 40)
+    assert torch.equal(asymmetric_target(weight, moments(changed), moments(x, changed), 0.0), weight)
+    assert torch.allclose(asymmetric_target(weight, moments(x), moments(x), 1.0), weight, atol=1e-4)
+
+
+# few distinct values, so that ties are the rule
+scores = st.integers(1, 6).flatmap(
+    lambda rows: st.integers(1, 12).flatmap(
+        lambda columns: st.lists(
+            st.sampled_from([0.0, 1.0, 1.0, 2.0]), min_size=rows * columns, max_size=rows * columns
+        ).map(lambda values: torch.tensor(values).view(rows, columns))
+    )
+)
+quick = settings(max_examples=80, deadline=None)
+
+
+def check_kept_are_largest(scores: torch.Tensor, mask: torch.Tensor) -> None:
+    if mask.any() and not mask.all():
+        assert scores[mask].min() >= scores[~mask].max()
+
+
+@quick
+@given(scores, st.data())
+def test_exactly_so_many_are_removed_ties_and_all(scores, data):
+    count = data.draw(st.integers(0, scores.numel()))
+    mask = masks.smallest(scores, count)
+    assert mask.shape == scores.shape
+    assert int((~mask).sum()) == count
+    check_kept_are_largest(scores, mask)
+
+
+@quick
+@given(scores, st.data())
+def test_exactly_so_many_are_removed_from_every_row(scores, data):
+    count = data.draw(st.integers(0, scores.shape[1]))
+    mask = masks.smallest_per_row(scores, count)
+    assert ((~mask).sum(1) == count).all()
+    for row, kept in zip(scores, mask, strict=True):
+        check_kept_are_largest(row, kept)
+
+
+@quick
+@given(scores, st.integers(2, 8), st.data())
+def test_a_pattern_holds_in_every_group(scores, of, data):
+    kept = data.draw(st.integers(1, of - 1))
+    wide = scores.repeat(1, of)  # a width that divides
+    mask = masks.pattern(wide, kept, of)
+    assert (mask.view(-1, of).sum(1) == kept).all()
+    for group, stays in zip(wide.view(-1, of), mask.view(-1, of), strict=True):
+        check_kept_are_largest(group, stays)

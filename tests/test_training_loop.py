@@ -1,0 +1,245 @@
+"""The loop: it learns, resumes to the same bytes after a kill, respects masks, changes nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
+
+from compress.errors import UserError
+from compress.passes.distill import Distill
+from compress.passes.train import Train
+from compress.training import checkpoint
+from compress.training.batches import Batches
+
+SETTINGS = {"tokens": 48 * 4 * WINDOW, "batch": 4, "heldout_points": 3}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_loss_falls_and_the_notes_tell(optimizer, tmp_path):
+    bundle = tiny_bundle()
+    before = weights(bundle)
+    result = Train(**SETTINGS, optimizer=optimizer)(bundle, tiny_context(bundle, tmp_path))
+    notes = result.notes
+    assert notes["heldout_before"] == pytest.approx(np.log(300), rel=0.05)
+    assert notes["heldout_after"] < notes["heldout_before"] - 1
+    assert (notes["tokens"], notes["steps"]) == (48 * 4 * WINDOW, 48)
+    assert notes["tokens_per_parameter"] == pytest.approx(notes["tokens"] / notes["parameters"], rel=0.01)
+    curve = notes["loss_curve"]
+    assert curve[-1][:2] == [48, notes["tokens"]]
+    assert [point[0] for point in curve if point[3] is not None] == [16, 32, 48]
+    assert equal(before, weights(bundle)), "a pass leaves its input as it was"
+    assert not result.model.training
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+    bundle = tiny_bundle()
+    runs = [
+        Train(**SETTINGS)(bundle, tiny_context(bundle, tmp_path / str(i), seed=s))
+        for i, s in enumerate((1, 1, 2))
+    ]
+    assert equal(weights(runs[0]), weights(runs[1]))
+    assert not equal(weights(runs[0]), weights(runs[2]))
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    bundle = tiny_bundle()
+    settings = {"tokens": 10 * 4 * WINDOW, "optimizer": "adamw", "learning_rate": 1e-3}
+    whole = Train(**settings, batch=4)(bundle, tiny_context(bundle, tmp_path / "a"))
+    parts = Train(**settings, batch=1, accumulate=4)(bundle, tiny_context(bundle, tmp_path / "b"))
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(parts)[name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_masked_weights_stay_exactly_zero(optimizer, tmp_path):
+    bundle = tiny_bundle()
+    name = "model.layers.1.mlp.up_proj"
+    mask = torch.rand(64, 32, generator=torch.Generator().manual_seed(0)) > 0.5
+    pruned = bundle.evolve(masks={name: mask})
+    for step in (Train(**SETTINGS, optimizer=optimizer), Distill(**SETTINGS, optimizer=optimizer)):
+        result = step(pruned, tiny_context(bundle, tmp_path / step.kind))
+        weight = result.model.get_submodule(name).weight
+        assert torch.equal(weight != 0, mask)
+        assert not torch.equal(weight[mask], bundle.model.get_submodule(name).weight[mask])
+        assert torch.equal(result.masks[name], mask)
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from training_set import tiny_bundle, tiny_context
+import torch
+torch.set_num_threads(1)
+from compress.passes.train import Train
+bundle = tiny_bundle()
+step = Train(tokens=120 * 4 * 32, batch=4, heldout_points=5, checkpoint_seconds=0.0)
+result = step(bundle, tiny_context(bundle, Path(sys.argv[1])))
+save_file({k: v.clone() for k, v in result.model.state_dict().items()}, sys.argv[2])
+Path(sys.argv[2] + ".curve").write_text(repr(result.notes["loss_curve"]))
+"""
+
+
+def _child(folder: Path, target: Path):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    return subprocess.Popen([sys.executable, "-c", _CHILD, str(folder), str(target)], env=environment)
+
+
+def test_killed_for_real_it_ends_with_the_same_bytes(tmp_path):
+    folder, target = tmp_path / "killed", tmp_path / "killed.safetensors"
+    whole = _child(tmp_path / "whole", tmp_path / "whole.safetensors")
+    child = _child(folder, target)
+    while child.poll() is None and not (folder / "training.safetensors").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # some steps further, perhaps in the middle of writing a checkpoint
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert _child(folder, target).wait() == 0
+    assert whole.wait() == 0
+    assert equal(load_file(tmp_path / "whole.safetensors"), load_file(target))
+    curves = [(tmp_path / f"{run}.safetensors.curve").read_text() for run in ("whole", "killed")]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("step", [Train, Distill])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_interrupted_around_a_checkpoint_it_ends_with_the_same_bytes(
+    step, optimizer, moment, tmp_path, monkeypatch
+):
+    bundle, teacher = tiny_bundle(), tiny_bundle(seed=3)
+    mask = {
+        "model.layers.0.mlp.up_proj": torch.rand(64, 32, generator=torch.Generator().manual_seed(0)) > 0.5
+    }
+    bundle = bundle.evolve(masks=mask)
+    run = step(tokens=20 * 4 * WINDOW, batch=4, checkpoint_seconds=0.0, optimizer=optimizer)
+    whole = run(bundle, tiny_context(bundle, tmp_path / "whole", teacher))
+    save, calls = checkpoint.save, []
+
+    def interrupted(*arguments):
+        calls.append(arguments[3]["step"])
+        if moment == "after":
+            save(*arguments)
+        if len(calls) % 6 == 0:
+            raise KeyboardInterrupt
+        if moment == "before":
+            save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    lives = 0
+    while True:
+        lives += 1
+        try:
+            result = run(bundle, tiny_context(bundle, tmp_path / "cut", teacher))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert lives >= 3
+    assert equal(weights(whole), weights(result))
+    assert whole.notes["loss_curve"] == result.notes["loss_curve"]
+
+
+def test_masks_are_out_by_in_for_transposed_layers_too(tmp_path):
+    bundle = tiny_bundle(family="gpt2")
+    name = "transformer.h.0.mlp.c_fc"
+    mask = torch.rand(64, 32, generator=torch.Generator().manual_seed(0)) > 0.5
+    result = Train(**SETTINGS)(bundle.evolve(masks={name: mask}), tiny_context(bundle, tmp_path))
+    assert torch.equal(result.model.get_submodule(name).weight.T != 0, mask)
+
+
+def test_a_checkpoint_of_another_run_or_a_torn_one_is_ignored(tmp_path):
+    bundle = tiny_bundle()
+    context = tiny_context(bundle, tmp_path)
+    fresh = Train(**SETTINGS)(bundle, tiny_context(bundle, tmp_path / "fresh"))
+    Train(**SETTINGS, checkpoint_seconds=0.0, learning_rate=1e-4)(bundle, context)
+    assert (tmp_path / "training.safetensors").exists()
+    assert equal(weights(fresh), weights(Train(**SETTINGS)(bundle, context)))
+    (tmp_path / "training.safetensors").write_bytes(b"torn")
+    assert equal(weights(fresh), weights(Train(**SETTINGS)(bundle, context)))
+
+
+def test_checkpoints_hold_every_number_exactly(tmp_path):
+    models = [tiny_bundle(seed).model for seed in (0, 1)]
+    optimisers = [[torch.optim.AdamW(model.parameters(), fused=True)] for model in models]
+    for parameter in models[0].parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimisers[0][0].step()
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, models[0], optimisers[0], {"identity": "x", "step": 1, "sum": 0.1})
+    assert checkpoint.restore(path, models[1], optimisers[1], "y") is None
+    assert checkpoint.restore(path, models[1], optimisers[1], "x") == {"identity": "x", "step": 1, "sum": 0.1}
+    assert checkpoint.digest(models[0]) == checkpoint.digest(models[1])
+    for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        for key, value in optimisers[0][0].state[left].items():
+            assert torch.equal(value, optimisers[1][0].state[right][key])
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    model, path = tiny_bundle().model, tmp_path / "c.safetensors"
+    checkpoint.save(path, model, [], {"identity": "x"})
+
+    def full(tensors, target, metadata):
+        target.write_bytes(b"some")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(path, model, [], {"identity": "y"})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert checkpoint.restore(path, model, [], "x") == {"identity": "x"}
+
+
+def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
+    stream = np.arange(10 * 8 + 8, dtype=np.int32)
+    batches = Batches(stream, window=8, batch=5, seed=0)
+    assert batches.windows == 10
+    epochs = [np.concatenate([batches(2 * e), batches(2 * e + 1)]) for e in range(2)]
+    for rows in epochs:
+        assert rows.shape == (10, 9)
+        offset = rows[:, 0].min()
+        assert sorted(rows[:, 0] - offset) == [8 * i for i in range(10)]
+        assert (np.diff(rows) == 1).all()
+    assert not np.array_equal(epochs[0] // 8, epochs[1] // 8)
+    assert np.array_equal(batches(7), Batches(stream, 8, 5, 0)(7)), "a pure function of seed and step"
+
+
+def test_text_shorter_than_a_batch_is_an_error(tmp_path):
+    bundle = tiny_bundle()
+    with pytest.raises(UserError, match="1000 windows of 32 tokens need 32032 tokens"):
+        Train(tokens=1000, batch=1000)(bundle, tiny_context(bundle, tmp_path))
+
+
+def test_tokens_beyond_the_text_wrap_and_say_so(tmp_path):
+    bundle = tiny_bundle()
+    context = tiny_context(bundle, tmp_path)
+    context.data.train.setflags(write=False)
+    notes = Train(tokens=len(context.data.train) * 2, batch=16)(bundle, context).notes
+    assert 1.9 < notes["epochs"] < 2.2
+
+
+def test_torchs_random_state_and_the_attention_are_left_as_they_were(tmp_path):
+    bundle = tiny_bundle()
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    result = Train(**SETTINGS)(bundle, tiny_context(bundle, tmp_path))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert result.model.config._attn_implementation == bundle.model.config._attn_implementation == "sdpa"
+    assert set(result.model.__dict__) == set(bundle.model.__dict__)
+
+
+def test_bfloat16_forward_keeps_float32_weights_and_learns(tmp_path):
+    bundle = tiny_bundle()
+    context = tiny_context(bundle, tmp_path)
+    context.precision = "bfloat16"
+    result = Train(**SETTINGS)(bundle, context)
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    assert result.notes["heldout_after"] < result.notes["heldout_before"] - 1

@@ -1,0 +1,113 @@
+"""Students: blocks taken from a teacher, and what distillation adds."""
+
+import pytest
+import torch
+from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
+
+from compress.bundle import Bundle
+from compress.errors import UserError
+from compress.passes.distill import Distill
+from compress.passes.prune_layers import PruneLayers, spread
+from compress.passes.train import Train
+
+
+@pytest.mark.parametrize("choose", ["spread", "similarity"])
+def test_a_student_has_its_teachers_blocks(choose, tmp_path):
+    teacher = tiny_bundle()
+    before = weights(teacher)
+    student = PruneLayers(keep=2, choose=choose)(teacher, tiny_context(teacher, tmp_path))
+    kept = student.notes["kept_layers"]
+    assert len(kept) == 2
+    if choose == "spread":
+        assert kept == [0, 3]
+    for new, old in enumerate(kept):
+        taken = teacher.model.model.layers[old].state_dict()
+        assert equal(dict(taken), dict(student.model.model.layers[new].state_dict()))
+        assert student.model.model.layers[new].self_attn.layer_idx == new
+    assert torch.equal(student.model.model.embed_tokens.weight, teacher.model.model.embed_tokens.weight)
+    assert equal(before, weights(teacher))
+    assert teacher.model.config.num_hidden_layers == 4
+    removed = student.notes["parameters_removed"]
+    assert sum(p.numel() for p in student.model.parameters()) + removed == sum(
+        p.numel() for p in teacher.model.parameters()
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_student_loads_with_stock_tools_and_decodes_with_a_cache(family, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    teacher = tiny_bundle(family=family)
+    student = PruneLayers(keep=3)(teacher, tiny_context(teacher, tmp_path))
+    student.save(tmp_path / "student")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert model.config.num_hidden_layers == 3
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(model(tokens).logits, student.model(tokens).logits)
+    cached, plain = (
+        model.generate(tokens, max_new_tokens=6, do_sample=False, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    assert Bundle.load(tmp_path / "student").model.config.num_hidden_layers == 3
+
+
+def test_per_layer_settings_follow_their_layers(tmp_path):
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, use_sliding_window=True, sliding_window=8, max_window_layers=2,
+    )  # fmt: skip
+    assert config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
+    teacher = tiny_bundle().evolve(model=AutoModelForCausalLM.from_config(config).eval())
+    student = PruneLayers(keep=2)(teacher, tiny_context(teacher, tmp_path))
+    assert student.model.config.layer_types == ["full_attention", "sliding_attention"]
+    assert teacher.model.config.layer_types == config.layer_types
+    student.model(torch.tensor([[1, 2, 3]]))
+
+
+def test_masks_follow_their_layers(tmp_path):
+    teacher = tiny_bundle()
+    masks = {f"model.layers.{i}.mlp.up_proj": torch.full((64, 32), bool(i % 2)) for i in range(4)}
+    masks["lm_head"] = torch.ones(300, 32, dtype=torch.bool)
+    student = PruneLayers(keep=2)(teacher.evolve(masks=masks), tiny_context(teacher, tmp_path))
+    assert sorted(student.masks) == ["lm_head", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
+    assert student.masks["model.layers.1.mlp.up_proj"].all()
+
+
+def test_more_layers_than_there_are_is_an_error():
+    with pytest.raises(UserError, match="only 4"):
+        PruneLayers(keep=9).layers(tiny_bundle().model)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_spread_keeps_first_and_last_without_repeats(count):
+    for keep in range(1, count + 1):
+        kept = spread(count, keep)
+        assert sorted(set(kept)) == kept
+        assert len(kept) == keep
+        assert kept[0] == 0
+        assert keep == 1 or kept[-1] == count - 1
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(tmp_path):
+    student, teacher = tiny_bundle(), tiny_bundle(vocab_size=290)
+    with pytest.raises(UserError, match="another tokenizer"):
+        Distill(tokens=100)(student, tiny_context(student, tmp_path, teacher))
+
+
+def test_distillation_beats_training_alone_on_the_same_tokens(tmp_path):
+    """A teacher shows the whole distribution of what the text only samples: names and digits at random."""
+    base = tiny_bundle()
+    settings = {"batch": 4, "schedule": "linear", "learning_rate": 4e-3, "muon_learning_rate": 0.02}
+    teacher = Train(tokens=400 * 4 * WINDOW, **settings)(base, tiny_context(base, tmp_path / "teacher"))
+    student = PruneLayers(keep=2)(teacher, tiny_context(base, tmp_path))
+    context = tiny_context(base, tmp_path / "student", teacher)
+    few = {"tokens": 24 * 4 * WINDOW, **settings}
+    alone = PruneLayers(keep=2)(base, context)
+    scratch = Train(**few)(alone, context).notes["heldout_after"]
+    distilled = Distill(**few)(alone, context).notes["heldout_after"]
+    initialised = Distill(**few)(student, context).notes["heldout_after"]
+    assert distilled < scratch
+    assert initialised < distilled
+    assert initialised < teacher.notes["heldout_after"] + 0.1
