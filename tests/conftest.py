@@ -10,9 +10,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import training_set
+from hypothesis import settings
 
 from compress.bundle import Bundle
 from compress.passes.base import Context
+
+# the same examples every time, so that a change is judged and not the day's luck;
+# `pytest --hypothesis-profile=explore` looks for new ones
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=3000, deadline=None)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

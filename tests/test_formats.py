@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -26,7 +26,6 @@ FORMATS = [
 formats = st.sampled_from(FORMATS)
 seeds = st.integers(0, 2**31 - 1)
 widths = st.integers(1, 90)  # ragged last groups, odd widths, and widths below one group
-quick = settings(max_examples=60, deadline=None)
 
 
 def weight(out: int, columns: int, seed: int, spread: float = 1.0) -> torch.Tensor:
@@ -34,7 +33,6 @@ def weight(out: int, columns: int, seed: int, spread: float = 1.0) -> torch.Tens
     return spread * torch.randn(out, columns, generator=generator)
 
 
-@quick
 @given(st.sampled_from([4, 8]), st.lists(st.integers(0, 4), max_size=2), st.integers(1, 33), seeds)
 def test_unpacking_undoes_packing(bits, leading, count, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +42,6 @@ def test_unpacking_undoes_packing(bits, leading, count, seed):
     assert torch.equal(unpack(packed, bits, count), codes)
 
 
-@quick
 @given(formats, st.integers(1, 5), widths, seeds)
 def test_a_value_on_the_grid_rounds_to_its_own_code(format, out, columns, seed):
     w = weight(out, columns, seed)
@@ -55,7 +52,6 @@ def test_a_value_on_the_grid_rounds_to_its_own_code(format, out, columns, seed):
     assert torch.equal(format.codes(format.values(codes, grid), grid), codes)
 
 
-@quick
 @given(formats, widths, seeds, st.floats(-3, 3))
 def test_zero_is_on_every_grid(format, columns, seed, shift):
     w = weight(3, columns, seed) + shift  # also rows of one sign only
@@ -65,7 +61,6 @@ def test_zero_is_on_every_grid(format, columns, seed, shift):
     assert torch.equal(format.values(format.codes(zeros, grid), grid), zeros)
 
 
-@quick
 @given(formats, widths, seeds, st.sampled_from([1e-6, 1e-3, 1.0, 1e3]))
 def test_scales_are_what_float16_holds(format, columns, seed, spread):
     w = weight(3, columns, seed, spread)
@@ -75,7 +70,6 @@ def test_scales_are_what_float16_holds(format, columns, seed, spread):
     assert (scales != 0).all()
 
 
-@quick
 @given(formats, st.integers(1, 5), widths, seeds)
 def test_storage_keeps_codes_and_costs_what_the_docstring_says(format, out, columns, seed):
     w = weight(out, columns, seed)
@@ -104,7 +98,6 @@ def test_bits_per_weight_of_the_default_formats():
         assert sum(8 * b.numel() * b.element_size() for b in stored.buffers()) == bits * 8 * 256
 
 
-@quick
 @given(formats, widths, seeds)
 def test_rows_are_those_of_the_whole(format, columns, seed):
     stored = QuantizedTensor.round(format, weight(7, columns, seed))
@@ -119,7 +112,6 @@ def plain_min_max(w: torch.Tensor) -> torch.Tensor:
     return (w / scale).round().clamp(-8, 7) * scale
 
 
-@quick
 @given(st.integers(2, 64), seeds)
 def test_symmetric_int4_is_no_worse_than_plain_min_max(columns, seed):
     w = weight(4, columns, seed)
@@ -134,7 +126,6 @@ def test_symmetric_int4_uses_all_sixteen_codes():
     assert torch.equal(QuantizedTensor.round(Int4(symmetric=True), w).dequantize(), w)
 
 
-@quick
 @given(formats, widths, seeds)
 def test_clip_search_never_raises_the_weighted_error(format, columns, seed):
     w = weight(4, columns, seed)
@@ -160,7 +151,6 @@ def test_clip_search_pays_where_one_weight_stands_out():
     assert error(20) < 0.8 * error(0)
 
 
-@quick
 @given(widths, seeds, st.floats(1e-7, 1e2))
 def test_int8_errs_by_at_most_half_a_step(columns, seed, spread):
     w = weight(4, columns, seed, spread)
@@ -170,7 +160,6 @@ def test_int8_errs_by_at_most_half_a_step(columns, seed, spread):
     assert (error <= grid.scales * 0.5 * (1 + 1e-5)).all()
 
 
-@quick
 @given(formats, widths, seeds)
 def test_the_column_rounder_agrees_with_the_codes(format, columns, seed):
     w = weight(3, columns, seed)

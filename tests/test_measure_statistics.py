@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.measure.statistics import mean_interval, paired_interval, percentile, significant
@@ -45,7 +45,6 @@ def test_same_seed_same_interval_and_one_window_none():
         mean_interval([3.0], [2, 2])
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=12))
 def test_interval_is_inside_the_range_of_the_windows(sums):
     low, high = mean_interval(sums, np.ones(len(sums)), draws=300)

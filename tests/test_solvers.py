@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import UserError
@@ -180,7 +180,6 @@ scores = st.integers(1, 6).flatmap(
         ).map(lambda values: torch.tensor(values).view(rows, columns))
     )
 )
-quick = settings(max_examples=80, deadline=None)
 
 
 def check_kept_are_largest(scores: torch.Tensor, mask: torch.Tensor) -> None:
@@ -188,7 +187,6 @@ def check_kept_are_largest(scores: torch.Tensor, mask: torch.Tensor) -> None:
         assert scores[mask].min() >= scores[~mask].max()
 
 
-@quick
 @given(scores, st.data())
 def test_exactly_so_many_are_removed_ties_and_all(scores, data):
     count = data.draw(st.integers(0, scores.numel()))
@@ -198,7 +196,6 @@ def test_exactly_so_many_are_removed_ties_and_all(scores, data):
     check_kept_are_largest(scores, mask)
 
 
-@quick
 @given(scores, st.data())
 def test_exactly_so_many_are_removed_from_every_row(scores, data):
     count = data.draw(st.integers(0, scores.shape[1]))
@@ -208,7 +205,6 @@ def test_exactly_so_many_are_removed_from_every_row(scores, data):
         check_kept_are_largest(row, kept)
 
 
-@quick
 @given(scores, st.integers(2, 8), st.data())
 def test_a_pattern_holds_in_every_group(scores, of, data):
     kept = data.draw(st.integers(1, of - 1))
