@@ -20,6 +20,7 @@ from torch import nn
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.bundle import Bundle
     from compress.data import TextData
+    from compress.formats import IntegerFormat
 
 Kind = Literal["train", "distill", "prune", "quantize", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
@@ -66,6 +67,14 @@ class Pass(BaseModel):
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
+
+    def writes(self) -> tuple["IntegerFormat", ...]:
+        """The formats of the codes this pass may write."""
+        return ()
+
+    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+        """Why this pass cannot take a model with codes of these formats, and what to do; None if it can."""
+        return None
 
     @classmethod
     def name(cls) -> str:
