@@ -9,62 +9,55 @@ that read the same input (q, k, v; gate, up) together. What the caller changes d
 all later visits: activations always come through the layers already compressed. With `both_streams` the
 original activations run beside them, so that a solver can aim at what the original model computed.
 
-Memory stays near one block's activations on the calibration text, whatever the depth: only the input of
-the current block is held (twice with both streams), and with both streams the original inputs of its
-linear layers. Hooks are removed in every case, also when the caller breaks out of the loop.
+Memory stays near one block and one block's activations on the calibration text, whatever the depth: only
+the input of the current block is held (twice with both streams), and the inputs of its layers. With a
+`store`, the blocks themselves are only in memory while they are visited. Hooks are removed in every case,
+also when the caller breaks out of the loop.
 """
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.moments import Covariance, covariance
 from compress.progress import track
-from compress.training.forward import Precision, autocast
-
-
-@dataclass
-class Covariance:
-    """Second moments of a layer's inputs, accumulated in float32.
-
-    Attributes:
-        hessian: sum of x~ x~^T, (in, in), x~ through the layers already compressed.
-        cross: sum of x x~^T, (in, in), x in the original model; None with one stream.
-        count: rows seen.
-    """
-
-    hessian: Tensor
-    cross: Tensor | None
-    count: int = 0
-
-    def add(self, inputs: Tensor, originals: Tensor | None) -> None:
-        """Take rows (n, in) into account."""
-        x = inputs.float()
-        self.hessian.addmm_(x.T, x)
-        if self.cross is not None and originals is not None:
-            self.cross.addmm_(originals.float().T, x)
-        self.count += len(x)
-
-    def means(self) -> tuple[Tensor, Tensor | None]:
-        """(E[x~ x~^T], E[x x~^T] or None)."""
-        return self.hessian / self.count, None if self.cross is None else self.cross / self.count
+from compress.replay import Arguments, Plan, Stream, plan_of, replaced_forward
+from compress.training.forward import Precision
 
 
 @dataclass
 class Visit:
-    """Linear layers that read the same input, and what is known of it."""
+    """Linear layers that read the same input, and what is known of it.
+
+    Attributes:
+        block: its number.
+        names: full module names.
+        covariance: of the inputs on all windows but the held-out ones.
+        heldout: of those on the held-out windows; None if there are none.
+    """
 
     block: int
     names: list[str]
     covariance: Covariance
+    heldout: Covariance | None = None
 
 
-class _Stop(Exception):
-    """Ends a forward pass as soon as the wanted input has been seen."""
+class BlockStore(Protocol):
+    """Where blocks are while they are not visited."""
+
+    def load(self, name: str) -> None:
+        """Put the weights of the module `name` into memory."""
+        ...
+
+    def release(self, name: str) -> None:
+        """The module `name` is done: keep what it has become, and free its memory."""
+        ...
 
 
 def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
@@ -89,8 +82,10 @@ def walk(
     names: list[str],
     *,
     both_streams: bool = False,
+    heldout: int = 0,
     batch: int = 4,
     precision: Precision = "float32",
+    store: BlockStore | None = None,
     what: str = "calibrating",
 ) -> Iterator[Visit]:
     """Visit the linear layers `names` of `model` with the statistics of their inputs on `windows`.
@@ -100,151 +95,98 @@ def walk(
         windows: token ids (n, length).
         names: full module names; those outside the blocks are an error.
         both_streams: also run the original activations.
+        heldout: so many of the last windows are kept apart, for choices that must not see the others.
         batch: windows per forward pass.
         precision: `bfloat16` runs the blocks under autocast; statistics are float32 either way.
+        store: loads each block before its visit and takes it back after; None: all are in memory.
         what: for the progress bar.
     """
     prefix, blocks = decoder_blocks(model)
     outside = [name for name in names if not name.startswith(prefix + ".")]
     if outside:
         raise UserError(f"'{outside[0]}' is not inside the blocks '{prefix}.*', so it cannot be calibrated")
-    device = next(model.parameters()).device
+    fitting = len(windows) - heldout
+    batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
+    apart = -(-fitting // batch)  # batches from here on are held out
     with track(len(blocks), what, "blocks") as progress, _evaluating(model):
-        recorder = _BlockInputs(model, blocks, windows.to(device).split(batch))
-        compressed = recorder.first_inputs()
+        compressed, arguments = _block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
+        plans: dict[Any, Plan] = {}
         for index, block in enumerate(blocks):
-            inner = {
-                n.removeprefix(f"{prefix}.{index}."): n for n in names if n.startswith(f"{prefix}.{index}.")
-            }
-            runner = _Runner(block, recorder.arguments(index), precision)
-            groups = runner.groups(list(inner), compressed[0])
-            stored: dict[str, list[Tensor]] = {}
+            name = f"{prefix}.{index}"
+            if store is not None:
+                store.load(name)
+            inner = [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
+            key = (type(block), *inner)  # blocks of one kind run in one order
+            if key not in plans:
+                plans[key] = plan_of(block, inner, compressed[0], arguments[index][0])
+            streams = [Stream(block, compressed, arguments[index], precision, plans[key])]
             if original is not None:
-                original, stored = runner.forward_storing(original, [g[0] for g in groups])
-            for group in groups:
-                covariance = runner.statistics(group[0], compressed, stored.pop(group[0], None))
-                yield Visit(index, [inner[n] for n in group], covariance)
-            compressed = runner.forward(compressed)
+                before = Stream(copy.deepcopy(block), original, arguments[index], precision, plans[key])
+                streams.append(before)
+            for stage in plans[key].stages:
+                seen, held = _statistics(streams, stage, apart)
+                yield Visit(index, [f"{name}.{n}" for n in stage], seen, held)
+            compressed = streams[0].outputs()
+            if original is not None:
+                original = streams[1].outputs()
+            if store is not None:
+                store.release(name)
             progress.advance()
 
 
-class _BlockInputs:
-    """What every block is called with: runs the model once with blocks that pass their input through."""
+def _statistics(
+    streams: list[Stream], stage: tuple[str, ...], apart: int
+) -> tuple[Covariance, Covariance | None]:
+    """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
+    inputs = streams[0].inputs(stage)
+    originals = streams[1].inputs(stage) if len(streams) > 1 else None
+    residuals = _residuals(streams, stage[0]) if len(stage) == 1 else None
 
-    def __init__(self, model: Any, blocks: nn.ModuleList, batches: tuple[Tensor, ...]) -> None:
-        self.inputs: list[Tensor] = []
-        self.calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in blocks]
-        backbone = getattr(model, "model", None) or getattr(model, model.base_model_prefix, model)
-        own = [vars(block).get("forward") for block in blocks]  # a wrapper on the instance, if it has one
-        try:
-            for index, block in enumerate(blocks):
-                vars(block)["forward"] = self._passing(index)
-            for tokens in batches:
-                backbone(input_ids=tokens, use_cache=False)
-        finally:
-            for block, forward in zip(blocks, own, strict=True):
-                del vars(block)["forward"]
-                if forward is not None:
-                    vars(block)["forward"] = forward
+    def of(part: slice) -> Covariance:
+        return covariance(
+            inputs[part],
+            None if originals is None else originals[part],
+            None if residuals is None else residuals[part],
+        )
 
-    def _passing(self, index: int) -> Callable[..., Tensor]:
+    return of(slice(apart)), of(slice(apart, None)) if apart < len(inputs) else None
+
+
+def _residuals(streams: list[Stream], layer: str) -> list[tuple[Tensor, Tensor]] | None:
+    found = [stream.residuals(layer) for stream in streams]
+    if len(found) < 2 or found[0] is None or found[1] is None:
+        return None
+    return list(zip(found[1], found[0], strict=True))  # (original, compressed)
+
+
+def _block_inputs(
+    model: Any, blocks: nn.ModuleList, batches: list[Tensor]
+) -> tuple[list[Tensor], list[Arguments]]:
+    """Inputs of the first block, and what every block is called with: per block, per batch.
+
+    Runs the model once with blocks that pass their input through.
+    """
+    inputs: list[Tensor] = []
+    calls: list[Arguments] = [[] for _ in blocks]
+
+    def passing(index: int) -> Callable[..., Tensor]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if index == 0:
-                self.inputs.append(hidden_states.detach())
-            self.calls[index].append((args, kwargs))
+                inputs.append(hidden_states.detach())
+            calls[index].append((args, kwargs))
             return hidden_states
 
         return forward
 
-    def first_inputs(self) -> list[Tensor]:
-        """Inputs of the first block, one (batch, length, hidden) per batch."""
-        return self.inputs
-
-    def arguments(self, index: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Positions, masks and whatever else this block gets, per batch."""
-        return self.calls[index]
-
-
-class _Runner:
-    """Runs one block on stored inputs, looking at the inputs of its linear layers."""
-
-    def __init__(
-        self, block: nn.Module, arguments: list[tuple[tuple[Any, ...], dict[str, Any]]], precision: Precision
-    ) -> None:
-        self.block, self.arguments, self.precision = block, arguments, precision
-
-    def groups(self, names: list[str], inputs: Tensor) -> list[list[str]]:
-        """Names in the order in which they run; those that read the very same tensor together."""
-        seen: list[tuple[str, Tensor]] = []
-        with self._watching(names, lambda name, x: seen.append((name, x))):
-            self._call(inputs, 0)
-        groups: list[list[str]] = []
-        last: Tensor | None = None
-        for name, x in seen:
-            if last is not None and x is last:
-                groups[-1].append(name)
-            else:
-                groups.append([name])
-            last = x
-        return groups
-
-    def statistics(self, name: str, inputs: list[Tensor], originals: list[Tensor] | None) -> Covariance:
-        """Covariance of the inputs of the layer `name`; each forward pass ends there."""
-        covariance: Covariance | None = None
-
-        def look(_: str, x: Tensor) -> None:
-            nonlocal covariance
-            if covariance is None:
-                zeros = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
-                covariance = Covariance(zeros, None if originals is None else zeros.clone())
-            covariance.add(x.flatten(0, -2), None if originals is None else originals[index])
-            raise _Stop
-
-        with self._watching([name], look):
-            for index, hidden in enumerate(inputs):
-                try:
-                    self._call(hidden, index)
-                except _Stop:
-                    continue
-        assert covariance is not None
-        return covariance
-
-    def forward_storing(
-        self, inputs: list[Tensor], names: list[str]
-    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """Outputs of the block, and the inputs of the layers `names`, (rows, in) per batch."""
-        stored: dict[str, list[Tensor]] = {name: [] for name in names}
-        kept = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        with self._watching(names, lambda name, x: stored[name].append(x.flatten(0, -2).to(kept))):
-            outputs = self.forward(inputs)
-        return outputs, stored
-
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Outputs of the block."""
-        return [self._call(hidden, index) for index, hidden in enumerate(inputs)]
-
-    def _call(self, hidden: Tensor, index: int) -> Tensor:
-        args, kwargs = self.arguments[index]
-        with autocast(hidden.device, self.precision):
-            output = self.block(hidden, *args, **kwargs)
-        return (output[0] if isinstance(output, tuple) else output).float()
-
-    @contextmanager
-    def _watching(self, names: list[str], look: Callable[[str, Tensor], Any]) -> Iterator[None]:
-        handles = []
-        try:
-            for name in names:
-                module = self.block.get_submodule(name)
-
-                def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                    look(name, args[0])
-
-                handles.append(module.register_forward_pre_hook(hook))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    backbone = getattr(model, "model", None) or getattr(model, model.base_model_prefix, model)
+    device = model.get_input_embeddings().weight.device
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            stack.enter_context(replaced_forward(block, passing(index)))
+        for tokens in batches:
+            backbone(input_ids=tokens.to(device), use_cache=False)
+    return inputs, calls
 
 
 @contextmanager

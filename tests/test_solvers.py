@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compress.errors import UserError
 from compress.formats import Int4, Int8
 from compress.solvers import masks
-from compress.solvers.asymmetric import asymmetric_target
+from compress.solvers.asymmetric import correction, heldout_share
 from compress.solvers.gptq import factorise, gptq, output_error
 
 ROWS, COLUMNS = 24, 200  # more columns than one lazy batch of 128
@@ -146,30 +146,55 @@ def two_streams(samples: int = 900) -> tuple[torch.Tensor, torch.Tensor]:
     return x, x @ (torch.eye(40) + 0.05 * normal(40, 40, seed=7)) + 0.2 * normal(samples, 40, seed=8)
 
 
+def aims(x, changed, apart=None):
+    """H, D of inputs x that became `changed`; R too, of a stream whose difference is `apart`."""
+    known = [moments(changed), moments(x - changed, changed)]
+    return known if apart is None else [*known, moments(apart, changed)]
+
+
 def test_the_asymmetric_target_is_the_least_squares_solution():
     x, changed = two_streams()
     weight = normal(10, 40)
-    ours = asymmetric_target(weight, moments(changed), moments(x, changed), 1.0, damping=1e-12)
+    ours = weight + correction(weight, *aims(x, changed), damping=1e-12)
     explicit = torch.linalg.lstsq(changed.double(), (x @ weight.T).double()).solution.T
+    assert torch.allclose(ours.double(), explicit, atol=1e-3)
+
+
+def test_with_the_residual_term_the_stream_itself_is_restored():
+    x, changed = two_streams()
+    weight, apart = normal(10, 40), changed @ normal(40, 10, seed=9) * 0.1
+    ours = weight + correction(weight, *aims(x, changed, apart), damping=1e-12)
+    explicit = torch.linalg.lstsq(changed.double(), (x @ weight.T + apart).double()).solution.T
     assert torch.allclose(ours.double(), explicit, atol=1e-3)
 
 
 def test_the_full_asymmetric_step_comes_nearest_to_the_original_output():
     x, changed = two_streams()
     weight = normal(10, 40)
+    step = correction(weight, *aims(x, changed))
     lost = [
-        float((x @ weight.T - changed @ target.T).square().sum())
-        for share in (0.0, 0.5, 1.0)
-        for target in [asymmetric_target(weight, moments(changed), moments(x, changed), share)]
+        float((x @ weight.T - changed @ (weight + share * step).T).square().sum()) for share in (0, 0.5, 1)
     ]
     assert lost[0] > lost[1] > lost[2]
 
 
-def test_no_share_and_equal_streams_leave_the_weight_alone():
+def test_equal_streams_leave_the_weight_alone():
+    x, _ = two_streams()
+    assert torch.equal(correction(normal(10, 40), *aims(x, x)), torch.zeros(10, 40))
+
+
+def test_the_share_is_the_best_one_on_the_text_kept_apart():
     x, changed = two_streams()
     weight = normal(10, 40)
-    assert torch.equal(asymmetric_target(weight, moments(changed), moments(x, changed), 0.0), weight)
-    assert torch.allclose(asymmetric_target(weight, moments(x), moments(x), 1.0), weight, atol=1e-4)
+    step = correction(weight, *aims(x[:60], changed[:60]))  # so few rows that the full step overfits
+
+    def lost(share: float) -> float:
+        rest = slice(60, None)
+        return float((x[rest] @ weight.T - changed[rest] @ (weight + share * step).T).square().sum())
+
+    share = heldout_share(weight, step, *aims(x[60:], changed[60:]))
+    assert 0 < share < 1
+    assert lost(share) <= min(lost(i / 20) for i in range(21)) * (1 + 1e-5)
 
 
 # few distinct values, so that ties are the rule

@@ -1,41 +1,65 @@
 """The asymmetric target: what a layer should become when its inputs have already changed.
 
 Earlier layers are compressed, so the layer now sees x~ where the original model gave it x. Instead of
-imitating its own output on x~, it should give what the original gave on x:
+imitating its own output on x~, it should give what the original gave on x; and where its output is added
+to a stream that has itself moved from r to r~, it can make good that difference too:
 
-    W~ = argmin_V  E || W x - V x~ ||^2  =  W (E[x x~^T] + l I) (E[x~ x~^T] + l I)^-1.
+    W~ = argmin_V  E || W x + (r - r~) - V x~ ||^2 + l || V - W ||^2  =  W + (W D + R) (H + l I)^-1,
+    H = E[x~ x~^T],   D = E[(x - x~) x~^T],   R = E[(r - r~) x~^T].
 
-The full step overfits the calibration text, so the weight moves by a share eta towards it:
-W <- (1 - eta) W + eta W~. Then any rounder follows, under the statistics of x~.
+The full step overfits the calibration text, so the weight moves by a share of it, W + eta (W~ - W). On
+text kept apart (H', D', R') the error is a parabola in eta, with its minimum at
 
-GPTAQ (Li et al. 2025, arXiv 2504.02692); Qronos (Zhang et al. 2025, arXiv 2505.11695).
+    eta = <W D' + R', W~ - W> / <(W~ - W) H', W~ - W>.
+
+Then any rounder follows, under the statistics of x~.
+
+GPTAQ (Li et al. 2025, arXiv 2504.02692); Qronos (Zhang et al. 2025, arXiv 2505.11695), which has the
+residual term; the share and its choice on held-out text are ours.
 """
 
 import torch
 from torch import Tensor
 
 
-def asymmetric_target(
-    weight: Tensor, hessian: Tensor, cross: Tensor, share: float, damping: float = 0.01
+def correction(
+    weight: Tensor, hessian: Tensor, drift: Tensor, residual: Tensor | None = None, damping: float = 0.01
 ) -> Tensor:
-    """Move `weight` (out, in) by `share` towards the target; float32 (out, in).
+    """The full step W~ - W, float32 (out, in).
 
     Args:
-        weight: of the original layer.
-        hessian: E[x~ x~^T] (in, in).
-        cross: E[x x~^T] (in, in), x of the original model.
-        share: eta in [0, 1]; 0 returns the weight.
+        weight: of the original layer, (out, in).
+        hessian: H (in, in).
+        drift: D (in, in).
+        residual: R (out, in); None leaves the stream out.
         damping: l relative to the mean diagonal of `hessian`.
 
+    Raises:
+        torch.linalg.LinAlgError: `hessian` is not positive even with the damping.
+
     >>> h = torch.eye(3)
-    >>> bool(torch.allclose(asymmetric_target(torch.ones(2, 3), h, h, 0.5), torch.ones(2, 3)))
-    True
+    >>> correction(torch.ones(2, 3), h, 0.5 * h, damping=1e-6).round(decimals=3)[0].tolist()
+    [0.5, 0.5, 0.5]
     """
-    if share == 0:
-        return weight.float()
-    h, c = hessian.double(), cross.double()
+    h = hessian.double()
     ridge = damping * h.diagonal().mean().clamp(min=1e-12)
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device) * ridge
-    # V (H + lI) = W (C + lI); H is symmetric, so solve (H + lI) V^T = (C + lI)^T W^T
-    target = torch.linalg.solve(h + identity, (c + identity).T @ weight.double().T).T
-    return ((1 - share) * weight.double() + share * target).float()
+    lower = torch.linalg.cholesky(h + ridge * torch.eye(len(h), dtype=h.dtype, device=h.device))
+    wanted = _wanted(weight, drift, residual)
+    return torch.cholesky_solve(wanted.double().T, lower).T.float()
+
+
+def heldout_share(
+    weight: Tensor, step: Tensor, hessian: Tensor, drift: Tensor, residual: Tensor | None = None
+) -> float:
+    """The share eta in [0, 1] of `step` that serves best on text that `step` was not fitted to.
+
+    `hessian`, `drift` and `residual` are of that text; shapes as in `correction`.
+    """
+    gain = (_wanted(weight, drift, residual) * step).sum()
+    cost = ((step @ hessian.float()) * step).sum()
+    return float((gain / cost.clamp(min=1e-30)).clamp(0, 1))
+
+
+def _wanted(weight: Tensor, drift: Tensor, residual: Tensor | None) -> Tensor:
+    wanted = weight.float() @ drift.float()
+    return wanted if residual is None else wanted + residual.float()

@@ -1,0 +1,254 @@
+"""One block, run on stored inputs, stage by stage.
+
+A stage is a set of linear layers that read the same tensor. A solver wants the inputs of a stage after the
+layers before it were changed, so the block is run once per stage, up to where that stage begins. What has
+been run before and cannot change any more is not run again: once every layer inside a submodule (the
+attention, say) is done and the submodule's output is its last layer's output, that layer is applied to its
+stored inputs and the submodule is skipped. Attention then runs once per block and stream.
+
+The shape of a block is found by watching it run once (`plan_of`), never by the names of an architecture.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.formats import QuantizedLinear
+from compress.training.forward import Precision, autocast
+
+Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]  # what a block is called with, per batch
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A submodule whose output is that of its last linear layer."""
+
+    module: str
+    layer: str
+    tuple_length: int | None  # the output is a tuple of so many, all but the first None
+
+    def output(self, y: Tensor) -> Any:
+        """What the submodule returns when its last layer gives y."""
+        return y if self.tuple_length is None else (y, *[None] * (self.tuple_length - 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block runs.
+
+    Attributes:
+        stages: the layers in the order in which they run, those that read the same tensor together.
+        shortcuts: per last layer, the submodule that ends with it.
+        added: layers whose outputs, in this order, are added to the block's input to make its output;
+            empty where the block is not of that kind.
+    """
+
+    stages: tuple[tuple[str, ...], ...]
+    shortcuts: dict[str, Shortcut]
+    added: tuple[str, ...]
+
+
+class _Stop(Exception):
+    """Ends a forward pass as soon as the wanted input has been seen."""
+
+
+@dataclass
+class Stream:
+    """A block and the activations that flow through it.
+
+    Attributes:
+        block: the module.
+        hidden: its inputs, (batch, length, width) per batch, float32.
+        arguments: what else it is called with, per batch.
+        precision: what it computes in.
+        plan: of this block.
+    """
+
+    block: nn.Module
+    hidden: list[Tensor]
+    arguments: Arguments
+    precision: Precision
+    plan: Plan
+    _known: dict[str, list[Tensor]] = field(default_factory=dict)  # inputs of layers that end a submodule
+
+    def inputs(self, stage: tuple[str, ...]) -> list[Tensor]:
+        """Inputs of the layers of a stage, (rows, in) per batch; each run ends where they are seen."""
+        found: list[Tensor] = []
+        kept = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+        def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+            found.append(args[0].to(kept))
+            raise _Stop
+
+        handle = self.block.get_submodule(stage[0]).register_forward_pre_hook(look)
+        try:
+            with self._skipping() as at:
+                for index in range(len(self.hidden)):
+                    at(index)
+                    try:
+                        call(self.block, self.hidden[index], self.arguments[index], self.precision)
+                    except _Stop:
+                        continue
+        finally:
+            handle.remove()
+        for name in stage:
+            if name in self.plan.shortcuts:
+                self._known[name] = found
+        return [x.flatten(0, -2) for x in found]
+
+    def residuals(self, layer: str) -> list[Tensor] | None:
+        """The stream that this layer's output is added to, (rows, width) per batch; None if not known."""
+        if layer not in self.plan.added:
+            return None
+        before = self.plan.added[: self.plan.added.index(layer)]
+        if not all(name in self._known for name in before):
+            return None
+        totals = []
+        for index, hidden in enumerate(self.hidden):
+            total = hidden
+            for name in before:
+                total = total + self._apply(name, index).float()
+            totals.append(total.flatten(0, -2))
+        return totals
+
+    def outputs(self) -> list[Tensor]:
+        """What the block gives, per batch; its stored inputs are let go."""
+        results = []
+        with self._skipping() as at:
+            for index in range(len(self.hidden)):
+                at(index)
+                results.append(call(self.block, self.hidden[index], self.arguments[index], self.precision))
+        self._known.clear()
+        return results
+
+    def _apply(self, layer: str, index: int) -> Tensor:
+        with autocast(self.hidden[index].device, self.precision):
+            return self.block.get_submodule(layer)(self._known[layer][index])
+
+    @contextmanager
+    def _skipping(self) -> Iterator[Callable[[int], None]]:
+        """Replace what need not run again; the value takes the number of the batch that runs."""
+        current = [0]
+
+        def skipped(shortcut: Shortcut) -> Callable[..., Any]:
+            return lambda *_, **__: shortcut.output(self._apply(shortcut.layer, current[0]))
+
+        with ExitStack() as stack:
+            stack.enter_context(_weights_rebuilt_once(self.block, self.precision))
+            for name in self._known:
+                shortcut = self.plan.shortcuts[name]
+                module = self.block.get_submodule(shortcut.module)
+                stack.enter_context(replaced_forward(module, skipped(shortcut)))
+            yield lambda index: current.__setitem__(0, index)
+
+
+def call(block: nn.Module, hidden: Tensor, arguments: tuple[Any, Any], precision: Precision) -> Tensor:
+    """Run a block: (batch, length, width) -> the same, float32."""
+    args, kwargs = arguments
+    with autocast(hidden.device, precision):
+        output = block(hidden, *args, **kwargs)
+    return (output[0] if isinstance(output, tuple) else output).float()
+
+
+def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple[Any, Any]) -> Plan:
+    """Watch a block run in float32 and note how it does.
+
+    Args:
+        block: a decoder or encoder block.
+        names: its linear layers, as it names them.
+        hidden: one batch of its inputs.
+        arguments: what else it is called with.
+    """
+    seen: list[tuple[str, Tensor]] = []
+    results: dict[str, Any] = {}
+
+    with ExitStack() as stack:
+        for name in names:
+
+            def before(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                seen.append((name, args[0]))
+
+            stack.callback(block.get_submodule(name).register_forward_pre_hook(before).remove)
+        for name, module in block.named_modules():
+
+            def after(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                results[name] = output
+
+            stack.callback(module.register_forward_hook(after).remove)
+        call(block, hidden, arguments, "float32")
+
+    stages: list[list[str]] = []
+    last: Tensor | None = None
+    for name, x in seen:
+        if last is not None and x is last:
+            stages[-1].append(name)
+        else:
+            stages.append([name])
+        last = x
+    shortcuts = _shortcuts(stages, results)
+    total, output = hidden, results[""]
+    ends = [name for stage in stages for name in stage if name in shortcuts]
+    for name in ends:
+        if results[name].shape == hidden.shape:
+            total = total + results[name]
+    whole = output[0] if isinstance(output, tuple) else output
+    sums = total.shape == whole.shape and torch.allclose(total, whole, rtol=1e-3, atol=1e-4)
+    return Plan(tuple(map(tuple, stages)), shortcuts, tuple(ends) if sums else ())
+
+
+def _shortcuts(stages: list[list[str]], results: dict[str, Any]) -> dict[str, Shortcut]:
+    """The largest submodule that ends with each layer, if it holds no layer that runs later."""
+    order = {name: number for number, stage in enumerate(stages) for name in stage}
+    found = {}
+    for name in order:
+        for module in itertools.accumulate(name.split(".")[:-1], lambda a, b: f"{a}.{b}"):
+            output = results.get(module)
+            inside = [other for other in order if other.startswith(module + ".")]
+            if any(order[other] > order[name] for other in inside):
+                continue
+            if output is results[name]:
+                found[name] = Shortcut(module, name, None)
+                break
+            if (
+                isinstance(output, tuple)
+                and output[0] is results[name]
+                and all(x is None for x in output[1:])
+            ):
+                found[name] = Shortcut(module, name, len(output))
+                break
+    return found
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else while the block runs."""
+    own = vars(module).get("forward")  # a wrapper on the instance, if it has one
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
+
+
+@contextmanager
+def _weights_rebuilt_once(block: nn.Module, precision: Precision) -> Iterator[None]:
+    """Layers of codes rebuild their weight at every call; here they do it once for all batches."""
+    with ExitStack() as stack:
+        for module in block.modules():
+            if isinstance(module, QuantizedLinear):
+                weight, bias = module.weight, module.bias
+                if precision == "bfloat16":
+                    weight = weight.to(torch.bfloat16)
+
+                def forward(x: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
+                    return nn.functional.linear(x, weight, bias)
+
+                stack.enter_context(replaced_forward(module, forward))
+        yield

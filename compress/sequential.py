@@ -1,0 +1,180 @@
+"""Quantize linear layers in the order in which they run, each making good what was lost before it.
+
+Per group of layers with the same input, through the layers already quantized:
+    1. the target moves part of the way to what the original model computed (solvers/asymmetric.py), the
+       share chosen on calibration windows kept apart for that;
+    2. a grid is fitted by clip search, weighted by the inputs' second moments (formats/integer.py);
+    3. GPTQ rounds column by column (solvers/gptq.py).
+The passes that use this differ in who chooses the formats.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from compress.calibration import BlockStore, Visit, walk
+from compress.formats import Grid, IntegerFormat, QuantizedTensor
+from compress.formats.swap import matrix, put_codes
+from compress.moments import Covariance
+from compress.solvers.asymmetric import correction, heldout_share
+from compress.solvers.gptq import Factor, factorise, gptq, output_error
+from compress.training.forward import Precision
+
+
+class LayerSolver(BaseModel):
+    """How one layer is solved: the fields that all sequential quantizers share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asymmetric: float | Literal["heldout"] = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the way to the asymmetric target; `heldout`: chosen per layer; 0: plain GPTQ",
+    )
+    residual: bool = Field(
+        False, description="the target of layers that end a sublayer makes good the stream's drift, too"
+    )
+    heldout_windows: int = Field(4, ge=1, description="of the calibration windows, for `heldout`")
+    damping: float = Field(0.01, gt=0, le=1, description="added to H, relative to its mean diagonal")
+    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+
+
+def quantize_sequentially(
+    model: Any,
+    windows: Tensor,
+    formats: Mapping[str, IntegerFormat],
+    solver: LayerSolver,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    precision: Precision = "float32",
+    store: BlockStore | None = None,
+    what: str = "quantizing",
+) -> dict[str, Any]:
+    """Put codes in the place of the linear layers that `formats` names, in place.
+
+    Args:
+        model: in float; its layers are changed one after the other.
+        windows: calibration token ids (n, length).
+        formats: full module name -> what it becomes.
+        solver: the settings.
+        masks: module name -> bool (out, in); False stays exactly zero.
+        precision: what the forward passes compute in.
+        store: where blocks are while they are not visited; None: in memory.
+        what: the label of the progress bar.
+
+    Returns:
+        Notes: `mean_output_error` and `worst_output_error` (relative, per layer, solvers/gptq.py),
+        `mean_share` of the asymmetric target, `raised_damping` of layers that needed more.
+
+    Raises:
+        UserError: a layer outside the blocks, or statistics that cannot be factorised.
+    """
+    run = _Run(model, formats, solver, masks or {})
+    heldout = min(solver.heldout_windows, len(windows) - 1) if solver.asymmetric == "heldout" else 0
+    for visit in walk(
+        model,
+        windows,
+        list(formats),
+        both_streams=solver.asymmetric != 0,
+        heldout=heldout,
+        batch=solver.batch,
+        precision=precision,
+        store=store,
+        what=what,
+    ):
+        run.visit(visit)
+    return run.notes()
+
+
+class _Run:
+    """What one walk gathers."""
+
+    def __init__(
+        self,
+        model: Any,
+        formats: Mapping[str, IntegerFormat],
+        solver: LayerSolver,
+        masks: Mapping[str, Tensor],
+    ) -> None:
+        self.model, self.formats, self.solver, self.masks = model, formats, solver, masks
+        self.errors: dict[str, float] = {}
+        self.shares: list[float] = []
+        self.raised: dict[str, float] = {}
+
+    def notes(self) -> dict[str, Any]:
+        worst = max(self.errors.items(), key=lambda item: item[1])
+        notes = {
+            "mean_output_error": sum(self.errors.values()) / len(self.errors),
+            "worst_output_error": worst,
+            "raised_damping": self.raised,
+        }
+        if self.shares:
+            notes["mean_share"] = sum(self.shares) / len(self.shares)
+        return notes
+
+    def visit(self, visit: Visit) -> None:
+        """Solve layers that share an input: one factor for all, rows of one format stacked."""
+        seen = visit.covariance if visit.heldout is None else visit.covariance + visit.heldout
+        hessian = seen.hessian / seen.count
+        factor = factorise(hessian, self.solver.damping)
+        if factor.damping > self.solver.damping:
+            self.raised[visit.names[0]] = factor.damping
+        kinds = dict.fromkeys(self.formats[name] for name in visit.names)
+        for format in kinds:
+            names = [name for name in visit.names if self.formats[name] == format]
+            self._solve(names, format, visit, seen, hessian, factor)
+
+    def _solve(
+        self,
+        names: list[str],
+        format: IntegerFormat,
+        visit: Visit,
+        seen: Covariance,
+        hessian: Tensor,
+        factor: Factor,
+    ) -> None:
+        weights = [matrix(self.model.get_submodule(name)) for name in names]
+        weight = torch.cat(weights)  # layers with one input: rows stacked
+        mask = _stacked_masks(names, weights, self.masks)
+        target = weight
+        if seen.drift is not None:
+            target = weight + self._step(weight, visit, seen, hessian)
+        if mask is not None:
+            target = target * mask
+        grid = format.fit(target, hessian.diagonal())
+        values = gptq(target, factor, format.column_rounder(grid, weight.shape[1]), mask)
+        rows = [len(part) for part in weights]
+        parts = zip(names, weights, values.split(rows), grid.scales.split(rows), grid.zeros.split(rows))
+        for name, old, new, scales, zeros in parts:
+            part = Grid(scales, zeros)
+            put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))
+            self.errors[name] = output_error(old, new, hessian)
+
+    def _step(self, weight: Tensor, visit: Visit, seen: Covariance, hessian: Tensor) -> Tensor:
+        """The move towards the asymmetric target."""
+        damping, share = self.solver.damping, self.solver.asymmetric
+        if visit.heldout is not None:
+            fitted, apart = (self._aims(part) for part in (visit.covariance, visit.heldout))
+            share = heldout_share(weight, correction(weight, *fitted, damping), *apart)
+        self.shares.append(float(share))
+        return float(share) * correction(weight, *self._aims(seen), damping)
+
+    def _aims(self, seen: Covariance) -> tuple[Tensor, Tensor, Tensor | None]:
+        """H, D and, if asked, R."""
+        assert seen.drift is not None
+        residual = seen.residual / seen.count if self.solver.residual and seen.residual is not None else None
+        return seen.hessian / seen.count, seen.drift / seen.count, residual
+
+
+def _stacked_masks(names: list[str], weights: list[Tensor], masks: Mapping[str, Tensor]) -> Tensor | None:
+    if not any(name in masks for name in names):
+        return None
+    parts = [
+        masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    return torch.cat(parts)
