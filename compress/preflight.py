@@ -124,10 +124,15 @@ def saved_name(folder: Path) -> str | None:
 
 
 def check_order(recipe: Recipe, name: str) -> None:
-    """Refuse a chain in which a pass comes after a kind that it cannot follow."""
+    """Refuse a chain in which a pass comes after what it cannot follow, or without what it needs."""
     before: list[Pass] = []
     for variant in recipe.ancestry(name):
         for step in recipe.chain(variant).passes:
+            for kind in sorted(step.only_after - {earlier.kind for earlier in before}):
+                raise UserError(f"{_where(name)}: {step.name()} must come after a pass of the kind '{kind}'")
+            reason = step.refuses(tuple(f for earlier in before for f in earlier.writes()))
+            if reason is not None:
+                raise UserError(f"{_where(name)}.{step.name()}: {reason}")
             for earlier in before:
                 if earlier.kind in step.not_after:
                     raise UserError(

@@ -148,7 +148,9 @@ class _Run:
         grid = format.fit(target, hessian.diagonal())
         values = gptq(target, factor, format.column_rounder(grid, weight.shape[1]), mask)
         rows = [len(part) for part in weights]
-        parts = zip(names, weights, values.split(rows), grid.scales.split(rows), grid.zeros.split(rows))
+        parts = zip(
+            names, weights, values.split(rows), grid.scales.split(rows), grid.zeros.split(rows), strict=True
+        )
         for name, old, new, scales, zeros in parts:
             part = Grid(scales, zeros)
             put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))

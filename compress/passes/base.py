@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # importing a pass to print its fields must not load a model 
     from compress.data import TextData
     from compress.formats import IntegerFormat
 
-Kind = Literal["train", "distill", "prune", "quantize", "export"]
+Kind = Literal["train", "distill", "prune", "fold", "quantize", "tune", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
 
 
@@ -56,6 +56,7 @@ class Pass(BaseModel):
     kind: ClassVar[Kind]
     needs: ClassVar[frozenset[Need]] = frozenset()
     not_after: ClassVar[frozenset[Kind]] = frozenset()
+    only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
 
     def layers(self, model: nn.Module) -> list[str]:
         """Names of the modules this pass will change, from a model that may hold no data (meta device).

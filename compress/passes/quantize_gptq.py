@@ -17,7 +17,7 @@ from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.sequential import LayerSolver, quantize_sequentially
 
 
-class QuantizeGPTQ(LayerSolver, Pass):
+class QuantizeGPTQ(Pass, LayerSolver):
     """GPTQ with static groups, falling-diagonal order and the asymmetric target."""
 
     kind: ClassVar[Kind] = "quantize"

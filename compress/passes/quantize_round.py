@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
-from compress.formats import Format, Int8, QuantizedTensor
+from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
 from compress.passes.base import Context, Kind, Pass, linear_layers
 from compress.progress import track
@@ -33,6 +33,10 @@ class QuantizeRound(Pass):
         """The selected linear layers, then embedding and head."""
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if self.embeddings and linears else [])
+
+    def writes(self) -> tuple[IntegerFormat, ...]:
+        """The two formats."""
+        return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize. Zero is on every grid, so weights that were pruned stay zero."""
