@@ -142,7 +142,7 @@ class _Run:
         mask = _stacked_masks(names, weights, self.masks)
         target = weight
         if seen.drift is not None:
-            target = weight + self._step(weight, visit, seen, hessian)
+            target = weight + self._step(weight, visit, seen, factor)
         if mask is not None:
             target = target * mask
         grid = format.fit(target, hessian.diagonal())
@@ -156,20 +156,22 @@ class _Run:
             put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))
             self.errors[name] = output_error(old, new, hessian)
 
-    def _step(self, weight: Tensor, visit: Visit, seen: Covariance, hessian: Tensor) -> Tensor:
+    def _step(self, weight: Tensor, visit: Visit, seen: Covariance, factor: Factor) -> Tensor:
         """The move towards the asymmetric target."""
-        damping, share = self.solver.damping, self.solver.asymmetric
+        share = self.solver.asymmetric
         if visit.heldout is not None:
-            fitted, apart = (self._aims(part) for part in (visit.covariance, visit.heldout))
-            share = heldout_share(weight, correction(weight, *fitted, damping), *apart)
+            fitted, apart = visit.covariance, visit.heldout
+            own = factorise(fitted.hessian / fitted.count, self.solver.damping)
+            step = correction(weight, own, *self._aims(fitted))
+            share = heldout_share(weight, step, apart.hessian / apart.count, *self._aims(apart))
         self.shares.append(float(share))
-        return float(share) * correction(weight, *self._aims(seen), damping)
+        return float(share) * correction(weight, factor, *self._aims(seen))
 
-    def _aims(self, seen: Covariance) -> tuple[Tensor, Tensor, Tensor | None]:
-        """H, D and, if asked, R."""
+    def _aims(self, seen: Covariance) -> tuple[Tensor, Tensor | None]:
+        """D and, if asked, R."""
         assert seen.drift is not None
-        residual = seen.residual / seen.count if self.solver.residual and seen.residual is not None else None
-        return seen.hessian / seen.count, seen.drift / seen.count, residual
+        residual = seen.residual if self.solver.residual else None
+        return seen.drift / seen.count, None if residual is None else residual / seen.count
 
 
 def _stacked_masks(names: list[str], weights: list[Tensor], masks: Mapping[str, Tensor]) -> Tensor | None:

@@ -21,31 +21,23 @@ residual term; the share and its choice on held-out text are ours.
 import torch
 from torch import Tensor
 
+from compress.solvers.gptq import Factor, factorise  # noqa: F401 - for the doctest
 
-def correction(
-    weight: Tensor, hessian: Tensor, drift: Tensor, residual: Tensor | None = None, damping: float = 0.01
-) -> Tensor:
+
+def correction(weight: Tensor, factor: Factor, drift: Tensor, residual: Tensor | None = None) -> Tensor:
     """The full step W~ - W, float32 (out, in).
 
     Args:
         weight: of the original layer, (out, in).
-        hessian: H (in, in).
+        factor: of H + l I, from `solvers.gptq.factorise`.
         drift: D (in, in).
         residual: R (out, in); None leaves the stream out.
-        damping: l relative to the mean diagonal of `hessian`.
-
-    Raises:
-        torch.linalg.LinAlgError: `hessian` is not positive even with the damping.
 
     >>> h = torch.eye(3)
-    >>> correction(torch.ones(2, 3), h, 0.5 * h, damping=1e-6).round(decimals=3)[0].tolist()
+    >>> correction(torch.ones(2, 3), factorise(h, 1e-6), 0.5 * h).round(decimals=3)[0].tolist()
     [0.5, 0.5, 0.5]
     """
-    h = hessian.double()
-    ridge = damping * h.diagonal().mean().clamp(min=1e-12)
-    lower = torch.linalg.cholesky(h + ridge * torch.eye(len(h), dtype=h.dtype, device=h.device))
-    wanted = _wanted(weight, drift, residual)
-    return torch.cholesky_solve(wanted.double().T, lower).T.float()
+    return factor.divide(_wanted(weight, drift, residual))
 
 
 def heldout_share(
