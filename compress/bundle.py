@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.checkpoints import (
+    check_directory,
     check_safetensors,
     first_line,
     inside,
     load_checkpoint,
+    load_config,
     load_tokenizer,
     quiet_transformers,
     refuse_remote_code,
@@ -33,10 +35,11 @@ from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTenso
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_scale, matrix, replace_module
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest
+from compress.shards import Offload, ShardReader, join, skeleton
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
-CODES = "quantized.safetensors"
+CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... when they are large
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Bundle:
         lineage: the source and every pass so far.
         masks: module name of a linear layer -> bool (out, in), True where a weight is kept.
         exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
+        shards: where the weights are that `model` holds no data for; None when all are in memory.
+        parts: safetensors files that hold what such weights have become.
         notes: what the last pass wants told; the pipeline moves it into the lineage.
     """
 
@@ -57,6 +62,8 @@ class Bundle:
     lineage: Lineage
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     exports: Mapping[str, Path] = field(default_factory=dict)
+    shards: ShardReader | None = None
+    parts: tuple[Path, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> "Bundle":
@@ -66,6 +73,10 @@ class Bundle:
     def clone(self) -> "Bundle":
         """A bundle whose model may be changed without touching this one's."""
         return replace(self, model=copy.deepcopy(self.model), masks=dict(self.masks), notes={})
+
+    def offload(self, folder: Path) -> Offload | None:
+        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
+        return None if self.shards is None else Offload(self.model, self.shards, folder)
 
     def save(self, folder: Path) -> Manifest:
         """Write the artifact; the folder appears whole or not at all.
@@ -97,7 +108,7 @@ class Bundle:
                 self.model.config.save_pretrained(folder)
                 if self.model.can_generate():
                     self.model.generation_config.save_pretrained(folder)
-                save_file(_unique_state(self.model), folder / CODES, metadata={"format": "pt"})
+                self._write_codes(folder)
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
@@ -116,17 +127,32 @@ class Bundle:
         manifest.write(folder / MANIFEST)
         return manifest
 
+    def _write_codes(self, folder: Path) -> None:
+        state = _unique_state(self.model)
+        if not self.parts:
+            save_file(state, folder / CODES, metadata={"format": "pt"})
+            return
+        rest = self.parts[0].with_name("rest.safetensors")
+        save_file(state, rest)
+        join((*self.parts, rest), folder, Path(CODES).stem)
+
     @classmethod
-    def load(cls, path: Path | str, *, masks: bool = True) -> "Bundle":
+    def load(cls, path: Path | str, *, masks: bool = True, stream: bool = False) -> "Bundle":
         """Load an artifact, a Hugging Face directory, a `.gguf` file or a hub id.
 
-        `masks=False` leaves the masks out, for those who only run the model and count its memory.
+        Args:
+            path: where it is.
+            masks: False leaves the masks out, for those who only run the model and count its memory.
+            stream: leave the weights on disk where that is possible (float weights in safetensors, no
+                masks), for passes that take one block at a time.
 
         Raises:
             UserError: as `load_checkpoint`, or the artifact is not whole.
         """
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
+            if stream and folder.is_dir():
+                return cls._streaming(folder, Lineage(source=str(path)))
             model, tokenizer = load_checkpoint(path)
             return cls(model, tokenizer, Lineage(source=str(path)))
         manifest = Manifest.read(folder / MANIFEST)
@@ -138,6 +164,8 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
+        if stream and not manifest.layers and not manifest.masked:
+            return cls._streaming(folder, manifest.lineage)
         if manifest.layers:
             model, tokenizer = _load_codes(folder, manifest), load_tokenizer(folder)
         else:
@@ -147,6 +175,16 @@ class Bundle:
         kept = {name: matrix(linears[name]) != 0 for name in masked}
         exports = {"onnx": folder / "onnx"} if (folder / "onnx").is_dir() else {}
         return cls(model, tokenizer, manifest.lineage, kept, exports)
+
+    @classmethod
+    def _streaming(cls, folder: Path, lineage: Lineage) -> "Bundle":
+        check_directory(folder)
+        return cls(
+            skeleton(load_config(folder)),
+            load_tokenizer(folder),
+            lineage,
+            shards=ShardReader(weight_files(folder)),
+        )
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
@@ -187,8 +225,12 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def weight_file_bytes(folder: Path) -> int:
     """Bytes of the weight files of an artifact or Hugging Face directory, scales and headers and all."""
-    codes = folder / CODES
-    return sum(p.stat().st_size for p in ([codes] if codes.is_file() else weight_files(folder)))
+    return sum(p.stat().st_size for p in code_files(folder) or weight_files(folder))
+
+
+def code_files(folder: Path) -> list[Path]:
+    """The files of an artifact that hold codes, none if its weights are float."""
+    return sorted(folder.glob(f"{Path(CODES).stem}*.safetensors"))
 
 
 def file_record(path: Path) -> FileRecord:
@@ -200,14 +242,18 @@ def file_record(path: Path) -> FileRecord:
 
 def _load_codes(folder: Path, manifest: Manifest) -> Any:
     """Rebuild a model whose layers hold codes, never touching memory for the float weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     refuse_remote_code(folder)
-    check_safetensors(folder / CODES)
+    files = code_files(folder)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        check_safetensors(file)
+        state |= load_file(file)
+    config = load_config(folder)
     try:
         with quiet_transformers(), no_init_weights():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -215,7 +261,7 @@ def _load_codes(folder: Path, manifest: Manifest) -> Any:
         ) from None
     try:
         _make_room(model, manifest.layers)
-        result = model.load_state_dict(load_file(folder / CODES), strict=False, assign=True)
+        result = model.load_state_dict(state, strict=False, assign=True)
     except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
         raise UserError(_mismatch(folder, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(_unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
@@ -249,6 +295,8 @@ def _unique_state(model: nn.Module) -> dict[str, Tensor]:
     seen: set[tuple[int, int]] = set()
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_meta:  # in a file already
+            continue
         # tensors without elements share the null pointer
         key = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
         if key not in seen:

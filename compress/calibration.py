@@ -16,8 +16,8 @@ also when the caller breaks out of the loop.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +57,10 @@ class BlockStore(Protocol):
 
     def release(self, name: str) -> None:
         """The module `name` is done: keep what it has become, and free its memory."""
+        ...
+
+    def loaded(self, modules: Iterable[str]) -> AbstractContextManager[None]:
+        """Some modules in memory for a while, to be read only."""
         ...
 
 
@@ -109,7 +113,8 @@ def walk(
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
     with track(len(blocks), what, "blocks") as progress, _evaluating(model):
-        compressed, arguments = _block_inputs(model, blocks, batches)
+        with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
+            compressed, arguments = _block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
         plans: dict[Any, Plan] = {}
         for index, block in enumerate(blocks):
@@ -187,6 +192,17 @@ def _block_inputs(
         for tokens in batches:
             backbone(input_ids=tokens.to(device), use_cache=False)
     return inputs, calls
+
+
+def _before_the_blocks(model: Any, prefix: str) -> list[str]:
+    """Modules outside the blocks and the head that hold parameters of their own."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+        and not name.startswith(prefix + ".")
+        and module is not model.get_output_embeddings()
+    ]
 
 
 @contextmanager

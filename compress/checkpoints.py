@@ -140,6 +140,19 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+def load_config(folder: Path) -> Any:
+    """The configuration of a directory; raises UserError where there is none that transformers knows."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
+        ) from None
+
+
 def load_tokenizer(path: str | Path, **options: Any) -> Any:
     """The fast tokenizer of a directory or hub id; raises UserError where there is none that works."""
     from transformers import AutoTokenizer

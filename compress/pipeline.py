@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from compress.architectures import create
-from compress.bundle import Bundle
+from compress.bundle import Bundle, code_files
 from compress.checkpoints import load_tokenizer, weight_files
 from compress.data import TextData, prepare, training_documents
 from compress.memory import peak_rss_bytes, reset_peak
@@ -158,7 +158,7 @@ class _Maker:
         if self.store.has(found):
             self.say(f"{label}: done before")
             return found
-        bundle = Bundle.load(self.store.path(parent))
+        bundle = Bundle.load(self.store.path(parent), stream=step.streams and self.device.type == "cpu")
         context = Context(
             data=self.data,
             teacher=lambda: Bundle.load(self.store.path(self.ends["base"])),
@@ -228,7 +228,7 @@ def _identity(checkpoint: str) -> list[str]:
     if path.is_file():
         return file_hashes([path])
     if path.is_dir():
-        names = ("config.json", "tokenizer.json", "manifest.json", "quantized.safetensors")
+        names = ("config.json", "tokenizer.json", "manifest.json")
         extra = [path / name for name in names if (path / name).is_file()]
-        return file_hashes([*weight_files(path), *extra])
+        return file_hashes([*weight_files(path), *code_files(path), *extra])
     return [checkpoint]

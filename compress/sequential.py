@@ -9,7 +9,7 @@ The passes that use this differ in who chooses the formats.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,10 +29,8 @@ class LayerSolver(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    asymmetric: float | Literal["heldout"] = Field(
+    asymmetric: Annotated[float, Field(ge=0, le=1)] | Literal["heldout"] = Field(
         0.5,
-        ge=0,
-        le=1,
         description="share of the way to the asymmetric target; `heldout`: chosen per layer; 0: plain GPTQ",
     )
     residual: bool = Field(

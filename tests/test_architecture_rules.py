@@ -17,10 +17,10 @@ ROOT = Path(compress.__file__).parent
 SHARED = {"errors", "progress", "records", "machine", "memory", "protocol", "version", "runtimes.base",
           "runtimes.onnx_runtime"}  # fmt: skip  # an export is checked in the runtime it is for
 MAKING = {"search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers",
-          "export", "architectures"}  # fmt: skip
+          "export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"}  # fmt: skip
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.
-BOTTOM = {"bundle", "checkpoints", "formats", "data", "text"}
+BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text"}
 
 
 @cache

@@ -23,6 +23,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
     kind: ClassVar[Kind] = "quantize"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
 
     format: Format = Field(Int4(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
@@ -47,7 +48,8 @@ class QuantizeGPTQ(Pass, LayerSolver):
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize; notes tell the layers' output errors and any damping that had to be raised."""
         result = bundle.clone()
-        model = result.model.to(context.device)
+        store = result.offload(context.workdir / "parts")
+        model = result.model if store else result.model.to(context.device)
         windows = torch.from_numpy(context.data.calibration.tokens).long()
         names = linear_layers(model, self.select, self.skip)
         notes = quantize_sequentially(
@@ -57,11 +59,15 @@ class QuantizeGPTQ(Pass, LayerSolver):
             self,
             masks=bundle.masks,
             precision=context.precision,
+            store=store,
             what=f"{self.name()} {self.format.kind}",
         )
         notes["format"] = self.format.model_dump()
+        if store:
+            store.load_rest()
         if self.embeddings is not None:
             quantize_embeddings(model, self.embeddings)
             notes["embeddings"] = self.embeddings.model_dump()
-        model.to("cpu")
-        return result.evolve(notes=notes)
+        if store is None:
+            model.to("cpu")
+        return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
+from compress.calibration import decoder_blocks
 from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
 from compress.passes.base import Context, Kind, Pass, linear_layers
@@ -21,6 +22,7 @@ class QuantizeRound(Pass):
 
     kind: ClassVar[Kind] = "quantize"
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
 
     format: Format = Field(Int8(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
@@ -41,12 +43,22 @@ class QuantizeRound(Pass):
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize. Zero is on every grid, so weights that were pruned stay zero."""
         result = bundle.clone()
-        names = linear_layers(result.model, self.select, self.skip)
+        model, store = result.model, result.offload(context.workdir / "parts")
+        names = linear_layers(model, self.select, self.skip)
+        prefix, blocks = decoder_blocks(model)
         with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
-            for name in names:
-                weight = matrix(result.model.get_submodule(name))
-                put_codes(result.model, name, QuantizedTensor.round(self.format, weight))
-                progress.advance()
+            for block in [f"{prefix}.{index}" for index in range(len(blocks))]:
+                if store:
+                    store.load(block)
+                for name in [name for name in names if name.startswith(f"{block}.")]:
+                    weight = matrix(model.get_submodule(name))
+                    put_codes(model, name, QuantizedTensor.round(self.format, weight))
+                    progress.advance()
+                if store:
+                    store.release(block)
+        if store:
+            store.load_rest()
         if self.embeddings is not None:
-            quantize_embeddings(result.model, self.embeddings)
-        return result.evolve(notes={"format": self.format.model_dump(), "layers": len(names)})
+            quantize_embeddings(model, self.embeddings)
+        notes = {"format": self.format.model_dump(), "layers": len(names)}
+        return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())

@@ -18,10 +18,9 @@ GPTAQ (Li et al. 2025, arXiv 2504.02692); Qronos (Zhang et al. 2025, arXiv 2505.
 residual term; the share and its choice on held-out text are ours.
 """
 
-import torch
 from torch import Tensor
 
-from compress.solvers.gptq import Factor, factorise  # noqa: F401 - for the doctest
+from compress.solvers.gptq import Factor
 
 
 def correction(weight: Tensor, factor: Factor, drift: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -33,6 +32,8 @@ def correction(weight: Tensor, factor: Factor, drift: Tensor, residual: Tensor |
         drift: D (in, in).
         residual: R (out, in); None leaves the stream out.
 
+    >>> import torch
+    >>> from compress.solvers.gptq import factorise
     >>> h = torch.eye(3)
     >>> correction(torch.ones(2, 3), factorise(h, 1e-6), 0.5 * h).round(decimals=3)[0].tolist()
     [0.5, 0.5, 0.5]

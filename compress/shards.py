@@ -1,0 +1,209 @@
+"""A model larger than memory: its tensors are read from safetensors files when they are wanted.
+
+`skeleton` makes the model without data, `ShardReader` finds tensors in the files, and an `Offload` moves
+one block at a time into memory and, when it is done, out again into a file of its own. `join` makes of
+those files the shards of an artifact, copying bytes. So memory holds one block, whatever the depth.
+
+The format of safetensors (8 bytes of length, a JSON header, the data) is simple enough to be written in
+pieces; tensors lie in the order of falling element size, which keeps each aligned for its type.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+class ShardReader:
+    """Tensors of safetensors files by name.
+
+    Raises:
+        UserError: a tensor that is asked for is in none of them.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._place: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as stream:
+                self._place.update(dict.fromkeys(stream.keys(), file))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors, floats as float32, in memory of their own: the files are closed again."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            if name not in self._place:
+                raise UserError(f"weights: no tensor '{name}' in the files, so the model cannot be streamed")
+            wanted.setdefault(self._place[name], []).append(name)
+        found = {}
+        for file, inside in wanted.items():
+            with safe_open(file, framework="pt") as stream:
+                for name in inside:
+                    tensor = stream.get_tensor(name)
+                    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    found[name] = tensor.to(kind, copy=True)
+        return found
+
+
+@dataclass
+class Offload:
+    """Blocks of a model without data, each in memory only while it is worked on.
+
+    Attributes:
+        model: on torch's meta device but for its buffers.
+        reader: where its weights are.
+        folder: takes a file for each module that is done.
+        parts: those files.
+    """
+
+    model: Any
+    reader: ShardReader
+    folder: Path
+    parts: list[Path] = field(default_factory=list)
+    _released: list[str] = field(default_factory=list)
+
+    def load(self, name: str) -> None:
+        """Read all weights of the module `name`; what is tied to them is tied again."""
+        module = self.model.get_submodule(name)
+        wanted = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
+        found = self.reader.read(f"{name}.{key}" for key in wanted)
+        module.load_state_dict({key: found[f"{name}.{key}"] for key in wanted}, strict=False, assign=True)
+        if module is self.model.get_input_embeddings():
+            self.model.tie_weights()
+
+    def release(self, name: str) -> None:
+        """Write what the module has become into a file, and free its memory."""
+        module = self.model.get_submodule(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"part-{len(self.parts):05d}.safetensors"
+        state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in module.state_dict().items()}
+        save_file(state, path)
+        self.parts.append(path)
+        self._released.append(name)
+        module.to("meta")
+
+    def load_rest(self) -> None:
+        """Read what belongs to no module that was released: embedding, head, the last norm."""
+        for name, module in self.model.named_modules():
+            own = next(module.parameters(recurse=False), None)
+            if own is not None and own.is_meta and not f"{name}.".startswith(self._prefixes()):
+                self.load(name)
+
+    @contextmanager
+    def loaded(self, modules: Iterable[str]) -> Iterator[None]:
+        """Some modules in memory while the block runs, unchanged and freed at its end."""
+        names = [name for name in modules if self._is_empty(name)]
+        for name in names:
+            self.load(name)
+        try:
+            yield
+        finally:
+            for name in names:
+                self.model.get_submodule(name).to("meta")
+
+    def _prefixes(self) -> tuple[str, ...]:
+        return tuple(f"{name}." for name in self._released)
+
+    def _is_empty(self, name: str) -> bool:
+        return any(p.is_meta for p in self.model.get_submodule(name).parameters())
+
+
+def skeleton(config: Any) -> Any:
+    """The model of a configuration, in eval mode, weights on the meta device and buffers in memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model.eval()
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: str
+    shape: list[int]
+    file: Path
+    start: int
+    stop: int
+
+
+def join(parts: Iterable[Path], folder: Path, stem: str, limit: int = SHARD_BYTES) -> list[Path]:
+    """Make `stem.safetensors`, or `stem-00001-of-00003.safetensors` ..., of the tensors of all parts.
+
+    A shard holds at most `limit` bytes of data, or one tensor that is larger.
+    """
+    entries = sorted((entry for part in parts for entry in _entries(part)), key=_largest_elements_first)
+    shards: list[list[_Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        size = entry.stop - entry.start
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += size
+    count = len(shards)
+    written = []
+    for number, shard in enumerate(shards, start=1):
+        name = stem if count == 1 else f"{stem}-{number:05d}-of-{count:05d}"
+        written.append(folder / f"{name}.safetensors")
+        _write(written[-1], shard)
+    return written
+
+
+def _entries(part: Path) -> Iterator[_Entry]:
+    with part.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            yield _Entry(name, entry["dtype"], entry["shape"], part, 8 + length + start, 8 + length + stop)
+
+
+def _largest_elements_first(entry: _Entry) -> tuple[int, str]:
+    return -_SIZES[entry.dtype], entry.name
+
+
+def _write(path: Path, entries: list[_Entry]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for entry in entries:
+        size = entry.stop - entry.start
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as target:
+        target.write(struct.pack("<Q", len(text)) + text)
+        for entry in entries:
+            with entry.file.open("rb") as source:
+                source.seek(entry.start)
+                _copy(source, target, entry.stop - entry.start)
+
+
+def _copy(source: Any, target: Any, size: int, chunk: int = 1 << 24) -> None:
+    while size:
+        data = source.read(min(size, chunk))
+        target.write(data)
+        size -= len(data)
