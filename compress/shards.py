@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -92,7 +92,10 @@ class Offload:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{len(self.parts):05d}.safetensors"
         state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in module.state_dict().items()}
-        save_file(state, path)
+        try:
+            save_file(state, path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be written ({error}); free some space and run again") from None
         self.parts.append(path)
         self._released.append(name)
         module.to("meta")

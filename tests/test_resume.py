@@ -23,7 +23,8 @@ STOPS = [
     ("compress.solvers.masks.smallest", 3, ("full", *KILLS)),
     ("compress.bundle.file_record", 2, KILLS),  # the weights are written, the manifest is not
     ("compress.passes.distill.distillation", 3, ("full", *KILLS)),
-    ("compress.passes.quantize_gptq.gptq", 3, ("full", *KILLS)),
+    ("compress.sequential.gptq", 3, ("full", *KILLS)),
+    ("compress.shards.save_file", 2, ("full", "SIGKILL")),  # one block is written, the next is not
 ]
 STATUS = {"full": 2, "SIGKILL": -9, "SIGINT": 130}
 
@@ -65,7 +66,8 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
                 {"distill": TRAINING},
                 "quantize_gptq",
                 {"export_onnx": {"check_tokens": 64}},
-            ]
+            ],
+            "streamed": ["quantize_round"],
         },
     )
     jobs: list[dict[str, object]] = [
