@@ -174,7 +174,7 @@ class TestRefusals:
 
     def test_a_format_nobody_knows(self, folder):
         layers = json.loads((folder / MANIFEST).read_text())["layers"]
-        layers["model.layers.0.mlp.up_proj"]["format"] = {"kind": "int3"}
+        layers["model.layers.0.mlp.up_proj"]["format"] = {"kind": "int7"}
         edit(folder / MANIFEST, layers=layers)
         with pytest.raises(UserError, match="no known format"):
             Bundle.load(folder)

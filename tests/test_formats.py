@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compress.errors import UserError
-from compress.formats import Int4, Int8, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats import (
+    Int2,
+    Int3,
+    Int4,
+    Int5,
+    Int6,
+    Int8,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedTensor,
+)
 from compress.formats.packing import pack, unpack
 from compress.formats.registry import format_from
 
@@ -21,6 +31,14 @@ FORMATS = [
     Int4(group=32, symmetric=True),
     Int4(group=None),
     Int4(group=None, symmetric=True),
+    Int2(),
+    Int2(group=32, symmetric=True),
+    Int3(),
+    Int3(group=17),  # 51 bits: the last byte of every group is not full
+    Int3(group=None, symmetric=True),
+    Int5(group=32),
+    Int6(),
+    Int6(group=None),
     Int4(group=17),  # odd: half a byte of every group is empty
 ]
 formats = st.sampled_from(FORMATS)
@@ -33,13 +51,20 @@ def weight(out: int, columns: int, seed: int, spread: float = 1.0) -> torch.Tens
     return spread * torch.randn(out, columns, generator=generator)
 
 
-@given(st.sampled_from([4, 8]), st.lists(st.integers(0, 4), max_size=2), st.integers(1, 33), seeds)
+@given(st.integers(2, 8), st.lists(st.integers(0, 4), max_size=2), st.integers(1, 33), seeds)
 def test_unpacking_undoes_packing(bits, leading, count, seed):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (*leading, count), generator=generator, dtype=torch.uint8)
     packed = pack(codes, bits)
     assert packed.shape == (*leading, -(-count * bits // 8))
     assert torch.equal(unpack(packed, bits, count), codes)
+
+
+@given(formats, st.integers(1, 5), widths, seeds)
+def test_stored_bytes_are_those_of_the_tensors(format, out, columns, seed):
+    tensor = QuantizedTensor.round(format, weight(out, columns, seed))
+    found = sum(t.numel() * t.element_size() for t in tensor.state_dict().values())
+    assert found == format.stored_bytes((out, columns))
 
 
 @given(formats, st.integers(1, 5), widths, seeds)
@@ -197,7 +222,7 @@ def test_a_format_is_a_value_that_goes_through_json(format):
 
 def test_what_is_no_format_is_refused():
     with pytest.raises(UserError, match="no known format"):
-        format_from("int3")
+        format_from("int7")
     with pytest.raises(UserError, match="no known format"):
         format_from({"kind": "int4", "group": 3})
     with pytest.raises(ValidationError):

@@ -1,4 +1,4 @@
-"""Integer grids: what an int8 or int4 code means.
+"""Integer grids: what a code of 2 to 8 bits means.
 
 A weight matrix (out, in) is cut along its input side into groups; each group of each row has a scale s
 and a zero-point z, and a stored code q stands for
@@ -9,7 +9,7 @@ Symmetric grids fix z = 2^(bits-1) and do not store it. Scales are rounded to fl
 rounded with them, so that every runtime multiplies by the same number. The last group of a width that
 does not divide is shorter; nothing is padded but the stored bytes.
 
-Cost per weight: bits + 16/group (+ bits/group when asymmetric). With group 64: 4.25 or 4.3125 bits.
+Cost per weight: bits + 16/group (+ bits/group when asymmetric). Four bits with group 64: 4.25 or 4.3125.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,12 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
+from compress.formats.packing import packed_bytes
+
 # Rows are fitted in slices so that a 50k-row embedding needs no multiple of its own size in scratch memory.
 _FIT_ROWS = 4096
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+_SMALLEST_RANGE = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.8}  # bits -> where the clip search ends
 _SMALLEST_NORMAL = 2.0**-14  # the smallest with all of its 11 bits
 
 
@@ -57,10 +60,18 @@ class IntegerFormat(BaseModel):
         """Groups per row for a matrix of this width."""
         return -(-columns // self.group_width(columns))
 
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of codes, scales and zero-points of a matrix (out, in), as `QuantizedTensor` stores them."""
+        out, columns = shape
+        groups = self.groups(columns)
+        codes = groups * packed_bytes(self.group_width(columns), self.bits)
+        zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
+        return out * (codes + 2 * groups + zeros)
+
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """Choose scales and zero-points for `weight` (out, in), float32.
 
-        Each group's range starts at its min and max and is shrunk by factors down to 0.5 (0.8 for 8 bits);
+        Each group's range starts at its min and max and is shrunk by factors, the fewer bits the further;
         the factor kept minimises  sum_j h_j (w_j - w^_j)^2  with h = `importance` (in,), or ones.
         """
         parts = [self._fit_rows(rows, importance) for rows in weight.float().split(_FIT_ROWS)]
@@ -120,7 +131,7 @@ class IntegerFormat(BaseModel):
         return Grid(best_scales, best_zeros.to(torch.uint8))
 
     def _shrinks(self) -> list[float]:
-        smallest = 0.8 if self.bits == 8 else 0.5
+        smallest = _SMALLEST_RANGE[self.bits]
         tried = self.clip_search if self.bits < 8 else self.clip_search // 4
         return [1.0 - (1.0 - smallest) * i / max(tried, 1) for i in range(tried + 1)]
 
@@ -148,13 +159,46 @@ class Int8(IntegerFormat):
     kind: Literal["int8"] = "int8"
 
 
-class Int4(IntegerFormat):
-    """Four bits, groups of 64 with a zero-point unless told otherwise."""
+class _FewBits(IntegerFormat):
+    """Groups of 64 with a zero-point unless told otherwise."""
+
+    group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
+    symmetric: bool = Field(False, description="fix the zero-point at mid-range and do not store it")
+
+
+class Int6(_FewBits):
+    """Six bits."""
+
+    bits: ClassVar[int] = 6
+    kind: Literal["int6"] = "int6"
+
+
+class Int5(_FewBits):
+    """Five bits."""
+
+    bits: ClassVar[int] = 5
+    kind: Literal["int5"] = "int5"
+
+
+class Int4(_FewBits):
+    """Four bits."""
 
     bits: ClassVar[int] = 4
     kind: Literal["int4"] = "int4"
-    group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
-    symmetric: bool = Field(False, description="fix the zero-point at mid-range and do not store it")
+
+
+class Int3(_FewBits):
+    """Three bits."""
+
+    bits: ClassVar[int] = 3
+    kind: Literal["int3"] = "int3"
+
+
+class Int2(_FewBits):
+    """Two bits."""
+
+    bits: ClassVar[int] = 2
+    kind: Literal["int2"] = "int2"
 
 
 def _from_name(value: Any) -> Any:
@@ -162,7 +206,9 @@ def _from_name(value: Any) -> Any:
 
 
 # In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
-Format = Annotated[Int8 | Int4, Field(discriminator="kind"), BeforeValidator(_from_name)]
+Format = Annotated[
+    Int8 | Int6 | Int5 | Int4 | Int3 | Int2, Field(discriminator="kind"), BeforeValidator(_from_name)
+]
 
 
 @dataclass(frozen=True)

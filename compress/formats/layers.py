@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.formats.integer import Grid, IntegerFormat
-from compress.formats.packing import pack, unpack
+from compress.formats.packing import pack, packed_bytes, unpack
 
 
 class QuantizedTensor(nn.Module):
@@ -27,12 +27,12 @@ class QuantizedTensor(nn.Module):
         out, columns = shape
         groups, width = format.groups(columns), format.group_width(columns)
         self.register_buffer(
-            "codes", torch.empty(out, groups, -(-width * format.bits // 8), dtype=torch.uint8)
+            "codes", torch.empty(out, groups, packed_bytes(width, format.bits), dtype=torch.uint8)
         )
         self.register_buffer("scales", torch.empty(out, groups, dtype=torch.float16))
         zeros = None
         if not format.symmetric:
-            zeros = torch.empty(out, -(-groups * format.bits // 8), dtype=torch.uint8)
+            zeros = torch.empty(out, packed_bytes(groups, format.bits), dtype=torch.uint8)
         self.register_buffer("zeros", zeros)
 
     @classmethod
