@@ -1,0 +1,183 @@
+"""Refit the scales of a quantized weight with its codes frozen, then the codes with the scales frozen.
+
+Both steps lower the same error of the layer's output, the one that GPTQ treats greedily:
+
+    E(W^) = tr((W - W^) H (W - W^)^T),        H = E[x x^T],  W^ = one row after another  A s,
+
+where A (in, groups) holds the steps (code less zero-point) of a row, each in the column of its group.
+
+    scales:  s = argmin (w - A s)^T H (w - A s) = (A^T H A)^-1 A^T H w, a small system per row;
+    codes:   for one column after another, all others fixed, E is a parabola in w^_j with its minimum at
+             w^_j + [(W - W^) H]_j / H_jj; its nearest value on the grid is the best one.
+
+GPTQ rounds a column once and only later columns make good its error; coordinate descent comes back to it.
+Scales are rounded to what the format stores before any code is chosen with them, a row keeps its old
+scales where the rounded new ones are no better, and so no step raises E.
+
+The cyclic descent over columns is QuantEase's (Behdin et al. 2023, arXiv 2309.01885); that scales of
+frozen codes are a least-squares problem is classical. Cost per round: about 4 out * in^2 multiplications;
+memory three copies of W and one of H.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Elements of a slice's normal equations: 32 MB in float64.
+_SLICE = 1 << 22
+_RIDGE = 1e-7
+
+RoundColumn = Callable[[Tensor, int], Tensor]
+
+
+def refine(
+    target: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    hessian: Tensor,
+    width: int,
+    rounder: Callable[[Tensor], RoundColumn],
+    exact: Callable[[Tensor], Tensor],
+    mask: Tensor | None = None,
+    rounds: int = 2,
+) -> tuple[Tensor, Tensor]:
+    """Alternate both steps; the codes come last, so that the values are on the grid of the scales.
+
+    Args:
+        target: what the values stand for, float32 (out, in).
+        values: on the grid of `scales`, float32 (out, in), as from `gptq`.
+        scales: (out, groups), none of them zero.
+        hessian: H (in, in).
+        width: columns per group; the last group may be shorter.
+        rounder: scales -> (column (out,), its index) -> the nearest values on their grid.
+        exact: rounds scales to those that can be stored.
+        mask: bool (out, in); False is zero in `values` and stays zero.
+        rounds: how often to alternate.
+
+    Returns:
+        (values (out, in), scales (out, groups)), of an error that is not larger.
+    """
+    for _ in range(rounds):
+        values, scales = refit_scales(target, values, scales, hessian, width, exact)
+        values = coordinate_descent(target, values, hessian, rounder(scales), mask)
+    return values, scales
+
+
+def refit_scales(
+    target: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    hessian: Tensor,
+    width: int,
+    exact: Callable[[Tensor], Tensor] = lambda scales: scales,
+) -> tuple[Tensor, Tensor]:
+    """The least-squares scales for frozen codes: (values, scales), row by row not worse; as in `refine`.
+
+    A group whose codes are all at the zero-point keeps its scale.
+
+    >>> w, codes = torch.tensor([[2.0, 4.0, 9.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> values, scales = refit_scales(w, codes, torch.ones(1, 2), torch.eye(3), width=2)
+    >>> values.round(decimals=4).tolist(), scales.round(decimals=4).tolist()
+    ([[2.0, 4.0, 9.0]], [[2.0, 3.0]])
+    """
+    groups = scales.shape[1]
+    of_column = torch.arange(values.shape[1], device=values.device) // width
+    h = hessian.float()
+    new_values, new_scales = [], []
+    rows = max(1, _SLICE // groups**2)
+    parts = zip(target.float().split(rows), values.split(rows), scales.split(rows), strict=True)
+    for wanted, old, old_scales in parts:
+        steps = old / old_scales[:, of_column]  # A, each row's nonzero entries
+        lost = (wanted - old) @ h  # (rows, in)
+        move = _solve(_normal(steps, h, width, groups), _by_group(steps * lost, width, groups))
+        fitted = exact(old_scales + move.float())
+        tried = steps * fitted[:, of_column]
+        better = _errors(wanted - tried, h) < ((wanted - old) * lost).sum(1)
+        new_values.append(torch.where(better[:, None], tried, old))
+        new_scales.append(torch.where(better[:, None], fitted, old_scales))
+    return torch.cat(new_values), torch.cat(new_scales)
+
+
+def coordinate_descent(
+    target: Tensor,
+    values: Tensor,
+    hessian: Tensor,
+    round_column: RoundColumn,
+    mask: Tensor | None = None,
+    sweeps: int = 1,
+    block: int = 64,
+) -> Tensor:
+    """Choose each column's codes again, given all others; values (out, in) on the grid of `round_column`.
+
+    Columns are taken by falling H_ii, as in `gptq`; those that never see an input stay as they are.
+
+    >>> h, w = torch.tensor([[1.0, 0.9], [0.9, 1.0]]), torch.tensor([[0.48, 0.48]])
+    >>> coordinate_descent(w, w.round(), h, lambda column, index: column.round())
+    tensor([[1., 0.]])
+    """
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    h = hessian.float()[order][:, order]
+    # (in, out), so that a column of the weight is contiguous
+    work = values.float().T[order].contiguous()
+    lost = h @ (target.float().T[order] - work)
+    kept = None if mask is None else mask.T[order].contiguous()
+    indices, alive = order.tolist(), int((diagonal > 0).sum())
+    inverse = (1.0 / diagonal[order].float()).tolist()
+    for _ in range(sweeps):
+        for start in range(0, alive, block):
+            stop = min(start + block, alive)
+            inner = h[start:stop, start:stop]
+            part = lost[start:stop].clone()  # (block, out), kept up to date inside the block
+            changes = torch.empty_like(part)
+            for i in range(stop - start):
+                at = start + i
+                best = round_column(torch.add(work[at], part[i], alpha=inverse[at]), indices[at])
+                if kept is not None:
+                    best = best * kept[at]
+                torch.sub(best, work[at], out=changes[i])
+                work[at] = best
+                if at + 1 < stop:
+                    part[i + 1 :].addr_(inner[i, i + 1 :], changes[i], alpha=-1)
+            lost.addmm_(h[:, start:stop], changes, alpha=-1)
+    result = torch.empty_like(work)
+    result[order] = work
+    return result.T.contiguous()
+
+
+def _normal(steps: Tensor, h: Tensor, width: int, groups: int) -> Tensor:
+    """A^T H A of every row: steps (rows, in) -> (rows, groups, groups), float64."""
+    matrix = steps.new_zeros(len(steps), groups, groups, dtype=torch.float64)
+    for g in range(groups):
+        left, right = g * width, min((g + 1) * width, steps.shape[1])
+        # symmetric, so only what lies left of the group's end
+        product = (steps[:, left:right] @ h[left:right, :right]) * steps[:, :right]
+        matrix[:, g, : g + 1] = _by_group(product, width, g + 1)
+    return matrix + matrix.tril(-1).transpose(1, 2)
+
+
+def _by_group(products: Tensor, width: int, groups: int) -> Tensor:
+    """Sums over each group's columns: (rows, in) -> (rows, groups), float64."""
+    padding = groups * width - products.shape[1]
+    padded = torch.nn.functional.pad(products, (0, padding))
+    return padded.view(len(products), groups, width).sum(2, dtype=torch.float64)
+
+
+def _solve(normal: Tensor, right: Tensor) -> Tensor:
+    """The small systems (rows, groups, groups), (rows, groups) -> (rows, groups).
+
+    A ridge relative to each diagonal entry keeps them positive; a row it does not help stays unmoved.
+    """
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * diagonal + (diagonal <= 0).double()
+    lower, failed = torch.linalg.cholesky_ex(normal + torch.diag_embed(ridge))
+    sound = (failed == 0)[:, None]
+    unit = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+    lower = torch.where(sound[..., None], lower, unit)
+    return torch.where(sound, torch.cholesky_solve(right[..., None], lower)[..., 0], 0.0)
+
+
+def _errors(difference: Tensor, h: Tensor) -> Tensor:
+    """d H d^T of every row: (rows, in) -> (rows,)."""
+    return ((difference @ h) * difference).sum(1)

@@ -1,0 +1,146 @@
+"""Refitted scales and coordinate descent: neither loses anything, together they win on GPTQ."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.formats import Grid, Int4, Int8
+from compress.formats.integer import float16_exact
+from compress.solvers import masks
+from compress.solvers.gptq import factorise, gptq, output_error
+from compress.solvers.refit import coordinate_descent, refine, refit_scales
+
+ROWS, COLUMNS = 16, 100
+FORMAT = Int4(group=32)  # a ragged last group of 4
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def hessian(columns: int = COLUMNS, seed: int = 1) -> torch.Tensor:
+    """Of inputs that share a few directions, with columns of unequal size."""
+    x = normal(400, 12, seed=seed) @ normal(12, columns, seed=seed + 1)
+    x = (x + 0.5 * normal(400, columns, seed=seed + 2)) * torch.linspace(0.2, 2.0, columns)
+    return x.T @ x / len(x)
+
+
+def start(weight, h, format=FORMAT, mask=None):
+    """GPTQ's values, their grid, and the grid's rounder for any scales."""
+    grid = format.fit(weight, h.diagonal())
+    columns = weight.shape[1]
+    values = gptq(weight, factorise(h), format.column_rounder(grid, columns), mask)
+    return values, grid, lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns)
+
+
+def refined(weight, h, format=FORMAT, mask=None, rounds=2):
+    values, grid, rounder = start(weight, h, format, mask)
+    width = format.group_width(weight.shape[1])
+    better, scales = refine(
+        weight, values, grid.scales, h, width, rounder, float16_exact, mask, rounds=rounds
+    )
+    return values, better, Grid(scales, grid.zeros)
+
+
+def test_scales_are_the_least_squares_solution():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, _ = start(weight, h)
+    _, scales = refit_scales(weight, values, grid.scales, h, 32)
+    root = torch.linalg.cholesky(h.double() + 1e-12 * torch.eye(COLUMNS)).T  # |root d|^2 = d H d
+    group = torch.arange(COLUMNS) // 32
+    for row in range(ROWS):
+        steps = (values[row] / grid.scales[row, group]).double()
+        spread = torch.zeros(COLUMNS, 4, dtype=torch.double)
+        spread[torch.arange(COLUMNS), group] = steps
+        explicit = torch.linalg.lstsq(root @ spread, root @ weight[row].double()).solution
+        assert torch.allclose(scales[row].double(), explicit, rtol=1e-3)
+
+
+def test_every_column_is_at_its_best_where_the_descent_ends():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, rounder = start(weight, h)
+    settled = coordinate_descent(weight, values, h, rounder(grid.scales), sweeps=40)
+    again = coordinate_descent(weight, settled, h, rounder(grid.scales))
+    assert output_error(settled, again, h) < 1e-8
+    spacing = grid.scales[:, torch.arange(COLUMNS) // 32].abs()
+    for step in (spacing, -spacing):
+        for column in range(0, COLUMNS, 9):
+            moved = settled.clone()
+            moved[:, column] = rounder(grid.scales)(settled[:, column] + step[:, column], column)
+            rows = torch.arange(ROWS)
+            worse = [((weight - v) @ h * (weight - v)).sum(1)[rows] for v in (settled, moved)]
+            assert (worse[0] <= worse[1] * (1 + 1e-5)).all()
+
+
+def test_for_a_diagonal_hessian_the_descent_rounds():
+    weight = normal(ROWS, COLUMNS)
+    h = torch.diag(torch.linspace(0.1, 9.0, COLUMNS))
+    grid = FORMAT.fit(weight)
+    rounder = FORMAT.column_rounder(grid, COLUMNS)
+    settled = coordinate_descent(weight, torch.zeros_like(weight), h, rounder)
+    assert torch.equal(FORMAT.codes(settled, grid), FORMAT.codes(weight, grid))
+
+
+def test_lazy_blocks_change_nothing_but_the_speed():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, rounder = start(weight, h)
+    one, many = (
+        coordinate_descent(weight, values, h, rounder(grid.scales), block=block) for block in (COLUMNS, 7)
+    )
+    assert output_error(one, many, h) < 1e-4  # not 0: a sum in another order may tip a tie
+
+
+@pytest.mark.parametrize("format", [FORMAT, Int4(group=None, symmetric=True), Int8()], ids=str)
+def test_gptq_is_improved_and_stays_on_a_grid_that_can_be_stored(format):
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    before, after, grid = refined(weight, h, format)
+    assert output_error(weight, after, h) < 0.99 * output_error(weight, before, h)
+    assert torch.equal(grid.scales.half().float(), grid.scales)
+    assert torch.equal(format.values(format.codes(after, grid), grid), after)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([16, 32, 40]), st.sampled_from([0.0, 0.5]))
+def test_the_error_never_rises(seed, width, sparsity):
+    format = Int4(group=width)
+    weight, h = normal(6, 40, seed=seed), hessian(40, seed=seed + 1)
+    mask = masks.smallest(weight.abs(), int(sparsity * weight.numel()))
+    values, grid, rounder = start(weight, h, format, mask)
+    scales = grid.scales
+    errors = [output_error(weight, values, h)]
+    for _ in range(3):
+        values, scales = refit_scales(weight, values, scales, h, width, float16_exact)
+        errors.append(output_error(weight, values, h))
+        values = coordinate_descent(weight, values, h, rounder(scales), mask)
+        errors.append(output_error(weight, values, h))
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
+
+
+def test_what_was_pruned_stays_exactly_zero():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    mask = masks.pattern(normal(ROWS, COLUMNS, seed=5).abs(), 2, 4)
+    before, after, _ = refined(weight, h, mask=mask)
+    assert (after[~mask] == 0).all()
+    assert output_error(weight, after, h) < output_error(weight, before, h)
+
+
+def test_a_group_of_zeros_and_columns_without_inputs_stay_as_they_are():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    weight[:, 32:64] = 0
+    h[:, 70], h[70, :] = 0, 0
+    before, after, grid = refined(weight, h)
+    scales = FORMAT.fit(weight, h.diagonal()).scales
+    # the zero group's codes may serve other columns' errors; an all-zero row's cannot
+    untouched = (before[:, 32:64] == 0).all(1) & (after[:, 32:64] == 0).all(1)
+    assert torch.equal(grid.scales[untouched, 1], scales[untouched, 1])
+    steps = [v[:, 70] / s[:, 2] for v, s in ((before, scales), (after, grid.scales))]
+    assert torch.equal(steps[0].round(), steps[1].round())
+    assert torch.isfinite(after).all()
+
+
+def test_a_layer_that_never_saw_an_input_is_left_alone():
+    weight = normal(ROWS, COLUMNS)
+    before, after, _ = refined(weight, torch.zeros(COLUMNS, COLUMNS))
+    assert torch.equal(before, after)
