@@ -13,7 +13,7 @@ from compress.bundle import CODES, Bundle, file_record, parameter_counts, weight
 from compress.formats import Format, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import format_from
 from compress.formats.swap import matrix
-from compress.passes.base import Pass
+from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.records import Manifest
 from compress.registry import names, pass_class
@@ -24,6 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "distill": {"tokens": 128, "batch": 4},
     "prune_layers": {"keep": 2},
     "export_onnx": {"check_tokens": 64},
+    "tune_scales": {"tokens": 128, "batch": 4},
 }
 FORMATS = [member.model_fields["kind"].default for member in get_args(get_args(Format)[0])]
 QUANTIZERS = [name for name in names() if pass_class(name).kind == "quantize"]
@@ -69,7 +70,7 @@ class TestEveryPass:
         assert step == build(name)
         assert hash(step) == hash(build(name))
         assert pass_class(name).model_validate(step.model_dump(mode="json")) == step
-        assert step.kind in ("train", "distill", "prune", "quantize", "export")
+        assert step.kind in get_args(Kind)
         assert type(step).__doc__
         assert type(step).name() == name
 

@@ -1,0 +1,124 @@
+"""tune_scales: the codes stay, their scales and the norm gains learn from the original model's distribution.
+
+After quantization every layer is as good as its own inputs allow; what is left is how the layers' errors add
+up in the output. Codes frozen, forward KL from the recipe's base model is minimised over one number per
+group of codes and the gains (and biases) of the norms, by plain gradients (training/scales.py has the
+equation, training/tuning.py the loop). Not a byte is added: the scales stay float16, the zero-points as they
+are. EfficientQAT (Chen et al. 2024, arXiv 2407.11062) trains scales with the text's cross-entropy; the KL
+wanders less from the original at the few hundred thousand tokens that a CPU can afford.
+
+The point kept is the one with the lowest KL on held-out windows, the start included: where nothing helps
+the model comes back as it was and the notes say "no gain".
+
+Cost per token: student forward and backward, teacher forward, 8 operations per parameter.
+"""
+
+import hashlib
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compress.bundle import Bundle
+from compress.data import TextData
+from compress.errors import UserError
+from compress.formats.swap import replace_module
+from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
+from compress.tasks import task_of
+from compress.training import checkpoint
+from compress.training.scales import make_tunable
+from compress.training.tuning import Tuning, tune, units_of
+
+
+class TuneScales(Pass, Tuning):
+    """Tune scales and norm gains end to end, codes frozen."""
+
+    kind: ClassVar[Kind] = "tune"
+    needs: ClassVar[frozenset[Need]] = frozenset({"train", "calibration", "heldout", "teacher"})
+    only_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """All linear layers of the blocks (and embeddings and norms besides)."""
+        return linear_layers(model)
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """Forward and backward, and the teacher's forward: 8 operations per parameter and token."""
+        return 8.0 * parameters * self.tokens
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Tune a copy; notes tell held-out KL before and after, tokens, seconds and the curve.
+
+        Raises:
+            UserError: the model does not continue text, or the text does not fill one batch.
+        """
+        task = task_of(bundle.model.config)
+        if task != "causal":
+            raise UserError(
+                f"{self.name()}: a model for the task '{task}' has no next-token distribution to keep to; "
+                "take this pass out"
+            )
+        teacher = context.teacher().model
+        result = bundle.clone()
+        model = result.model
+        identity = f"{checkpoint.digest(teacher)} {_digest_of_codes(model)}"
+        places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
+        tensors = make_tunable(model)
+        vectors = [p for p in model.parameters() if p.ndim == 1]  # norm gains and biases, tied ones once
+        shifts = [tensor.shift for _, tensor in tensors.values()]
+        trained = {id(parameter) for parameter in (*shifts, *vectors)}
+        wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        for parameter, _ in wanted:
+            parameter.requires_grad_(id(parameter) in trained)
+        model.to(context.device)
+        teacher.to(context.device)
+        _narrow(teacher, context.precision)
+        notes = tune(
+            model,
+            teacher,
+            [*shifts, *vectors],
+            [1.0] * len(shifts) + units_of(vectors),
+            self,
+            _text(context.data, self.batch * min(self.window, context.data.window)),
+            context.data.heldout.tokens,
+            window=context.data.window,
+            seed=context.seed,
+            workdir=context.workdir,
+            precision=context.precision,
+            identity=identity,
+            what=self.name(),
+        )
+        model.cpu()
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+        for quantized, tensor in tensors.values():
+            quantized.scales = tensor.scales().to(torch.float16)
+        for name, module in places.items():
+            replace_module(model, name, module)
+        notes["scales"] = sum(shift.numel() for shift in shifts)
+        notes["vectors"] = sum(vector.numel() for vector in vectors)
+        return result.evolve(exports={}, notes=notes)
+
+
+def _text(data: TextData, step_tokens: int) -> NDArray[np.int32]:
+    """The training text, or the calibration windows where it does not fill a step."""
+    return data.train if len(data.train) >= 2 * step_tokens else data.calibration.tokens.reshape(-1)
+
+
+def _narrow(teacher: nn.Module, precision: str) -> None:
+    """Store the matrices as autocast would cast them at every step; the embedding stays float32."""
+    if precision == "bfloat16":
+        for module in teacher.modules():
+            weight = module.weight if is_linear(module) else None
+            if isinstance(weight, nn.Parameter):
+                module.weight = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+
+
+def _digest_of_codes(model: nn.Module) -> str:
+    """SHA-256 over all that a model holds, codes included."""
+    result = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()

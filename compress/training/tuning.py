@@ -1,0 +1,271 @@
+"""The loop of end-to-end tuning: few parameters, the original model as teacher, the best point kept.
+
+    minimise  mean over positions of KL(p_original || p_tuned)
+
+by Adam over parameters that are either relative shifts of scales (training/scales.py) or small vectors
+(norm gains, biases), whose rate is multiplied by their mean size. The rate rises linearly over the first
+steps and falls along a cosine to zero. At evenly spaced checks the KL on held-out windows is measured with
+the numbers that would ship; the start counts as a check, the best one is what is returned, and a run that
+has not improved for some checks ends. So the held-out KL never rises; if it does not fall, that is said.
+
+Differs from training/loop.py in what it watches (held-out KL, not the text's loss), in keeping the best
+point, and in that nothing of the model but a few vectors is trained, stored in checkpoints or hashed.
+
+Same seed, same thread count: same result, also across kills.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from compress.progress import Tracker, track
+from compress.training import checkpoint
+from compress.training.batches import Batches
+from compress.training.forward import Precision, autocast, plain_attention
+from compress.training.objectives import chunked, forward_kl
+from compress.training.optimizers import schedule_factor
+from compress.training.scales import use_masters
+
+_HELDOUT_TOKENS = 2048  # per forward pass
+_SMALLEST_UNIT = 1e-3  # of the rate of a vector that starts at zero
+
+
+class Tuning(BaseModel):
+    """How to tune: the fields that tuning passes share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(160_000, ge=1, description="tokens to tune on, rounded up to whole steps")
+    batch: int = Field(4, ge=1, le=4096, description="windows per step")
+    window: int = Field(
+        256, ge=8, le=65536, description="tokens per window; data.window where that is shorter"
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="relative change of a scale per step")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
+    checks: int = Field(6, ge=1, le=1000, description="held-out KLs on the way")
+    patience: int = Field(3, ge=1, le=1000, description="checks without a gain that end the run")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="between checkpoints")
+
+
+@dataclass
+class TuningProgress:
+    """How far a run is: what a checkpoint holds beside tensors.
+
+    Attributes:
+        identity: digest of all that decides the result.
+        before: held-out KL of the start.
+        best: lowest held-out KL so far.
+        best_step: the step after which it was met; 0: the start.
+        step: steps done.
+        stale: checks since the best.
+        seconds: spent in steps and checks.
+        losses: of the steps since the last check.
+        curve: [step, tokens, mean KL of the steps since the last check, held-out KL] per check.
+    """
+
+    identity: str
+    before: float
+    best: float
+    best_step: int = 0
+    step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    curve: list[list[float | int]] = field(default_factory=list)
+
+
+class _State(nn.Module):
+    """The parameters as they are and as they were at the best check."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.now = nn.ParameterList(parameters)
+        self.best = nn.ParameterList(
+            nn.Parameter(p.detach().clone(), requires_grad=False) for p in parameters
+        )
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for best, now in zip(self.best, self.now, strict=True):
+            best.copy_(now)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for best, now in zip(self.best, self.now, strict=True):
+            now.copy_(best)
+
+
+def tune(
+    model: Any,
+    teacher: Any,
+    parameters: list[nn.Parameter],
+    units: list[float],
+    plan: Tuning,
+    stream: NDArray[np.int32],
+    heldout: NDArray[np.int32],
+    *,
+    window: int,
+    seed: int,
+    workdir: Path,
+    precision: Precision,
+    identity: str,
+    what: str,
+) -> dict[str, Any]:
+    """Tune `parameters` of `model` in place, to the point of the lowest held-out KL, the start included.
+
+    Args:
+        model: gives `.logits`; may hold tunable layers.
+        teacher: the original model, on the same device.
+        parameters: those to tune, float32; all others must not require a gradient.
+        units: what each parameter's learning rate is multiplied by.
+        plan: the settings.
+        stream: text to tune on, int32 (tokens,).
+        heldout: windows that decide, int32 (n, length), never tuned on.
+        window: longest window that may be used.
+        seed: of the order of the text.
+        workdir: where the checkpoint lives.
+        precision: what matrix products compute in.
+        identity: what else the result depends on (digests of both models); another's checkpoint is ignored.
+        what: the label of the progress bar.
+
+    Returns:
+        Notes: `heldout_kl_before`, `heldout_kl_after`, `gain` (text), `tokens`, `steps`, `best_step`,
+        `seconds`, `curve` as in `TuningProgress`.
+
+    Raises:
+        UserError: the text does not fill one batch.
+    """
+    window = min(plan.window, window)
+    batches = Batches(stream, window, plan.batch, seed).check()
+    step_tokens = plan.batch * window
+    steps = max(1, -(-plan.tokens // step_tokens))
+    checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
+    device = parameters[0].device
+    state = _State(parameters)
+    rates = [plan.learning_rate * unit for unit in units]
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)],
+        betas=(0.9, 0.99), fused=True,
+    )  # fmt: skip
+    held = torch.from_numpy(heldout.astype(np.int64)).to(device)
+    identity = _identity(plan, batches, held, precision, identity)
+    path = workdir / "tuning.safetensors"
+    model.eval()
+    teacher.eval()
+    with plain_attention(model, window), plain_attention(teacher, window):
+        restored = checkpoint.restore(path, state, [optimizer], identity)
+        if restored is None:
+            began = time.monotonic()
+            before = heldout_kl(model, teacher, held, precision)
+            progress = TuningProgress(identity, before, before, seconds=time.monotonic() - began)
+        else:
+            progress = TuningProgress(**restored)
+        saved = time.monotonic()
+        with track((steps - progress.step) * step_tokens, what, "tokens") as bar:
+            while progress.step < steps and progress.stale < plan.patience:
+                began = time.monotonic()
+                factor = schedule_factor("cosine", progress.step, steps, plan.warmup, 0.0)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                inputs = torch.from_numpy(batches(progress.step)[:, :-1]).to(device)
+                progress.losses.append(_step(model, teacher, optimizer, inputs, precision))
+                progress.step += 1
+                if progress.step in checks:
+                    _check(progress, state, heldout_kl(model, teacher, held, precision), step_tokens)
+                progress.seconds += time.monotonic() - began
+                _show(bar, progress, step_tokens)
+                if time.monotonic() - saved >= plan.checkpoint_seconds:
+                    checkpoint.save(path, state, [optimizer], asdict(progress))
+                    saved = time.monotonic()
+    state.restore()
+    return _notes(progress, step_tokens)
+
+
+def _step(
+    model: Any, teacher: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, precision: Precision
+) -> float:
+    """One update; returns the KL before it."""
+    use_masters(model, True)  # and nothing else of train mode: dropout would only blur the few parameters
+    with autocast(inputs.device, precision):
+        with torch.no_grad():
+            wanted = teacher(input_ids=inputs, use_cache=False).logits.flatten(
+                0, 1
+            )  # (positions, vocabulary)
+        logits = model(input_ids=inputs, use_cache=False).logits.flatten(0, 1)
+    loss = chunked(forward_kl, logits, wanted)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    use_masters(model, False)
+    return float(loss.detach())
+
+
+def _check(progress: TuningProgress, state: _State, kl: float, step_tokens: int) -> None:
+    """Record a held-out KL and keep the parameters if it is the lowest."""
+    mean = sum(progress.losses) / len(progress.losses)
+    progress.curve.append([progress.step, progress.step * step_tokens, mean, kl])
+    progress.losses.clear()
+    if kl < progress.best:  # never true of a NaN
+        progress.best, progress.best_step, progress.stale = kl, progress.step, 0
+        state.keep()
+    else:
+        progress.stale += 1
+
+
+def _show(bar: Tracker, progress: TuningProgress, step_tokens: int) -> None:
+    heldout = progress.curve[-1][3] if progress.curve else progress.before
+    bar.advance(step_tokens, held_out_KL=f"{progress.before:.4f} -> {heldout:.4f}")
+
+
+def _notes(progress: TuningProgress, step_tokens: int) -> dict[str, Any]:
+    fell = 1 - progress.best / progress.before if progress.best_step else 0.0
+    return {
+        "heldout_kl_before": progress.before,
+        "heldout_kl_after": progress.best,
+        "gain": f"held-out KL fell by {100 * fell:.0f} %" if progress.best_step else "no gain",
+        "tokens": progress.step * step_tokens,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "seconds": round(progress.seconds, 1),
+        "curve": progress.curve,
+    }
+
+
+@torch.no_grad()
+def heldout_kl(model: Any, teacher: Any, windows: Tensor, precision: Precision) -> float:
+    """Mean over predicted positions of KL(p_teacher || p_model), windows (n, length), in nats.
+
+    In the precision of tuning, for the choice of a point; the reported KL is `compress.measure`'s.
+    """
+    total = 0.0
+    for rows in windows.split(max(1, _HELDOUT_TOKENS // windows.shape[1])):
+        with autocast(windows.device, precision):
+            wanted = teacher(input_ids=rows, use_cache=False).logits[:, :-1].flatten(0, 1)
+            logits = model(input_ids=rows, use_cache=False).logits[:, :-1].flatten(0, 1)
+        for z, y in zip(logits.split(512), wanted.split(512), strict=True):
+            total += float(forward_kl(z, y)) * len(z)
+    return max(total, 0.0) / (windows.shape[0] * (windows.shape[1] - 1))  # rounding may leave -1e-9
+
+
+def units_of(parameters: list[nn.Parameter]) -> list[float]:
+    """The mean size of each vector, so that one relative rate serves all."""
+    return [max(float(p.detach().abs().mean()), _SMALLEST_UNIT) for p in parameters]
+
+
+def _identity(plan: Tuning, batches: Batches, held: Tensor, precision: str, more: str) -> str:
+    """A digest of everything that decides the result; when checkpoints are written is no part of it."""
+    settings = plan.model_dump(mode="json", exclude={"checkpoint_seconds"})
+    facts = [settings, batches.window, batches.batch, batches.seed, precision, more]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(batches.stream).data)
+    digest.update(held.cpu().numpy().tobytes())
+    return digest.hexdigest()
