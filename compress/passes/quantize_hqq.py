@@ -1,0 +1,114 @@
+"""quantize_hqq: grids that serve the bulk of the weights and let outliers be wrong. No data, seconds.
+
+HQQ (solvers/hqq.py) moves the zero-point of every group to lower the l_p norm of the errors, p < 1. Its
+zero-points are real numbers; ours are stored as codes, and rounding loses most of that gain. So, from the
+clip search's grid, two steps alternate: zero-points, rounded to codes and kept only by groups they serve,
+and scales by the same splitting for the zero-points that stand. A symmetric grid has the second only.
+Embedding and head are rounded plainly. With calibration text `quantize_gptq` is better.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.bundle import Bundle
+from compress.calibration import decoder_blocks
+from compress.formats import Format, Grid, Int4, Int8, IntegerFormat, QuantizedTensor
+from compress.formats.integer import float16_exact
+from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
+from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.progress import track
+from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
+
+_ROWS = 4096  # fitted at a time, so that scratch memory does not grow with the layer
+_ROUNDS = 2
+
+
+class QuantizeHQQ(Pass):
+    """Half-quadratic quantization on grids with integer zero-points."""
+
+    kind: ClassVar[Kind] = "quantize"
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
+
+    format: Format = Field(Int4(), description="of the linear layers")
+    embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    p: float = Field(0.7, gt=0, le=1, description="of the norm of the errors; smaller ignores outliers more")
+    beta: float = Field(10.0, gt=0, description="first weight of the splitting, errors in steps of the grid")
+    kappa: float = Field(1.01, ge=1, le=2, description="growth of that weight per iteration")
+    iterations: int = Field(20, ge=1, le=200, description="of each half step")
+    select: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="wildcards of the linear layers to take"
+    )
+    skip: tuple[str, ...] = Field((), description="wildcards of those to leave float")
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The selected linear layers, then embedding and head."""
+        linears = linear_layers(model, self.select, self.skip)
+        return linears + (embedding_names(model) if self.embeddings and linears else [])
+
+    def writes(self) -> tuple[IntegerFormat, ...]:
+        """The two formats."""
+        return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
+
+    def grid(self, weight: Tensor) -> Grid:
+        """The grid of a matrix (out, in), float32; no group's l_p error is above the clip search's."""
+        parts = [self._grid_of_rows(rows) for rows in weight.split(_ROWS)]
+        return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Quantize. Zero is on every grid, so weights that were pruned stay zero."""
+        result = bundle.clone()
+        model, store = result.model, result.offload(context.workdir / "parts")
+        names = linear_layers(model, self.select, self.skip)
+        prefix, blocks = decoder_blocks(model)
+        with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
+            for block in [f"{prefix}.{index}" for index in range(len(blocks))]:
+                if store:
+                    store.load(block)
+                for name in [name for name in names if name.startswith(f"{block}.")]:
+                    weight = matrix(model.get_submodule(name))
+                    grid = self.grid(weight)
+                    codes = self.format.codes(weight, grid)
+                    put_codes(model, name, QuantizedTensor.from_codes(self.format, codes, grid))
+                    progress.advance()
+                if store:
+                    store.release(block)
+        if store:
+            store.load_rest()
+        if self.embeddings is not None:
+            quantize_embeddings(model, self.embeddings)
+        notes = {"format": self.format.model_dump(), "layers": len(names)}
+        return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())
+
+    def _grid_of_rows(self, weight: Tensor) -> Grid:
+        start = self.format.fit(weight)
+        width = self.format.group_width(weight.shape[1])
+        whole = weight.shape[1] // width  # groups of full width; one shorter may follow
+        cut = whole * width
+        parts = [self._improve(weight[:, :cut].unflatten(1, (whole, width)), start, slice(whole))]
+        if cut < weight.shape[1]:
+            parts.append(self._improve(weight[:, None, cut:], start, slice(whole, None)))
+        scales, zeros = zip(*parts, strict=True)
+        return Grid(torch.cat(scales, 1), torch.cat(zeros, 1).to(torch.uint8))
+
+    def _improve(self, groups: Tensor, start: Grid, part: slice) -> tuple[Tensor, Tensor]:
+        """Scales and zero-points of groups (out, n, width) that are the `part` of the start's."""
+        settings = HalfQuadratic(self.p, self.beta, self.kappa, self.iterations)
+        top = self.format.levels - 1
+        scales, zeros = start.scales[:, part], start.zeros[:, part].float()
+
+        def codes(steps: Tensor) -> Tensor:
+            return steps.round().clamp_(0, top)
+
+        def error(zeros: Tensor) -> Tensor:
+            return lp_error(groups, scales, zeros, codes, self.p)
+
+        for _ in range(_ROUNDS):
+            if not self.format.symmetric:
+                tried = codes(zero_points(groups, scales, zeros, codes, settings))
+                zeros = torch.where(error(tried) < error(zeros), tried, zeros)
+            scales = fit_scales(groups, scales, zeros, codes, float16_exact, settings)
+        return scales, zeros
