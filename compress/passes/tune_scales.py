@@ -13,7 +13,6 @@ the model comes back as it was and the notes say "no gain".
 Cost per token: student forward and backward, teacher forward, 8 operations per parameter.
 """
 
-import hashlib
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +27,7 @@ from compress.formats.swap import replace_module
 from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.tasks import task_of
 from compress.training import checkpoint
-from compress.training.scales import make_tunable
+from compress.training.scales import digest_of_state, make_tunable
 from compress.training.tuning import Tuning, tune, units_of
 
 
@@ -62,7 +61,7 @@ class TuneScales(Pass, Tuning):
         teacher = context.teacher().model
         result = bundle.clone()
         model = result.model
-        identity = f"{checkpoint.digest(teacher)} {_digest_of_codes(model)}"
+        identity = f"{checkpoint.digest(teacher)} {digest_of_state(model)}"
         places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
         tensors = make_tunable(model)
         vectors = [p for p in model.parameters() if p.ndim == 1]  # norm gains and biases, tied ones once
@@ -113,12 +112,3 @@ def _narrow(teacher: nn.Module, precision: str) -> None:
             weight = module.weight if is_linear(module) else None
             if isinstance(weight, nn.Parameter):
                 module.weight = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
-
-
-def _digest_of_codes(model: nn.Module) -> str:
-    """SHA-256 over all that a model holds, codes included."""
-    result = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        result.update(name.encode())
-        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()

@@ -15,6 +15,7 @@ rebuilt in the precision of the matrix product in forward and again in backward,
 (q - z) * s would keep three float copies of every weight.
 """
 
+import hashlib
 from typing import Any
 
 import torch
@@ -169,3 +170,12 @@ def make_tunable(model: nn.Module) -> dict[str, tuple[QuantizedTensor, TunableTe
             new = TunableLinear(tensor, module.bias)
         replace_module(model, name, new)
     return {name: (held, tensor) for name, held, tensor in found.values()}
+
+
+def digest_of_state(model: nn.Module) -> str:
+    """SHA-256 over all that a model holds, codes included."""
+    result = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
