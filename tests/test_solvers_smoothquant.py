@@ -1,0 +1,60 @@
+"""SmoothQuant: 8-bit weights and activations where a few channels are large."""
+
+import pytest
+import torch
+
+from compress.formats import Int8
+from compress.solvers.smoothquant import smooth_scales
+
+FORMAT = Int8()
+
+
+def layer():
+    """A weight (32, 128) and inputs (300, 128) with three channels 60 times larger."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(32, 128, generator=generator), torch.randn(300, 128, generator=generator)
+    x[:, [5, 50, 100]] *= 60
+    return weight, x
+
+
+def w8a8_error(weight: torch.Tensor, x: torch.Tensor) -> float:
+    """Relative squared error of the output, weights rounded per row, activations with one step for all."""
+    step = x.abs().max() / 127
+    grid = FORMAT.fit(weight)
+    rounded = FORMAT.values(FORMAT.codes(weight, grid), grid)
+    activations = (x / step).round().clamp(-127, 127) * step
+    exact = x @ weight.T
+    return float((activations @ rounded.T - exact).square().sum() / exact.square().sum())
+
+
+def smoothed(weight, x, fitted, alpha=0.5):
+    s = smooth_scales(fitted.abs().amax(0), weight.abs().amax(0), alpha)
+    return weight * s, x / s
+
+
+def test_the_error_of_eight_bit_weights_and_activations_falls():
+    weight, x = layer()
+    fitted, apart = x[:150], x[150:]
+    assert w8a8_error(*smoothed(weight, apart, fitted)) < 0.25 * w8a8_error(weight, apart)
+
+
+def test_at_one_half_weights_and_inputs_get_the_same_range_per_channel():
+    weight, x = layer()
+    scaled, divided = smoothed(weight, x, x)
+    assert torch.allclose(scaled.abs().amax(0), divided.abs().amax(0), rtol=1e-4)
+
+
+def test_the_ends_of_alpha_flatten_one_side():
+    weight, x = layer()
+    _, divided = smoothed(weight, x, x, alpha=1.0)
+    assert torch.allclose(divided.abs().amax(0), torch.ones(128))
+    scaled, _ = smoothed(weight, x, x, alpha=0.0)
+    assert torch.allclose(scaled.abs().amax(0), torch.ones(128))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_channels_without_inputs_or_weights_get_finite_scales(alpha):
+    for x, w in ([[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]):
+        s = smooth_scales(torch.tensor(x), torch.tensor(w), alpha)
+        assert torch.isfinite(s).all()
+        assert (s > 0).all()
