@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from training_set import tiny_bundle
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +39,9 @@ CONFIGS = {
     "mistral": MistralConfig(**GROUPED),
     "qwen2": Qwen2Config(**{**SHAPE, "num_key_value_heads": 1}),
     "qwen3": Qwen3Config(**GROUPED),
-    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    ),
     "bert": BertConfig(**SHAPE),
 }
 IDS = torch.arange(24).view(2, 12) * 5 % 64
@@ -125,6 +128,12 @@ def test_a_model_that_is_not_built_as_its_type_says_is_refused(bundle, make_cont
     bundle.model.model.layers[1].input_layernorm = Other()
     with pytest.raises(UserError, match="changed the model's output.*leave fold_scales out"):
         FoldScales(betas=(0.5,))(bundle, make_context(bundle))
+
+
+@pytest.mark.parametrize("betas", [(-0.1,), (0.5, 1.5), (float("nan"),), ()])
+def test_a_beta_out_of_range_is_refused(betas):
+    with pytest.raises(ValidationError, match="betas"):
+        FoldScales(betas=betas)
 
 
 def test_statistics_are_those_of_all_positions():

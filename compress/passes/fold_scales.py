@@ -10,7 +10,7 @@ A quantizer must follow; alone it makes nothing smaller. After a quantizer that 
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
@@ -48,6 +48,14 @@ class FoldScales(Pass):
     )
     samples: int = Field(512, ge=1, le=1 << 20, description="awq: input rows kept per layer to try betas on")
     batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+
+    @field_validator("betas")
+    @classmethod
+    def _are_shares(cls, betas: tuple[float, ...]) -> tuple[float, ...]:
+        for beta in betas:
+            if not 0 <= beta <= 1:
+                raise ValueError(f"{beta} is not between 0 (no scaling) and 1 (by the whole magnitude)")
+        return betas
 
     def layers(self, model: nn.Module) -> list[str]:
         """Norms and linear layers that scales go into."""
