@@ -121,7 +121,7 @@ def tell(recipe: Recipe, made: Made) -> RunRecord:
         machine=machine(),
         versions=versions(),
         references=_references(made.data, base),
-        samples=[samples[t.variant, t.runtime] for t in targets],
+        samples=[samples[t.variant, t.runtime] for t in targets if (t.variant, t.runtime) in samples],
         step_results=steps,
     )
     record.write(folder / "run.json")

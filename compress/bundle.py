@@ -34,8 +34,10 @@ from compress.errors import UserError
 from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_scale, matrix, replace_module
+from compress.memory import EXPORTS
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest
 from compress.shards import Offload, ShardReader, join, skeleton
+from compress.tasks import auto_class
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -47,11 +49,11 @@ class Bundle:
     """What goes into a pass and comes out of it.
 
     Attributes:
-        model: a `transformers` causal language model, in eval mode, float32 or with layers of codes.
+        model: a `transformers` language model, in eval mode, float32 or with layers of codes.
         tokenizer: its fast tokenizer.
         lineage: the source and every pass so far.
         masks: module name of a linear layer -> bool (out, in), True where a weight is kept.
-        exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
+        exports: folders a pass wrote for other runtimes (`onnx`, `gguf`), taken along when the bundle is saved.
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
         notes: what the last pass wants told; the pipeline moves it into the lineage.
@@ -173,7 +175,7 @@ class Bundle:
         linears = dict(model.named_modules())
         masked = [name for name in manifest.masked if name in linears] if masks else []
         kept = {name: matrix(linears[name]) != 0 for name in masked}
-        exports = {"onnx": folder / "onnx"} if (folder / "onnx").is_dir() else {}
+        exports = {name: folder / name for name in EXPORTS if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports)
 
     @classmethod
@@ -242,7 +244,6 @@ def file_record(path: Path) -> FileRecord:
 
 def _load_codes(folder: Path, manifest: Manifest) -> Any:
     """Rebuild a model whose layers hold codes, never touching memory for the float weights."""
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     refuse_remote_code(folder)
@@ -254,7 +255,7 @@ def _load_codes(folder: Path, manifest: Manifest) -> Any:
     config = load_config(folder)
     try:
         with quiet_transformers(), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = auto_class(config).from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"

@@ -28,6 +28,7 @@ from compress.errors import UserError
 from compress.moments import Covariance, covariance
 from compress.progress import track
 from compress.replay import Arguments, Plan, Stream, plan_of, replaced_forward
+from compress.tasks import task_of
 from compress.training.forward import Precision
 
 
@@ -114,7 +115,7 @@ def walk(
     apart = -(-fitting // batch)  # batches from here on are held out
     with track(len(blocks), what, "blocks") as progress, _evaluating(model):
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
-            compressed, arguments = _block_inputs(model, blocks, batches)
+            compressed, arguments = block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
         plans: dict[Any, Plan] = {}
         for index, block in enumerate(blocks):
@@ -165,7 +166,7 @@ def _residuals(streams: list[Stream], layer: str) -> list[tuple[Tensor, Tensor]]
     return list(zip(found[1], found[0], strict=True))  # (original, compressed)
 
 
-def _block_inputs(
+def block_inputs(
     model: Any, blocks: nn.ModuleList, batches: list[Tensor]
 ) -> tuple[list[Tensor], list[Arguments]]:
     """Inputs of the first block, and what every block is called with: per block, per batch.
@@ -185,12 +186,13 @@ def _block_inputs(
         return forward
 
     backbone = getattr(model, "model", None) or getattr(model, model.base_model_prefix, model)
+    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
     device = model.get_input_embeddings().weight.device
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
             stack.enter_context(replaced_forward(block, passing(index)))
         for tokens in batches:
-            backbone(input_ids=tokens.to(device), use_cache=False)
+            backbone(input_ids=tokens.to(device), **cache)
     return inputs, calls
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
+from compress.tasks import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -166,11 +167,12 @@ def load_tokenizer(path: str | Path, **options: Any) -> Any:
 
 def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+            model = auto_class(config).from_pretrained(
                 source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **options
             )
         tokenizer = load_tokenizer(source, **options)
@@ -237,7 +239,7 @@ def meta_model(source: Any) -> Any:
         UserError: the configuration cannot be read, or describes no decoder that transformers knows.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = source
     try:
@@ -249,6 +251,6 @@ def meta_model(source: Any) -> Any:
                     _refuse_what_is_no_gguf(path)
                 config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config)
+                return auto_class(config).from_config(config)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"model: '{source}' cannot be loaded: {first_line(error)}") from None

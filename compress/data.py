@@ -175,7 +175,15 @@ class _Taker:
             )
         stream = np.concatenate([ids for ids, _ in reversed(taken)])[:need].reshape(count, window)
         lengths = np.concatenate([size for _, size in reversed(taken)])[:need].reshape(count, window)
+        self._frame(stream, lengths)
         return Windows(stream, int(lengths[:, 1:].sum()), digest(stream))
+
+    def _frame(self, stream: Tokens, lengths: Tokens) -> None:
+        """Encoders read text between two tokens of their own: they replace a window's first and last."""
+        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        if begin is not None and end is not None and begin != end:
+            stream[:, 0], stream[:, -1] = begin, end
+            lengths[:, 0] = lengths[:, -1] = 0
 
     def rest(self) -> Tokens:
         """All that is left, as one stream."""

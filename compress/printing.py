@@ -66,6 +66,7 @@ def print_pass(cls: type[Pass]) -> None:
 
 def print_results(results: list[Result], references: list[Reference]) -> None:
     """The table a run ends with; the report has all of it."""
+    embeds = any(r.cosine_distance is not None for r in results)
     columns = (
         "variant",
         "runtime",
@@ -74,6 +75,7 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
         "Δ nll",
         "KL",
         "top-1",
+        *(["1 − cosine"] if embeds else []),
         "prefill/s",
         "decode/s",
         "peak MB",
@@ -90,12 +92,15 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
             _number(r.delta_nll, "+.4f"),
             _number(r.kl_to_base, ".4f"),
             _number(r.top1_agreement, ".3f"),
+            *([_number(r.cosine_distance, ".5f")] if embeds else []),
             _number(r.prefill_tokens_per_second, ".0f"),
             _number(r.decode_tokens_per_second, ".0f"),
             _number(r.peak_rss_bytes and r.peak_rss_bytes / 1e6, ".0f"),
         )
     for reference in references:
-        table.add_row(reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * 6)
+        table.add_row(
+            reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * (len(columns) - 4)
+        )
     _console().print(table)
 
 

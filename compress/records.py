@@ -114,6 +114,8 @@ class Result(Record):
     kl_to_base: float | None = None
     kl_ci95: Interval | None = None
     top1_agreement: float | None = None
+    cosine_distance: float | None = None
+    cosine_ci95: Interval | None = None
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     prefill_seconds_p50: float | None = None

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.tasks import auto_class
 
 SHARD_BYTES = 5_000_000_000
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -76,14 +77,17 @@ class Offload:
     folder: Path
     parts: list[Path] = field(default_factory=list)
     _released: list[str] = field(default_factory=list)
+    _names: dict[str, list[str]] = field(default_factory=dict)  # of every parameter: all that it has
 
     def load(self, name: str) -> None:
         """Read all weights of the module `name`; what is tied to them is tied again."""
         module = self.model.get_submodule(name)
-        wanted = [key for key, tensor in module.state_dict().items() if tensor.is_meta]
-        found = self.reader.read(f"{name}.{key}" for key in wanted)
-        module.load_state_dict({key: found[f"{name}.{key}"] for key in wanted}, strict=False, assign=True)
-        if module is self.model.get_input_embeddings():
+        wanted = {key: self._stored(f"{name}.{key}") for key, t in module.state_dict().items() if t.is_meta}
+        found = self.reader.read(wanted.values())
+        module.load_state_dict(
+            {key: found[stored] for key, stored in wanted.items()}, strict=False, assign=True
+        )
+        if any(len(self._names[stored]) > 1 for stored in wanted.values()):
             self.model.tie_weights()
 
     def release(self, name: str) -> None:
@@ -119,6 +123,17 @@ class Offload:
             for name in names:
                 self.model.get_submodule(name).to("meta")
 
+    def __post_init__(self) -> None:
+        groups: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), []).append(name)
+        self._names = {name: names for names in groups.values() for name in names}
+
+    def _stored(self, name: str) -> str:
+        """The name under which the files hold a tensor: its own, or that of one it is tied to."""
+        same = self._names.setdefault(name, [name])
+        return next((other for other in [name, *same] if other in self.reader), name)
+
     def _prefixes(self) -> tuple[str, ...]:
         return tuple(f"{name}." for name in self._released)
 
@@ -129,10 +144,9 @@ class Offload:
 def skeleton(config: Any) -> Any:
     """The model of a configuration, in eval mode, weights on the meta device and buffers in memory."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = auto_class(config).from_config(config, dtype=torch.float32)
     model.tie_weights()
     return model.eval()
 

@@ -20,7 +20,7 @@ MAKING = {"search", "pipeline", "steps", "recipe", "registry", "passes", "calibr
           "export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"}  # fmt: skip
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.
-BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text"}
+BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text", "tasks"}
 
 
 @cache

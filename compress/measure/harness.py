@@ -120,7 +120,9 @@ def measure(
             if found["parameters"] is not None:
                 counts[target.variant] = (found["parameters"], found["nonzero_parameters"])
             if continuation is not None:
-                on_sample(target, worker.ask("generate", **_as_command(continuation))["tokens"])
+                written = worker.ask("generate", **_as_command(continuation))["tokens"]
+                if written is not None:
+                    on_sample(target, written)
             run.close(target)
             timing = timings[target]
             parameters, nonzero = counts.get(target.variant, (None, None))

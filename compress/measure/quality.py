@@ -10,6 +10,13 @@ from those before them *inside the window*, so L - 1 predictions, and the first 
     kl_to_base     = mean over predicted positions of KL(p_base || p_variant) over the full vocabulary
     top1_agreement = share of predicted positions where both models have the same argmax
 
+An encoder with a masked-LM head predicts tokens that are hidden from it: 15 % of each window's, drawn by
+the window's number and never the first or last (Devlin et al. 2018, all of them replaced by the mask
+token); the definitions above then hold over those. bits_per_byte is left out. A model that embeds is
+judged by the mean of its last hidden states over a window, e:
+
+    cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
+
 Maths. With logits z and ln Z = logsumexp(z): -ln p(t) = ln Z - z_t, and
 
     KL(b || v) = sum_w p_b(w) (z_b(w) - z_v(w)) - ln Z_b + ln Z_v.
@@ -37,22 +44,26 @@ import numpy.typing as npt
 
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
+from compress.tasks import Task
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [1, length] -> float32 [1, length, V]
 
 CHUNK_ELEMENTS = 2_000_000
+MASKED = 0.15
 
 
 @dataclass(frozen=True)
 class Scores:
     """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
-    agreements."""
+    agreements. Of a model that embeds: `distances` alone, cosine distances to the base."""
 
     nats: list[float]
     tokens: list[int]
     kl: list[float] | None = None
     agreements: list[int] | None = None
+    distances: list[float] | None = None
+    whole_text: bool = True  # false when only some tokens are predicted
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for the pipe between processes."""
@@ -63,15 +74,44 @@ class Scores:
 class Quality:
     """The quality fields of a `Result`, by their names there."""
 
-    nll: float
-    nll_ci95: Interval | None
-    perplexity: float
-    bits_per_byte: float
+    nll: float | None = None
+    nll_ci95: Interval | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
     delta_nll: float | None = None
     delta_nll_ci95: Interval | None = None
     kl_to_base: float | None = None
     kl_ci95: Interval | None = None
     top1_agreement: float | None = None
+    cosine_distance: float | None = None
+    cosine_ci95: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked about a window: `inputs` [length], and of its answer the `rows` whose logits
+    should give the `targets` [rows]."""
+
+    inputs: npt.NDArray[np.int32]
+    rows: slice | npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int32]
+
+
+def question(
+    window: npt.NDArray[np.int32], index: int, task: Task = "causal", mask_token: int | None = None
+) -> Question:
+    """The question of a task about the window numbered `index`, [L]."""
+    if task == "causal":
+        return Question(window[:-1], slice(None), window[1:])
+    if task == "embedding":
+        return Question(window, slice(None), window)
+    if mask_token is None:
+        raise UserError("the tokenizer has no mask token, so a masked-LM loss cannot be measured")
+    inner = len(window) - 2
+    hidden = np.random.default_rng(index).permutation(inner)[: max(1, round(MASKED * inner))] + 1
+    inputs = window.copy()
+    inputs[hidden] = mask_token
+    return Question(inputs, hidden, window[hidden])
 
 
 def score(
@@ -81,6 +121,8 @@ def score(
     base: Path | None = None,
     keep: Path | None = None,
     threads: int = 1,
+    task: Task = "causal",
+    mask_token: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score int32 [n, L] windows one by one.
@@ -90,17 +132,24 @@ def score(
     Raises ValueError where the two vocabularies or the windows differ, UserError for a full disk,
     FloatingPointError for logits that are not finite.
     """
-    nats, tokens, kl, agreements = [], [], [], []
+    nats, tokens, kl, agreements, distances = [], [], [], [], []
     for index, window in enumerate(windows):
-        logits = forward(window[None, :-1])[0]  # [L - 1, V]
+        asked = question(window, index, task, mask_token)
+        logits = forward(asked.inputs[None])[0][asked.rows]  # [predictions, V]
+        if task == "embedding":
+            logits = logits.mean(axis=0, keepdims=True)  # [1, width]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
-        sums = score_window(logits, window[1:], reference, threads)
-        if not np.isfinite(sums).all():
+        if task == "embedding":
+            distances.append(0.0 if reference is None else _cosine_distance(reference[0], logits[0]))
+            sums = (0.0, 0.0, 0.0)
+        else:
+            sums = score_window(logits, asked.targets, reference, threads)
+        if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         nats.append(sums[0])
-        tokens.append(len(window) - 1)
+        tokens.append(len(asked.targets))
         kl.append(sums[1])
         agreements.append(int(sums[2]))
         if keep is not None:
@@ -108,9 +157,12 @@ def score(
                 _require_room(keep, len(windows) * logits.nbytes)
             _save(_file(keep, index), logits)
         advance()
+    if task == "embedding":
+        return Scores([], [1] * len(windows), distances=distances if base is not None else None)
+    whole = task == "causal"
     if base is None:
-        return Scores(nats, tokens)
-    return Scores(nats, tokens, kl, agreements)
+        return Scores(nats, tokens, whole_text=whole)
+    return Scores(nats, tokens, kl, agreements, whole_text=whole)
 
 
 def score_window(
@@ -139,13 +191,20 @@ def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int
 
     All intervals use the same resampled windows (same seed).
     """
+    if not scores.nats:
+        if scores.distances is None:
+            return Quality()
+        return Quality(
+            cosine_distance=sum(scores.distances) / len(scores.distances),
+            cosine_ci95=mean_interval(scores.distances, scores.tokens, seed=seed),
+        )
     total, count = sum(scores.nats), sum(scores.tokens)
     nll = total / count
     quality = Quality(
         nll=nll,
         nll_ci95=mean_interval(scores.nats, scores.tokens, seed=seed),
         perplexity=exp(nll),
-        bits_per_byte=total / (log(2.0) * text_bytes),
+        bits_per_byte=total / (log(2.0) * text_bytes) if scores.whole_text else None,
     )
     if base is None or scores.kl is None or scores.agreements is None:
         return quality
@@ -157,6 +216,11 @@ def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int
         "top1_agreement": sum(scores.agreements) / count,
     }
     return Quality(**(asdict(quality) | changes))
+
+
+def _cosine_distance(base: Logits, found: Logits) -> float:
+    a, b = base.astype(np.float64), found.astype(np.float64)
+    return float(1.0 - (a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
 def _score_rows(

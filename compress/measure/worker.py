@@ -54,11 +54,15 @@ class Worker:
             "weight_bytes": runtime.weight_bytes,
             "device": runtime.device,
             "context": runtime.context,
+            "task": runtime.task,
         }
 
     def time_round(self, prompt: str, following: str, repetitions: int, warm_up: int) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
-        samples = latency.time_round(self._loaded, np.load(prompt), np.load(following), repetitions, warm_up)
+        after = np.load(following)
+        if self._loaded.task != "causal":
+            after = after[:, :0]  # an encoder reads whole texts and appends nothing
+        samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
     def score(self, windows: str, base: str | None, keep: str | None) -> Fields:
@@ -69,6 +73,8 @@ class Worker:
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
+            task=self._loaded.task,
+            mask_token=self._loaded.mask_token,
             advance=self._advance,
         ).to_json()
 
@@ -79,8 +85,13 @@ class Worker:
         return {"parameters": total, "nonzero_parameters": nonzero}
 
     def generate(self, tokens: list[int], limit: int, stop: list[int]) -> Fields:
-        """Greedy continuation of at most `limit` tokens, ended by one of `stop` (which is left out)."""
+        """Greedy continuation of at most `limit` tokens, ended by one of `stop` (which is left out).
+
+        None from an encoder, which continues nothing.
+        """
         runtime = self._loaded
+        if runtime.task != "causal":
+            return {"tokens": None}
         limit = min(limit, runtime.context - len(tokens))
         state = runtime.prefill(np.array([tokens], np.int32))
         written: list[int] = []

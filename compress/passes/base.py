@@ -99,17 +99,27 @@ def linear_layers(
     """Names of the linear layers inside the decoder or encoder blocks that the patterns select.
 
     Patterns are shell wildcards over full module names (`*.mlp.*`), or `re:` and a regular expression.
-    The head is no block layer: quantizers treat it together with the embedding it may be tied to.
+    The head is no block layer: quantizers treat it together with the embedding it may be tied to. An
+    encoder's pooler lies outside the blocks, too, and stays as it is.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    blocks = block_lists(model)
     return [
         name
         for name, module in model.named_modules()
         if is_linear(module)
-        and module is not head
+        and name.startswith(blocks)
         and any(matches(name, p) for p in select)
         and not any(matches(name, p) for p in skip)
     ]
+
+
+def block_lists(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of everything in the model's outermost lists of modules."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
+            found.append(f"{name}.")
+    return tuple(found)
 
 
 def matches(name: str, pattern: str) -> bool:

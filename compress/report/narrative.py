@@ -62,7 +62,8 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
 
 def _point(line: Result) -> tuple[float, float, float] | None:
     """(bytes, quality lost, seconds per token); a line without quality or size cannot be placed."""
-    lost = line.kl_to_base if line.kl_to_base is not None else line.delta_nll
+    measured = (line.kl_to_base, line.delta_nll, line.cosine_distance)
+    lost = next((value for value in measured if value is not None), None)
     if lost is None or line.disk_bytes is None:
         return None
     rate = line.decode_tokens_per_second
@@ -103,6 +104,8 @@ def _speed_words(finding: Finding) -> str:
 
 
 def _at(line: Result) -> str:
+    if line.cosine_distance is not None:
+        return f"at a cosine similarity of {1 - line.cosine_distance:.4f} to the base's embeddings"
     if line.delta_nll is None:
         return f"at KL {units.significant(line.kl_to_base)} nats"
     word = significance(line.delta_nll_ci95)

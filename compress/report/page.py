@@ -22,9 +22,24 @@ from compress.report.chains import chains
 from compress.report.differences import differences
 from compress.report.markdown import escape_markdown
 from compress.report.narrative import headlines
-from compress.report.plots import Figure, loss_figures, run_points, runtime_points, tradeoff_figures
+from compress.report.plots import (
+    Figure,
+    loss_figures,
+    measured_qualities,
+    run_points,
+    runtime_points,
+    tradeoff_figures,
+)
 from compress.report.provenance import definitions, facts, machine_facts, protocol_facts, samples_by_prompt
-from compress.report.rows import COLUMNS, RUN_COLUMN, Column, base_name, ordered, reference_rows, table_rows
+from compress.report.rows import (
+    RUN_COLUMN,
+    Column,
+    base_name,
+    ordered,
+    reference_rows,
+    shown_columns,
+    table_rows,
+)
 
 Runs = list[tuple[RunRecord, list[Result], str]]
 
@@ -40,10 +55,11 @@ def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str
         "title": run.recipe_name,
         "run": run,
         "base": base_name(run),
-        "columns": COLUMNS,
+        "columns": shown_columns(lines),
+        "qualities": measured_qualities(lines),
         "headlines": headlines(run, lines),
-        "rows": table_rows(run, lines),
-        "reference_rows": reference_rows(run.references),
+        "rows": table_rows(run, lines, shown_columns(lines)),
+        "reference_rows": reference_rows(run.references, shown_columns(lines)),
         "chains": chains(run, lines),
         "samples": samples_by_prompt(run),
         "data_facts": facts(run, lines),
@@ -65,6 +81,8 @@ def compare(runs: Runs) -> str:
     ]
     found = differences(labelled)
     comparable = not any(difference.affects != "note" for difference in found)
+    everything = [result for _, _, results in labelled for result in results]
+    columns = shown_columns(everything)
     points = run_points([(label, results) for label, _, results in labelled])
     figures: dict[str, Figure | None] = dict(tradeoff_figures(points, with_front=comparable))
     losses = _losses([(label, run) for label, run, _ in labelled])
@@ -72,12 +90,13 @@ def compare(runs: Runs) -> str:
         figures[f"loss/{index}"] = figure
     context: dict[str, Any] = {
         "title": " / ".join(labels),
-        "columns": (RUN_COLUMN, *COLUMNS),
+        "columns": (RUN_COLUMN, *columns),
+        "qualities": measured_qualities(everything),
         "differences": found,
         "comparable": comparable,
-        "rows": [row for label, run, results in labelled for row in table_rows(run, results, label)],
+        "rows": [row for label, run, results in labelled for row in table_rows(run, results, columns, label)],
         "reference_rows": [
-            row for label, run, _ in labelled for row in reference_rows(run.references, label)
+            row for label, run, _ in labelled for row in reference_rows(run.references, columns, label)
         ],
         "sections": [
             {

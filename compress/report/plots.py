@@ -82,7 +82,17 @@ QUALITIES: dict[str, tuple[str, str, str]] = {
     "kl": ("KL to base (nats)", "kl_to_base", "kl_ci95"),
     "delta": ("Δ NLL (nats)", "delta_nll", "delta_nll_ci95"),
     "nll": ("NLL (nats)", "nll", "nll_ci95"),
+    "cosine": ("1 − cosine to base", "cosine_distance", "cosine_ci95"),
 }
+QUALITY_NAMES = {"kl": "KL to base", "delta": "Δ NLL", "nll": "NLL", "cosine": "1 − cosine"}
+
+
+def measured_qualities(results: list[Result]) -> list[tuple[str, str]]:
+    """(key, name) of the measures of quality that any line has, the first one to be shown first."""
+    measured = {
+        key for key, (_, field, _) in QUALITIES.items() if any(getattr(r, field) is not None for r in results)
+    }
+    return [(key, name) for key, name in QUALITY_NAMES.items() if key in measured]
 
 
 def runtime_points(results: list[Result]) -> list[Point]:
@@ -302,7 +312,7 @@ def _log_axis(heights: list[float], quality: str) -> dict[str, Any]:
         "type": "log",
         "range": [bottom - 0.8, max(top, bottom + 1.2)],
         "tickvals": [floor, *decades],
-        "ticktext": ["0" if quality == "kl" else "≤ 0", *labels],
+        "ticktext": ["0" if quality in ("kl", "cosine") else "≤ 0", *labels],
         "floor": floor,
     }
 

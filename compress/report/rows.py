@@ -59,8 +59,15 @@ COLUMNS = (
     Column("p50", "Per token", "ms", "Speed", "Time of a generated token: median, and what 95 % stay below"),
     Column("load", "Load", "s", "Speed", "From disk to ready"),
     Column("rss", "Peak RSS", "MB", "Memory", "Of a fresh process that loads and runs it"),
+    Column("cosine", "1 − cosine", "", "Embeddings", "Mean cosine distance to the base's; 95 % interval"),
 )
 RUN_COLUMN = Column("run", "Run", "", "", "The run this line is from", numeric=False)
+
+
+def shown_columns(results: list[Result]) -> tuple[Column, ...]:
+    """All columns; that of models that embed where there is one."""
+    embeds = any(result.cosine_distance is not None for result in results)
+    return tuple(column for column in COLUMNS if embeds or column.key != "cosine")
 
 
 def base_name(run: RunRecord) -> str:
@@ -113,19 +120,27 @@ def with_base_as_zero(run: RunRecord, results: list[Result]) -> list[Result]:
     ]
 
 
-def table_rows(run: RunRecord, results: list[Result], run_label: str | None = None) -> list[Row]:
+def table_rows(
+    run: RunRecord, results: list[Result], columns: tuple[Column, ...], run_label: str | None = None
+) -> list[Row]:
     """A row per measured line; `run_label` adds the run's column in front."""
     first = () if run_label is None else (Cell(run_label, run_label),)
     return [
         Row(
-            (*first, *_cells(result, base_result(run, results, result.runtime))),
+            (*first, *_shown(_cells(result, base_result(run, results, result.runtime)), columns)),
             result.variant == base_name(run),
         )
         for result in ordered(run, results)
     ]
 
 
-def reference_rows(references: list[Reference], run_label: str | None = None) -> list[Row]:
+def _shown(cells: list[Cell], columns: tuple[Column, ...]) -> list[Cell]:
+    return [cell for cell, column in zip(cells, COLUMNS, strict=True) if column in columns]
+
+
+def reference_rows(
+    references: list[Reference], columns: tuple[Column, ...], run_label: str | None = None
+) -> list[Row]:
     """A row per reference model: what it has of quality, dashes elsewhere."""
     first = () if run_label is None else (Cell(run_label, run_label),)
     rows = []
@@ -136,7 +151,7 @@ def reference_rows(references: list[Reference], run_label: str | None = None) ->
             "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
             "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
         }
-        rows.append(Row((*first, *(shown.get(column.key, Cell(units.ABSENT)) for column in COLUMNS))))
+        rows.append(Row((*first, *(shown.get(column.key, Cell(units.ABSENT)) for column in columns))))
     return rows
 
 
@@ -189,6 +204,11 @@ def _cells(result: Result, base: Result | None) -> list[Cell]:
         ),
         Cell(units.significant(result.load_seconds), result.load_seconds),
         Cell(units.megabytes(result.peak_rss_bytes), result.peak_rss_bytes),
+        Cell(
+            units.significant(result.cosine_distance),
+            result.cosine_distance,
+            sub=units.interval(result.cosine_ci95),
+        ),
     ]
 
 

@@ -39,6 +39,7 @@ class State:
     delta_nll: float | None = None
     delta_ci: Interval | None = None
     kl: float | None = None
+    cosine_distance: float | None = None
     decode: Mapping[str, float] = field(default_factory=dict)
     prefill: Mapping[str, float] = field(default_factory=dict)
 
@@ -79,6 +80,7 @@ def state_of(result: Result, speed_key: str | None = None) -> State:
         delta_nll=result.delta_nll,
         delta_ci=result.delta_nll_ci95,
         kl=result.kl_to_base,
+        cosine_distance=result.cosine_distance,
         decode={} if decode is None else {key: decode},
         prefill={} if prefill is None else {key: prefill},
     )
@@ -182,11 +184,23 @@ def quality_finding(change: float | None, bounds: Interval | None) -> Finding:
     return Finding(direction, f"quality {way} by {units.significant(abs(change))} nats ({word})")
 
 
+def embedding_finding(distance: float) -> Finding:
+    """How far the embeddings have moved from the base's, which says nothing of which serve better.
+
+    >>> embedding_finding(0.0006).text
+    "embeddings at a cosine similarity of 0.9994 to the base's"
+    """
+    direction: Direction = "loss" if distance > 1e-6 else "same"
+    return Finding(direction, f"embeddings at a cosine similarity of {1 - distance:.4f} to the base's")
+
+
 def judge(before: State, after: State) -> Verdict:
     """Compare two states and sum up; see the module's docstring for the rules."""
     size = size_finding(before.bytes, after.bytes)
     speeds = speed_findings(before, after)
     quality = quality_finding(*change_of_nll(before, after))
+    if after.cosine_distance is not None:
+        quality = embedding_finding(after.cosine_distance)
     asked = {"size": [size], "speed": speeds, "quality": [quality]}
     answered = [
         name for name, found in asked.items() if any(finding.direction in _KNOWN for finding in found)

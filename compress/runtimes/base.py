@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.tasks import Task
+
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
@@ -46,12 +48,25 @@ class Runtime(Protocol):
         ...
 
     @property
+    def task(self) -> Task:
+        """What the model is for; only a causal one can `decode`."""
+        ...
+
+    @property
+    def mask_token(self) -> int | None:
+        """The token that stands for one to be filled in; None unless the task is `masked`."""
+        ...
+
+    @property
     def context(self) -> int:
         """The largest number of tokens the model takes."""
         ...
 
     def logits(self, tokens: Tokens) -> Logits:
-        """Every position's logits: (batch, length) -> (batch, length, vocabulary), float32."""
+        """Every position's logits: (batch, length) -> (batch, length, vocabulary), float32.
+
+        Of a model that embeds, every position's last hidden state: (batch, length, width).
+        """
         ...
 
     def prefill(self, tokens: Tokens) -> State:

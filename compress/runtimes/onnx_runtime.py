@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import Logits, State, Tokens
+from compress.tasks import Task
 
 _GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
@@ -39,6 +40,8 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     device = "cpu"
+    task: Task = "causal"
+    mask_token: int | None = None
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime. Raises UserError if there is no model."""

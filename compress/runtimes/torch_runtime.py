@@ -25,6 +25,7 @@ import torch
 
 from compress.bundle import Bundle, parameter_counts, weight_bytes
 from compress.runtimes.base import Logits, State, Tokens
+from compress.tasks import Task, task_of
 
 
 @dataclass
@@ -44,7 +45,10 @@ class TorchRuntime:
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self._threads = threads or torch.get_num_threads()
         with self._session():
-            self._model: Any = Bundle.load(path, masks=False).model.eval()
+            bundle = Bundle.load(path, masks=False)
+            self._model: Any = bundle.model.eval()
+        self.task: Task = task_of(self._model.config)
+        self.mask_token: int | None = bundle.tokenizer.mask_token_id if self.task == "masked" else None
         accepted = inspect.signature(self._model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.device = str(self._model.device)
@@ -61,13 +65,18 @@ class TorchRuntime:
         return parameter_counts(self._model)
 
     def logits(self, tokens: Tokens) -> Logits:
-        """[batch, length] -> float32 [batch, length, V]."""
+        """[batch, length] -> float32 [batch, length, V], or hidden states [batch, length, width]."""
         with self._session():
-            return _numpy(self._model(input_ids=self._ids(tokens), use_cache=False).logits)
+            if self.task == "causal":
+                return _numpy(self._model(input_ids=self._ids(tokens), use_cache=False).logits)
+            return _numpy(self._model(input_ids=self._ids(tokens))[0])
 
     def prefill(self, tokens: Tokens) -> TorchState:
         """Read prompts [batch, length] into a fresh cache."""
         with self._session():
+            if self.task != "causal":
+                scores = self._model(input_ids=self._ids(tokens))[0]
+                return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
             return self._step(tokens, None, 0)
 
     def decode(self, state: State, tokens: Tokens) -> TorchState:

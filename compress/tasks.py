@@ -1,0 +1,34 @@
+"""What a model is for: to continue text, to fill in masked tokens, or to embed text.
+
+Known from the class that its configuration names. All three are quantized by the same passes; they differ
+in how their quality is measured.
+"""
+
+from typing import Any, Literal
+
+Task = Literal["causal", "masked", "embedding"]
+
+
+def task_of(config: Any) -> Task:
+    """The task of a `transformers` configuration.
+
+    >>> from transformers import BertConfig
+    >>> [task_of(BertConfig(architectures=[name])) for name in ("BertForMaskedLM", "BertModel")]
+    ['masked', 'embedding']
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if name.endswith("ForMaskedLM"):
+        return "masked"
+    if name.endswith("Model") and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "embedding"
+    return "causal"
+
+
+def auto_class(config: Any) -> Any:
+    """The `transformers` class that makes such a model."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    classes = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
+    return classes[task_of(config)]
