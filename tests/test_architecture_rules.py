@@ -14,13 +14,13 @@ import compress
 ROOT = Path(compress.__file__).parent
 
 # What both wings may stand on: records, and foundations that know of neither.
-SHARED = {"errors", "progress", "records", "machine", "memory", "protocol", "version", "runtimes.base",
+SHARED = {"errors", "progress", "records", "machine", "memory", "protocol", "tasks", "version", "runtimes.base",
           "runtimes.onnx_runtime"}  # fmt: skip  # an export is checked in the runtime it is for
 MAKING = {"search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers",
           "export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"}  # fmt: skip
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.
-BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text", "tasks"}
+BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text"}
 
 
 @cache

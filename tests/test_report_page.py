@@ -187,7 +187,7 @@ def painted(value: object) -> object:
 
 def test_every_figure_is_valid_plotly() -> None:
     figures = figures_of(render(*demo_run())[0])
-    assert len(figures) == 5 * 4 * 2 + 2
+    assert len(figures) == 5 * 3 * 2 + 2
     for figure in figures.values():
         assert go.Figure(painted(figure)).data
 

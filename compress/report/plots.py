@@ -119,7 +119,7 @@ def tradeoff_figures(points: list[Point], with_front: bool = True) -> dict[str, 
     return {
         f"{axis.key}/{quality}/{scale}": tradeoff_figure(points, axis, quality, scale == "log", with_front)
         for axis in (*SIZE_AXES, *SPEED_AXES)
-        for quality in QUALITIES
+        for quality, _ in measured_qualities([point.result for point in points])
         for scale in ("log", "linear")
     }
 
