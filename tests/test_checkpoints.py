@@ -129,7 +129,10 @@ class TestDirectories:
             assert options["use_safetensors"] is True
             raise OSError("We couldn't connect to the hub\nCheck your connection")
 
-        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+        monkeypatch.setattr(
+            transformers.AutoConfig, "from_pretrained", lambda *_, **__: transformers.LlamaConfig()
+        )
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", offline)
         refused("owner/name", r"model: 'owner/name' cannot be loaded: We couldn't connect to the hub$")
 
 
