@@ -4,7 +4,8 @@ Per group of layers with the same input, through the layers already quantized:
     1. the target moves part of the way to what the original model computed (solvers/asymmetric.py), the
        share chosen on calibration windows kept apart for that;
     2. a grid is fitted by clip search, weighted by the inputs' second moments (formats/integer.py);
-    3. GPTQ rounds column by column (solvers/gptq.py).
+    3. GPTQ rounds column by column (solvers/gptq.py);
+    4. scales are refitted and codes chosen again, in turn (solvers/refit.py).
 The passes that use this differ in who chooses the formats.
 """
 
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from compress.calibration import BlockStore, Visit, walk
 from compress.formats import Grid, IntegerFormat, QuantizedTensor
+from compress.formats.integer import float16_exact
 from compress.formats.swap import matrix, put_codes
 from compress.moments import Covariance
 from compress.solvers.asymmetric import correction, heldout_share
 from compress.solvers.gptq import Factor, factorise, gptq, output_error
+from compress.solvers.refit import refine
 from compress.training.forward import Precision
 
 
@@ -37,6 +40,9 @@ class LayerSolver(BaseModel):
         False, description="the target of layers that end a sublayer makes good the stream's drift, too"
     )
     heldout_windows: int = Field(4, ge=1, description="of the calibration windows, for `heldout`")
+    refine: int = Field(
+        2, ge=0, le=20, description="rounds of refitted scales and coordinate descent after GPTQ"
+    )
     damping: float = Field(0.01, gt=0, le=1, description="added to H, relative to its mean diagonal")
     batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
 
@@ -144,7 +150,20 @@ class _Run:
         if mask is not None:
             target = target * mask
         grid = format.fit(target, hessian.diagonal())
-        values = gptq(target, factor, format.column_rounder(grid, weight.shape[1]), mask)
+        columns = weight.shape[1]
+        values = gptq(target, factor, format.column_rounder(grid, columns), mask)
+        values, scales = refine(
+            target,
+            values,
+            grid.scales,
+            factor.damped(hessian),
+            format.group_width(columns),
+            lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns),
+            float16_exact,
+            mask,
+            rounds=self.solver.refine,
+        )
+        grid = Grid(scales, grid.zeros)
         rows = [len(part) for part in weights]
         parts = zip(
             names, weights, values.split(rows), grid.scales.split(rows), grid.zeros.split(rows), strict=True

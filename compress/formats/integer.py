@@ -139,16 +139,16 @@ class IntegerFormat(BaseModel):
         """Grids that span (low, high), each (out, groups)."""
         top, middle = self.levels - 1, self.levels // 2
         if not self.symmetric:
-            scales = _float16_exact((high - low) / top)
+            scales = float16_exact((high - low) / top)
             return [(scales, torch.round(-low / scales).clamp(0, top))]
         zeros = torch.full_like(low, middle)
         reach = torch.maximum(high, -low)
-        candidates = [(_float16_exact(reach / (middle - 1)), zeros)]
+        candidates = [(float16_exact(reach / (middle - 1)), zeros)]
         if self.bits < 8:
             # the grid has one more code below zero than above: a signed scale turns that side to the
             # larger extreme, which is then met exactly
             signed = torch.where(high > -low, -high, -low)
-            candidates.append((_float16_exact(signed / middle), zeros))
+            candidates.append((float16_exact(signed / middle), zeros))
         return candidates
 
 
@@ -230,7 +230,7 @@ def _round(weight: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor
     return (weight / scales).round_().add_(zeros).clamp_(0, levels - 1)
 
 
-def _float16_exact(scales: Tensor) -> Tensor:
+def float16_exact(scales: Tensor) -> Tensor:
     """Round to float16 and back; a scale of an all-zero group becomes the smallest positive one.
 
     Below its normal range float16 is coarse, and a scale rounded down would cut the extremes off by many

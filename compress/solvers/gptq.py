@@ -30,7 +30,12 @@ class Factor:
 
     upper: Tensor
     order: Tensor
-    damping: float
+    damping: float  # relative to the mean diagonal
+    ridge: float  # what that comes to
+
+    def damped(self, hessian: Tensor) -> Tensor:
+        """H with what was added to it."""
+        return hessian + self.ridge * torch.eye(len(hessian), device=hessian.device)
 
     def divide(self, rows: Tensor) -> Tensor:
         """rows (n, in) times the damped H^-1, float32 (n, in)."""
@@ -68,7 +73,7 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
         if not failed:
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
             if torch.isfinite(upper).all():
-                return Factor(upper.float(), order, damping)
+                return Factor(upper.float(), order, damping, float(damping * mean))
         damping *= 10
     raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
 
