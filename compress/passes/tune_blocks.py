@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,11 +28,10 @@ from compress.calibration import block_inputs, decoder_blocks
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
 from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.progress import track
 from compress.replay import Arguments, call, replaced_forward
 from compress.solvers.block_tuning import descend
-from compress.training import checkpoint
 from compress.training.forward import plain_attention
 from compress.training.rounding import TunableRounding
 from compress.training.scales import digest_of_state
@@ -95,8 +94,9 @@ class _Run:
         fitting = len(windows) - settings.heldout_windows
         self.batches = [*windows[:fitting].split(settings.batch), *windows[fitting:].split(settings.batch)]
         self.apart = -(-fitting // settings.batch)  # batches from here on are held out
-        facts = [settings.model_dump_json(), context.precision, checkpoint.digest(teacher)]
+        facts = [settings.model_dump_json(), context.precision, digest_of_state(teacher)]
         facts += [digest_of_state(self.model), context.data.calibration.sha256, str(context.seed)]
+        facts += [f"{name} {int(mask.sum())}" for name, mask in sorted(bundle.masks.items())]
         self.identity = hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
     def all_blocks(self) -> dict[str, Any]:
@@ -202,20 +202,22 @@ def _same_blocks(model: Any, teacher: Any, who: str) -> None:
     shapes = []
     for each in (model, teacher):
         _, blocks = decoder_blocks(each)
-        linears = [
-            [
-                m.weight.numel()
-                for _, m in block.named_modules()
-                if isinstance(getattr(m, "weight", None), Tensor)
-            ]
-            for block in blocks
-        ]
-        shapes.append((len(blocks), linears))
+        shapes.append((len(blocks), [[_shape(m) for m in block.modules() if _shape(m)] for block in blocks]))
     if shapes[0] != shapes[1]:
         raise UserError(
             f"{who}: the base model's {shapes[1][0]} blocks are not of the same shape as this model's "
             f"{shapes[0][0]}, so there is nothing to tune them towards; take tune_scales instead"
         )
+
+
+def _shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a layer that multiplies by a matrix, without building that of codes."""
+    if isinstance(module, QuantizedLinear):
+        return module.quantized.shape
+    if not is_linear(module):
+        return None
+    out, columns = matrix(module).shape
+    return out, columns
 
 
 def _save(path: Path, held: dict[str, QuantizedLinear], identity: str, fall: float) -> None:
@@ -225,21 +227,29 @@ def _save(path: Path, held: dict[str, QuantizedLinear], identity: str, fall: flo
         tensors[f"{name}.codes"] = module.quantized.codes.contiguous()
         tensors[f"{name}.scales"] = module.quantized.scales.contiguous()
     partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial, metadata={"identity": identity, "fall": repr(fall)})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"identity": identity, "fall": repr(fall)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free some space and run again") from None
 
 
 def _restore(path: Path, held: dict[str, QuantizedLinear], identity: str) -> bool:
     """Put back what `_save` wrote; False, with nothing changed, if there is nothing of this identity."""
     if not path.is_file():
         return False
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("identity") != identity:
-            return False
-        for name, module in held.items():
-            module.quantized.codes = file.get_tensor(f"{name}.codes").to(module.quantized.codes.device)
-            module.quantized.scales = file.get_tensor(f"{name}.scales").to(module.quantized.scales.device)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return False
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError:
+        return False  # torn: tune the block again
+    for name, module in held.items():
+        module.quantized.codes = tensors[f"{name}.codes"].to(module.quantized.codes.device)
+        module.quantized.scales = tensors[f"{name}.scales"].to(module.quantized.scales.device)
     return True
 
 

@@ -26,7 +26,6 @@ from compress.errors import UserError
 from compress.formats.swap import replace_module
 from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.tasks import task_of
-from compress.training import checkpoint
 from compress.training.scales import digest_of_state, make_tunable
 from compress.training.tuning import Tuning, tune, units_of
 
@@ -61,7 +60,7 @@ class TuneScales(Pass, Tuning):
         teacher = context.teacher().model
         result = bundle.clone()
         model = result.model
-        identity = f"{checkpoint.digest(teacher)} {digest_of_state(model)}"
+        identity = f"{digest_of_state(teacher)} {digest_of_state(model)}"
         places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
         tensors = make_tunable(model)
         vectors = [p for p in model.parameters() if p.ndim == 1]  # norm gains and biases, tied ones once
