@@ -31,7 +31,7 @@ from compress.checkpoints import (
     weight_files,
 )
 from compress.errors import UserError
-from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_scale, matrix, replace_module
 from compress.memory import EXPORTS
@@ -53,7 +53,7 @@ class Bundle:
         tokenizer: its fast tokenizer.
         lineage: the source and every pass so far.
         masks: module name of a linear layer -> bool (out, in), True where a weight is kept.
-        exports: folders a pass wrote for other runtimes (`onnx`, `gguf`), taken along when the bundle is saved.
+        exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
         notes: what the last pass wants told; the pipeline moves it into the lineage.
@@ -201,8 +201,14 @@ def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
                 shape=module.quantized.shape,
                 tied_to=None if owner == name else owner,
                 embedding=isinstance(module, QuantizedEmbedding),
+                activations=_activations(module),
             )
     return records
+
+
+def _activations(module: nn.Module) -> dict[str, Any] | None:
+    rule = getattr(module, "activations", None)
+    return None if rule is None else rule.model_dump()
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -283,7 +289,9 @@ def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
         if record.embedding:
             new = QuantizedEmbedding(held[owner], scale=embedding_scale(old))
         else:
-            new = QuantizedLinear(held[owner], getattr(old, "bias", None))
+            rule = record.activations
+            activations = None if rule is None else Activations.model_validate(rule)
+            new = QuantizedLinear(held[owner], getattr(old, "bias", None), activations)
         replace_module(model, name, new)
 
 

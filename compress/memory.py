@@ -1,8 +1,8 @@
 """Memory is three numbers, never mixed: bytes on disk, bytes of weights resident, peak RSS of a fresh
 process.
 
-Bytes on disk are what one would copy to deploy: every file of the artifact's folder, without an ONNX
-export that lies inside it (that one is an artifact of its own). Resident weight bytes come from the
+Bytes on disk are what one would copy to deploy: every file of the artifact's folder, without the exports
+that lie inside it (each is an artifact of its own). Resident weight bytes come from the
 runtime that holds them. Peak RSS is the high-water mark of the process that calls `peak_rss_bytes`: VmHWM
 where Linux tells it, else `getrusage`. It counts everything that was ever resident together: interpreter,
 libraries, mapped files, weights, activations. Limits: pages of a shared file mapping count fully in each
@@ -15,20 +15,19 @@ import os
 import sys
 from pathlib import Path
 
-NESTED = "onnx"
+EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
 
 
 def disk_bytes(artifact: Path) -> int:
-    """Bytes of all files of an artifact (a folder, or one file such as a GGUF); a nested onnx/ is left
-    out."""
+    """Bytes of all files of an artifact (a folder, or one file such as a GGUF), without nested exports."""
     if artifact.is_file():
         return artifact.stat().st_size
     if not artifact.is_dir():
         raise FileNotFoundError(artifact)
     total = 0
     for folder, folders, files in os.walk(artifact):
-        if Path(folder) == artifact and NESTED in folders:
-            folders.remove(NESTED)
+        if Path(folder) == artifact:
+            folders[:] = [name for name in folders if name not in EXPORTS]
         total += sum((Path(folder) / name).stat().st_size for name in files)
     return total
 

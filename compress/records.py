@@ -70,6 +70,7 @@ class LayerRecord(Record):
     shape: tuple[int, int]
     tied_to: str | None = None
     embedding: bool = False
+    activations: dict[str, Any] | None = None
 
 
 class FileRecord(Record):

@@ -242,7 +242,7 @@ def _weights_rebuilt_once(block: nn.Module, precision: Precision) -> Iterator[No
     """Layers of codes rebuild their weight at every call; here they do it once for all batches."""
     with ExitStack() as stack:
         for module in block.modules():
-            if isinstance(module, QuantizedLinear):
+            if isinstance(module, QuantizedLinear) and module.activations is None:
                 weight, bias = module.weight, module.bias
                 if precision == "bfloat16":
                     weight = weight.to(torch.bfloat16)

@@ -1,9 +1,13 @@
 """What stored bits mean: grids, packing, and the layers that hold codes."""
 
-from compress.formats.integer import Format, Grid, Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
+from compress.formats.activations import Activations
+from compress.formats.integer import Grid, Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats.nf4 import Nf4
+from compress.formats.registry import Format
 
 __all__ = [
+    "Activations",
     "Format",
     "Grid",
     "Int2",
@@ -13,6 +17,7 @@ __all__ = [
     "Int6",
     "Int8",
     "IntegerFormat",
+    "Nf4",
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedTensor",

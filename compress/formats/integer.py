@@ -13,10 +13,10 @@ Cost per weight: bits + 16/group (+ bits/group when asymmetric). Four bits with 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.formats.packing import packed_bytes
@@ -41,6 +41,7 @@ class IntegerFormat(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     bits: ClassVar[int]
+    zero_code: ClassVar[int | None] = None
 
     kind: str
     group: int | None = Field(None, ge=16, description="columns that share a scale; null: the whole row")
@@ -51,6 +52,11 @@ class IntegerFormat(BaseModel):
     def levels(self) -> int:
         """How many codes there are."""
         return 1 << self.bits
+
+    @property
+    def zero(self) -> int:
+        """The code of 0 where no zero-point is stored."""
+        return self.levels // 2 if self.zero_code is None else self.zero_code
 
     def group_width(self, columns: int) -> int:
         """Columns per group for a matrix of this width."""
@@ -199,16 +205,6 @@ class Int2(_FewBits):
 
     bits: ClassVar[int] = 2
     kind: Literal["int2"] = "int2"
-
-
-def _from_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-# In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
-Format = Annotated[
-    Int8 | Int6 | Int5 | Int4 | Int3 | Int2, Field(discriminator="kind"), BeforeValidator(_from_name)
-]
 
 
 @dataclass(frozen=True)

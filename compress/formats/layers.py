@@ -8,6 +8,7 @@ on the fly: memory stays that of the codes, plus one layer.
 import torch
 from torch import Tensor, nn
 
+from compress.formats.activations import Activations, round_dynamic, round_static
 from compress.formats.integer import Grid, IntegerFormat
 from compress.formats.packing import pack, packed_bytes, unpack
 
@@ -64,7 +65,7 @@ class QuantizedTensor(nn.Module):
         """Scales and zero-points, unpacked."""
         scales = self.scales.float()
         if self.zeros is None:
-            zeros = torch.full(scales.shape, self.format.levels // 2, dtype=torch.uint8)
+            zeros = torch.full(scales.shape, self.format.zero, dtype=torch.uint8)
         else:
             zeros = unpack(self.zeros, self.format.bits, scales.shape[1])
         return Grid(scales, zeros.to(scales.device))
@@ -93,11 +94,21 @@ class QuantizedTensor(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + b with W held as codes; x (..., in) -> y (..., out), in x's dtype."""
+    """y = x W^T + b with W held as codes; x (..., in) -> y (..., out), in x's dtype.
 
-    def __init__(self, quantized: QuantizedTensor, bias: Tensor | None = None) -> None:
+    With `activations` x is rounded, too; static ones keep their range in `activation_bounds`, (2,).
+    """
+
+    activation_bounds: Tensor | None
+
+    def __init__(
+        self, quantized: QuantizedTensor, bias: Tensor | None = None, activations: Activations | None = None
+    ) -> None:
         super().__init__()
         self.quantized = quantized
+        self.activations = activations
+        static = activations is not None and activations.mode == "static"
+        self.register_buffer("activation_bounds", torch.zeros(2) if static else None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.out_features, self.in_features = quantized.shape
 
@@ -108,7 +119,16 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the weight, rebuilt for this call."""
+        x = self.rounded(x)
         return nn.functional.linear(x, self.quantized.dequantize().to(x.dtype), self.bias)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The input as the product sees it."""
+        if self.activations is None:
+            return x
+        if self.activation_bounds is not None:
+            return round_static(x.float(), self.activation_bounds).to(x.dtype)
+        return round_dynamic(x.float(), self.activations.outliers).to(x.dtype)
 
 
 class QuantizedEmbedding(nn.Module):

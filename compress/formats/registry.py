@@ -1,11 +1,22 @@
-"""From what a manifest or a recipe says to a format."""
+"""All formats, and the way from what a manifest or a recipe says to one of them."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from compress.errors import UserError
-from compress.formats.integer import Format, IntegerFormat
+from compress.formats.integer import Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
+from compress.formats.nf4 import Nf4
+
+
+def _from_name(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+# In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
+Format = Annotated[
+    Int8 | Int6 | Int5 | Int4 | Int3 | Int2 | Nf4, Field(discriminator="kind"), BeforeValidator(_from_name)
+]
 
 _ADAPTER: TypeAdapter[IntegerFormat] = TypeAdapter(Format)
 

@@ -26,6 +26,7 @@ class ExportOnnx(Pass):
 
     kind: ClassVar[Kind] = "export"
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
     int8_form: Literal["blocks", "token", "tensor"] = Field(
         "blocks",
