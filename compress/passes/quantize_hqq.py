@@ -1,10 +1,12 @@
-"""quantize_hqq: grids that serve the bulk of the weights and let outliers be wrong. No data, seconds.
+"""quantize_hqq: grids by half-quadratic splitting of an l_p norm of the errors, p < 1. No data, seconds.
 
-HQQ (solvers/hqq.py) moves the zero-point of every group to lower the l_p norm of the errors, p < 1. Its
-zero-points are real numbers; ours are stored as codes, and rounding loses most of that gain. So, from the
-clip search's grid, two steps alternate: zero-points, rounded to codes and kept only by groups they serve,
-and scales by the same splitting for the zero-points that stand. A symmetric grid has the second only.
-Embedding and head are rounded plainly. With calibration text `quantize_gptq` is better.
+HQQ (solvers/hqq.py) moves the zero-point of every group. Its zero-points are real numbers; ours are stored
+as codes, and rounding loses nearly all of that gain. So, from the min-max grid, two steps alternate:
+zero-points, rounded to codes, and scales for them by the same splitting; a group keeps what lowers its l_p
+error. A symmetric grid has the second step only. Embedding and head are rounded plainly.
+
+A lower l_p error of the weights is not a lower error of the outputs: the clip search of `quantize_round`
+costs as little and is often as good; with calibration text `quantize_gptq` is far better.
 """
 
 from typing import ClassVar
@@ -36,7 +38,7 @@ class QuantizeHQQ(Pass):
     format: Format = Field(Int4(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
     p: float = Field(0.7, gt=0, le=1, description="of the norm of the errors; smaller ignores outliers more")
-    beta: float = Field(10.0, gt=0, description="first weight of the splitting, errors in steps of the grid")
+    beta: float = Field(10.0, gt=0, description="first weight of the splitting")
     kappa: float = Field(1.01, ge=1, le=2, description="growth of that weight per iteration")
     iterations: int = Field(20, ge=1, le=200, description="of each half step")
     select: tuple[str, ...] = Field(
@@ -54,7 +56,7 @@ class QuantizeHQQ(Pass):
         return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 
     def grid(self, weight: Tensor) -> Grid:
-        """The grid of a matrix (out, in), float32; no group's l_p error is above the clip search's."""
+        """The grid of a matrix (out, in), float32; no group's l_p error is above min-max's."""
         parts = [self._grid_of_rows(rows) for rows in weight.split(_ROWS)]
         return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
@@ -84,7 +86,7 @@ class QuantizeHQQ(Pass):
         return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())
 
     def _grid_of_rows(self, weight: Tensor) -> Grid:
-        start = self.format.fit(weight)
+        start = self.format.model_copy(update={"clip_search": 0}).fit(weight)
         width = self.format.group_width(weight.shape[1])
         whole = weight.shape[1] // width  # groups of full width; one shorter may follow
         cut = whole * width

@@ -10,13 +10,14 @@ by splitting off the error e, pulled towards w - s (q - z) with a growing weight
     z  =  mean over the group of  q - (w - e) / s;    beta *= kappa.
 
 Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models (2023),
-https://mobiusml.github.io/hqq_blog; p = 0.7, beta = 10, kappa = 1.01, 20 iterations are theirs. Ours: x is
-measured in steps of the grid, so that the result does not depend on the unit of the weights; each group
-keeps the best it has met; and the same split gives the scale for fixed zero-points,
+https://mobiusml.github.io/hqq_blog; p = 0.7, beta = 10, kappa = 1.01, 20 iterations are theirs. x is in the
+unit of the weights, as there: at those settings the threshold exceeds most errors of a usual layer (e = 0),
+and the step is close to least squares. Ours: each group keeps the best it has met; and the same split
+gives the scale for fixed zero-points,
 
     s  =  sum (q - z) (w - e)  /  sum (q - z)^2,
 
-for grids that store integer zero-points, where most of the gain lies in the scale.
+for grids that store integer zero-points, to which rounding leaves hardly any of the first step's gain.
 """
 
 from collections.abc import Callable
@@ -72,8 +73,8 @@ def zero_points(
     beta = settings.beta
     for _ in range(settings.iterations):
         q = round_codes(steps + zeros[..., None])
-        e = shrink(steps - (q - zeros[..., None]), beta, settings.p)
-        zeros = (q - steps + e).mean(-1)
+        e = shrink(weight - scales[..., None] * (q - zeros[..., None]), beta, settings.p)
+        zeros = (q - (weight - e) / scales[..., None]).mean(-1)
         error = lp_error(weight, scales, zeros, round_codes, settings.p)
         best = torch.where(error < best_error, zeros, best)
         best_error = torch.minimum(error, best_error)
@@ -98,10 +99,9 @@ def fit_scales(
     for _ in range(settings.iterations):
         steps = weight / scales[..., None]
         q = round_codes(steps + zeros[..., None]) - zeros[..., None]
-        e = shrink(steps - q, beta, settings.p)
-        # in steps of the present scale: how much longer the step should be
-        longer = (q * (steps - e)).sum(-1) / q.square().sum(-1).clamp(min=1e-30)
-        scales = exact(torch.where(longer > 0, scales * longer, scales))
+        e = shrink(weight - scales[..., None] * q, beta, settings.p)
+        fitted = (q * (weight - e)).sum(-1) / q.square().sum(-1).clamp(min=1e-30)
+        scales = exact(torch.where(fitted * scales > 0, fitted, scales))
         error = lp_error(weight, scales, zeros, round_codes, settings.p)
         best = torch.where(error < best_error, scales, best)
         best_error = torch.minimum(error, best_error)
