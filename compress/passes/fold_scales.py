@@ -3,8 +3,9 @@
 Input channels are scaled and the scales folded into the norm or layer before (compress/folding.py):
     awq          for few-bit weights: channels with large inputs get finer steps (solvers/awq.py)
     smoothquant  for 8-bit weights and activations: both share large channels (solvers/smoothquant.py)
-A quantizer must follow; alone it makes nothing smaller. After a quantizer that makes errors good itself
-(`quantize_gptq`) little is left to win, and a weak beta is best (`betas: [0.25]`). Needs calibration text.
+A quantizer must follow; alone it makes nothing smaller. `quantize_round` gains by awq. A quantizer that
+makes errors good itself (`quantize_gptq`) gains little if anything, and loses by scales as strong as plain
+rounding likes: give it a weak beta (`betas: [0.125]`) and measure. Needs calibration text.
 """
 
 from typing import Any, ClassVar, Literal
