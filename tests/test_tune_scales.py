@@ -183,3 +183,19 @@ def test_a_checkpoint_of_other_settings_is_ignored(trained, tmp_path):
     right = fresh(bundle, tiny_context(bundle, tmp_path / "other", teacher=trained))
     assert equal(weights(left), weights(right))
     assert checkpoint.digest(left.model) == checkpoint.digest(right.model)
+
+
+def test_a_vector_moves_in_proportion_to_its_elements_or_not_at_all(trained, tmp_path):
+    bundle = coarse(trained, tmp_path)
+    gains = bundle.model.model.layers[0].input_layernorm.weight
+    with torch.no_grad():
+        gains[:4] *= 1e-3  # the channels in which activations are largest have gains like these
+    before = gains.detach().clone()
+    for share in (0.0, 1.0):
+        context = tiny_context(bundle, tmp_path / str(share), teacher=trained)
+        result = TuneScales(**SETTINGS, vector_rate=share)(bundle, context)
+        after = result.model.model.layers[0].input_layernorm.weight.detach()
+        assert torch.equal(before, after) == (share == 0)
+        reach = SETTINGS["learning_rate"] * 24 * before.abs().clamp(min=before.abs().mean() / 100)
+        assert ((after - before).abs() <= 3 * reach).all()
+        assert result.notes["vectors"] == (0 if share == 0 else 9 * 32)

@@ -63,8 +63,10 @@ class TuneScales(Pass, Tuning):
         identity = f"{digest_of_state(teacher)} {digest_of_state(model)}"
         places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
         tensors = make_tunable(model)
-        vectors = [p for p in model.parameters() if p.ndim == 1]  # norm gains and biases, tied ones once
+        vectors = [p for p in model.parameters() if p.ndim == 1 and self.vector_rate]  # gains and biases
         shifts = [tensor.shift for _, tensor in tensors.values()]
+        if not shifts and not vectors:
+            raise UserError(f"{self.name()}.vector_rate: 0 leaves nothing to tune in a model without codes")
         trained = {id(parameter) for parameter in (*shifts, *vectors)}
         wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter, _ in wanted:
@@ -76,7 +78,7 @@ class TuneScales(Pass, Tuning):
             model,
             teacher,
             [*shifts, *vectors],
-            [1.0] * len(shifts) + units_of(vectors),
+            [*[None] * len(shifts), *units_of(vectors, self.vector_rate)],
             self,
             _text(context.data, self.batch * min(self.window, context.data.window)),
             context.data.heldout.tokens,

@@ -3,10 +3,12 @@
     minimise  mean over positions of KL(p_original || p_tuned)
 
 by Adam over parameters that are either relative shifts of scales (training/scales.py) or small vectors
-(norm gains, biases), whose rate is multiplied by their mean size. The rate rises linearly over the first
-steps and falls along a cosine to zero. At evenly spaced checks the KL on held-out windows is measured with
-the numbers that would ship; the start counts as a check, the best one is what is returned, and a run that
-has not improved for some checks ends. So the held-out KL never rises; if it does not fall, that is said.
+(norm gains, biases), each of whose elements moves in proportion to its own size: the channels in which
+activations are largest have the smallest gains, and one absolute rate for all would ruin them. The rate
+rises linearly over the first steps and falls along a cosine to zero. At evenly spaced checks the KL on
+held-out windows is measured with the numbers that would ship; the start counts as a check, the best one is
+what is returned, and a run that has not improved for some checks ends. So the held-out KL never rises; if it
+does not fall, that is said.
 
 Differs from training/loop.py in what it watches (held-out KL, not the text's loss), in keeping the best
 point, and in that nothing of the model but a few vectors is trained, stored in checkpoints or hashed.
@@ -51,7 +53,10 @@ class Tuning(BaseModel):
         256, ge=8, le=65536, description="tokens per window; data.window where that is shorter"
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="relative change of a scale per step")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
+    vector_rate: float = Field(
+        0.25, ge=0, le=100, description="of norm gains and biases, as a share of that; 0: scales only"
+    )
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     checks: int = Field(5, ge=1, le=1000, description="held-out KLs on the way")
     heldout_tokens: int = Field(4096, ge=8, description="of the held-out windows: the first that fit")
     patience: int = Field(3, ge=1, le=1000, description="checks without a gain that end the run")
@@ -110,7 +115,7 @@ def tune(
     model: Any,
     teacher: Any,
     parameters: list[nn.Parameter],
-    units: list[float],
+    units: list[Tensor | None],
     plan: Tuning,
     stream: NDArray[np.int32],
     heldout: NDArray[np.int32],
@@ -128,7 +133,7 @@ def tune(
         model: gives `.logits`; may hold tunable layers.
         teacher: the original model, on the same device.
         parameters: those to tune, float32; all others must not require a gradient.
-        units: what each parameter's learning rate is multiplied by.
+        units: what each parameter's steps are multiplied by, elementwise; None: 1.
         plan: the settings.
         stream: text to tune on, int32 (tokens,).
         heldout: windows that decide, int32 (n, length), never tuned on.
@@ -153,11 +158,7 @@ def tune(
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
     device = parameters[0].device
     state = _State(parameters)
-    rates = [plan.learning_rate * unit for unit in units]
-    optimizer = torch.optim.Adam(
-        [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)],
-        betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
     identity = _identity(plan, batches, held, precision, identity)
@@ -177,10 +178,10 @@ def tune(
             while progress.step < steps and progress.stale < plan.patience:
                 began = time.monotonic()
                 factor = schedule_factor("cosine", progress.step, steps, plan.warmup, 0.0)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+                optimizer.param_groups[0]["lr"] = plan.learning_rate * factor
                 inputs = torch.from_numpy(batches(progress.step)[:, :-1]).to(device)
-                progress.losses.append(_step(model, teacher, optimizer, inputs, precision))
+                progress.losses.append(_backward(model, teacher, inputs, precision))
+                _update(optimizer, units)
                 progress.step += 1
                 if progress.step in checks:
                     _check(progress, state, heldout_kl(model, teacher, held, precision), step_tokens)
@@ -193,23 +194,30 @@ def tune(
     return _notes(progress, step_tokens)
 
 
-def _step(
-    model: Any, teacher: Any, optimizer: torch.optim.Optimizer, inputs: Tensor, precision: Precision
-) -> float:
-    """One update; returns the KL before it."""
+def _backward(model: Any, teacher: Any, inputs: Tensor, precision: Precision) -> float:
+    """The gradient of the KL on `inputs` (windows, length), added to the parameters'; returns the KL."""
     use_masters(model, True)  # and nothing else of train mode: dropout would only blur the few parameters
     with autocast(inputs.device, precision):
         with torch.no_grad():
-            wanted = teacher(input_ids=inputs, use_cache=False).logits.flatten(
-                0, 1
-            )  # (positions, vocabulary)
+            wanted = teacher(input_ids=inputs, use_cache=False).logits.flatten(0, 1)  # (rows, vocabulary)
         logits = model(input_ids=inputs, use_cache=False).logits.flatten(0, 1)
     loss = chunked(forward_kl, logits, wanted, rows=_rows(logits))
     loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     use_masters(model, False)
     return float(loss.detach())
+
+
+@torch.no_grad()
+def _update(optimizer: torch.optim.Optimizer, units: list[Tensor | None]) -> None:
+    """One step of Adam, each element's length multiplied by its unit; drops the gradients."""
+    parameters = optimizer.param_groups[0]["params"]
+    scaled = [
+        (p, p.clone(), unit) for p, unit in zip(parameters, units, strict=True) if isinstance(unit, Tensor)
+    ]
+    optimizer.step()
+    for parameter, before, unit in scaled:
+        parameter.copy_(before + (parameter - before) * unit)
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _check(progress: TuningProgress, state: _State, kl: float, step_tokens: int) -> None:
@@ -263,9 +271,11 @@ def _rows(logits: Tensor) -> int:
     return max(1, _LOSS_ELEMENTS // logits.shape[-1])
 
 
-def units_of(parameters: list[nn.Parameter]) -> list[float]:
-    """The mean size of each vector, so that one relative rate serves all."""
-    return [max(float(p.detach().abs().mean()), _SMALLEST_UNIT) for p in parameters]
+def units_of(vectors: list[nn.Parameter], share: float) -> list[Tensor]:
+    """The size of each element, times `share`; small ones count as a hundredth of their vector's mean."""
+    sizes = [vector.detach().abs() for vector in vectors]
+    means = [max(float(size.mean()), _SMALLEST_UNIT) for size in sizes]
+    return [share * size.clamp(min=mean / 100) for size, mean in zip(sizes, means, strict=True)]
 
 
 def _identity(plan: Tuning, batches: Batches, held: Tensor, precision: str, more: str) -> str:
