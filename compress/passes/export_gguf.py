@@ -1,0 +1,80 @@
+"""export_gguf: the model as one GGUF file for llama.cpp, made of the very codes it holds.
+
+Method. Codes move into the GGUF type whose grid contains theirs (export/gguf_blocks.py): symmetric ones
+exactly into Q4_0, Q5_0 or Q8_0, those with a zero-point into Q4_1 or Q5_1 with one rounded number per block
+of 32. The file is read back and compared tensor by tensor, and scored by llama.cpp where that is installed
+(export/gguf_check.py).
+Cost: seconds, and the file. A scale per 32 weights is half a bit per weight, whatever the group was.
+Limits: the architectures of export/gguf_artifact.py; byte-level BPE tokenizers; widths and groups that are
+multiples of 32. llama.cpp's own K-quants have other grids and cannot hold these codes.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from compress.errors import MissingExtra
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+
+if TYPE_CHECKING:
+    from compress.bundle import Bundle
+    from compress.formats import IntegerFormat
+
+FOLDER = "gguf"
+
+
+class ExportGguf(Pass):
+    """Write `gguf/model.gguf` and check it."""
+
+    kind: ClassVar[Kind] = "export"
+    needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+
+    floats: Literal["float16", "float32"] = Field("float16", description="of matrices that hold no codes")
+    pre_tokenizer: str | None = Field(
+        None,
+        description="llama.cpp's name for how the tokenizer splits text; null: recognised from the tokenizer",
+    )
+    check_tokens: int = Field(1024, ge=32, le=65536, description="held-out tokens to score in llama.cpp")
+    tolerance: float = Field(0.05, gt=0, description="mean KL to torch, in nats, that the check allows")
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """Every matrix of the model.
+
+        Raises UserError for an architecture that is not supported, MissingExtra without the package `gguf`.
+        """
+        if find_spec("gguf") is None:
+            raise MissingExtra("gguf", "gguf", "export_gguf")
+        from compress.export.gguf_artifact import require_supported
+        from compress.formats.swap import embedding_names
+
+        require_supported(model.config)
+        return linear_layers(model) + embedding_names(model)
+
+    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+        """Formats that no GGUF type can hold."""
+        from compress.export.gguf_blocks import refusal
+
+        return next((reason for reason in map(refusal, formats) if reason is not None), None)
+
+    def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
+        """Write and check `context.workdir / "gguf" / "model.gguf"`; the model itself is not changed.
+
+        Raises:
+            UserError: as `layers` and `refuses`, a width that 32 does not divide, or another tokenizer.
+            ExportCheckFailed: the file, or llama.cpp's logits, are not those of the model.
+        """
+        self.layers(bundle.model)
+        from compress.export.gguf_artifact import write_gguf
+        from compress.export.gguf_check import check_file, check_llama_cpp
+
+        folder = context.workdir / FOLDER
+        file = folder / "model.gguf"
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = write_gguf(bundle, file, floats=self.floats, split=self.pre_tokenizer)
+        facts["check"] = check_file(bundle, file)
+        windows = context.data.heldout.tokens
+        windows = windows[: max(1, self.check_tokens // windows.shape[1])]
+        facts["llama_cpp"] = check_llama_cpp(bundle.model, file, windows, context.threads, self.tolerance)
+        return bundle.evolve(exports={**bundle.exports, FOLDER: folder}, notes={"gguf": facts})
