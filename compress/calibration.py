@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.moments import Covariance, covariance
 from compress.progress import track
-from compress.replay import Arguments, Plan, Stream, plan_of, replaced_forward
+from compress.replay import Arguments, Plan, Stream, halved, plan_of, replaced_forward
 from compress.tasks import task_of
 from compress.training.forward import Precision
 
@@ -128,8 +128,10 @@ def walk(
                 plans[key] = plan_of(block, inner, compressed[0], arguments[index][0])
             streams = [Stream(block, compressed, arguments[index], precision, plans[key])]
             if original is not None:
-                before = Stream(copy.deepcopy(block), original, arguments[index], precision, plans[key])
-                streams.append(before)
+                before = copy.deepcopy(block)
+                if precision == "bfloat16":
+                    before = halved(before)
+                streams.append(Stream(before, original, arguments[index], precision, plans[key]))
             for stage in plans[key].stages:
                 seen, held = _statistics(streams, stage, apart)
                 yield Visit(index, [f"{name}.{n}" for n in stage], seen, held)

@@ -239,11 +239,13 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def _weights_rebuilt_once(block: nn.Module, precision: Precision) -> Iterator[None]:
-    """Layers of codes rebuild their weight at every call; here they do it once for all batches."""
+    """Layers that rebuild or convert their weight at every call do it once for all batches here."""
     with ExitStack() as stack:
         for module in block.modules():
-            if isinstance(module, QuantizedLinear) and module.activations is None:
-                weight, bias = module.weight, module.bias
+            coded = isinstance(module, QuantizedLinear) and module.activations is None
+            if coded or (type(module) is nn.Linear and precision == "bfloat16"):
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                bias: Tensor | None = module.bias  # type: ignore[assignment]
                 if precision == "bfloat16":
                     weight = weight.to(torch.bfloat16)
 
@@ -252,3 +254,11 @@ def _weights_rebuilt_once(block: nn.Module, precision: Precision) -> Iterator[No
 
                 stack.enter_context(replaced_forward(module, forward))
         yield
+
+
+def halved(block: nn.Module) -> nn.Module:
+    """The block with the weights of its linear layers in bfloat16, which autocast makes them anyway."""
+    for module in block.modules():
+        if type(module) is nn.Linear:
+            module.weight = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
+    return block

@@ -22,6 +22,7 @@ from torch import Tensor
 from compress.errors import UserError
 
 _TRIES = 4
+_COLUMNS = 512
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,40 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
     Raises:
         UserError: the matrix holds values that are not finite, or cannot be factorised at all.
     """
-    h = hessian.double()
-    if not torch.isfinite(h).all():
+    if not torch.isfinite(hessian).all():
         raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
-    diagonal = h.diagonal()
+    diagonal = hessian.diagonal().double()
     dead = diagonal <= 0
     order = torch.argsort(diagonal, descending=True, stable=True)
-    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=h.dtype)
+    mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
     backwards = order.flip(0)
-    reversed_h = h[backwards][:, backwards]
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     for _ in range(_TRIES):
-        ridge = torch.diag(damping * mean + dead[backwards].double())
         # with J the reversal, J H J = L L^T gives H = R R^T, R = J L J upper, and so H^-1 = U^T U, U = R^-1:
         # half the work of inverting H and factorising the inverse
-        lower, failed = torch.linalg.cholesky_ex(reversed_h + ridge)
+        damped = hessian[backwards][:, backwards].double()
+        damped.diagonal().add_(damping * mean + dead[backwards].double())
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # a wide layer's matrix is larger than its weight
         if not failed:
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            upper = _inverse(lower.flip(0, 1))
             if torch.isfinite(upper).all():
-                return Factor(upper.float(), order, damping, float(damping * mean))
+                return Factor(upper, order, damping, float(damping * mean))
         damping *= 10
     raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
+
+
+def _inverse(triangle: Tensor) -> Tensor:
+    """The inverse of an upper triangle, float64 (n, n) -> float32, computed a slice of columns at a time."""
+    n = len(triangle)
+    result = torch.empty(n, n, dtype=torch.float32, device=triangle.device)
+    for start in range(0, n, _COLUMNS):
+        stop = min(start + _COLUMNS, n)
+        unit = torch.zeros(stop, stop - start, dtype=triangle.dtype, device=triangle.device)
+        unit[start:].fill_diagonal_(1.0)
+        # the inverse is upper as well: these columns end at row `stop`
+        result[:stop, start:stop] = torch.linalg.solve_triangular(triangle[:stop, :stop], unit, upper=True)
+        result[stop:, start:stop] = 0
+    return result
 
 
 def gptq(
