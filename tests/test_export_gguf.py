@@ -22,7 +22,7 @@ from compress.export.gguf_artifact import interleaved, write_gguf
 from compress.export.gguf_blocks import block_type, blocks, refusal
 from compress.export.gguf_check import check_file, check_llama_cpp, llama_logits
 from compress.export.gguf_tokenizer import CONTROL, split_name, vocabulary
-from compress.formats import Int2, Int3, Int4, Int5, Int6, Int8, QuantizedTensor
+from compress.formats import Activations, Int2, Int3, Int4, Int5, Int6, Int8, Nf4, QuantizedTensor
 from compress.passes.export_gguf import ExportGguf
 
 WITH_LLAMA = pytest.mark.skipif(
@@ -84,8 +84,8 @@ class TestBlocks:
     @pytest.mark.parametrize("format", TYPES, ids=named)
     def test_mean_what_the_codes_mean(self, format):
         weight = QuantizedTensor.round(format, torch.randn(24, 96))
-        kind, data = blocks("x", weight)
-        assert kind == TYPES[format] == block_type(format)
+        kind, data = blocks("x", weight, widen=True)
+        assert kind == TYPES[format] == block_type(format, widen=True)
         found = torch.from_numpy(dequantize(data, GGMLQuantizationType[kind]))
         expected = weight.dequantize()
         if not kind.endswith("_1"):
@@ -101,7 +101,7 @@ class TestBlocks:
     def test_every_code_and_scale_survives(self, seed, format, exponent):
         generator = torch.Generator().manual_seed(seed)
         weight = QuantizedTensor.round(format, torch.randn(3, 64, generator=generator) * 10.0**exponent)
-        kind, data = blocks("x", weight)
+        kind, data = blocks("x", weight, widen=True)
         found = torch.from_numpy(dequantize(data, GGMLQuantizationType[kind]))
         largest = (format.levels - 1) * weight.grid.scales.abs().max() / 2048 + 2.0**-25
         assert (found - weight.dequantize()).abs().max() <= (largest if kind.endswith("_1") else 0)
@@ -122,6 +122,12 @@ class TestBlocks:
     def test_what_has_no_type_is_refused(self):
         assert "multiple of 32" in str(refusal(Int4(group=16)))
         assert "symmetric: true" in str(refusal(Int8(symmetric=False)))
+        assert "no type for nf4" in str(refusal(Nf4()))
+        assert "use int4" in str(refusal(Nf4(), widen=True))
+        for format in (Int2(), Int3(), Int6()):
+            assert "widen: true" in str(refusal(format))
+        with pytest.raises(UserError, match="x: GGUF has no type for int3"):
+            blocks("x", QuantizedTensor.round(Int3(), torch.randn(4, 64)))
         with pytest.raises(UserError, match="48 wide"):
             blocks("x", QuantizedTensor.round(Int8(), torch.randn(4, 48)))
         weight = QuantizedTensor.round(Int4(group=32), torch.randn(4, 32))
@@ -230,6 +236,12 @@ class TestFile:
         assert 1.0 < factors[0] < 8.0
         assert factors[-1] == pytest.approx(8.0)  # the lowest frequencies are divided by the whole factor
 
+    def test_rounded_inputs_are_refused(self, tmp_path):
+        bundle = coded(tiny(), Int8())
+        bundle.model.model.layers[0].mlp.up_proj.activations = Activations(mode="dynamic")
+        with pytest.raises(UserError, match="round their inputs"):
+            write_gguf(bundle, tmp_path / "model.gguf")
+
     def test_the_same_model_gives_the_same_bytes(self, tmp_path):
         for name in ("first", "second"):
             write_gguf(coded(tiny(), Int8()), tmp_path / name)
@@ -260,6 +272,8 @@ class TestPass:
         step = ExportGguf()
         assert step.refuses((Int4(group=64), Int8())) is None
         assert "multiple of 32" in str(step.refuses((Int8(), Int4(group=48))))
+        assert "int6" in str(step.refuses((Int6(), Int8())))
+        assert ExportGguf(widen=True).refuses((Int6(), Int3())) is None
 
     def test_writes_checks_and_travels(self, bundle, make_context, tmp_path):
         result = ExportGguf()(coded(bundle, Int4(group=32), Int8()), make_context(bundle))

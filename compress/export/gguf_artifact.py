@@ -71,13 +71,30 @@ def require_supported(config: Any) -> None:
 
 
 def write_gguf(
-    bundle: Bundle, file: Path, *, floats: FloatType = "float16", split: str | None = None
+    bundle: Bundle,
+    file: Path,
+    *,
+    floats: FloatType = "float16",
+    split: str | None = None,
+    widen: bool = False,
 ) -> dict[str, Any]:
     """Write `file`; returns its types and sizes.
+
+    Args:
+        bundle: the model and its tokenizer.
+        file: to write; its folder is made.
+        floats: the type of matrices without codes.
+        split: llama.cpp's name for how the tokenizer splits text; None: recognised.
+        widen: codes of 2, 3 and 6 bits may take a wider type.
 
     Raises UserError for an architecture, a tokenizer or a format that GGUF has no place for.
     """
     require_supported(bundle.model.config)
+    if any(getattr(module, "activations", None) is not None for module in bundle.model.modules()):
+        raise UserError(
+            "export_gguf: layers that round their inputs are not supported, llama.cpp rounds in its own way; "
+            "leave this export out"
+        )
     decoder = describe(bundle.model)
     words = vocabulary(bundle.tokenizer, decoder.vocabulary, split)
     writer = GGUFWriter(file, _NAMES[decoder.model_type])
@@ -86,7 +103,7 @@ def write_gguf(
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for part in parts(decoder, bundle.model.config):
-        kind, array = encoded(part, floats)
+        kind, array = encoded(part, floats, widen)
         raw = None if kind in ("F16", "F32") else GGMLQuantizationType[kind]
         writer.add_tensor(part.name, array, raw_dtype=raw)
         counts[kind] = counts.get(kind, 0) + 1
@@ -142,10 +159,10 @@ def interleaved(heads: int, width: int) -> Tensor:
     return torch.arange(heads * width).view(heads, 2, width // 2).transpose(1, 2).reshape(-1)
 
 
-def encoded(part: Part, floats: FloatType) -> tuple[str, NDArray[Any]]:
+def encoded(part: Part, floats: FloatType, widen: bool = False) -> tuple[str, NDArray[Any]]:
     """The type and the array of a tensor. Raises UserError for values beyond float16."""
     if isinstance(part.value, QuantizedTensor):
-        return blocks(part.name, part.value, part.order)
+        return blocks(part.name, part.value, part.order, widen)
     value = part.value.detach().float().cpu()
     if part.order is not None:
         value = value[part.order]

@@ -6,11 +6,13 @@
     Q4_1  w = n d + m             m a float16       5
     Q5_1  w = n d + m                               6
 
-A symmetric code means (q - 2^(bits-1)) s, so it moves into the narrowest of the first three types that has
-room for it, with d = s: nothing is rounded. Codes of 6 bits with a zero-point fit Q8_0 as q - z, exactly.
-Narrower ones with a zero-point become Q4_1 or Q5_1 with d = s and m = -z s rounded to float16: the only
-rounding of this export. It moves all weights of a block by at most |z s| 2^-11, that is less than
-15/2048 = 0.7 % of a step for 4 bits and 31/2048 = 1.5 % for 5 (2^-25 where m is below the normal range).
+A symmetric code means (q - 2^(bits-1)) s, so 4, 5 and 8 bits move into the first three types with d = s:
+nothing is rounded. 4 and 5 bits with a zero-point become Q4_1 and Q5_1 with d = s and m = -z s rounded to
+float16: the only rounding of this export. It moves all weights of a block by at most |z s| 2^-11, that is at
+most 15/2048 = 0.7 % of a step for 4 bits and 31/2048 = 1.5 % for 5 (2^-25 where m is below the normal range).
+
+Codes of 2, 3 and 6 bits have no type of their width. Where the caller agrees (`widen`), they take the next
+wider one, and mean the same: 2 and 3 bits as those of 4, and 6 bits as q - z in Q8_0, exactly.
 
 A scale of a longer group, or of a whole row, is repeated in each of its blocks. Types with superblocks of
 256 (Q2_K ... Q6_K) round their scales once more and are not written.
@@ -23,43 +25,63 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.formats import QuantizedTensor
-from compress.formats.integer import IntegerFormat
+from compress.formats import IntegerFormat, Nf4, QuantizedTensor
 
 BLOCK = 32
 _MIDDLE = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 0}  # what stands for 0
-_SYMMETRIC = {2: "Q4_0", 3: "Q4_0", 4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 8: "Q8_0"}
-_ASYMMETRIC = {2: "Q4_1", 3: "Q4_1", 4: "Q4_1", 5: "Q5_1", 6: "Q8_0"}
+_SYMMETRIC = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
+_ASYMMETRIC = {4: "Q4_1", 5: "Q5_1"}
+_WIDER = {2: 4, 3: 4}  # 6 bits go to Q8_0, with or without a zero-point
 
 Bytes = NDArray[np.uint8]
 
 
-def block_type(format: IntegerFormat) -> str | None:
-    """The GGUF type that holds codes of this format; None where there is none."""
-    if format.group is not None and format.group % BLOCK:
+def block_type(format: IntegerFormat, widen: bool = False) -> str | None:
+    """The GGUF type that holds codes of this format; None where there is none.
+
+    >>> from compress.formats import Int4, Int8
+    >>> block_type(Int4(group=64)), block_type(Int8())
+    ('Q4_1', 'Q8_0')
+    """
+    if isinstance(format, Nf4) or (format.group is not None and format.group % BLOCK):
         return None
-    return (_SYMMETRIC if format.symmetric else _ASYMMETRIC).get(format.bits)
+    if widen and format.bits == 6:
+        return "Q8_0"
+    bits = _WIDER.get(format.bits, format.bits) if widen else format.bits
+    return (_SYMMETRIC if format.symmetric else _ASYMMETRIC).get(bits)
 
 
-def refusal(format: IntegerFormat) -> str | None:
+def refusal(format: IntegerFormat, widen: bool = False) -> str | None:
     """Why GGUF cannot hold codes of this format, and what to do; None if it can."""
-    if block_type(format) is not None:
+    if block_type(format, widen) is not None:
         return None
+    if isinstance(format, Nf4):
+        return f"GGUF has no type for the values of {format.kind}; use int4, or leave this export out"
+    if not format.kind.startswith("int"):
+        return f"GGUF has no type for {format.kind}; quantize to int2 ... int8"
     if format.group is not None and format.group % BLOCK:
         return (
             f"GGUF stores blocks of {BLOCK} weights, and group: {format.group} is no multiple of it; "
             f"set group to a multiple of {BLOCK}"
         )
+    wider = block_type(format, widen=True)
+    if wider is not None:
+        return (
+            f"GGUF has no type for {format.kind}; use int4, int5 or int8, or set widen: true to store these "
+            f"codes unchanged in the larger {wider}"
+        )
     return f"GGUF has no type for {format.kind} with zero-points; set symmetric: true"
 
 
-def blocks(name: str, weight: QuantizedTensor, order: Tensor | None = None) -> tuple[str, Bytes]:
+def blocks(
+    name: str, weight: QuantizedTensor, order: Tensor | None = None, widen: bool = False
+) -> tuple[str, Bytes]:
     """The rows of a matrix (out, in), in another `order` if given, as (type, bytes (out, row bytes)).
 
     Raises UserError for a format without a type, and for a width that 32 does not divide.
     """
     out, columns = weight.shape
-    reason = refusal(weight.format)
+    reason = refusal(weight.format, widen)
     if reason is not None:
         raise UserError(f"export_gguf: {name}: {reason}")
     if columns % BLOCK:
@@ -67,7 +89,7 @@ def blocks(name: str, weight: QuantizedTensor, order: Tensor | None = None) -> t
             f"export_gguf: {name} is {columns} wide, and GGUF stores codes in blocks of {BLOCK}; leave this "
             "layer float (skip, in the quantize pass) or leave this export out"
         )
-    kind = str(block_type(weight.format))
+    kind = str(block_type(weight.format, widen))
     grid, codes = weight.grid, weight.unpacked()
     scales, zeros = grid.scales, grid.zeros
     if order is not None:

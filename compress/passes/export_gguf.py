@@ -1,8 +1,8 @@
 """export_gguf: the model as one GGUF file for llama.cpp, made of the very codes it holds.
 
-Method. Codes move into the GGUF type whose grid contains theirs (export/gguf_blocks.py): symmetric ones
-exactly into Q4_0, Q5_0 or Q8_0, those with a zero-point into Q4_1 or Q5_1 with one rounded number per block
-of 32. The file is read back and compared tensor by tensor, and scored by llama.cpp where that is installed
+Method. Codes move into the GGUF type that has their grid (export/gguf_blocks.py): symmetric ones exactly
+into Q4_0, Q5_0 or Q8_0, those with a zero-point into Q4_1 or Q5_1 with one rounded number per block of 32.
+The file is read back and compared tensor by tensor, and scored by llama.cpp where that is installed
 (export/gguf_check.py).
 Cost: seconds, and the file. A scale per 32 weights is half a bit per weight, whatever the group was.
 Limits: the architectures of export/gguf_artifact.py; byte-level BPE tokenizers; widths and groups that are
@@ -30,8 +30,15 @@ class ExportGguf(Pass):
 
     kind: ClassVar[Kind] = "export"
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # llama.cpp rounds them in its own way
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # llama.cpp rounds in its own way
 
     floats: Literal["float16", "float32"] = Field("float16", description="of matrices that hold no codes")
+    widen: bool = Field(
+        False,
+        description="store codes of 2, 3 and 6 bits in the next wider type, unchanged but larger; "
+        "false: refuse them",
+    )
     pre_tokenizer: str | None = Field(
         None,
         description="llama.cpp's name for how the tokenizer splits text; null: recognised from the tokenizer",
@@ -56,7 +63,7 @@ class ExportGguf(Pass):
         """Formats that no GGUF type can hold."""
         from compress.export.gguf_blocks import refusal
 
-        return next((reason for reason in map(refusal, formats) if reason is not None), None)
+        return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
 
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check `context.workdir / "gguf" / "model.gguf"`; the model itself is not changed.
@@ -72,7 +79,7 @@ class ExportGguf(Pass):
         folder = context.workdir / FOLDER
         file = folder / "model.gguf"
         folder.mkdir(parents=True, exist_ok=True)
-        facts = write_gguf(bundle, file, floats=self.floats, split=self.pre_tokenizer)
+        facts = write_gguf(bundle, file, floats=self.floats, split=self.pre_tokenizer, widen=self.widen)
         facts["check"] = check_file(bundle, file)
         windows = context.data.heldout.tokens
         windows = windows[: max(1, self.check_tokens // windows.shape[1])]
