@@ -23,7 +23,7 @@ from compress.export.compressed_tensors import (
     write_checkpoint,
 )
 from compress.export.compressed_tensors_check import check_loads
-from compress.formats import Int2, Int3, Int4, Int5, Int6, Int8, QuantizedTensor
+from compress.formats import Activations, Int2, Int3, Int4, Int5, Int6, Int8, Nf4, QuantizedTensor
 from compress.formats.swap import matrix, put_codes, quantize_embeddings
 from compress.passes.base import linear_layers
 from compress.passes.export_compressed_tensors import ExportCompressedTensors
@@ -160,6 +160,15 @@ def test_gpt2_is_refused_before_any_work(tmp_path):
         write_checkpoint(coded("gpt2", Int4(group=16)), tmp_path / "out", "float16")
 
 
+def test_what_the_layout_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no nf4 codes"):
+        write_checkpoint(coded("llama", Nf4(group=16)), tmp_path / "out", "float16")
+    bundle = coded("llama", Int4(group=16))
+    bundle.model.model.layers[0].mlp.up_proj.activations = Activations(mode="dynamic")
+    with pytest.raises(UserError, match="up_proj rounds its input"):
+        write_checkpoint(bundle, tmp_path / "out", "float16")
+
+
 def test_values_beyond_float16_are_refused(tmp_path):
     bundle = coded("llama", Int4(group=16))
     bundle.model.model.norm.weight.data[0] = 1e6
@@ -194,6 +203,10 @@ def test_what_vllm_has_no_kernel_for_is_said_beforehand():
     assert "not 48" in str(both.refuses((Int4(group=48),)))
     assert both.refuses((Int4(), Int8())) is None
     assert alone.refuses((Int3(), Int4(group=48))) is None
+    assert "no nf4 codes" in str(alone.refuses((Nf4(),)))
+    assert "nf4" in str(alone.refuses((Nf4(),)))
+    with pytest.raises(UserError, match="x: pack-quantized holds integer grids"):
+        scheme_of("x", QuantizedTensor.round(Nf4(), torch.randn(4, 64)))
 
 
 def test_vllm_wants_one_format_per_fused_layer():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from compress.bundle import Bundle
 from compress.checkpoints import meta_model, quiet_transformers
 from compress.errors import UserError
-from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats import IntegerFormat, Nf4, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack
 
 FloatType = Literal["float16", "float32"]
@@ -55,9 +55,21 @@ class Scheme:
         return {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False, **size}
 
 
+def refusal(format: IntegerFormat) -> str | None:
+    """Why this layout cannot hold codes of a format, and what to do; None if it can."""
+    if not isinstance(format, Nf4):
+        return None
+    return f"pack-quantized holds integer grids, not {format.kind}; use int4, or leave this export out"
+
+
 def scheme_of(name: str, weight: QuantizedTensor) -> Scheme:
-    """The scheme of a layer's codes. Raises UserError where groups do not divide a row."""
+    """The scheme of a layer's codes. Raises UserError for no integer grid, and for groups that do not divide
+    a row.
+    """
     columns, form = weight.shape[1], weight.format
+    reason = refusal(form)
+    if reason is not None:
+        raise UserError(f"{_NAME}: {name}: {reason}")
     if form.groups(columns) == 1:
         return Scheme(form.bits, form.symmetric, 0)
     width = form.group_width(columns)
@@ -67,6 +79,11 @@ def scheme_of(name: str, weight: QuantizedTensor) -> Scheme:
             "demands; quantize with a group that divides it, or group: null"
         )
     return Scheme(form.bits, form.symmetric, width)
+
+
+def no_grid(kind: str) -> str:
+    """Why codes that are no integers times a scale have no place here."""
+    return f"compressed-tensors has no {kind} codes; quantize to int2 ... int8"
 
 
 def absorbed(scheme: Scheme) -> Scheme:
@@ -102,11 +119,11 @@ def packed_layer(weight: QuantizedTensor, scheme: Scheme) -> dict[str, Tensor]:
 def write_checkpoint(bundle: Bundle, folder: Path, dtype: FloatType) -> dict[str, Any]:
     """Write configuration, tokenizer and weights into an empty `folder`; returns what was written.
 
-    Raises UserError for layers that are no `torch.nn.Linear` in transformers, for ragged groups, and for
-    weights too large for float16.
+    Raises UserError for layers that are no `torch.nn.Linear` in transformers or round their input, for
+    formats and groups that the layout does not have, and for weights too large for float16.
     """
     coded = coded_linears(bundle.model)
-    _require_linear(bundle.model.config, coded)
+    _require_linear(bundle.model, coded)
     own = {name: scheme_of(name, weight) for name, weight in coded.items()}
     # zero-points are read with one scheme for the whole model
     absorb = len(set(own.values())) > 1 and not all(scheme.symmetric for scheme in own.values())
@@ -174,9 +191,11 @@ def _words(codes: Tensor, bits: int) -> Tensor:
     return padded.reshape(-1).view(torch.int32).view(len(codes), -1)
 
 
-def _require_linear(config: Any, coded: dict[str, QuantizedTensor]) -> None:
-    skeleton = meta_model(copy.deepcopy(config))
+def _require_linear(model: Any, coded: dict[str, QuantizedTensor]) -> None:
+    skeleton = meta_model(copy.deepcopy(model.config))
     for name in coded:
+        if model.get_submodule(name).activations is not None:
+            raise UserError(f"{_NAME}: {name} rounds its input, which is not written; leave this export out")
         if not isinstance(skeleton.get_submodule(name), nn.Linear):
             raise UserError(unsupported_layer(name, skeleton.get_submodule(name)))
 

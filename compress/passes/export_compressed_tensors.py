@@ -33,6 +33,8 @@ class ExportCompressedTensors(Pass):
 
     kind: ClassVar[Kind] = "export"
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # weights only are written
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # they would be lost without a word
 
     runtimes: tuple[Literal["transformers", "vllm"], ...] = Field(
         ("transformers", "vllm"),
@@ -63,7 +65,12 @@ class ExportCompressedTensors(Pass):
         return found
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
-        """Formats that vLLM has no kernel for, if it is among the runtimes."""
+        """Formats outside the layout, and those that vLLM has no kernel for if it is among the runtimes."""
+        from compress.export.compressed_tensors import refusal
+
+        outside = next((reason for f in formats if (reason := refusal(f)) is not None), None)
+        if outside is not None:
+            return outside
         if "vllm" not in self.runtimes:
             return None
         alone = "; set runtimes: [transformers] to write it for transformers only"
