@@ -3,12 +3,12 @@
     minimise  mean over positions of KL(p_original || p_tuned)
 
 by Adam over parameters that are either relative shifts of scales (training/scales.py) or small vectors
-(norm gains, biases), each of whose elements moves in proportion to its own size: the channels in which
-activations are largest have the smallest gains, and one absolute rate for all would ruin them. The rate
-rises linearly over the first steps and falls along a cosine to zero. At evenly spaced checks the KL on
-held-out windows is measured with the numbers that would ship; the start counts as a check, the best one is
-what is returned, and a run that has not improved for some checks ends. So the held-out KL never rises; if it
-does not fall, that is said.
+(norm gains, biases), each of whose elements moves in proportion to its own size. The first steps of Adam are
+as long as its rate in every coordinate, and over a million scales that adds up: the rate rises linearly over
+the first steps, then falls along a cosine to zero. At evenly spaced checks the KL on held-out windows is
+measured with the numbers that would ship; the start counts as a check, the best one is what is returned, and
+a run that has not improved for some checks ends. So the held-out KL never rises; if it does not fall, that
+is said.
 
 Differs from training/loop.py in what it watches (held-out KL, not the text's loss), in keeping the best
 point, and in that nothing of the model but a few vectors is trained, stored in checkpoints or hashed.
@@ -52,9 +52,9 @@ class Tuning(BaseModel):
     window: int = Field(
         256, ge=8, le=65536, description="tokens per window; data.window where that is shorter"
     )
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="relative change of a scale per step")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="relative change of a scale per step")
     vector_rate: float = Field(
-        0.25, ge=0, le=100, description="of norm gains and biases, as a share of that; 0: scales only"
+        2.0, ge=0, le=100, description="of norm gains and biases, as a share of that; 0: scales only"
     )
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
     checks: int = Field(5, ge=1, le=1000, description="held-out KLs on the way")
