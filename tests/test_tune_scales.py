@@ -1,5 +1,6 @@
 """Tuning of scales: the gradient is that of the plain formula, codes never move, held-out KL never rises."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from compress.formats import Int4, Int8, QuantizedLinear, QuantizedTensor
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.passes.tune_scales import TuneScales
+from compress.preflight import check_order
+from compress.recipe import parse
 from compress.training import checkpoint
 from compress.training.scales import TunableLinear, TunableTensor, make_tunable, use_masters
 
@@ -199,3 +202,18 @@ def test_a_vector_moves_in_proportion_to_its_elements_or_not_at_all(trained, tmp
         reach = SETTINGS["learning_rate"] * 24 * before.abs().clamp(min=before.abs().mean() / 100)
         assert ((after - before).abs() <= 3 * reach).all()
         assert result.notes["vectors"] == (0 if share == 0 else 9 * 32)
+
+
+@pytest.mark.parametrize(
+    ("passes", "refused"),
+    [
+        (["quantize_round", "tune_blocks", "tune_scales"], None),
+        (["tune_scales"], "tune_scales must come after a pass of the kind 'quantize'"),
+        (["quantize_round", "tune_scales", {"prune_magnitude": {"sparsity": 0.5}}], "cannot come after"),
+    ],
+    ids=["in order", "nothing to tune", "pruned afterwards"],
+)
+def test_the_preflight_knows_its_place(passes, refused, recipe_dict):
+    recipe = parse({**recipe_dict, "variants": {"tuned": passes}})
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_order(recipe, "tuned")
