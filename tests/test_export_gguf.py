@@ -122,7 +122,6 @@ class TestBlocks:
     def test_what_has_no_type_is_refused(self):
         assert "multiple of 32" in str(refusal(Int4(group=16)))
         assert "symmetric: true" in str(refusal(Int8(symmetric=False)))
-        assert "no type for nf4" in str(refusal(Nf4()))
         assert "use int4" in str(refusal(Nf4(), widen=True))
         for format in (Int2(), Int3(), Int6()):
             assert "widen: true" in str(refusal(format))
@@ -274,6 +273,11 @@ class TestPass:
         assert "multiple of 32" in str(step.refuses((Int8(), Int4(group=48))))
         assert "int6" in str(step.refuses((Int6(), Int8())))
         assert ExportGguf(widen=True).refuses((Int6(), Int3())) is None
+
+    def test_names_the_extra_it_lacks(self, bundle, monkeypatch):
+        monkeypatch.setattr("compress.passes.export_gguf.find_spec", lambda name: None)
+        with pytest.raises(UserError, match="gguf"):
+            ExportGguf().layers(bundle.model)
 
     def test_writes_checks_and_travels(self, bundle, make_context, tmp_path):
         result = ExportGguf()(coded(bundle, Int4(group=32), Int8()), make_context(bundle))

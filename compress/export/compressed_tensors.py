@@ -81,11 +81,6 @@ def scheme_of(name: str, weight: QuantizedTensor) -> Scheme:
     return Scheme(form.bits, form.symmetric, width)
 
 
-def no_grid(kind: str) -> str:
-    """Why codes that are no integers times a scale have no place here."""
-    return f"compressed-tensors has no {kind} codes; quantize to int2 ... int8"
-
-
 def absorbed(scheme: Scheme) -> Scheme:
     """The symmetric scheme that holds q - z. Raises UserError beyond 8 bits."""
     if scheme.symmetric:

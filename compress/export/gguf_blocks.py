@@ -57,8 +57,6 @@ def refusal(format: IntegerFormat, widen: bool = False) -> str | None:
         return None
     if isinstance(format, Nf4):
         return f"GGUF has no type for the values of {format.kind}; use int4, or leave this export out"
-    if not format.kind.startswith("int"):
-        return f"GGUF has no type for {format.kind}; quantize to int2 ... int8"
     if format.group is not None and format.group % BLOCK:
         return (
             f"GGUF stores blocks of {BLOCK} weights, and group: {format.group} is no multiple of it; "

@@ -33,7 +33,6 @@ class ExportCompressedTensors(Pass):
 
     kind: ClassVar[Kind] = "export"
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
-    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # weights only are written
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # they would be lost without a word
 
     runtimes: tuple[Literal["transformers", "vllm"], ...] = Field(

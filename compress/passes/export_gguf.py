@@ -30,7 +30,6 @@ class ExportGguf(Pass):
 
     kind: ClassVar[Kind] = "export"
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
-    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # llama.cpp rounds them in its own way
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # llama.cpp rounds in its own way
 
     floats: Literal["float16", "float32"] = Field("float16", description="of matrices that hold no codes")
