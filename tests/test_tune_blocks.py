@@ -3,6 +3,7 @@
 import pytest
 import torch
 from training_set import equal, tiny_bundle, tiny_context, weights
+from transformers import BertConfig, BertForMaskedLM
 
 from compress.bundle import Bundle
 from compress.errors import UserError
@@ -13,6 +14,8 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.passes.tune_blocks import TuneBlocks
+from compress.passes.tune_scales import TuneScales
+from compress.records import Lineage
 from compress.solvers.block_tuning import descend, positions, tuned_codes
 
 SETTINGS = {"steps": 24, "batch": 2, "heldout_windows": 2}
@@ -146,3 +149,17 @@ def test_gpt2_blocks_are_tuned_too(tmp_path):
     bundle = rounded(base, tmp_path)
     result = TuneBlocks(**SETTINGS)(bundle, tiny_context(bundle, tmp_path, teacher=base))
     assert result.notes["heldout_error_fall"] > 0
+
+
+def test_encoder_blocks_are_tuned_too_but_not_end_to_end(trained, tmp_path):
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        architectures=["BertForMaskedLM"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = Bundle(BertForMaskedLM(config).eval(), trained.tokenizer, Lineage(source="tiny"))
+    bundle = rounded(base, tmp_path)
+    context = tiny_context(bundle, tmp_path, teacher=base)
+    assert TuneBlocks(**SETTINGS)(bundle, context).notes["heldout_error_fall"] > 0
+    with pytest.raises(UserError, match="'masked' has no next-token distribution"):
+        TuneScales()(bundle, context)
