@@ -1,0 +1,237 @@
+"""quantize_auto: bits where they matter, under a budget.
+
+    1. measure what each layer loses at the model's output when it alone is rounded (sensitivity.py);
+    2. choose a width for every layer, and one for embedding and head, so that the summed losses are least
+       and the bytes of the written artifact stay within the budget (solvers/knapsack.py, exact; or least
+       bytes for a summed loss);
+    3. quantize as quantize_gptq does, each layer in its own format (sequential.py).
+
+`budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
+manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
+the manifest. Needs calibration text; its last windows serve to measure, the others to fit.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from compress.artifact_bytes import ArtifactBytes
+from compress.bundle import Bundle
+from compress.errors import UserError
+from compress.formats import Int8, IntegerFormat
+from compress.formats.registry import format_from
+from compress.formats.swap import embedding_names, quantize_embeddings
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.records import PassRecord
+from compress.sensitivity import Probe, embedding_losses, layer_losses
+from compress.sequential import LayerSolver, quantize_sequentially
+from compress.solvers.knapsack import cheapest, choose
+
+Width = Literal[2, 3, 4, 5, 6, 8]
+_MEASURED_BITS = 3  # losses there stand far above the noise of bfloat16
+_REPAIRS = 20
+_DIGITS = 0.123456789012345678  # as long as a float gets in JSON
+Plan = dict[str, IntegerFormat]
+
+
+class QuantizeAuto(Pass, LayerSolver):
+    """Widths per layer by measured loss and an exact knapsack, then GPTQ with the asymmetric target."""
+
+    kind: ClassVar[Kind] = "quantize"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+
+    budget_bytes: int | None = Field(None, ge=1, description="of the whole artifact, every file")
+    bits_per_weight: float | None = Field(
+        None, gt=0, le=9, description="of linear layers and embeddings, scales and zero-points included"
+    )
+    largest_kl: float | None = Field(None, gt=0, description="sum of the layers' predicted losses, in nats")
+    widths: tuple[Width, ...] = Field(
+        (2, 3, 4, 5, 6, 8), min_length=1, description="bits that a linear layer may get"
+    )
+    embedding_widths: tuple[Width, ...] = Field(
+        (4, 5, 6, 8), min_length=1, description="bits that embedding and head may get"
+    )
+    group: int = Field(64, ge=16, description="columns that share a scale below 8 bits; at 8 the row does")
+    select: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="wildcards of the linear layers to take"
+    )
+    skip: tuple[str, ...] = Field((), description="wildcards of those to leave float")
+    measured_windows: int = Field(4, ge=1, description="of the calibration windows, to measure losses on")
+    measured_tokens: int = Field(512, ge=8, description="of each of them")
+    moment_windows: int = Field(8, ge=1, description="of the others, for the errors of single layers")
+    reserve_bytes: int = Field(4096, ge=0, description="of the budget, for what later passes note")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        goals = ("budget_bytes", "bits_per_weight", "largest_kl")
+        given = [name for name in goals if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(goals)}; given: {', '.join(given) or 'none'}")
+        return self
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The selected linear layers, then embedding and head."""
+        linears = linear_layers(model, self.select, self.skip)
+        return linears + (embedding_names(model) if linears else [])
+
+    def writes(self) -> tuple[IntegerFormat, ...]:
+        """All formats that it chooses from."""
+        return tuple(dict.fromkeys(self._format(b) for b in (*self.widths, *self.embedding_widths)))
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """As quantize_gptq, and a forward pass from each layer on over the tokens measured."""
+        measured = 2.0 * parameters * self.measured_windows * self.measured_tokens
+        return (4.0 + 6.0) * parameters * calibration_tokens + 100 * measured
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Measure, choose, quantize.
+
+        Notes: `layers` and `embeddings` (how many of each width), `predicted_kl` (sum over tensors),
+        `planned_bytes` of the artifact, `measuring_seconds`, and those of the solver.
+
+        Raises:
+            UserError: no choice of widths keeps to the budget or to the largest KL.
+        """
+        result = bundle.clone()
+        model = result.model.to(context.device)
+        windows = torch.from_numpy(context.data.calibration.tokens).long()
+        names = linear_layers(model, self.select, self.skip)
+        tables = embedding_names(model)
+        started = time.monotonic()
+        losses = self._measure(bundle, model, names, windows, context)
+        seconds = time.monotonic() - started
+        sizes = ArtifactBytes(bundle, self._record(context, names), context.workdir / "weighed")
+        plan, predicted = self._plan(names, tables, losses, sizes)
+        notes: dict[str, Any] = {
+            "layers": dict(sorted(Counter(plan[name].kind for name in names).items())),
+            "embeddings": plan[tables[0]].kind,
+            "predicted_kl": predicted,
+            "planned_bytes": sizes.total(plan),
+            "measuring_seconds": seconds,
+        }
+        solved = quantize_sequentially(
+            model,
+            windows,
+            {name: plan[name] for name in names},
+            self,
+            masks=bundle.masks,
+            precision=context.precision,
+            what=self.name(),
+        )
+        quantize_embeddings(model, plan[tables[0]])
+        solved["raised_damping"] = len(solved["raised_damping"])
+        model.to("cpu")
+        return result.evolve(notes={**notes, **solved})
+
+    def _measure(
+        self, bundle: Bundle, model: nn.Module, names: list[str], windows: Tensor, context: Context
+    ) -> list[list[float]]:
+        """Losses per tensor and width: the layers', then those of embedding and head together."""
+        apart = min(self.measured_windows, max(len(windows) - 1, 1))
+        fitted = windows[:-apart][: self.moment_windows] if len(windows) > apart else windows
+        probe = Probe(model, windows[-apart:, : self.measured_tokens], context.precision)
+        tables = embedding_losses(model, [self._format(b) for b in self.embedding_widths], probe)
+        found = layer_losses(
+            model,
+            names,
+            [self._format(b) for b in self.widths],
+            self._format(_MEASURED_BITS),
+            probe,
+            fitted,
+            masks=bundle.masks,
+            damping=self.damping,
+            batch=self.batch,
+            precision=context.precision,
+        )
+        return [*(found[name] for name in names), tables]
+
+    def _plan(
+        self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
+    ) -> tuple[Plan, float]:
+        """A format for every layer and for the embeddings, and the summed loss predicted for them."""
+        whole = self.bits_per_weight is None
+        size = sizes.share if whole else sizes.stored
+        costs = [[size(name, self._format(b)) for b in self.widths] for name in names]
+        formats = [self._format(b) for b in self.embedding_widths]
+        costs.append([sum(size(name, format) for name in tables) for format in formats])
+
+        def plan(chosen: list[int]) -> Plan:
+            found = {name: self._format(self.widths[k]) for name, k in zip(names, chosen, strict=False)}
+            return found | dict.fromkeys(tables, formats[chosen[-1]])
+
+        def total(chosen: list[int]) -> int:
+            return sum(row[k] for row, k in zip(costs, chosen, strict=True))
+
+        smallest = [row.index(min(row)) for row in costs]
+        if self.largest_kl is not None:
+            chosen = self._least_bytes(costs, losses)
+        elif self.bits_per_weight is not None:
+            weights = sum(sizes.weights(name) for name in (*names, *tables))
+            budget = int(self.bits_per_weight * weights / 8)
+            if total(smallest) > budget:
+                least = total(smallest) * 8 / weights
+                raise UserError(
+                    f"bits_per_weight {self.bits_per_weight:g} is too small: the smallest widths need "
+                    f"{least:.3f}; raise it, or allow fewer bits in widths and embedding_widths"
+                )
+            chosen = choose(costs, losses, budget)
+        else:
+            assert self.budget_bytes is not None
+            limit = self.budget_bytes - self.reserve_bytes
+            if sizes.total(plan(smallest)) > limit:
+                least = sizes.total(plan(smallest)) + self.reserve_bytes
+                raise UserError(
+                    f"budget_bytes {self.budget_bytes:,} is too small: with the smallest widths the artifact "
+                    f"takes {least:,}; raise it, or allow fewer bits in widths and embedding_widths"
+                )
+            budget = limit - sizes.total(plan(smallest)) + total(smallest)
+            for _ in range(_REPAIRS):  # offsets of more digits: a few bytes per layer
+                chosen = choose(costs, losses, max(budget, total(smallest)))
+                excess = sizes.total(plan(chosen)) - limit
+                if excess <= 0:
+                    break
+                budget -= excess
+        return plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
+
+    def _least_bytes(self, costs: list[list[int]], losses: list[list[float]]) -> list[int]:
+        assert self.largest_kl is not None
+        least = sum(min(row) for row in losses)
+        if least > self.largest_kl:
+            raise UserError(
+                f"largest_kl {self.largest_kl:g} is too small: the largest widths lose {least:.4g}; raise it"
+            )
+        return cheapest(costs, losses, self.largest_kl)
+
+    def _format(self, bits: int) -> IntegerFormat:
+        return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
+
+    def _record(self, context: Context, names: list[str]) -> PassRecord:
+        """As the pipeline will write it, every number as long as it can get."""
+        kinds = {self._format(b).kind for b in (*self.widths, *self.embedding_widths)}
+        notes: Mapping[str, Any] = {
+            "layers": dict.fromkeys(sorted(kinds), len(names)),
+            "embeddings": max(kinds, key=len),
+            "predicted_kl": _DIGITS,
+            "planned_bytes": 10**12,
+            "measuring_seconds": _DIGITS,
+            "mean_output_error": _DIGITS,
+            "worst_output_error": (max(names, key=len), _DIGITS),
+            "raised_damping": len(names),
+            "mean_share": _DIGITS,
+        }
+        return PassRecord(
+            name=self.name(),
+            config=self.model_dump(mode="json"),
+            seconds=_DIGITS,
+            peak_rss_bytes=10**12,
+            parent="0" * 64,
+            fingerprint="0" * 64,
+            seed=context.seed,
+            notes=dict(notes),
+        )

@@ -1,0 +1,204 @@
+"""quantize_auto: losses are measured, the artifact keeps to its budget and fills it, and bits go where they
+matter."""
+
+import pytest
+import torch
+import training_set
+
+from compress.artifact_bytes import ArtifactBytes
+from compress.bundle import CODES, weight_bytes
+from compress.errors import UserError
+from compress.formats import Int3, Int4, Int8, QuantizedTensor
+from compress.formats.swap import embedding_names
+from compress.memory import disk_bytes
+from compress.passes.base import linear_layers
+from compress.passes.quantize_auto import QuantizeAuto
+from compress.passes.quantize_round import QuantizeRound
+from compress.records import Lineage, PassRecord
+from compress.sensitivity import Probe, embedding_losses, layer_losses, replaced_weight
+
+FAMILIES = ["llama", "gpt2"]
+
+
+def windows_of(bundle, make_context):
+    return torch.from_numpy(make_context(bundle).data.calibration.tokens).long()
+
+
+def measured(bundle, make_context, formats, names=None):
+    windows = windows_of(bundle, make_context)
+    probe = Probe(bundle.model, windows[-2:], "float32", stride=1)
+    names = names or linear_layers(bundle.model)
+    return layer_losses(bundle.model, names, formats, Int3(group=32), probe, windows[:-2])
+
+
+def record(notes=None):
+    return PassRecord(name="quantize_round", config={}, seconds=1.0, peak_rss_bytes=None, parent=None,
+                      fingerprint="0" * 64, seed=0, notes=notes or {})  # fmt: skip
+
+
+def louder(bundle):
+    """Random weights as large as trained ones: every layer then matters to the output."""
+    with torch.no_grad():
+        for name in linear_layers(bundle.model):
+            bundle.model.get_submodule(name).weight.mul_(8)
+    return bundle
+
+
+class TestSensitivity:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_loss_is_the_kl_of_the_whole_model(self, family, make_context):
+        bundle = training_set.tiny_bundle(family=family)
+        windows = windows_of(bundle, make_context)[:2]
+        layer = linear_layers(bundle.model)[-2]
+        probe = Probe(bundle.model, windows, "float32", stride=1)
+        probe.advance(3)
+        assert probe.loss() == pytest.approx(0.0, abs=1e-6)
+        module = bundle.model.get_submodule(layer)
+        with torch.no_grad():
+            before = bundle.model(windows).logits.log_softmax(-1)
+            weight = module.weight.T if family == "gpt2" else module.weight
+            with replaced_weight(module, 3 * weight):
+                found = probe.loss()
+                after = bundle.model(windows).logits.log_softmax(-1)
+        expected = float((before.exp() * (before - after)).sum(-1).mean())
+        assert found == pytest.approx(expected, rel=1e-3)
+        assert found > 1e-5
+
+    def test_the_model_comes_back_as_it_was(self, bundle, make_context):
+        before = training_set.weights(bundle)
+        measured(bundle, make_context, [Int4(group=32)])
+        probe = Probe(bundle.model, windows_of(bundle, make_context), "float32")
+        embedding_losses(bundle.model, [Int4(group=32)], probe)
+        assert training_set.equal(before, training_set.weights(bundle))
+
+    def test_fewer_bits_lose_more(self, bundle, make_context):
+        losses = measured(louder(bundle), make_context, [Int3(group=32), Int4(group=32), Int8()])
+        assert len(losses) == len(linear_layers(bundle.model))
+        for three, four, eight in losses.values():
+            assert three > four > eight >= 0
+
+    def test_a_layer_that_does_nothing_costs_nothing(self, bundle, make_context):
+        layer = "model.layers.1.mlp.up_proj"
+        with torch.no_grad():
+            bundle.model.get_submodule("model.layers.1.mlp.down_proj").weight.zero_()
+        losses = measured(louder(bundle), make_context, [Int3(group=32)])
+        assert losses[layer][0] < 1e-6 < losses["model.layers.2.mlp.up_proj"][0]
+
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_embedding_and_head_are_rounded_together(self, tied, make_context):
+        bundle = training_set.tiny_bundle(tie_embeddings=tied)
+        windows = windows_of(bundle, make_context)[:2]
+        probe = Probe(bundle.model, windows, "float32", stride=1)
+        found = embedding_losses(bundle.model, [Int4(group=32)], probe)[0]
+        with torch.no_grad():
+            before = bundle.model(windows).logits.log_softmax(-1)
+            for name in embedding_names(bundle.model):
+                module = bundle.model.get_submodule(name)
+                if name == "model.embed_tokens" or not tied:
+                    module.weight.copy_(QuantizedTensor.round(Int4(group=32), module.weight).dequantize())
+            after = bundle.model(windows).logits.log_softmax(-1)
+        expected = float((before.exp() * (before - after)).sum(-1).mean())
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+class TestBytes:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("format", [Int3(group=32), Int8()])
+    def test_are_those_of_the_written_folder(self, family, tied, format, make_context, tmp_path):
+        bundle = training_set.tiny_bundle(family=family, tie_embeddings=tied)
+        layers = [*linear_layers(bundle.model), *embedding_names(bundle.model)]
+        sizes = ArtifactBytes(bundle, record(), tmp_path / "scratch")
+        step = QuantizeRound(format=format, embeddings=format)
+        result = step(bundle, make_context(bundle))
+        result = result.evolve(lineage=Lineage(source=bundle.lineage.source, steps=(record(),)))
+        result.save(tmp_path / "artifact")
+        plan = dict.fromkeys(layers, format)
+        assert sizes.total(plan) == disk_bytes(tmp_path / "artifact")
+        owned = [name for name in layers if sizes.stored(name, format)]
+        assert sum(sizes.stored(name, format) for name in owned) < weight_bytes(result.model)
+        assert (tmp_path / "artifact" / CODES).is_file()
+
+    def test_a_layers_share_is_what_it_changes(self, bundle, make_context, tmp_path):
+        layers = [*linear_layers(bundle.model), *embedding_names(bundle.model)]
+        sizes = ArtifactBytes(bundle, record(), tmp_path / "scratch")
+        plan = dict.fromkeys(layers, Int8())
+        changed = {**plan, layers[0]: Int4(group=32)}
+        share = sizes.share(layers[0], Int4(group=32)) - sizes.share(layers[0], Int8())
+        # offsets of one digit more or less, and the alignment of the header
+        assert abs(sizes.total(changed) - sizes.total(plan) - share) <= 2 * 3 * len(layers) + 8
+
+
+def written(bundle, step, make_context, folder):
+    """The result of the pass, saved as the pipeline does."""
+    result = step(bundle, make_context(bundle))
+    pass_record = PassRecord(
+        name=step.name(), config=step.model_dump(mode="json"), seconds=12.3456789, peak_rss_bytes=123456789,
+        parent="1" * 64, fingerprint="2" * 64, seed=1, notes=dict(result.notes),
+    )  # fmt: skip
+    result = result.evolve(lineage=Lineage(source=bundle.lineage.source, steps=(pass_record,)))
+    result.save(folder)
+    return result
+
+
+class TestThePass:
+    @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+    def test_lands_just_under_its_budget(self, share, bundle, make_context, tmp_path):
+        sizes = {}
+        for bits in (2, 8):
+            ends = QuantizeAuto(bits_per_weight=9, widths=(bits,), embedding_widths=(bits,), group=32)
+            written(bundle, ends, make_context, tmp_path / f"{bits}")
+            sizes[bits] = disk_bytes(tmp_path / f"{bits}")
+        budget = int(sizes[2] + share * (sizes[8] - sizes[2]))
+        step = QuantizeAuto(
+            budget_bytes=budget, group=32, embedding_widths=(2, 3, 4, 5, 6, 8), reserve_bytes=0
+        )
+        result = written(bundle, step, make_context, tmp_path / "artifact")
+        found = disk_bytes(tmp_path / "artifact")
+        assert 0.995 * budget <= found <= budget
+        assert found <= result.notes["planned_bytes"] <= budget
+        assert sum(result.notes["layers"].values()) == len(linear_layers(bundle.model))
+
+    def test_bits_per_weight_are_kept_and_used(self, bundle, make_context):
+        result = QuantizeAuto(bits_per_weight=4.5, group=32)(bundle, make_context(bundle))
+        tensors = {m for m in result.model.modules() if isinstance(m, QuantizedTensor)}
+        stored = sum(m.format.stored_bytes(m.shape) for m in tensors)
+        bits = stored * 8 / sum(m.shape[0] * m.shape[1] for m in tensors)
+        assert 4.4 < bits <= 4.5
+
+    def test_the_largest_kl_is_kept_and_a_larger_one_takes_fewer_bytes(self, bundle, make_context):
+        found = [
+            QuantizeAuto(largest_kl=kl, group=32)(bundle, make_context(bundle)).notes for kl in (1e-4, 1e-2)
+        ]
+        assert found[0]["predicted_kl"] <= 1e-4 < found[1]["predicted_kl"] <= 1e-2
+        assert found[0]["planned_bytes"] > found[1]["planned_bytes"]
+
+    def test_a_layer_that_does_nothing_gets_the_fewest_bits(self, bundle, make_context):
+        with torch.no_grad():
+            bundle.model.get_submodule("model.layers.1.mlp.down_proj").weight.zero_()
+        result = QuantizeAuto(bits_per_weight=5, group=32)(bundle, make_context(bundle))
+        idle = result.model.get_submodule("model.layers.1.mlp.up_proj").quantized.format.bits
+        assert idle == 2
+
+    def test_exactly_one_goal(self):
+        for fields in ({}, {"budget_bytes": 10**6, "largest_kl": 0.1}):
+            with pytest.raises(ValueError, match="exactly one of budget_bytes"):
+                QuantizeAuto(**fields)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"budget_bytes": 1000}, r"budget_bytes 1,000 is too small.*takes [\d,]+; raise it"),
+            ({"bits_per_weight": 1.5}, r"bits_per_weight 1\.5 is too small.*need 2\.\d+|3\.\d+; raise it"),
+            ({"largest_kl": 1e-30}, r"largest_kl 1e-30 is too small.*lose .*; raise it"),
+        ],
+    )
+    def test_a_goal_that_no_width_meets_is_told(self, fields, message, bundle, make_context):
+        with pytest.raises(UserError, match=message):
+            QuantizeAuto(**fields)(bundle, make_context(bundle))
+
+    def test_says_which_formats_it_may_write(self):
+        kinds = [
+            f.kind for f in QuantizeAuto(bits_per_weight=4, widths=(3, 4), embedding_widths=(4, 8)).writes()
+        ]
+        assert kinds == ["int3", "int4", "int8"]
