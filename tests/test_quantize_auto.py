@@ -24,11 +24,13 @@ def windows_of(bundle, make_context):
     return torch.from_numpy(make_context(bundle).data.calibration.tokens).long()
 
 
-def measured(bundle, make_context, formats, names=None):
+def measured(bundle, make_context, formats, precision="float32"):
     windows = windows_of(bundle, make_context)
-    probe = Probe(bundle.model, windows[-2:], "float32", stride=1)
-    names = names or linear_layers(bundle.model)
-    return layer_losses(bundle.model, names, formats, Int3(group=32), probe, windows[:-2])
+    probe = Probe(bundle.model, windows[-2:], precision, stride=1)
+    names = linear_layers(bundle.model)
+    return layer_losses(
+        bundle.model, names, formats, Int3(group=32), probe, windows[:-2], precision=precision
+    )
 
 
 def record(notes=None):
@@ -83,6 +85,18 @@ class TestSensitivity:
             bundle.model.get_submodule("model.layers.1.mlp.down_proj").weight.zero_()
         losses = measured(louder(bundle), make_context, [Int3(group=32)])
         assert losses[layer][0] < 1e-6 < losses["model.layers.2.mlp.up_proj"][0]
+
+    def test_the_noise_of_bfloat16_is_taken_off(self, bundle, make_context):
+        model = louder(bundle)
+        exact, noisy = (
+            [losses[0] for losses in measured(model, make_context, [Int3(group=32)], precision).values()]
+            for precision in ("float32", "bfloat16")
+        )
+        windows = windows_of(bundle, make_context)
+        module = bundle.model.get_submodule("model.layers.0.mlp.up_proj")
+        assert Probe(bundle.model, windows, "float32").noise(module) == 0
+        assert Probe(bundle.model, windows, "bfloat16").noise(module) > 0
+        assert sum(noisy) == pytest.approx(sum(exact), rel=0.1)
 
     @pytest.mark.parametrize("tied", [True, False])
     def test_embedding_and_head_are_rounded_together(self, tied, make_context):

@@ -63,7 +63,7 @@ class QuantizeAuto(Pass, LayerSolver):
     )
     skip: tuple[str, ...] = Field((), description="wildcards of those to leave float")
     measured_windows: int = Field(4, ge=1, description="of the calibration windows, to measure losses on")
-    measured_tokens: int = Field(512, ge=8, description="of each of them")
+    measured_tokens: int = Field(256, ge=8, description="of each of them")
     moment_windows: int = Field(8, ge=1, description="of the others, for the errors of single layers")
     reserve_bytes: int = Field(4096, ge=0, description="of the budget, for what later passes note")
 
