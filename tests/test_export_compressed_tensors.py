@@ -76,6 +76,8 @@ def test_stock_transformers_gives_back_the_weights(name, format, tmp_path):
     assert [scheme["layers"] for scheme in facts["schemes"]] == [layers]
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert ("lm_head.weight_packed" in state) != tied
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["config_groups"]["group_0"]["targets"] == (["Linear"] if tied else ["Linear", "lm_head"])
     assert "lm_head.weight" not in state
 
 
@@ -214,6 +216,8 @@ def test_vllm_wants_one_format_per_fused_layer():
     assert vllm_objection(dict.fromkeys(names, four)) is None
     assert "q_proj, k_proj, v_proj" in str(vllm_objection({**dict.fromkeys(names, four), names[1]: eight}))
     assert "widths" in str(vllm_objection({"b.mlp.down_proj": Scheme(3, True, 64)}))
+    assert "codes in lm_head" in str(vllm_objection({"lm_head": four}, "lm_head"))
+    assert vllm_objection(dict.fromkeys(names, four), "lm_head") is None
 
 
 def test_the_pass_names_the_extra_it_lacks(bundle, monkeypatch):

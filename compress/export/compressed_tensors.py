@@ -153,7 +153,7 @@ def write_checkpoint(bundle: Bundle, folder: Path, dtype: FloatType) -> dict[str
         "embedding_bytes": sum(floats[name].nbytes for name in tables),
         "largest_relative_change_of_floats": change,
         "file_bytes": file.stat().st_size,
-        "vllm": vllm_objection(schemes),
+        "vllm": vllm_objection(schemes, _head(bundle.model)),
     }
 
 
@@ -167,8 +167,11 @@ def coded_linears(model: nn.Module) -> dict[str, QuantizedTensor]:
     }
 
 
-def vllm_objection(schemes: dict[str, Scheme]) -> str | None:
-    """Why vLLM cannot load layers of these schemes, as far as its rules are known; None if it can."""
+def vllm_objection(schemes: dict[str, Scheme], head: str | None = None) -> str | None:
+    """Why vLLM cannot load layers of these schemes, as far as its rules are known; None if it can.
+
+    `head` is the name of the layer that computes the logits.
+    """
     for parts in _FUSED:
         for name, scheme in schemes.items():
             block, _, leaf = name.rpartition(".")
@@ -176,6 +179,8 @@ def vllm_objection(schemes: dict[str, Scheme]) -> str | None:
                 return f"{', '.join(parts)} of {block} differ in format, and vLLM makes one layer of them"
     if any(scheme.bits not in (4, 8) for scheme in schemes.values()):
         return "has codes of other widths than 4 and 8 bits, for which only recent versions have kernels"
+    if head in schemes:
+        return f"has codes in {head}, which vLLM reads since March 2026 only (its pull request 37291)"
     return None
 
 
@@ -203,6 +208,12 @@ def unsupported_layer(name: str, module: nn.Module) -> str:
     )
 
 
+def _head(model: Any) -> str | None:
+    """The name of the layer that computes the logits, None for a model without one."""
+    module = model.get_output_embeddings()
+    return next((name for name, found in model.named_modules() if found is module), None)
+
+
 def _embeddings(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, QuantizedEmbedding)]
 
@@ -210,17 +221,18 @@ def _embeddings(model: nn.Module) -> list[str]:
 def _quantization(model: nn.Module, schemes: dict[str, Scheme]) -> dict[str, Any]:
     """`quantization_config`, one group per scheme."""
     found = sorted(set(schemes.values()))
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = _head(model)
     ignored = [
         name
         for name, module in model.named_modules()
-        if name not in schemes and (isinstance(module, nn.Linear) or module is head)
+        if name not in schemes and (isinstance(module, nn.Linear) or name == head)
     ]
     groups = {}
     for number, scheme in enumerate(found):
         names = [name for name, own in schemes.items() if own == scheme]
         groups[f"group_{number}"] = {
-            "targets": ["Linear"] if len(found) == 1 else names,
+            # vLLM's head is no Linear, so that one is named
+            "targets": ["Linear", *(n for n in names if n == head)] if len(found) == 1 else names,
             "weights": scheme.arguments,
             "input_activations": None,
             "output_activations": None,
