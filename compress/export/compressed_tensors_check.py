@@ -8,6 +8,8 @@ to float16 takes. A folder that fails either is an error.
 Cost: the float32 weights in memory twice, and a forward pass of both models.
 """
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,7 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
         ExportCheckFailed: it does not load, or differs.
     """
     try:
-        with quiet_transformers():
-            loaded = auto_class(model.config).from_pretrained(folder, dtype=torch.float32).eval()
+        loaded = _load(folder, auto_class(model.config))
     except Exception as error:  # whatever the two libraries make of a folder they cannot read
         raise ExportCheckFailed(
             f"{_NAME}: transformers cannot load what was written: {first_line(error)}"
@@ -58,6 +59,15 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
             f"held-out tokens; the tolerance is {tolerance:g}. Set dtype: float32, or raise tolerance"
         )
     return {"tokens": int(windows.size), "kl": mean, "tolerance": tolerance, "passed": True}
+
+
+def _load(folder: Path, loader: Any) -> Any:
+    """The model with its codes unpacked, which happens at the first call."""
+    # compressed-tensors draws progress bars that no setting turns off
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
+        loaded = loader.from_pretrained(folder, dtype=torch.float32).eval()
+        loaded(input_ids=torch.zeros(1, 1, dtype=torch.int64))
+    return loaded
 
 
 def _same(expected: Tensor, loaded: Any, name: str) -> bool:
