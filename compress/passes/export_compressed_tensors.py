@@ -8,8 +8,8 @@ Cost: seconds, and the size of the codes on disk. Embeddings, and a head tied to
 transformers cannot load them as codes.
 Limits: `torch.nn.Linear` layers (no GPT-2); a group must divide a row. In transformers the codes are unpacked
 to float weights at the first use: smaller on disk, not in memory; vLLM computes from the codes, on a GPU.
-Loading in transformers is checked at every export. What is said of vLLM follows its source of 2026; the folder
-has not been run in it here.
+Loading in transformers is checked at every export. What is said of vLLM follows its source of 2026; no folder
+was run in it.
 """
 
 from importlib.util import find_spec
