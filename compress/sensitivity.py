@@ -39,6 +39,7 @@ from compress.training.forward import Precision
 _MAGNIFIED = 2.0  # a
 _MEANINGLESS = 1e-4  # relative change of weights: far below the rounding of any format
 _LEAST = 0.1  # of the noise: what a loss that drowns in it is taken for
+_TOGETHER = 4  # windows per forward pass
 _SAMPLED_ROWS = 64  # per layer, for the errors at the other widths
 
 
@@ -47,7 +48,7 @@ class Probe:
 
     Args:
         model: in float and eval mode; may be changed between the calls.
-        windows: token ids (n, length), run as one batch each.
+        windows: token ids (n, length).
         precision: of the blocks.
         stride: every so many positions the outputs are compared.
     """
@@ -56,7 +57,7 @@ class Probe:
     def __init__(self, model: Any, windows: Tensor, precision: Precision, stride: int = 4) -> None:
         self.model, self.precision, self.stride = model, precision, stride
         _, self.blocks = decoder_blocks(model)
-        self.batches = list(windows.split(1))
+        self.batches = list(windows.split(_TOGETHER))  # bfloat16 weights are made anew for every batch
         self.hidden, self.arguments = block_inputs(model, self.blocks, self.batches)
         self.at = 0
         self.has_logits = False  # known once the model has run
@@ -92,8 +93,8 @@ class Probe:
             return self.whole_loss() if whole else self.loss()
 
     def _mean(self, hidden: list[Tensor]) -> float:
-        losses = [self._distance(index, self._output(index, h)) for index, h in enumerate(hidden)]
-        return sum(losses) / len(losses)
+        losses = [self._distance(index, self._output(index, h)) * len(h) for index, h in enumerate(hidden)]
+        return sum(losses) / sum(len(h) for h in hidden)
 
     def _through(self, number: int, index: int, hidden: Tensor) -> Tensor:
         return call(self.blocks[number], hidden, self.arguments[number][index], self.precision)
