@@ -16,6 +16,7 @@ import compress
 from compress.bundle import Bundle
 from compress.cli import app
 from compress.pipeline import make
+from compress.preflight import check_order
 from compress.recipe import parse, shipped
 from compress.records import Reference, Result, RunRecord
 from compress.registry import pass_class
@@ -106,8 +107,12 @@ def test_a_pass_takes_at_most_forty_lines() -> None:
 
 
 def test_recipe_example_is_valid() -> None:
-    (example,) = blocks("yaml")
-    assert parse(yaml.safe_load(example)).ordered()[-1] == "pruned-int4"
+    quantizers, whole = map(yaml.safe_load, blocks("yaml"))
+    assert parse(whole).ordered()[-1] == "pruned-int4"
+    recipe = parse({**whole, **quantizers})
+    assert set(quantizers["variants"]) <= set(recipe.ordered())
+    for name in recipe.ordered():
+        check_order(recipe, name)
 
 
 def test_commands_and_their_options_exist() -> None:
