@@ -115,8 +115,6 @@ class Result(Record):
     kl_to_base: float | None = None
     kl_ci95: Interval | None = None
     top1_agreement: float | None = None
-    cosine_distance: float | None = None
-    cosine_ci95: Interval | None = None
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     prefill_seconds_p50: float | None = None
@@ -129,6 +127,9 @@ class Result(Record):
     machine: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     fingerprint: str = ""
+    # of models that embed text; all others leave them null
+    cosine_distance: float | None = None
+    cosine_ci95: Interval | None = None
 
 
 class StepResult(Record):

@@ -68,7 +68,7 @@ def refuse(recipe, tmp_path):
         ("variants.v.form=q", ["variants.v.form: unknown field", "did you mean 'from'?"]),
         ("variants.v.passes.prune_magnitude.sparsity=half", ["sparsity: 'half' is not valid", "number"]),
         ("variants.v.passes.prune_magnitude.sparsity=1.5", ["sparsity: 1.5 is not valid", "less than 1"]),
-        ("variants.q.passes.quantize_gptq.format=int5", ["format", "int5"]),
+        ("variants.q.passes.quantize_gptq.format=int7", ["format", "int7"]),
         ("data.window=4", ["data.window: 4 is not valid", "greater than or equal to 8"]),
         ("data.window=64.5", ["data.window: 64.5 is not valid"]),
         ("data.window=129", ["data.window: 129 tokens", "at most 128"]),

@@ -53,7 +53,7 @@ class TestRoundTrip:
         assert "from: pruned" in text
 
     def test_every_pass_with_its_defaults(self, recipe_dict):
-        required = {"prune_layers": {"keep": 2}}
+        required = {"prune_layers": {"keep": 2}, "quantize_auto": {"bits_per_weight": 4.5}}
         chain = [{name: required.get(name, {})} for name in names()]
         recipe = parse({**recipe_dict, "variants": {"all": chain}})
         assert [step.name() for step in recipe.variants["all"].passes] == names()
@@ -113,7 +113,7 @@ class TestMistakes:
             (["train", "zzz"], r"variants\.v\.passes\.1: pass 'zzz' is unknown; known: distill, "),
             ([{"prune_magnitude": {"sparsty": 0.5}}], r"0\.prune_magnitude\.sparsty: unknown.*'sparsity'"),
             ([{"quantize_gptq": {"format": {"kind": "int4", "gruop": 64}}}], r"gruop: unknown.*'group'"),
-            ([{"quantize_gptq": {"format": "int3"}}], r"quantize_gptq\.format: .*int3"),
+            ([{"quantize_gptq": {"format": "int7"}}], r"quantize_gptq\.format: .*int7"),
             ([{"quantize_gptq": {"format": {"kind": "int4", "group": 3}}}], r"group: 3 is not valid.*16"),
             ([{"prune_magnitude": {"sparsity": "half"}}], r"sparsity: 'half' is not valid; input should be"),
             ([{"prune_magnitude": {"sparsity": 1.0}}], r"sparsity: 1\.0 is not valid; .*less than 1"),

@@ -119,7 +119,7 @@ class IntegerFormat(BaseModel):
         width = self.group_width(columns)
         padding = self.groups(columns) * width - columns
         grouped = torch.nn.functional.pad(weight, (0, padding)).view(out, -1, width)  # (out, groups, width)
-        h = torch.ones(columns) if importance is None else importance.float()
+        h = weight.new_ones(columns) if importance is None else importance.float()
         h = torch.nn.functional.pad(h, (0, padding)).view(1, -1, width)
         low = grouped.amin(2).clamp(max=0.0)  # the zero-point must be a code, so the range holds 0
         high = grouped.amax(2).clamp(min=0.0)
