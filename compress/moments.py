@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_NARROW = 1024
+
 
 @dataclass(frozen=True)
 class Covariance:
-    """Sums over `count` rows; `hessian`, `drift` and `residual` as above, the latter two if known."""
+    """Sums over `count` rows, or scaled to so many; `drift` and `residual` if known."""
 
     count: int
     hessian: Tensor
@@ -34,7 +36,7 @@ class Covariance:
         return hessian, None if self.drift is None else hessian + self.drift / self.count
 
     def __add__(self, other: "Covariance") -> "Covariance":
-        """Of both texts together."""
+        """Of both texts together, each drift counted as if it were of all rows."""
         both = [(self.drift, other.drift), (self.residual, other.residual)]
         drift, residual = (None if a is None or b is None else a + b for a, b in both)
         return Covariance(self.count + other.count, self.hessian + other.hessian, drift, residual)
@@ -49,21 +51,24 @@ def covariance(
 
     Args:
         inputs: x~.
-        originals: x of the same positions; None leaves the drift out.
-        residuals: (r, r~) of the same positions; None leaves the residual out.
+        originals: x of the same positions, of the first batches or of all; None leaves the drift out.
+        residuals: (r, r~) of the same positions as `originals`; None leaves the residual out.
 
     >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
     >>> covariance([x], [x]).means()[1].tolist()
     [[0.5, 1.0], [1.0, 2.5]]
     """
     hessian = sum_of_batches(gram(x) for x in inputs)
+    count = sum(len(x) for x in inputs)
     drift = residual = None
     if originals is not None:
-        drift = sum_of_batches(product(x.sub(y), y) for x, y in zip(originals, inputs, strict=True))
-    if residuals is not None:
-        pairs = zip(residuals, inputs, strict=True)
-        residual = sum_of_batches(product(old.sub(new), y) for (old, new), y in pairs)
-    return Covariance(sum(len(x) for x in inputs), hessian, drift, residual)
+        share = count / sum(len(x) for x in originals)
+        both = inputs[: len(originals)]
+        drift = share * sum_of_batches(product(x.sub(y), y) for x, y in zip(originals, both, strict=True))
+        if residuals is not None:
+            pairs = zip(residuals, both, strict=True)
+            residual = share * sum_of_batches(product(old.sub(new), y) for (old, new), y in pairs)
+    return Covariance(count, hessian, drift, residual)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -78,7 +83,9 @@ def gram(x: Tensor) -> Tensor:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left^T right as float32, (rows, m), (rows, n) -> (m, n), multiplied in the type of `right`."""
-    return (left.to(right.dtype).T @ right).float()
+    # the transposed copy is worth its while where the matrices are narrow
+    rows = left.to(right.dtype).T
+    return ((rows.contiguous() if len(rows) < _NARROW else rows) @ right).float()
 
 
 def sum_of_batches(parts: Iterable[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ The shape of a block is found by watching it run once (`plan_of`), never by the 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from compress.formats import QuantizedLinear
 from compress.training.forward import Precision, autocast
+
+_ROUNDING = 1e-4  # of what a block adds: how exactly it must be the sum of what its layers add
 
 Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]  # what a block is called with, per batch
 
@@ -74,7 +76,9 @@ class Stream:
     arguments: Arguments
     precision: Precision
     plan: Plan
-    _known: dict[str, list[Tensor]] = field(default_factory=dict)  # inputs of layers that end a submodule
+    # of layers that end a submodule: their inputs, and in place of those, once asked for, their outputs
+    _known: dict[str, list[Tensor]] = field(default_factory=dict)
+    _applied: set[tuple[str, int]] = field(default_factory=set)
 
     def inputs(self, stage: tuple[str, ...]) -> list[Tensor]:
         """Inputs of the layers of a stage, (rows, in) per batch; each run ends where they are seen."""
@@ -98,23 +102,21 @@ class Stream:
             handle.remove()
         for name in stage:
             if name in self.plan.shortcuts:
-                self._known[name] = found
+                self._known[name] = list(found)
         return [x.flatten(0, -2) for x in found]
 
-    def residuals(self, layer: str) -> list[Tensor] | None:
-        """The stream that this layer's output is added to, (rows, width) per batch; None if not known."""
+    def residuals(self, layer: str, batches: Iterable[int] | None = None) -> list[Tensor] | None:
+        """The stream that this layer's output is added to, (rows, width) per batch; None if not known.
+
+        `batches`: the numbers of those that are wanted; None: all.
+        """
         if layer not in self.plan.added:
             return None
         before = self.plan.added[: self.plan.added.index(layer)]
         if not all(name in self._known for name in before):
             return None
-        totals = []
-        for index, hidden in enumerate(self.hidden):
-            total = hidden
-            for name in before:
-                total = total + self._apply(name, index).float()
-            totals.append(total.flatten(0, -2))
-        return totals
+        wanted = range(len(self.hidden)) if batches is None else batches
+        return [self._sum(before, index).flatten(0, -2) for index in wanted]
 
     def outputs(self) -> list[Tensor]:
         """What the block gives, per batch; its stored inputs are let go."""
@@ -122,13 +124,30 @@ class Stream:
         with self._skipping() as at:
             for index in range(len(self.hidden)):
                 at(index)
-                results.append(call(self.block, self.hidden[index], self.arguments[index], self.precision))
+                if self.plan.added and all(name in self._known for name in self.plan.added):
+                    results.append(self._sum(self.plan.added, index))
+                else:
+                    given = self.arguments[index]
+                    results.append(call(self.block, self.hidden[index], given, self.precision))
         self._known.clear()
+        self._applied.clear()
         return results
 
+    def _sum(self, layers: tuple[str, ...], index: int) -> Tensor:
+        """The block's input and what these layers add to it."""
+        total = self.hidden[index]
+        for layer in layers:
+            total = total + self._apply(layer, index).float()
+        return total
+
     def _apply(self, layer: str, index: int) -> Tensor:
-        with autocast(self.hidden[index].device, self.precision):
-            return self.block.get_submodule(layer)(self._known[layer][index])
+        """The output of a layer that will not change any more."""
+        kept = self._known[layer]
+        if (layer, index) not in self._applied:
+            with autocast(self.hidden[index].device, self.precision):
+                kept[index] = self.block.get_submodule(layer)(kept[index])
+            self._applied.add((layer, index))
+        return kept[index]
 
     @contextmanager
     def _skipping(self) -> Iterator[Callable[[int], None]]:
@@ -197,7 +216,7 @@ def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple
         if results[name].shape == hidden.shape:
             total = total + results[name]
     whole = output[0] if isinstance(output, tuple) else output
-    sums = total.shape == whole.shape and torch.allclose(total, whole, rtol=1e-3, atol=1e-4)
+    sums = total.shape == whole.shape and bool((whole - total).norm() <= _ROUNDING * (whole - hidden).norm())
     return Plan(tuple(map(tuple, stages)), shortcuts, tuple(ends) if sums else ())
 
 

@@ -64,6 +64,12 @@ def test_a_run_with_all_exports(tmp_path: Path) -> None:
         ("export_gguf", "int3", "GGUF has no type for int3; use int4, int5 or int8, or set widen: true"),
         ("export_gguf", {"kind": "int4", "group": 48}, "set group to a multiple of 32"),
         ("export_gguf", {"kind": "int8", "symmetric": False}, "set symmetric: true"),
+        (
+            "export_onnx",
+            "int3",
+            "ONNX Runtime has no kernel for int3; use int2, int4 or int8, or set widen: true",
+        ),
+        ("export_onnx", "nf4", "ONNX Runtime has no kernel for nf4; use int4"),
         ("export_compressed_tensors", "int3", "set runtimes: [transformers]"),
     ],
 )

@@ -4,6 +4,10 @@ A format whose group is a power of two of at least 16 is in that layout already,
 group is cut into the largest such blocks that divide it, repeating its scale and zero-point, and a row
 that is one single group is cut into blocks of 64 with code = zero-point behind its end. Codes never
 change. Groups that have no such divisor are refused.
+
+ONNX Runtime's processor kernels take 2, 4 and 8 bits (1.27; 3, 5 and 6 fail as the model loads). Codes of
+other widths may be widened: the same integers in the next width that has a kernel, so the same weights in a
+larger file.
 """
 
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from compress.formats.packing import pack
 _ROW_BLOCK = 64  # for rows of one group: the block this machine's kernels like best
 _SMALLEST_BLOCK = 16
 _LARGEST_BLOCK = 256
+_KERNEL_BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ def block_width(format: IntegerFormat, columns: int) -> int:
 def as_blocks(tensor: QuantizedTensor) -> Blocks:
     """Lay out a quantized matrix; see the module."""
     format, (out, columns) = tensor.format, tensor.shape
-    block, width = block_width(format, columns), format.group_width(columns)
-    if block == width:
+    block, width, bits = block_width(format, columns), format.group_width(columns), kernel_bits(format)
+    if block == width and bits == format.bits:
         codes, scales, zeros = tensor.codes, tensor.scales, tensor.zeros
     else:
         grid = tensor.grid
@@ -56,10 +61,29 @@ def as_blocks(tensor: QuantizedTensor) -> Blocks:
         of_block = torch.arange(count) * block // width  # (blocks,): the group each block lies in
         filled = grid.zeros[:, of_block].repeat_interleave(block, dim=1)  # (out, blocks * block)
         filled[:, :columns] = tensor.unpacked()
-        codes = pack(filled.view(out, count, block), format.bits)
+        if format.symmetric:
+            filled += 2 ** (bits - 1) - format.zero  # the middle of the wider codes
+        codes = pack(filled.view(out, count, block), bits)
         scales = tensor.scales[:, of_block]
-        zeros = None if tensor.zeros is None else pack(grid.zeros[:, of_block], format.bits)
-    return Blocks(codes.cpu(), scales.cpu(), zeros, block, format.bits, columns)
+        zeros = None if tensor.zeros is None else pack(grid.zeros[:, of_block], bits)
+    return Blocks(codes.cpu(), scales.cpu(), zeros, block, bits, columns)
+
+
+def kernel_bits(format: IntegerFormat) -> int:
+    """The narrowest width with a kernel that holds the codes of a format."""
+    return next(bits for bits in _KERNEL_BITS if bits >= format.bits)
+
+
+def refusal(format: IntegerFormat, widen: bool) -> str | None:
+    """Why codes of a format cannot be exported, and what to do; None where they can."""
+    if format.kind == "nf4":
+        return "ONNX Runtime has no kernel for nf4; use int4"
+    if kernel_bits(format) != format.bits and not widen:
+        return (
+            f"ONNX Runtime has no kernel for {format.kind}; use int2, int4 or int8, or set widen: true to "
+            f"store its codes in {kernel_bits(format)} bits"
+        )
+    return None
 
 
 def _is_block(width: int) -> bool:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.errors import UserError
 from compress.passes.base import Context, Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.bundle import Bundle
     from compress.export.check import Kind as CheckKind
     from compress.export.linear import Forms
+    from compress.formats import IntegerFormat
 
 
 class ExportOnnx(Pass):
@@ -36,6 +38,10 @@ class ExportOnnx(Pass):
     accuracy_level: Literal[0, 1, 4] = Field(
         4, description="of MatMulNBits: 4 rounds activations per block to 8 bits; 0 and 1 keep float32"
     )
+    widen: bool = Field(
+        False,
+        description="store codes of 3 bits in 4, of 5 and 6 in 8: ONNX Runtime has no kernel for them",
+    )
     check_tokens: int = Field(1024, ge=32, le=65536, description="held-out tokens to compare with torch on")
     tolerance: float | None = Field(
         None, gt=0, description="overrides the check's tolerance; null: the one for the kind of graph"
@@ -50,17 +56,29 @@ class ExportOnnx(Pass):
         require_supported(model.config)
         return linear_layers(model) + embedding_names(model)
 
+    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+        """Formats without a kernel."""
+        from compress.export.blocks import refusal
+
+        return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
+
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "onnx"`; the model itself is not changed.
 
         Raises:
+            UserError: codes of a format without a kernel.
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
         from compress.export.artifact import write_artifact, write_manifest
         from compress.export.check import compare
         from compress.export.linear import Forms
+        from compress.formats import QuantizedEmbedding, QuantizedLinear
         from compress.runtimes.onnx_runtime import OnnxRuntime
 
+        coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
+        reason = self.refuses(tuple(module.quantized.format for module in coded))
+        if reason is not None:
+            raise UserError(f"{self.name()}: {reason}")
         forms = Forms(int8=self.int8_form, accuracy_level=self.accuracy_level)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)

@@ -1,0 +1,1 @@
+"""The tools of `benchmarks/quantization.py`: what each is given, one worker per tool, scorer and picture."""

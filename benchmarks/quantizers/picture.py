@@ -1,0 +1,102 @@
+"""Table and picture of `results/quantization.jsonl`: KL to the original against bytes, every tool's.
+
+python benchmarks/quantizers/picture.py benchmarks/results/quantization.jsonl
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+NAMES = {
+    "ours": "compress",
+    "gptqmodel": "GPTQModel",
+    "auto_round": "AutoRound",
+    "hqq": "HQQ",
+    "bitsandbytes": "bitsandbytes",
+    "llama_cpp": "llama.cpp",
+}
+HEADER = (
+    "| Tool | Setting | File, MB | Linear layers, MB | Δ NLL | KL [95 %] | Top-1 | Seconds | RSS, GB | Seeds |",
+    "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
+)
+
+
+def points(file: Path, model: str) -> list[list[Line]]:
+    """The lines of each tool and setting, all seeds together, in the file's order."""
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in map(json.loads, file.read_text().splitlines()):
+        if line["model"] == model:
+            found[line["tool"], line["setting"]].append(line)
+    return list(found.values())
+
+
+def mean(lines: list[Line], field: str) -> float:
+    """Over seeds."""
+    return statistics.fmean(line[field] for line in lines)
+
+
+def table(groups: list[list[Line]]) -> str:
+    """Markdown, smallest KL first; the interval is the first seed's, over windows of text."""
+    rows = list(HEADER)
+    for lines in sorted(groups, key=lambda lines: mean(lines, "kl")):
+        first = lines[0]
+        low, high = first["kl_ci95"]
+        rows.append(
+            f"| {NAMES[first['tool']]} | {first['setting']} | {mean(lines, 'file_bytes') / 1e6:.1f} "
+            f"| {mean(lines, 'linear_bytes') / 1e6:.1f} | {mean(lines, 'delta_nll'):+.4f} "
+            f"| {mean(lines, 'kl'):.4f} [{low:.4f}, {high:.4f}] | {mean(lines, 'top1_agreement'):.3f} "
+            f"| {mean(lines, 'seconds'):.0f} | {mean(lines, 'peak_rss_bytes') / 1e9:.2f} | {len(lines)} |"
+        )
+    return "\n".join(rows)
+
+
+def draw(groups: list[list[Line]], model: str, file: Path) -> None:
+    """One mark per tool and setting, one colour per tool; bars reach over the seeds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
+    for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):
+        for number, (tool, name) in enumerate(NAMES.items()):
+            own = [lines for lines in groups if lines[0]["tool"] == tool]
+            if not own:
+                continue
+            x = [mean(lines, field) / 1e6 for lines in own]
+            y = [mean(lines, "kl") for lines in own]
+            reach = [[max(line["kl"] for line in lines), min(line["kl"] for line in lines)] for lines in own]
+            bars = [[a - r[1] for a, r in zip(y, reach, strict=True)],
+                    [r[0] - a for a, r in zip(y, reach, strict=True)]]  # fmt: skip
+            mark = "D" if tool == "ours" else "o"
+            axis.errorbar(x, y, yerr=bars, fmt=mark, color=f"C{number}", label=name, capsize=3, markersize=6)
+            for lines, a, b in zip(own, x, y, strict=True):
+                axis.annotate(lines[0]["setting"], (a, b), (5, 4), textcoords="offset points", fontsize=6.5)
+        axis.set(xlabel=label, yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("KL to the original, nats per token")
+    axes[0].legend()
+    figure.suptitle(f"{model}: what a quantizer loses at a size (lower left is better)")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main(results: Path) -> None:
+    """Write MODEL.md and MODEL.svg beside the results, for every model in them."""
+    models = dict.fromkeys(json.loads(line)["model"] for line in results.read_text().splitlines())
+    for model in models:
+        groups = points(results, model)
+        stem = results.with_name(f"{results.stem}-{model}")
+        stem.with_suffix(".md").write_text(table(groups) + "\n")
+        draw(groups, model, stem.with_suffix(".svg"))
+        print(table(groups))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
