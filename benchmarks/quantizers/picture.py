@@ -20,7 +20,7 @@ NAMES = {
     "llama_cpp": "llama.cpp",
 }
 HEADER = (
-    "| Tool | Setting | File, MB | Linear layers, MB | Δ NLL | KL [95 %] | Top-1 | Seconds | RSS, GB | Seeds |",
+    "| Tool | Setting | File, MB | Linear layers, MB | Δ NLL | KL [95 %] | Top-1 | Time, s | RSS, GB | n |",
     "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
 
