@@ -269,6 +269,8 @@ def _load_codes(folder: Path, manifest: Manifest) -> Any:
     try:
         _make_room(model, manifest.layers)
         result = model.load_state_dict(state, strict=False, assign=True)
+        if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
+            model.tie_weights()
     except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
         raise UserError(_mismatch(folder, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(_unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)

@@ -87,7 +87,6 @@ def walk(
     names: list[str],
     *,
     both_streams: bool = False,
-    originals: int | None = None,
     heldout: int = 0,
     batch: int = 4,
     precision: Precision = "float32",
@@ -101,7 +100,6 @@ def walk(
         windows: token ids (n, length).
         names: full module names; those outside the blocks are an error.
         both_streams: also run the original activations.
-        originals: of so many windows, besides the held-out ones, rounded up to whole batches; None: of all.
         heldout: so many of the last windows are kept apart, for choices that must not see the others.
         batch: windows per forward pass.
         precision: `bfloat16` runs the blocks under autocast; statistics are float32 either way.
@@ -115,12 +113,10 @@ def walk(
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
-    twice = apart if originals is None else min(apart, -(-originals // batch))
-    paired = [*range(twice), *range(apart, len(batches))]  # batches that run in both streams
     with track(len(blocks), what, "blocks") as progress, _evaluating(model):
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
             compressed, arguments = block_inputs(model, blocks, batches)
-        original = [compressed[i].clone() for i in paired] if both_streams else None
+        original = [x.clone() for x in compressed] if both_streams else None
         plans: dict[Any, Plan] = {}
         for index, block in enumerate(blocks):
             name = f"{prefix}.{index}"
@@ -135,10 +131,9 @@ def walk(
                 before = copy.deepcopy(block)
                 if precision == "bfloat16":
                     before = halved(before)
-                given = [arguments[index][i] for i in paired]
-                streams.append(Stream(before, original, given, precision, plans[key]))
+                streams.append(Stream(before, original, arguments[index], precision, plans[key]))
             for stage in plans[key].stages:
-                seen, held = _statistics(streams, stage, apart, paired)
+                seen, held = _statistics(streams, stage, apart)
                 yield Visit(index, [f"{name}.{n}" for n in stage], seen, held)
             compressed = streams[0].outputs()
             if original is not None:
@@ -149,35 +144,28 @@ def walk(
 
 
 def _statistics(
-    streams: list[Stream], stage: tuple[str, ...], apart: int, paired: list[int]
+    streams: list[Stream], stage: tuple[str, ...], apart: int
 ) -> tuple[Covariance, Covariance | None]:
-    """Moments of a stage's inputs, of the batches before `apart` and of those from there on, if any.
-
-    `paired` tells which batches the original stream has.
-    """
+    """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
     inputs = streams[0].inputs(stage)
-    originals = residuals = None
-    if len(streams) > 1:
-        originals = streams[1].inputs(stage)
-        residuals = _residuals(streams, stage[0], paired) if len(stage) == 1 else None
+    originals = streams[1].inputs(stage) if len(streams) > 1 else None
+    residuals = _residuals(streams, stage[0]) if len(stage) == 1 else None
 
-    def of(all_rows: slice, both: slice) -> Covariance:
+    def of(part: slice) -> Covariance:
         return covariance(
-            inputs[all_rows],
-            None if originals is None else originals[both],
-            None if residuals is None else residuals[both],
+            inputs[part],
+            None if originals is None else originals[part],
+            None if residuals is None else residuals[part],
         )
 
-    twice = sum(index < apart for index in paired)
-    fitted = of(slice(apart), slice(twice))
-    return fitted, of(slice(apart, None), slice(twice, None)) if apart < len(inputs) else None
+    return of(slice(apart)), of(slice(apart, None)) if apart < len(inputs) else None
 
 
-def _residuals(streams: list[Stream], layer: str, paired: list[int]) -> list[tuple[Tensor, Tensor]] | None:
-    compressed, original = streams[0].residuals(layer, paired), streams[1].residuals(layer)
-    if compressed is None or original is None:
+def _residuals(streams: list[Stream], layer: str) -> list[tuple[Tensor, Tensor]] | None:
+    found = [stream.residuals(layer) for stream in streams]
+    if len(found) < 2 or found[0] is None or found[1] is None:
         return None
-    return list(zip(original, compressed, strict=True))
+    return list(zip(found[1], found[0], strict=True))  # (original, compressed)
 
 
 def block_inputs(

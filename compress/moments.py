@@ -23,7 +23,7 @@ _NARROW = 1024
 
 @dataclass(frozen=True)
 class Covariance:
-    """Sums over `count` rows, or scaled to so many; `drift` and `residual` if known."""
+    """Sums over `count` rows; `hessian`, `drift` and `residual` as above, the latter two if known."""
 
     count: int
     hessian: Tensor
@@ -36,7 +36,7 @@ class Covariance:
         return hessian, None if self.drift is None else hessian + self.drift / self.count
 
     def __add__(self, other: "Covariance") -> "Covariance":
-        """Of both texts together, each drift counted as if it were of all rows."""
+        """Of both texts together."""
         both = [(self.drift, other.drift), (self.residual, other.residual)]
         drift, residual = (None if a is None or b is None else a + b for a, b in both)
         return Covariance(self.count + other.count, self.hessian + other.hessian, drift, residual)
@@ -51,24 +51,21 @@ def covariance(
 
     Args:
         inputs: x~.
-        originals: x of the same positions, of the first batches or of all; None leaves the drift out.
-        residuals: (r, r~) of the same positions as `originals`; None leaves the residual out.
+        originals: x of the same positions; None leaves the drift out.
+        residuals: (r, r~) of the same positions; None leaves the residual out.
 
     >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
     >>> covariance([x], [x]).means()[1].tolist()
     [[0.5, 1.0], [1.0, 2.5]]
     """
     hessian = sum_of_batches(gram(x) for x in inputs)
-    count = sum(len(x) for x in inputs)
     drift = residual = None
     if originals is not None:
-        share = count / sum(len(x) for x in originals)
-        both = inputs[: len(originals)]
-        drift = share * sum_of_batches(product(x.sub(y), y) for x, y in zip(originals, both, strict=True))
-        if residuals is not None:
-            pairs = zip(residuals, both, strict=True)
-            residual = share * sum_of_batches(product(old.sub(new), y) for (old, new), y in pairs)
-    return Covariance(count, hessian, drift, residual)
+        drift = sum_of_batches(product(x.sub(y), y) for x, y in zip(originals, inputs, strict=True))
+    if residuals is not None:
+        pairs = zip(residuals, inputs, strict=True)
+        residual = sum_of_batches(product(old.sub(new), y) for (old, new), y in pairs)
+    return Covariance(sum(len(x) for x in inputs), hessian, drift, residual)
 
 
 def gram(x: Tensor) -> Tensor:

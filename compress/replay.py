@@ -10,7 +10,7 @@ The shape of a block is found by watching it run once (`plan_of`), never by the 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,18 +105,14 @@ class Stream:
                 self._known[name] = list(found)
         return [x.flatten(0, -2) for x in found]
 
-    def residuals(self, layer: str, batches: Iterable[int] | None = None) -> list[Tensor] | None:
-        """The stream that this layer's output is added to, (rows, width) per batch; None if not known.
-
-        `batches`: the numbers of those that are wanted; None: all.
-        """
+    def residuals(self, layer: str) -> list[Tensor] | None:
+        """The stream that this layer's output is added to, (rows, width) per batch; None if not known."""
         if layer not in self.plan.added:
             return None
         before = self.plan.added[: self.plan.added.index(layer)]
         if not all(name in self._known for name in before):
             return None
-        wanted = range(len(self.hidden)) if batches is None else batches
-        return [self._sum(before, index).flatten(0, -2) for index in wanted]
+        return [self._sum(before, index).flatten(0, -2) for index in range(len(self.hidden))]
 
     def outputs(self) -> list[Tensor]:
         """What the block gives, per batch; its stored inputs are let go."""

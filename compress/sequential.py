@@ -36,9 +36,6 @@ class LayerSolver(BaseModel):
         0.5,
         description="share of the way to the asymmetric target; `heldout`: chosen per layer; 0: plain GPTQ",
     )
-    asymmetric_windows: int | None = Field(
-        None, ge=1, description="of the calibration windows, for the asymmetric target; null: all"
-    )
     residual: bool = Field(
         True, description="the target of layers that end a sublayer makes good the stream's drift, too"
     )
@@ -87,7 +84,6 @@ def quantize_sequentially(
         windows,
         list(formats),
         both_streams=solver.asymmetric != 0,
-        originals=solver.asymmetric_windows,
         heldout=heldout,
         batch=solver.batch,
         precision=precision,

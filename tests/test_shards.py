@@ -46,7 +46,13 @@ def test_joined_parts_hold_every_tensor_once_and_no_shard_too_much(tmp_path_fact
 
 
 @pytest.mark.parametrize(
-    "step", [QuantizeRound(), QuantizeGPTQ(), QuantizeGPTQ(asymmetric="heldout", batch=1)]
+    "step",
+    [
+        QuantizeRound(),
+        QuantizeRound(embeddings=None),
+        QuantizeGPTQ(),
+        QuantizeGPTQ(asymmetric="heldout", batch=1),
+    ],
 )
 @pytest.mark.parametrize("tied", [True, False])
 def test_streaming_gives_the_same_artifact(bundle, make_context, tmp_path, step, tied):
