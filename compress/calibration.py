@@ -149,23 +149,25 @@ def _statistics(
     """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
     inputs = streams[0].inputs(stage)
     originals = streams[1].inputs(stage) if len(streams) > 1 else None
-    residuals = _residuals(streams, stage[0]) if len(stage) == 1 else None
 
-    def of(part: slice) -> Covariance:
+    def of(first: int, last: int) -> Covariance:
         return covariance(
-            inputs[part],
-            None if originals is None else originals[part],
-            None if residuals is None else residuals[part],
+            inputs[first:last],
+            None if originals is None else originals[first:last],
+            _residuals(streams, stage, range(first, last)),
         )
 
-    return of(slice(apart)), of(slice(apart, None)) if apart < len(inputs) else None
+    return of(0, apart), of(apart, len(inputs)) if apart < len(inputs) else None
 
 
-def _residuals(streams: list[Stream], layer: str) -> list[tuple[Tensor, Tensor]] | None:
-    found = [stream.residuals(layer) for stream in streams]
-    if len(found) < 2 or found[0] is None or found[1] is None:
+def _residuals(
+    streams: list[Stream], stage: tuple[str, ...], batches: range
+) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """(original, compressed) of one batch after the other, where a single layer is added to a stream."""
+    if len(streams) < 2 or len(stage) > 1 or not all(stream.knows_residual(stage[0]) for stream in streams):
         return None
-    return list(zip(found[1], found[0], strict=True))  # (original, compressed)
+    compressed, original = streams
+    return ((original.residual(stage[0], i), compressed.residual(stage[0], i)) for i in batches)
 
 
 def block_inputs(

@@ -45,7 +45,7 @@ class Covariance:
 def covariance(
     inputs: list[Tensor],
     originals: list[Tensor] | None = None,
-    residuals: list[tuple[Tensor, Tensor]] | None = None,
+    residuals: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> Covariance:
     """The moments of rows, each list one (rows, width) tensor per batch.
 

@@ -105,29 +105,30 @@ class Stream:
                 self._known[name] = list(found)
         return [x.flatten(0, -2) for x in found]
 
-    def residuals(self, layer: str) -> list[Tensor] | None:
-        """The stream that this layer's output is added to, (rows, width) per batch; None if not known."""
-        if layer not in self.plan.added:
-            return None
-        before = self.plan.added[: self.plan.added.index(layer)]
-        if not all(name in self._known for name in before):
-            return None
-        return [self._sum(before, index).flatten(0, -2) for index in range(len(self.hidden))]
+    def knows_residual(self, layer: str) -> bool:
+        """Whether `residual` can tell what this layer's output is added to."""
+        added = self.plan.added
+        return layer in added and all(name in self._known for name in added[: added.index(layer)])
+
+    def residual(self, layer: str, index: int) -> Tensor:
+        """The stream that this layer's output is added to, (rows, width), of one batch."""
+        return self._sum(self.plan.added[: self.plan.added.index(layer)], index).flatten(0, -2)
 
     def outputs(self) -> list[Tensor]:
-        """What the block gives, per batch; its stored inputs are let go."""
-        results = []
+        """What the block gives, per batch: put in the place of its inputs, to save their memory."""
+        complete = bool(self.plan.added) and all(name in self._known for name in self.plan.added)
         with self._skipping() as at:
-            for index in range(len(self.hidden)):
+            for index, hidden in enumerate(self.hidden):
                 at(index)
-                if self.plan.added and all(name in self._known for name in self.plan.added):
-                    results.append(self._sum(self.plan.added, index))
+                if complete:
+                    self.hidden[index] = self._sum(self.plan.added, index)
                 else:
-                    given = self.arguments[index]
-                    results.append(call(self.block, self.hidden[index], given, self.precision))
+                    self.hidden[index] = call(self.block, hidden, self.arguments[index], self.precision)
+                for kept in self._known.values():
+                    kept[index] = torch.empty(0)
         self._known.clear()
         self._applied.clear()
-        return results
+        return self.hidden
 
     def _sum(self, layers: tuple[str, ...], index: int) -> Tensor:
         """The block's input and what these layers add to it."""

@@ -114,6 +114,7 @@ class TestMistakes:
             ([{"prune_magnitude": {"sparsty": 0.5}}], r"0\.prune_magnitude\.sparsty: unknown.*'sparsity'"),
             ([{"quantize_gptq": {"format": {"kind": "int4", "gruop": 64}}}], r"gruop: unknown.*'group'"),
             ([{"quantize_gptq": {"format": "int7"}}], r"quantize_gptq\.format: .*int7"),
+            ([{"quantize_hqq": {"format": "nf4"}}], r"quantize_hqq\.format: nf4 has fixed steps.*int4"),
             ([{"quantize_gptq": {"format": {"kind": "int4", "group": 3}}}], r"group: 3 is not valid.*16"),
             ([{"prune_magnitude": {"sparsity": "half"}}], r"sparsity: 'half' is not valid; input should be"),
             ([{"prune_magnitude": {"sparsity": 1.0}}], r"sparsity: 1\.0 is not valid; .*less than 1"),

@@ -12,12 +12,12 @@ costs as little and is often as good; with calibration text `quantize_gptq` is f
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
 from compress.calibration import decoder_blocks
-from compress.formats import Format, Grid, Int4, Int8, IntegerFormat, QuantizedTensor
+from compress.formats import Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
 from compress.passes.base import Context, Kind, Pass, linear_layers
@@ -45,6 +45,13 @@ class QuantizeHQQ(Pass):
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )
     skip: tuple[str, ...] = Field((), description="wildcards of those to leave float")
+
+    @field_validator("format")
+    @classmethod
+    def _has_a_grid(cls, format: IntegerFormat) -> IntegerFormat:
+        if isinstance(format, Nf4):
+            raise ValueError("nf4 has fixed steps, so there is no grid to fit; use int4, or quantize_round")
+        return format
 
     def layers(self, model: nn.Module) -> list[str]:
         """The selected linear layers, then embedding and head."""
