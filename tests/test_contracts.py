@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import training_set
+from pydantic import ValidationError
 from training_set import equal, weights
 
 from compress.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
@@ -31,6 +32,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 FORMATS = [member.model_fields["kind"].default for member in get_args(get_args(Format)[0])]
 QUANTIZERS = [name for name in names() if {"format", "embeddings"} <= pass_class(name).model_fields.keys()]
+REFUSED = {("quantize_hqq", "nf4")}  # nothing there that it could fit
+ACCEPTED = [(name, format) for name in QUANTIZERS for format in FORMATS if (name, format) not in REFUSED]
 
 
 def build(name: str, **fields: Any) -> Pass:
@@ -159,8 +162,13 @@ class TestEveryPass:
             assert holds(found[layer]), layer
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize(("name", "format"), sorted(REFUSED))
+def test_a_format_that_a_pass_cannot_fit_is_refused_with_what_to_use(name, format):
+    with pytest.raises(ValidationError, match=f"{format} .*; use "):
+        build(name, format=format)
+
+
+@pytest.mark.parametrize(("name", "format"), ACCEPTED)
 class TestEveryQuantizerInEveryFormat:
     def test_a_mask_stays_through_codes_and_disk(self, name, format, bundle, make_context, tmp_path):
         pruned = PruneMagnitude(pattern="2:4")(bundle, make_context(bundle))
