@@ -16,8 +16,9 @@ also when the caller breaks out of the loop.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.moments import Covariance, covariance
+from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
 from compress.replay import Arguments, Plan, Stream, halved, plan_of, replaced_forward
 from compress.tasks import task_of
@@ -131,7 +132,7 @@ def walk(
                 before = copy.deepcopy(block)
                 if precision == "bfloat16":
                     before = halved(before)
-                streams.append(Stream(before, original, arguments[index], precision, plans[key]))
+                streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
                 seen, held = _statistics(streams, stage, apart)
                 yield Visit(index, [f"{name}.{n}" for n in stage], seen, held)
@@ -147,27 +148,27 @@ def _statistics(
     streams: list[Stream], stage: tuple[str, ...], apart: int
 ) -> tuple[Covariance, Covariance | None]:
     """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
-    inputs = streams[0].inputs(stage)
-    originals = streams[1].inputs(stage) if len(streams) > 1 else None
-
-    def of(first: int, last: int) -> Covariance:
-        return covariance(
-            inputs[first:last],
-            None if originals is None else originals[first:last],
-            _residuals(streams, stage, range(first, last)),
-        )
-
-    return of(0, apart), of(apart, len(inputs)) if apart < len(inputs) else None
+    batches = len(streams[0].hidden)
+    with closing(_rows(streams, stage)) as rows:
+        seen = covariance(itertools.islice(rows, apart))
+        return seen, covariance(rows) if apart < batches else None
 
 
-def _residuals(
-    streams: list[Stream], stage: tuple[str, ...], batches: range
-) -> Iterator[tuple[Tensor, Tensor]] | None:
-    """(original, compressed) of one batch after the other, where a single layer is added to a stream."""
-    if len(streams) < 2 or len(stage) > 1 or not all(stream.knows_residual(stage[0]) for stream in streams):
-        return None
-    compressed, original = streams
-    return ((original.residual(stage[0], i), compressed.residual(stage[0], i)) for i in batches)
+def _rows(streams: list[Stream], stage: tuple[str, ...]) -> Generator[Rows, None, None]:
+    """A stage's inputs in every stream, and how far what a single layer is added to has moved."""
+    with ExitStack() as stack:
+        running = [stack.enter_context(closing(stream.inputs(stage))) for stream in streams]
+        inputs = zip(*running, strict=True)
+        if len(streams) == 1:
+            yield from (Rows(x) for (x,) in inputs)
+            return
+        compressed, original = streams
+        known = len(stage) == 1 and all(stream.knows_residual(stage[0]) for stream in streams)
+        for index, (changed, x) in enumerate(inputs):
+            moved = None
+            if known:
+                moved = original.residual(stage[0], index) - compressed.residual(stage[0], index)
+            yield Rows(changed, x, moved)
 
 
 def block_inputs(

@@ -6,19 +6,19 @@ With x the input in the original model and x~ the input after everything before 
     drift     D = E[(x - x~) x~^T]           (in, in), so that E[x x~^T] = H + D
     residual  R = E[(r - r~) x~^T]           (out, in), r the stream that the layer's output is added to
 
-Cost: H is a symmetric product of float32 rows, which BLAS does in half the multiplications of a general
-one. D and R are products with a small difference, so bfloat16 factors (where the machine multiplies them
-faster) lose nothing that matters: their error is relative to the difference.
+Cost: H is a symmetric product of float32 rows, computed in little more than half the multiplications of
+a general one. D and R are products with a small difference, so bfloat16 factors (where the machine
+multiplies them faster) lose nothing that matters: their error is relative to the difference.
 """
 
+import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 _NARROW = 1024
+_PANEL = 192
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,64 @@ class Covariance:
         drift, residual = (None if a is None or b is None else a + b for a, b in both)
         return Covariance(self.count + other.count, self.hessian + other.hessian, drift, residual)
 
+    def __iadd__(self, other: "Covariance") -> "Covariance":
+        """The same in the memory of the first, whose tensors change."""
+        for mine, its in (
+            (self.hessian, other.hessian), (self.drift, other.drift), (self.residual, other.residual),
+        ):  # fmt: skip
+            if mine is not None and its is not None:
+                mine += its
+        return replace(self, count=self.count + other.count)
 
-def covariance(
-    inputs: list[Tensor],
-    originals: list[Tensor] | None = None,
-    residuals: Iterable[tuple[Tensor, Tensor]] | None = None,
-) -> Covariance:
-    """The moments of rows, each list one (rows, width) tensor per batch.
 
-    Args:
-        inputs: x~.
+@dataclass(frozen=True)
+class Rows:
+    """One batch of positions.
+
+    Attributes:
+        inputs: x~, (rows, in).
         originals: x of the same positions; None leaves the drift out.
-        residuals: (r, r~) of the same positions; None leaves the residual out.
+        moved: r - r~ of the same positions, (rows, out); None leaves the residual out.
+    """
 
+    inputs: Tensor
+    originals: Tensor | None = None
+    moved: Tensor | None = None
+
+
+def covariance(batches: Iterable[Rows]) -> Covariance:
+    """The moments of all batches together; every batch is looked at once.
+
+    >>> import torch
     >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
-    >>> covariance([x], [x]).means()[1].tolist()
+    >>> covariance([Rows(x, x)]).means()[1].tolist()
     [[0.5, 1.0], [1.0, 2.5]]
     """
-    hessian = sum_of_batches(gram(x) for x in inputs)
-    drift = residual = None
-    if originals is not None:
-        drift = sum_of_batches(product(x.sub(y), y) for x, y in zip(originals, inputs, strict=True))
-    if residuals is not None:
-        pairs = zip(residuals, inputs, strict=True)
-        residual = sum_of_batches(product(old.sub(new), y) for (old, new), y in pairs)
-    return Covariance(sum(len(x) for x in inputs), hessian, drift, residual)
+    return functools.reduce(Covariance.__iadd__, map(_moments, batches))
+
+
+def _moments(rows: Rows) -> Covariance:
+    x = rows.inputs
+    drift = None if rows.originals is None else product(rows.originals.sub(x), x)
+    residual = None if rows.moved is None else product(rows.moved, x)
+    return Covariance(len(x), gram(x), drift, residual)
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x in float32, (rows, n) -> (n, n)."""
+    """x^T x in float32, (rows, n) -> (n, n).
+
+    Panel by panel, only what lies below the diagonal. (BLAS has a product for this, which numpy calls and
+    torch does not; but numpy's threads and torch's, each waiting busily for work, hold up one another.)
+    """
     rows = x.float()
-    if rows.device.type != "cpu":
-        return rows.T @ rows
-    array = rows.numpy()
-    # numpy sees that both factors are the same memory and calls the symmetric product; torch does not
-    return torch.from_numpy(np.matmul(array.T, array))
+    n = rows.shape[1]
+    result = rows.new_empty(n, n)
+    for start in range(0, n, _PANEL):
+        stop = min(start + _PANEL, n)
+        part = rows[:, start:stop].T @ rows[:, :stop]
+        result[start:stop, :stop] = part
+        result[:start, start:stop] = part[:, :start].T
+    return result
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -83,12 +106,3 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     # the transposed copy is worth its while where the matrices are narrow
     rows = left.to(right.dtype).T
     return ((rows.contiguous() if len(rows) < _NARROW else rows) @ right).float()
-
-
-def sum_of_batches(parts: Iterable[Tensor]) -> Tensor:
-    """Their sum, added up in place."""
-    iterator = iter(parts)
-    total = next(iterator)
-    for part in iterator:
-        total += part
-    return total

@@ -4,15 +4,17 @@ A stage is a set of linear layers that read the same tensor. A solver wants the 
 layers before it were changed, so the block is run once per stage, up to where that stage begins. What has
 been run before and cannot change any more is not run again: once every layer inside a submodule (the
 attention, say) is done and the submodule's output is its last layer's output, that layer is applied to its
-stored inputs and the submodule is skipped. Attention then runs once per block and stream.
+stored inputs and the submodule is skipped, and with it the norm that feeds nothing else. Attention and
+norms then run once per block and stream.
 
 The shape of a block is found by watching it run once (`plan_of`), never by the names of an architecture.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ class Shortcut:
     module: str
     layer: str
     tuple_length: int | None  # the output is a tuple of so many, all but the first None
+    feeders: tuple[str, ...] = ()  # modules whose output is a stage's input, and nothing else needs it
 
     def output(self, y: Tensor) -> Any:
         """What the submodule returns when its last layer gives y."""
@@ -46,12 +49,14 @@ class Plan:
     Attributes:
         stages: the layers in the order in which they run, those that read the same tensor together.
         shortcuts: per last layer, the submodule that ends with it.
+        sources: per first layer of a stage, the feeder that makes its input, if later stages need it again.
         added: layers whose outputs, in this order, are added to the block's input to make its output;
             empty where the block is not of that kind.
     """
 
     stages: tuple[tuple[str, ...], ...]
     shortcuts: dict[str, Shortcut]
+    sources: dict[str, str]
     added: tuple[str, ...]
 
 
@@ -69,6 +74,7 @@ class Stream:
         arguments: what else it is called with, per batch.
         precision: what it computes in.
         plan: of this block.
+        final: its layers will not change, so that none of their inputs need be kept.
     """
 
     block: nn.Module
@@ -76,17 +82,19 @@ class Stream:
     arguments: Arguments
     precision: Precision
     plan: Plan
+    final: bool = False
     # of layers that end a submodule: their inputs, and in place of those, once asked for, their outputs
-    _known: dict[str, list[Tensor]] = field(default_factory=dict)
+    _known: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _applied: set[tuple[str, int]] = field(default_factory=set)
+    _fed: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # outputs of feeders
 
-    def inputs(self, stage: tuple[str, ...]) -> list[Tensor]:
-        """Inputs of the layers of a stage, (rows, in) per batch; each run ends where they are seen."""
-        found: list[Tensor] = []
+    def inputs(self, stage: tuple[str, ...]) -> Generator[Tensor, None, None]:
+        """Inputs of the layers of a stage, (rows, in), batch after batch; a run ends where they are seen."""
+        seen: list[Tensor] = []
         kept = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
         def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found.append(args[0].to(kept))
+            seen.append(args[0].to(kept))
             raise _Stop
 
         handle = self.block.get_submodule(stage[0]).register_forward_pre_hook(look)
@@ -94,16 +102,25 @@ class Stream:
             with self._skipping() as at:
                 for index in range(len(self.hidden)):
                     at(index)
-                    try:
+                    with suppress(_Stop):
                         call(self.block, self.hidden[index], self.arguments[index], self.precision)
-                    except _Stop:
-                        continue
+                    x = seen.pop()
+                    self._keep(stage, index, x)
+                    yield x.flatten(0, -2)
         finally:
             handle.remove()
+
+    def _keep(self, stage: tuple[str, ...], index: int, x: Tensor) -> None:
+        """Of a batch's input, what later stages need."""
+        if stage[0] in self.plan.sources:
+            self._fed.setdefault(self.plan.sources[stage[0]], {})[index] = x
         for name in stage:
             if name in self.plan.shortcuts:
-                self._known[name] = list(found)
-        return [x.flatten(0, -2) for x in found]
+                for feeder in self.plan.shortcuts[name].feeders:
+                    self._fed.get(feeder, {}).pop(index, None)
+                self._known.setdefault(name, {})[index] = x
+                if self.final:
+                    self._apply(name, index)
 
     def knows_residual(self, layer: str) -> bool:
         """Whether `residual` can tell what this layer's output is added to."""
@@ -124,10 +141,11 @@ class Stream:
                     self.hidden[index] = self._sum(self.plan.added, index)
                 else:
                     self.hidden[index] = call(self.block, hidden, self.arguments[index], self.precision)
-                for kept in self._known.values():
-                    kept[index] = torch.empty(0)
+                for kept in (*self._known.values(), *self._fed.values()):
+                    kept.pop(index, None)
         self._known.clear()
         self._applied.clear()
+        self._fed.clear()
         return self.hidden
 
     def _sum(self, layers: tuple[str, ...], index: int) -> Tensor:
@@ -142,7 +160,7 @@ class Stream:
         kept = self._known[layer]
         if (layer, index) not in self._applied:
             with autocast(self.hidden[index].device, self.precision):
-                kept[index] = self.block.get_submodule(layer)(kept[index])
+                kept[index] = self.block.get_submodule(layer).forward(kept[index])  # past any hook of ours
             self._applied.add((layer, index))
         return kept[index]
 
@@ -154,13 +172,23 @@ class Stream:
         def skipped(shortcut: Shortcut) -> Callable[..., Any]:
             return lambda *_, **__: shortcut.output(self._apply(shortcut.layer, current[0]))
 
+        def fed(outputs: dict[int, Tensor]) -> Callable[..., Any]:
+            return lambda *_, **__: outputs[current[0]]
+
+        replaced: dict[str, Callable[..., Any]] = {name: fed(kept) for name, kept in self._fed.items()}
+        for name in self._known:
+            shortcut = self.plan.shortcuts[name]
+            replaced[shortcut.module] = skipped(shortcut)
+            replaced |= dict.fromkeys(shortcut.feeders, _unchanged)  # nobody looks at what they give
         with ExitStack() as stack:
             stack.enter_context(_weights_rebuilt_once(self.block, self.precision))
-            for name in self._known:
-                shortcut = self.plan.shortcuts[name]
-                module = self.block.get_submodule(shortcut.module)
-                stack.enter_context(replaced_forward(module, skipped(shortcut)))
+            for name, forward in replaced.items():
+                stack.enter_context(replaced_forward(self.block.get_submodule(name), forward))
             yield lambda index: current.__setitem__(0, index)
+
+
+def _unchanged(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
 
 
 def call(block: nn.Module, hidden: Tensor, arguments: tuple[Any, Any], precision: Precision) -> Tensor:
@@ -207,6 +235,16 @@ def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple
             stages.append([name])
         last = x
     shortcuts = _shortcuts(stages, results)
+    sources = _sources(block, stages, seen, results)
+    for layer, shortcut in shortcuts.items():
+        inside = [stage for stage in stages if stage[0].startswith(shortcut.module + ".")]
+        made_by = [sources[stage[0]] for stage in inside if stage[0] in sources]
+        alone = [m for m in made_by if _feeds_only(block, shortcut, m, results, hidden, arguments)]
+        shortcuts[layer] = replace(shortcut, feeders=tuple(alone))
+    feeders = {feeder for shortcut in shortcuts.values() for feeder in shortcut.feeders}
+    sources = {
+        layer: module for layer, module in sources.items() if module in feeders and layer not in shortcuts
+    }
     total, output = hidden, results[""]
     ends = [name for stage in stages for name in stage if name in shortcuts]
     for name in ends:
@@ -214,7 +252,46 @@ def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple
             total = total + results[name]
     whole = output[0] if isinstance(output, tuple) else output
     sums = total.shape == whole.shape and bool((whole - total).norm() <= _ROUNDING * (whole - hidden).norm())
-    return Plan(tuple(map(tuple, stages)), shortcuts, tuple(ends) if sums else ())
+    return Plan(tuple(map(tuple, stages)), shortcuts, sources, tuple(ends) if sums else ())
+
+
+def _sources(
+    block: nn.Module, stages: list[list[str]], seen: list[tuple[str, Tensor]], results: dict[str, Any]
+) -> dict[str, str]:
+    """Per first layer of a stage, the module without parts (a norm, say) that made its input, if one did."""
+    inputs = dict(seen)
+    parts = {name for name, module in block.named_modules() if next(module.children(), None) is None}
+    return {
+        stage[0]: name
+        for stage in stages
+        for name, output in results.items()
+        if name in parts and output is inputs[stage[0]]
+    }
+
+
+def _feeds_only(
+    block: nn.Module,
+    shortcut: Shortcut,
+    feeder: str,
+    results: dict[str, Any],
+    hidden: Tensor,
+    arguments: tuple[Any, Any],
+) -> bool:
+    """Whether the block gives the same, its submodule skipped, when the feeder gives something useless."""
+    output = results[""]
+    with ExitStack() as stack:
+        for name, value in (
+            (shortcut.module, shortcut.output(results[shortcut.layer])),
+            (feeder, torch.full_like(results[feeder], torch.nan)),
+        ):
+            forward = partial(_constant, value)
+            stack.enter_context(replaced_forward(block.get_submodule(name), forward))
+        found = call(block, hidden, arguments, "float32")
+    return torch.equal(found, output[0] if isinstance(output, tuple) else output)
+
+
+def _constant(value: Any, *_: Any, **__: Any) -> Any:
+    return value
 
 
 def _shortcuts(stages: list[list[str]], results: dict[str, Any]) -> dict[str, Shortcut]:

@@ -1,5 +1,6 @@
 """The walk: its statistics are those of a plain forward pass, and what changes on the way is seen."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -91,6 +92,34 @@ def test_layers_with_one_input_are_visited_together_in_the_order_they_run():
     assert [visit.block for visit in visits] == [i for i in range(4) for _ in range(4)]
     leaves = [[name.rpartition(".")[2] for name in visit.names] for visit in visits[:4]]
     assert leaves == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def test_attention_and_norms_run_once_per_block_batch_and_stream(monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    runs = {"forward": 0, "scaled_dot_product_attention": 0}
+
+    def count(owner: Any, name: str) -> None:
+        own = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            runs[name] += 1
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(LlamaRMSNorm, "forward")
+    count(torch.nn.functional, "scaled_dot_product_attention")
+    model = MODELS["llama"]()
+    visits = walk(model, WINDOWS, linear_layers(model), both_streams=True, batch=2)
+    seen = [dict(runs) for visit in visits if visit.names[0].endswith("q_proj")]
+    batches, streams = 3, 2
+    for before, after in itertools.pairwise(seen[1:]):  # from one block's begin to the next one's
+        assert (
+            after["scaled_dot_product_attention"] - before["scaled_dot_product_attention"]
+            == batches * streams
+        )
+        assert after["forward"] - before["forward"] == 2 * batches * streams
 
 
 def test_only_the_layers_asked_for_are_visited():

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from compress.formats.packing import packed_bytes
 
-# Rows are fitted in slices so that a 50k-row embedding needs no multiple of its own size in scratch memory.
-_FIT_ROWS = 4096
+# Elements fitted at a time: what is computed on the way then stays in a core's cache.
+_FIT_SLICE = 1 << 18
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 _SMALLEST_RANGE = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.8}  # bits -> where the clip search ends
 _SMALLEST_NORMAL = 2.0**-14  # the smallest with all of its 11 bits
@@ -80,7 +80,8 @@ class IntegerFormat(BaseModel):
         Each group's range starts at its min and max and is shrunk by factors, the fewer bits the further;
         the factor kept minimises  sum_j h_j (w_j - w^_j)^2  with h = `importance` (in,), or ones.
         """
-        parts = [self._fit_rows(rows, importance) for rows in weight.float().split(_FIT_ROWS)]
+        rows = max(1, _FIT_SLICE // weight.shape[1])
+        parts = [self._fit_rows(part, importance) for part in weight.float().split(rows)]
         return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
@@ -104,7 +105,8 @@ class IntegerFormat(BaseModel):
         """What a solver needs to round one column at a time without knowing of bits."""
         scales, zeros = self._per_column(grid, columns)
         # (in, out): a column of the weight is then contiguous
-        return ColumnRounder(scales.T.contiguous(), zeros.T.contiguous(), self.levels)
+        scales, zeros = scales.T.contiguous(), zeros.T.contiguous()
+        return ColumnRounder(scales, -zeros, self.levels - 1 - zeros)
 
     def _per_column(self, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
         width = self.group_width(columns)
@@ -209,17 +211,18 @@ class Int2(_FewBits):
 
 @dataclass(frozen=True)
 class ColumnRounder:
-    """Rounds one input column at a time; scales and zeros are (in or 1, out)."""
+    """Rounds one input column at a time; scales, and the range of whole steps, are (in or 1, out)."""
 
     scales: Tensor
-    zeros: Tensor
-    levels: int
+    lowest: Tensor
+    highest: Tensor
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
         """The value on the grid nearest to `column` (out,), the column numbered `index`."""
         row = index if self.scales.shape[0] > 1 else 0
-        scale, zero = self.scales[row], self.zeros[row]
-        return (_round(column, scale, zero, self.levels) - zero) * scale
+        scale = self.scales[row]
+        steps = (column / scale).round_()
+        return torch.clamp(steps, self.lowest[row], self.highest[row], out=steps).mul_(scale)
 
 
 def _round(weight: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor:

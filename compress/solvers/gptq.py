@@ -97,7 +97,7 @@ def gptq(
     factor: Factor,
     round_column: Callable[[Tensor, int], Tensor],
     mask: Tensor | None = None,
-    block: int = 64,
+    block: int = 32,
 ) -> Tensor:
     """Round `weight` (out, in) on the grid of `round_column`; returns the values (out, in), all on the grid.
 

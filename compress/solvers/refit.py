@@ -106,7 +106,7 @@ def coordinate_descent(
     round_column: RoundColumn,
     mask: Tensor | None = None,
     sweeps: int = 1,
-    block: int = 64,
+    block: int = 32,
 ) -> Tensor:
     """Choose each column's codes again, given all others; values (out, in) on the grid of `round_column`.
 
@@ -137,7 +137,7 @@ def coordinate_descent(
                 if kept is not None:
                     best = best * kept[at]
                 torch.sub(best, work[at], out=changes[i])
-                work[at] = best
+                work[at].copy_(best)
                 if at + 1 < stop:
                     part[i + 1 :].addr_(inner[i, i + 1 :], changes[i], alpha=-1)
             lost.addmm_(h[:, start:stop], changes, alpha=-1)
