@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.memory import trim
 from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
 from compress.replay import Arguments, Plan, Stream, halved, plan_of, replaced_forward
@@ -141,6 +142,7 @@ def walk(
                 original = streams[1].outputs()
             if store is not None:
                 store.release(name)
+            trim()
             progress.advance()
 
 
