@@ -25,11 +25,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.blockplan import Plan, plan_of
+from compress.blocks import Arguments, replaced_forward
 from compress.errors import UserError
 from compress.memory import trim
 from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
-from compress.replay import Arguments, Plan, Stream, halved, plan_of, replaced_forward
+from compress.replay import Stream, halved
 from compress.tasks import task_of
 from compress.training.forward import Precision
 

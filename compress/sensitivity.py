@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.blocks import call, replaced_forward
 from compress.calibration import block_inputs, decoder_blocks, walk
 from compress.formats import IntegerFormat, QuantizedTensor
 from compress.formats.swap import matrix
-from compress.replay import call, replaced_forward
 from compress.solvers.gptq import Factor, factorise, gptq
 from compress.training.forward import Precision
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compress.blocks import Arguments, call, replaced_forward
 from compress.bundle import Bundle
 from compress.calibration import block_inputs, decoder_blocks
 from compress.errors import UserError
@@ -30,7 +31,6 @@ from compress.formats import QuantizedLinear
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.progress import track
-from compress.replay import Arguments, call, replaced_forward
 from compress.solvers.block_tuning import descend
 from compress.training.forward import plain_attention
 from compress.training.rounding import TunableRounding
