@@ -137,8 +137,11 @@ def walk(
                     before = halved(before)
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
-                seen, held = _statistics(streams, stage, apart)
-                yield Visit(index, [f"{name}.{n}" for n in stage], seen, held)
+                visit = Visit(index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, apart))
+                trim()  # the forward passes leave holes
+                yield visit
+                del visit
+                trim()
             compressed = streams[0].outputs()
             if original is not None:
                 original = streams[1].outputs()

@@ -11,9 +11,8 @@ a general one. D and R are products with a small difference, so bfloat16 factors
 multiplies them faster) lose nothing that matters: their error is relative to the difference.
 """
 
-import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -35,20 +34,18 @@ class Covariance:
         hessian = self.hessian / self.count
         return hessian, None if self.drift is None else hessian + self.drift / self.count
 
+    def mean_(self) -> "Covariance":
+        """Means, as of a single row, in the memory of the sums, which are lost."""
+        for total in (self.hessian, self.drift, self.residual):
+            if total is not None:
+                total /= self.count
+        return Covariance(1, self.hessian, self.drift, self.residual)
+
     def __add__(self, other: "Covariance") -> "Covariance":
         """Of both texts together."""
         both = [(self.drift, other.drift), (self.residual, other.residual)]
         drift, residual = (None if a is None or b is None else a + b for a, b in both)
         return Covariance(self.count + other.count, self.hessian + other.hessian, drift, residual)
-
-    def __iadd__(self, other: "Covariance") -> "Covariance":
-        """The same in the memory of the first, whose tensors change."""
-        for mine, its in (
-            (self.hessian, other.hessian), (self.drift, other.drift), (self.residual, other.residual),
-        ):  # fmt: skip
-            if mine is not None and its is not None:
-                mine += its
-        return replace(self, count=self.count + other.count)
 
 
 @dataclass(frozen=True)
@@ -74,35 +71,42 @@ def covariance(batches: Iterable[Rows]) -> Covariance:
     >>> covariance([Rows(x, x)]).means()[1].tolist()
     [[0.5, 1.0], [1.0, 2.5]]
     """
-    return functools.reduce(Covariance.__iadd__, map(_moments, batches))
+    count, hessian, drift, residual = 0, None, None, None
+    for rows in batches:
+        x = rows.inputs
+        count += len(x)
+        hessian = gram(x, hessian)
+        if rows.originals is not None:
+            drift = product(rows.originals.sub(x), x, drift)
+        if rows.moved is not None:
+            residual = product(rows.moved, x, residual)
+    assert hessian is not None, "no batches"
+    return Covariance(count, hessian, drift, residual)
 
 
-def _moments(rows: Rows) -> Covariance:
-    x = rows.inputs
-    drift = None if rows.originals is None else product(rows.originals.sub(x), x)
-    residual = None if rows.moved is None else product(rows.moved, x)
-    return Covariance(len(x), gram(x), drift, residual)
-
-
-def gram(x: Tensor) -> Tensor:
-    """x^T x in float32, (rows, n) -> (n, n).
+def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
+    """x^T x in float32, (rows, n) -> (n, n); added to `total`, in its memory, if there is one.
 
     Panel by panel, only what lies below the diagonal. (BLAS has a product for this, which numpy calls and
     torch does not; but numpy's threads and torch's, each waiting busily for work, hold up one another.)
     """
     rows = x.float()
     n = rows.shape[1]
-    result = rows.new_empty(n, n)
+    result = rows.new_zeros(n, n) if total is None else total
     for start in range(0, n, _PANEL):
         stop = min(start + _PANEL, n)
         part = rows[:, start:stop].T @ rows[:, :stop]
-        result[start:stop, :stop] = part
-        result[:start, start:stop] = part[:, :start].T
+        result[start:stop, :stop] += part
+        result[:start, start:stop] += part[:, :start].T
     return result
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left^T right as float32, (rows, m), (rows, n) -> (m, n), multiplied in the type of `right`."""
+def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
+    """left^T right as float32, (rows, m), (rows, n) -> (m, n), multiplied in the type of `right`.
+
+    Added to `total`, in its memory, if there is one.
+    """
     # the transposed copy is worth its while where the matrices are narrow
     rows = left.to(right.dtype).T
-    return ((rows.contiguous() if len(rows) < _NARROW else rows) @ right).float()
+    result = (rows.contiguous() if len(rows) < _NARROW else rows) @ right
+    return result.float() if total is None else total.add_(result)

@@ -91,6 +91,7 @@ def quantize_sequentially(
         what=what,
     ):
         run.visit(visit)
+        del visit  # its statistics need not lie beside the next ones
     return run.notes()
 
 
@@ -121,55 +122,59 @@ class _Run:
         return notes
 
     def visit(self, visit: Visit) -> None:
-        """Solve layers that share an input: one factor for all, rows of one format stacked."""
+        """Solve layers that share an input: one factor for all, rows of one format stacked.
+
+        Uses up the statistics: those of a wide layer are larger than the layer, and are freed once used.
+        """
         seen = visit.covariance if visit.heldout is None else visit.covariance + visit.heldout
-        hessian = seen.hessian / seen.count
+        seen = seen.mean_()
+        hessian = seen.hessian
         factor = factorise(hessian, self.solver.damping)
         if factor.damping > self.solver.damping:
             self.raised[visit.names[0]] = factor.damping
-        kinds = dict.fromkeys(self.formats[name] for name in visit.names)
-        for format in kinds:
+        weights = [matrix(self.model.get_submodule(name)) for name in visit.names]
+        target = torch.cat(weights)
+        if seen.drift is not None:
+            target += self._step(target, visit, seen, factor)
+        del seen
+        visit.covariance, visit.heldout = Covariance(1, hessian), None
+        targets = dict(zip(visit.names, target.split([len(weight) for weight in weights]), strict=True))
+        del weights, target
+        for format in dict.fromkeys(self.formats[name] for name in visit.names):
             names = [name for name in visit.names if self.formats[name] == format]
-            self._solve(names, format, visit, seen, hessian, factor)
+            self._solve(names, format, [targets.pop(name) for name in names], hessian, factor)
 
     def _solve(
         self,
         names: list[str],
         format: IntegerFormat,
-        visit: Visit,
-        seen: Covariance,
+        targets: list[Tensor],
         hessian: Tensor,
         factor: Factor,
     ) -> None:
-        weights = [matrix(self.model.get_submodule(name)) for name in names]
-        weight = torch.cat(weights)  # layers with one input: rows stacked
-        mask = _stacked_masks(names, weights, self.masks)
-        target = weight
-        if seen.drift is not None:
-            target = weight + self._step(weight, visit, seen, factor)
+        rows, columns = [len(part) for part in targets], targets[0].shape[1]
+        mask = _stacked_masks(names, targets, self.masks)
+        target = torch.cat(targets)
+        del targets[:]
         if mask is not None:
-            target = target * mask
+            target *= mask
         grid = format.fit(target, hessian.diagonal())
-        columns = weight.shape[1]
         values = gptq(target, factor, format.column_rounder(grid, columns), mask)
-        values, scales = refine(
-            target,
-            values,
-            grid.scales,
-            factor.damped(hessian),
-            format.group_width(columns),
-            lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns),
-            float16_exact,
-            mask,
-            rounds=self.solver.refine,
-        )
-        grid = Grid(scales, grid.zeros)
-        rows = [len(part) for part in weights]
-        parts = zip(
-            names, weights, values.split(rows), grid.scales.split(rows), grid.zeros.split(rows), strict=True
-        )
-        for name, old, new, scales, zeros in parts:
-            part = Grid(scales, zeros)
+        with factor.damped(hessian) as damped:
+            values, scales = refine(
+                target,
+                values,
+                grid.scales,
+                damped,
+                format.group_width(columns),
+                lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns),
+                float16_exact,
+                mask,
+                rounds=self.solver.refine,
+            )
+        parts = zip(names, values.split(rows), scales.split(rows), grid.zeros.split(rows), strict=True)
+        for name, new, scales, zeros in parts:
+            part, old = Grid(scales, zeros), matrix(self.model.get_submodule(name))
             put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))
             self.errors[name] = output_error(old, new, hessian)
 
@@ -177,18 +182,17 @@ class _Run:
         """The move towards the asymmetric target."""
         share = self.solver.asymmetric
         if visit.heldout is not None:
-            fitted, apart = visit.covariance, visit.heldout
-            own = factorise(fitted.hessian / fitted.count, self.solver.damping)
+            fitted, apart = visit.covariance.mean_(), visit.heldout.mean_()
+            own = factorise(fitted.hessian, self.solver.damping)
             step = correction(weight, own, *self._aims(fitted))
-            share = heldout_share(weight, step, apart.hessian / apart.count, *self._aims(apart))
+            share = heldout_share(weight, step, apart.hessian, *self._aims(apart))
         self.shares.append(float(share))
-        return float(share) * correction(weight, factor, *self._aims(seen))
+        return correction(weight, factor, *self._aims(seen)).mul_(float(share))
 
     def _aims(self, seen: Covariance) -> tuple[Tensor, Tensor | None]:
         """D and, if asked, R."""
         assert seen.drift is not None
-        residual = seen.residual if self.solver.residual else None
-        return seen.drift / seen.count, None if residual is None else residual / seen.count
+        return seen.drift, seen.residual if self.solver.residual else None
 
 
 def _stacked_masks(names: list[str], weights: list[Tensor], masks: Mapping[str, Tensor]) -> Tensor | None:

@@ -103,10 +103,9 @@ class IntegerFormat(BaseModel):
 
     def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder":
         """What a solver needs to round one column at a time without knowing of bits."""
-        scales, zeros = self._per_column(grid, columns)
-        # (in, out): a column of the weight is then contiguous
-        scales, zeros = scales.T.contiguous(), zeros.T.contiguous()
-        return ColumnRounder(scales, -zeros, self.levels - 1 - zeros)
+        # (groups, out): what one column needs is then contiguous
+        scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.float()
+        return ColumnRounder(self.group_width(columns), scales, -zeros, self.levels - 1 - zeros)
 
     def _per_column(self, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
         width = self.group_width(columns)
@@ -211,18 +210,19 @@ class Int2(_FewBits):
 
 @dataclass(frozen=True)
 class ColumnRounder:
-    """Rounds one input column at a time; scales, and the range of whole steps, are (in or 1, out)."""
+    """Rounds one input column at a time; scales, and the range of whole steps, are (groups, out)."""
 
+    width: int
     scales: Tensor
     lowest: Tensor
     highest: Tensor
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
         """The value on the grid nearest to `column` (out,), the column numbered `index`."""
-        row = index if self.scales.shape[0] > 1 else 0
-        scale = self.scales[row]
+        group = index // self.width
+        scale = self.scales[group]
         steps = (column / scale).round_()
-        return torch.clamp(steps, self.lowest[row], self.highest[row], out=steps).mul_(scale)
+        return torch.clamp(steps, self.lowest[group], self.highest[group], out=steps).mul_(scale)
 
 
 def _round(weight: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor:

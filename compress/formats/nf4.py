@@ -65,20 +65,19 @@ class Nf4(IntegerFormat):
 
     def column_rounder(self, grid: Grid, columns: int) -> "NormalRounder":  # type: ignore[override]
         """What a solver needs to round one column at a time."""
-        scales, _ = self._per_column(grid, columns)
-        return NormalRounder(scales.T.contiguous())
+        return NormalRounder(self.group_width(columns), grid.scales.T.contiguous())
 
 
 class NormalRounder:
-    """Rounds one input column at a time; scales are (in or 1, out)."""
+    """Rounds one input column at a time; scales are (groups, out)."""
 
-    def __init__(self, scales: Tensor) -> None:
-        self.scales = scales
+    def __init__(self, width: int, scales: Tensor) -> None:
+        self.width, self.scales = width, scales
         self.values, self.between = quantiles().to(scales.device), _midpoints(scales.device)
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
         """The value nearest to `column` (out,), the column numbered `index`."""
-        scale = self.scales[index if self.scales.shape[0] > 1 else 0]
+        scale = self.scales[index // self.width]
         return self.values[_nearest(column / scale, self.between)] * scale
 
 

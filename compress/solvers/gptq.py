@@ -13,7 +13,8 @@ Frantar, Ashkboos, Hoefler, Alistarh: GPTQ (2022), arXiv 2210.17323; equations 2
 section 3.3. Cost: O(out * in^2) multiplications and in^3 for the factor; memory one extra copy of W.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from compress.errors import UserError
 
 _TRIES = 4
-_COLUMNS = 512
+_PANEL = 512
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,15 @@ class Factor:
     damping: float  # relative to the mean diagonal
     ridge: float  # what that comes to
 
-    def damped(self, hessian: Tensor) -> Tensor:
-        """H with what was added to it."""
-        return hessian + self.ridge * torch.eye(len(hessian), device=hessian.device)
+    @contextmanager
+    def damped(self, hessian: Tensor) -> Iterator[Tensor]:
+        """H with what was added to it, in H's own memory; afterwards it is as it was."""
+        diagonal = hessian.diagonal().clone()
+        hessian.diagonal().add_(self.ridge)
+        try:
+            yield hessian
+        finally:
+            hessian.diagonal().copy_(diagonal)
 
     def divide(self, rows: Tensor) -> Tensor:
         """rows (n, in) times the damped H^-1, float32 (n, in)."""
@@ -64,31 +71,40 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
     mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
     backwards = order.flip(0)
     for _ in range(_TRIES):
-        # with J the reversal, J H J = L L^T gives H = R R^T, R = J L J upper, and so H^-1 = U^T U, U = R^-1:
-        # half the work of inverting H and factorising the inverse
-        damped = hessian[backwards][:, backwards].double()
-        damped.diagonal().add_(damping * mean + dead[backwards].double())
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped  # a wide layer's matrix is larger than its weight
+        # with J the reversal, J H J = L L^T gives H = R R^T, R = J L J upper, and so H^-1 = U^T U with
+        # U = R^-1 = J L^-1 J: half the work of inverting H and factorising the inverse
+        lower = hessian[backwards[:, None], backwards].double().mT  # symmetric; LAPACK's order of memory
+        lower.diagonal().add_(damping * mean + dead[backwards].double())
+        failed = torch.empty(0, dtype=torch.int32, device=lower.device)
+        # in place: a wide layer's matrix is larger than its weight
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
-            upper = _inverse(lower.flip(0, 1))
+            upper = _reversed_inverse(lower)
             if torch.isfinite(upper).all():
                 return Factor(upper, order, damping, float(damping * mean))
         damping *= 10
     raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
 
 
-def _inverse(triangle: Tensor) -> Tensor:
-    """The inverse of an upper triangle, float64 (n, n) -> float32, computed a slice of columns at a time."""
-    n = len(triangle)
-    result = torch.empty(n, n, dtype=torch.float32, device=triangle.device)
-    for start in range(0, n, _COLUMNS):
-        stop = min(start + _COLUMNS, n)
-        unit = torch.zeros(stop, stop - start, dtype=triangle.dtype, device=triangle.device)
-        unit[start:].fill_diagonal_(1.0)
-        # the inverse is upper as well: these columns end at row `stop`
-        result[:stop, start:stop] = torch.linalg.solve_triangular(triangle[:stop, :stop], unit, upper=True)
-        result[stop:, start:stop] = 0
+def _reversed_inverse(lower: Tensor) -> Tensor:
+    """J L^-1 J of a lower triangle L, float64 (n, n) -> upper, float32.
+
+    By forward substitution, a panel of columns at a time, so that no second matrix in float64 is needed.
+    """
+    n = len(lower)
+    result = torch.zeros(n, n, dtype=torch.float32, device=lower.device)
+    panels = [(start, min(start + _PANEL, n)) for start in range(0, n, _PANEL)]
+    for first, (left, right) in enumerate(panels):
+        columns = lower.new_zeros(n - left, right - left)  # the inverse is lower, too: from row `left` on
+        for start, stop in panels[first:]:
+            here = slice(start - left, stop - left)
+            if start == left:
+                columns[here].fill_diagonal_(1.0)
+            else:
+                columns[here] = lower[start:stop, left:start] @ columns[: start - left].neg()
+            triangle = lower[start:stop, start:stop]
+            columns[here] = torch.linalg.solve_triangular(triangle, columns[here], upper=False)
+        result[: n - left, n - right : n - left] = columns.flip(0, 1)
     return result
 
 
@@ -117,11 +133,10 @@ def gptq(
     # (in, out), so that a column of the weight is contiguous
     work = weight.float().T[order].contiguous()
     kept = None if mask is None else mask.T[order].contiguous()
-    result = torch.empty_like(work)
     indices = order.tolist()
     for start in range(0, columns, block):
         stop = min(start + block, columns)
-        part = work[start:stop]  # (block, out), changed in place
+        part = work[start:stop]  # (block, out), in place: first what is to be rounded, then the values
         errors = torch.empty_like(part)
         u = upper[start:stop, start:stop]
         scaled = 1.0 / u.diagonal()
@@ -129,14 +144,15 @@ def gptq(
             rounded = round_column(part[i], indices[start + i])
             if kept is not None:
                 rounded = rounded * kept[start + i]
-            result[start + i] = rounded
             torch.mul(part[i] - rounded, scaled[i], out=errors[i])
+            part[i] = rounded
             if i + 1 < stop - start:
                 part[i + 1 :].addr_(u[i, i + 1 :], errors[i], alpha=-1)
         if stop < columns:
             work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    values = torch.empty_like(result)
-    values[order] = result
+    values = torch.empty_like(work)
+    values[order] = work
+    del work
     return values.T.contiguous()
 
 

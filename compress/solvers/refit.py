@@ -118,17 +118,18 @@ def coordinate_descent(
     """
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
-    h = hessian.float()[order][:, order]
+    h = hessian.float()
     # (in, out), so that a column of the weight is contiguous
     work = values.float().T[order].contiguous()
-    lost = h @ (target.float().T[order] - work)
+    lost = (h @ (target.float() - values.float()).T)[order]
     kept = None if mask is None else mask.T[order].contiguous()
     indices, alive = order.tolist(), int((diagonal > 0).sum())
     inverse = (1.0 / diagonal[order].float()).tolist()
     for _ in range(sweeps):
         for start in range(0, alive, block):
             stop = min(start + block, alive)
-            inner = h[start:stop, start:stop]
+            around = h[order[start:stop]][:, order]  # these columns' rows of H (block, in), in this order
+            inner = around[:, start:stop]
             part = lost[start:stop].clone()  # (block, out), kept up to date inside the block
             changes = torch.empty_like(part)
             for i in range(stop - start):
@@ -140,7 +141,8 @@ def coordinate_descent(
                 work[at].copy_(best)
                 if at + 1 < stop:
                     part[i + 1 :].addr_(inner[i, i + 1 :], changes[i], alpha=-1)
-            lost.addmm_(h[:, start:stop], changes, alpha=-1)
+            lost.addmm_(around.T, changes, alpha=-1)
+    del lost
     result = torch.empty_like(work)
     result[order] = work
     return result.T.contiguous()
