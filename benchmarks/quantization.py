@@ -166,8 +166,13 @@ class Bench:
         if not folder.is_dir():
             print(f"installing {tool} into {folder}", flush=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            needs = HERE / "quantizers" / "requirements" / f"{tool}.txt"
-            subprocess.run([folder / "bin" / "pip", "install", "--quiet", "-r", needs], check=True)
+            needs = HERE / "quantizers" / "requirements"
+            install = [folder / "bin" / "pip", "install", "--quiet"]
+            subprocess.run([*install, "-r", needs / f"{tool}.txt"], check=True)
+            # what asks for a newer torch than everybody else here has, and runs with this one
+            alone = needs / f"{tool}-no-deps.txt"
+            if alone.is_file():
+                subprocess.run([*install, "--no-deps", "-r", alone], check=True)
         return str(folder / "bin" / "python")
 
 
@@ -182,6 +187,7 @@ def call(command: list[Any], log: Path) -> str:
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=log.parent,  # where some tools leave logs of their own
             check=False,
         )
     if done.returncode:

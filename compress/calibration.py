@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from compress.blockplan import Plan, plan_of
 from compress.blocks import Arguments, replaced_forward
 from compress.errors import UserError
-from compress.memory import trim
+from compress.memory import returned_at_once, trim
 from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
 from compress.replay import Stream, halved
@@ -117,7 +117,8 @@ def walk(
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
-    with track(len(blocks), what, "blocks") as progress, _evaluating(model):
+    frugal = nullcontext() if store is None else returned_at_once()
+    with track(len(blocks), what, "blocks") as progress, _evaluating(model), frugal:
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
             compressed, arguments = block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
@@ -138,10 +139,12 @@ def walk(
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
                 visit = Visit(index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, apart))
-                trim()  # the forward passes leave holes
+                if store is not None:
+                    trim()  # the forward passes leave holes
                 yield visit
                 del visit
-                trim()
+                if store is not None:
+                    trim()
             compressed = streams[0].outputs()
             if original is not None:
                 original = streams[1].outputs()

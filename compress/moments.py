@@ -14,10 +14,12 @@ multiplies them faster) lose nothing that matters: their error is relative to th
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _NARROW = 1024
 _PANEL = 192
+_ROWS = 1536
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,6 @@ class Covariance:
         """(E[x~ x~^T], E[x x~^T] or None)."""
         hessian = self.hessian / self.count
         return hessian, None if self.drift is None else hessian + self.drift / self.count
-
-    def mean_(self) -> "Covariance":
-        """Means, as of a single row, in the memory of the sums, which are lost."""
-        for total in (self.hessian, self.drift, self.residual):
-            if total is not None:
-                total /= self.count
-        return Covariance(1, self.hessian, self.drift, self.residual)
-
-    def __add__(self, other: "Covariance") -> "Covariance":
-        """Of both texts together."""
-        both = [(self.drift, other.drift), (self.residual, other.residual)]
-        drift, residual = (None if a is None or b is None else a + b for a, b in both)
-        return Covariance(self.count + other.count, self.hessian + other.hessian, drift, residual)
 
 
 @dataclass(frozen=True)
@@ -104,9 +93,13 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
 def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
     """left^T right as float32, (rows, m), (rows, n) -> (m, n), multiplied in the type of `right`.
 
-    Added to `total`, in its memory, if there is one.
+    Added to `total`, in its memory, if there is one. By panels, since the result of a product in bfloat16 and
+    its float32 copy would each be as large as a statistic.
     """
-    # the transposed copy is worth its while where the matrices are narrow
     rows = left.to(right.dtype).T
-    result = (rows.contiguous() if len(rows) < _NARROW else rows) @ right
-    return result.float() if total is None else total.add_(result)
+    result = right.new_zeros(len(rows), right.shape[1], dtype=torch.float32) if total is None else total
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        # the transposed copy is worth its while where the matrices are narrow
+        result[start : start + _ROWS] += (part.contiguous() if len(rows) < _NARROW else part) @ right
+    return result

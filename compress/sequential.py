@@ -10,6 +10,7 @@ The passes that use this differ in who chooses the formats.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,10 +22,13 @@ from compress.formats import Grid, IntegerFormat, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import matrix, put_codes
 from compress.moments import Covariance
-from compress.solvers.asymmetric import correction, heldout_share
+from compress.solvers.asymmetric import correction, heldout_share, wanted
 from compress.solvers.gptq import Factor, factorise, gptq, output_error
 from compress.solvers.refit import refine
 from compress.training.forward import Precision
+
+# Elements of the rows that are solved together: 32 MB each copy.
+_SLICE = 1 << 23
 
 
 class LayerSolver(BaseModel):
@@ -126,23 +130,53 @@ class _Run:
 
         Uses up the statistics: those of a wide layer are larger than the layer, and are freed once used.
         """
-        seen = visit.covariance if visit.heldout is None else visit.covariance + visit.heldout
-        seen = seen.mean_()
-        hessian = seen.hessian
+        weights = [matrix(self.model.get_submodule(name)) for name in visit.names]
+        target = torch.cat(weights)
+        texts = [visit.covariance] if visit.heldout is None else [visit.covariance, visit.heldout]
+        sums = [self._sums(target, text) for text in texts]
+        visit.covariance, visit.heldout = Covariance(1, sums[0].hessian), None
+        del texts
+        share = self._share(sums)
+        hessian, aim = self._means(sums)
         factor = factorise(hessian, self.solver.damping)
         if factor.damping > self.solver.damping:
             self.raised[visit.names[0]] = factor.damping
-        weights = [matrix(self.model.get_submodule(name)) for name in visit.names]
-        target = torch.cat(weights)
-        if seen.drift is not None:
-            target += self._step(target, visit, seen, factor)
-        del seen
-        visit.covariance, visit.heldout = Covariance(1, hessian), None
+        if aim is not None:
+            target += correction(aim, factor).mul_(share)
+            self.shares.append(share)
+        del aim
         targets = dict(zip(visit.names, target.split([len(weight) for weight in weights]), strict=True))
         del weights, target
         for format in dict.fromkeys(self.formats[name] for name in visit.names):
             names = [name for name in visit.names if self.formats[name] == format]
             self._solve(names, format, [targets.pop(name) for name in names], hessian, factor)
+
+    def _sums(self, weight: Tensor, seen: Covariance) -> "_Sums":
+        aim = None
+        if seen.drift is not None:
+            aim = wanted(weight, seen.drift, seen.residual if self.solver.residual else None)
+        return _Sums(seen.count, seen.hessian, aim)
+
+    def _share(self, sums: list["_Sums"]) -> float:
+        """Of the step towards the asymmetric target; chosen on the second text if there is one."""
+        if self.solver.asymmetric != "heldout":
+            return self.solver.asymmetric
+        fitted, apart = sums
+        assert fitted.aim is not None
+        assert apart.aim is not None
+        own = factorise(fitted.hessian / fitted.count, self.solver.damping)
+        return heldout_share(apart.aim, correction(fitted.aim / fitted.count, own), apart.hessian)
+
+    @staticmethod
+    def _means(sums: list["_Sums"]) -> tuple[Tensor, Tensor | None]:
+        """H and W D + R over all texts, in the memory of the first."""
+        first, *others = sums
+        count = sum(part.count for part in sums)
+        for other in others:
+            first.hessian.add_(other.hessian)
+            if first.aim is not None and other.aim is not None:
+                first.aim.add_(other.aim)
+        return first.hessian.div_(count), None if first.aim is None else first.aim.div_(count)
 
     def _solve(
         self,
@@ -152,47 +186,62 @@ class _Run:
         hessian: Tensor,
         factor: Factor,
     ) -> None:
-        rows, columns = [len(part) for part in targets], targets[0].shape[1]
+        lengths, columns = [len(part) for part in targets], targets[0].shape[1]
         mask = _stacked_masks(names, targets, self.masks)
         target = torch.cat(targets)
         del targets[:]
         if mask is not None:
             target *= mask
         grid = format.fit(target, hessian.diagonal())
-        values = gptq(target, factor, format.column_rounder(grid, columns), mask)
+        together = max(1, _SLICE // columns)  # rows are independent of each other
         with factor.damped(hessian) as damped:
-            values, scales = refine(
-                target,
-                values,
-                grid.scales,
-                damped,
-                format.group_width(columns),
-                lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns),
-                float16_exact,
-                mask,
-                rounds=self.solver.refine,
-            )
-        parts = zip(names, values.split(rows), scales.split(rows), grid.zeros.split(rows), strict=True)
+            for start in range(0, len(target), together):
+                rows = slice(start, start + together)
+                kept = None if mask is None else mask[rows]
+                part = Grid(grid.scales[rows], grid.zeros[rows])
+                # values take the place of what they stand for
+                target[rows], grid.scales[rows] = self._round(
+                    target[rows], format, part, damped, factor, kept
+                )
+        parts = zip(
+            names, target.split(lengths), grid.scales.split(lengths), grid.zeros.split(lengths), strict=True
+        )
         for name, new, scales, zeros in parts:
             part, old = Grid(scales, zeros), matrix(self.model.get_submodule(name))
             put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))
             self.errors[name] = output_error(old, new, hessian)
 
-    def _step(self, weight: Tensor, visit: Visit, seen: Covariance, factor: Factor) -> Tensor:
-        """The move towards the asymmetric target."""
-        share = self.solver.asymmetric
-        if visit.heldout is not None:
-            fitted, apart = visit.covariance.mean_(), visit.heldout.mean_()
-            own = factorise(fitted.hessian, self.solver.damping)
-            step = correction(weight, own, *self._aims(fitted))
-            share = heldout_share(weight, step, apart.hessian, *self._aims(apart))
-        self.shares.append(float(share))
-        return correction(weight, factor, *self._aims(seen)).mul_(float(share))
+    def _round(
+        self,
+        target: Tensor,
+        format: IntegerFormat,
+        grid: Grid,
+        damped: Tensor,
+        factor: Factor,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """GPTQ and refinement of some rows: (values, scales)."""
+        columns = target.shape[1]
+        return refine(
+            target,
+            gptq(target, factor, format.column_rounder(grid, columns), mask),
+            grid.scales,
+            damped,
+            format.group_width(columns),
+            lambda scales: format.column_rounder(Grid(scales, grid.zeros), columns),
+            float16_exact,
+            mask,
+            rounds=self.solver.refine,
+        )
 
-    def _aims(self, seen: Covariance) -> tuple[Tensor, Tensor | None]:
-        """D and, if asked, R."""
-        assert seen.drift is not None
-        return seen.drift, seen.residual if self.solver.residual else None
+
+@dataclass(frozen=True)
+class _Sums:
+    """Over `count` rows of a text: H and, if asked for, W D + R (solvers/asymmetric.py)."""
+
+    count: int
+    hessian: Tensor
+    aim: Tensor | None
 
 
 def _stacked_masks(names: list[str], weights: list[Tensor], masks: Mapping[str, Tensor]) -> Tensor | None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compress.errors import UserError
 from compress.formats import Int4, Int8
 from compress.solvers import masks
-from compress.solvers.asymmetric import correction, heldout_share
+from compress.solvers.asymmetric import correction, heldout_share, wanted
 from compress.solvers.gptq import factorise, gptq, output_error
 
 ROWS, COLUMNS = 24, 200  # more columns than one lazy batch of 128
@@ -154,7 +154,7 @@ def aims(x, changed, apart=None):
 
 def step_towards(weight, x, changed, apart=None, damping=0.01):
     hessian, *rest = aims(x, changed, apart)
-    return correction(weight, factorise(hessian, damping), *rest)
+    return correction(wanted(weight, *rest), factorise(hessian, damping))
 
 
 def test_the_asymmetric_target_is_the_least_squares_solution():
@@ -197,7 +197,8 @@ def test_the_share_is_the_best_one_on_the_text_kept_apart():
         rest = slice(60, None)
         return float((x[rest] @ weight.T - changed[rest] @ (weight + share * step).T).square().sum())
 
-    share = heldout_share(weight, step, *aims(x[60:], changed[60:]))
+    hessian, *rest = aims(x[60:], changed[60:])
+    share = heldout_share(wanted(weight, *rest), step, hessian)
     assert 0 < share < 1
     assert lost(share) <= min(lost(i / 20) for i in range(21)) * (1 + 1e-5)
 

@@ -23,36 +23,40 @@ from torch import Tensor
 from compress.solvers.gptq import Factor
 
 
-def correction(weight: Tensor, factor: Factor, drift: Tensor, residual: Tensor | None = None) -> Tensor:
-    """The full step W~ - W, float32 (out, in).
+def wanted(weight: Tensor, drift: Tensor, residual: Tensor | None = None) -> Tensor:
+    """W D + R, float32 (out, in): all that the target needs of the original model.
 
     Args:
         weight: of the original layer, (out, in).
-        factor: of H + l I, from `solvers.gptq.factorise`.
         drift: D (in, in).
         residual: R (out, in); None leaves the stream out.
+    """
+    result = weight.float() @ drift.float()
+    return result if residual is None else result.add_(residual.float())
+
+
+def correction(wanted: Tensor, factor: Factor) -> Tensor:
+    """The full step W~ - W = (W D + R) (H + l I)^-1, float32 (out, in).
+
+    Args:
+        wanted: W D + R, (out, in).
+        factor: of H + l I, from `solvers.gptq.factorise`.
 
     >>> import torch
     >>> from compress.solvers.gptq import factorise
     >>> h = torch.eye(3)
-    >>> correction(torch.ones(2, 3), factorise(h, 1e-6), 0.5 * h).round(decimals=3)[0].tolist()
+    >>> step = correction(wanted(torch.ones(2, 3), 0.5 * h), factorise(h, 1e-6))
+    >>> step.round(decimals=3)[0].tolist()
     [0.5, 0.5, 0.5]
     """
-    return factor.divide(_wanted(weight, drift, residual))
+    return factor.divide(wanted)
 
 
-def heldout_share(
-    weight: Tensor, step: Tensor, hessian: Tensor, drift: Tensor, residual: Tensor | None = None
-) -> float:
+def heldout_share(wanted: Tensor, step: Tensor, hessian: Tensor) -> float:
     """The share eta in [0, 1] of `step` that serves best on text that `step` was not fitted to.
 
-    `hessian`, `drift` and `residual` are of that text; shapes as in `correction`.
+    `wanted` is W D' + R' and `hessian` H' (in, in), both of that text.
     """
-    gain = (_wanted(weight, drift, residual) * step).sum()
+    gain = (wanted * step).sum()
     cost = ((step @ hessian.float()) * step).sum()
     return float((gain / cost.clamp(min=1e-30)).clamp(0, 1))
-
-
-def _wanted(weight: Tensor, drift: Tensor, residual: Tensor | None) -> Tensor:
-    wanted = weight.float() @ drift.float()
-    return wanted if residual is None else wanted + residual.float()

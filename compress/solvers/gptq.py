@@ -23,7 +23,7 @@ from torch import Tensor
 from compress.errors import UserError
 
 _TRIES = 4
-_PANEL = 512
+_PANEL = 256
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
     Raises:
         UserError: the matrix holds values that are not finite, or cannot be factorised at all.
     """
-    if not torch.isfinite(hessian).all():
+    if not _finite(hessian):
         raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
     diagonal = hessian.diagonal().double()
     dead = diagonal <= 0
@@ -73,17 +73,43 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
     for _ in range(_TRIES):
         # with J the reversal, J H J = L L^T gives H = R R^T, R = J L J upper, and so H^-1 = U^T U with
         # U = R^-1 = J L^-1 J: half the work of inverting H and factorising the inverse
-        lower = hessian[backwards[:, None], backwards].double().mT  # symmetric; LAPACK's order of memory
+        lower = torch.empty_like(hessian, dtype=torch.float64)
+        for rows, wanted in zip(lower.split(_PANEL), backwards.split(_PANEL), strict=True):
+            rows.copy_(hessian[wanted][:, backwards])
         lower.diagonal().add_(damping * mean + dead[backwards].double())
-        failed = torch.empty(0, dtype=torch.int32, device=lower.device)
-        # in place: a wide layer's matrix is larger than its weight
-        torch.linalg.cholesky_ex(lower, out=(lower, failed))
-        if not failed:
+        if _cholesky_(lower):
             upper = _reversed_inverse(lower)
-            if torch.isfinite(upper).all():
+            del lower
+            if _finite(upper):
                 return Factor(upper, order, damping, float(damping * mean))
         damping *= 10
     raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
+
+
+def _finite(matrix: Tensor) -> bool:
+    """Whether all elements are, by panels, since the library's function copies what it looks at."""
+    return all(bool(torch.isfinite(rows).all()) for rows in matrix.split(_PANEL))
+
+
+def _cholesky_(matrix: Tensor) -> bool:
+    """L of a symmetric matrix, float64 (n, n), into its own lower triangle; False if it is not positive.
+
+    By panels: the library's function needs a second matrix, and a wide layer's is larger than its weight.
+    """
+    n = len(matrix)
+    for start in range(0, n, _PANEL):
+        stop = min(start + _PANEL, n)
+        corner, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if failed:
+            return False
+        matrix[start:stop, start:stop] = corner
+        below = torch.linalg.solve_triangular(corner.T, matrix[stop:, start:stop], upper=True, left=False)
+        matrix[stop:, start:stop] = below
+        for left in range(stop, n, _PANEL):
+            right = min(left + _PANEL, n)
+            tail = below[left - stop :]
+            matrix[left:, left:right].addmm_(tail, tail[: right - left].T, alpha=-1)
+    return True
 
 
 def _reversed_inverse(lower: Tensor) -> Tensor:

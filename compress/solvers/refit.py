@@ -24,8 +24,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Elements of a slice's normal equations: 32 MB in float64.
-_SLICE = 1 << 22
+# Elements of a slice's normal equations: 8 MB in float64, of which there are several copies.
+_SLICE = 1 << 20
 _RIDGE = 1e-7
 
 RoundColumn = Callable[[Tensor, int], Tensor]
