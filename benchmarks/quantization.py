@@ -167,7 +167,7 @@ class Bench:
             print(f"installing {tool} into {folder}", flush=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
             needs = HERE / "quantizers" / "requirements"
-            install = [folder / "bin" / "pip", "install", "--quiet"]
+            install: list[Any] = [folder / "bin" / "pip", "install", "--quiet"]
             subprocess.run([*install, "-r", needs / f"{tool}.txt"], check=True)
             # what asks for a newer torch than everybody else here has, and runs with this one
             alone = needs / f"{tool}-no-deps.txt"
