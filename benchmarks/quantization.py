@@ -44,11 +44,12 @@ def main(
     work: Annotated[Path, typer.Option(help="for what is written on the way")] = Path("runs/quantization"),
     results: Annotated[Path, typer.Option()] = HERE / "results" / "quantization.jsonl",
     only: Annotated[str, typer.Option(help="wildcard over 'tool: setting'")] = "*",
+    seeds: Annotated[int, typer.Option(help="at most so many, of the calibration windows")] = 3,
     keep: Annotated[bool, typer.Option(help="keep the artifacts")] = False,
 ) -> None:
     """Run the missing points, then draw."""
     bench = Bench(model, text, environments, work.resolve(), results)
-    for point, seed in bench.missing(only):
+    for point, seed in bench.missing(only, seeds):
         bench.run(point, seed, keep)
     picture.main(results)
 
@@ -73,11 +74,11 @@ class Bench:
         """What belongs to this model."""
         return self.work / self.name
 
-    def missing(self, only: str) -> Iterator[tuple[Point, int]]:
+    def missing(self, only: str, seeds: int) -> Iterator[tuple[Point, int]]:
         """Points without a line, seed by seed, so that a run cut short holds every tool."""
         lines = self.results.read_text().splitlines() if self.results.is_file() else []
         done = {(x["tool"], x["setting"], x["model"], x["seed"]) for x in map(json.loads, lines)}
-        for seed in range(max(point.seeds for point in POINTS)):
+        for seed in range(seeds):
             for point in POINTS:
                 wanted = seed < point.seeds and fnmatch.fnmatch(f"{point.tool}: {point.setting}", only)
                 if wanted and (point.tool, point.setting, self.name, seed) not in done:

@@ -35,6 +35,8 @@ from compress.replay import Stream, halved
 from compress.tasks import task_of
 from compress.training.forward import Precision
 
+_LARGE = 1 << 22  # elements
+
 
 @dataclass
 class Visit:
@@ -117,8 +119,13 @@ def walk(
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
-    frugal = nullcontext() if store is None else returned_at_once()
-    with track(len(blocks), what, "blocks") as progress, _evaluating(model), frugal:
+    # giving memory back takes time, and is worth it where arrays are large
+    frugal = store is not None and max(p.numel() for p in blocks.parameters()) >= _LARGE
+    with ExitStack() as stack:
+        progress = stack.enter_context(track(len(blocks), what, "blocks"))
+        stack.enter_context(_evaluating(model))
+        if frugal:
+            stack.enter_context(returned_at_once())
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
             compressed, arguments = block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
@@ -139,11 +146,11 @@ def walk(
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
                 visit = Visit(index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, apart))
-                if store is not None:
+                if frugal:
                     trim()  # the forward passes leave holes
                 yield visit
                 del visit
-                if store is not None:
+                if frugal:
                     trim()
             compressed = streams[0].outputs()
             if original is not None:
