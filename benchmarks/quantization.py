@@ -1,6 +1,7 @@
 """Quality at a size: compress against GPTQModel, AutoRound, HQQ, bitsandbytes, llama.cpp; one scorer for all.
 
     python benchmarks/quantization.py MODEL.gguf --text TEXT... [--environments FOLDER] [--only PATTERN]
+    python benchmarks/quantization.py runs/demo/base --text stdlib --window 256
 
 For every point: a process of its own, in an environment of its own, quantizes the same float32 model with the
 same calibration tokens; then the weights that the written codes stand for are scored in torch against the
@@ -34,12 +35,14 @@ from compress.data import DataConfig, prepare
 from compress.text import load_documents
 
 HERE = Path(__file__).parent
-WINDOW, EVALUATION, CALIBRATION, HELDOUT = 1024, 20, 32, 8
+# tokens
+EVALUATION, CALIBRATION, HELDOUT = 20 * 1024, 32 * 1024, 8 * 1024
 
 
 def main(
     model: Annotated[str, typer.Argument(help="GGUF file or Hugging Face directory")],
-    text: Annotated[list[Path], typer.Option(help="files to calibrate and to score on")],
+    text: Annotated[list[str], typer.Option(help="files to calibrate and to score on, or stdlib")],
+    window: Annotated[int, typer.Option(help="tokens; as long as the model was trained on")] = 1024,
     environments: Annotated[Path, typer.Option(help="holds TOOL/venv of every peer")] = Path("environments"),
     work: Annotated[Path, typer.Option(help="for what is written on the way")] = Path("runs/quantization"),
     results: Annotated[Path, typer.Option()] = HERE / "results" / "quantization.jsonl",
@@ -48,7 +51,7 @@ def main(
     keep: Annotated[bool, typer.Option(help="keep the artifacts")] = False,
 ) -> None:
     """Run the missing points, then draw."""
-    bench = Bench(model, text, environments, work.resolve(), results)
+    bench = Bench(model, text, window, environments, work.resolve(), results)
     for point, seed in bench.missing(only, seeds):
         bench.run(point, seed, keep)
     picture.main(results)
@@ -59,15 +62,17 @@ class Bench:
     """Where things are."""
 
     model: str
-    text: list[Path]
+    text: list[str]
+    window: int
     environments: Path
     work: Path
     results: Path
 
     @property
     def name(self) -> str:
-        """Of the model, in the results."""
-        return Path(self.model).stem.split(".")[0]
+        """Of the model, in the results: of its file, or of its folder and the one around it."""
+        path = Path(self.model)
+        return f"{path.parent.name}-{path.name}" if path.is_dir() else path.name.split(".")[0]
 
     @property
     def folder(self) -> Path:
@@ -80,8 +85,9 @@ class Bench:
         done = {(x["tool"], x["setting"], x["model"], x["seed"]) for x in map(json.loads, lines)}
         for seed in range(seeds):
             for point in POINTS:
-                wanted = seed < point.seeds and fnmatch.fnmatch(f"{point.tool}: {point.setting}", only)
-                if wanted and (point.tool, point.setting, self.name, seed) not in done:
+                asked = fnmatch.fnmatch(f"{point.tool}: {point.setting}", only)
+                fits = seed < point.seeds and fnmatch.fnmatch(self.name, point.models)
+                if asked and fits and (point.tool, point.setting, self.name, seed) not in done:
                     yield point, seed
 
     def run(self, point: Point, seed: int, keep: bool) -> None:
@@ -140,11 +146,11 @@ class Bench:
             if self.model.endswith(".gguf"):
                 shutil.copy(self.model, self.folder / "base.gguf")
             config = DataConfig(
-                text=[str(path) for path in self.text],
-                window=WINDOW,
-                evaluation_windows=EVALUATION,
-                calibration_windows=CALIBRATION,
-                heldout_windows=HELDOUT,
+                text=self.text,
+                window=self.window,
+                evaluation_windows=EVALUATION // self.window,
+                calibration_windows=CALIBRATION // self.window,
+                heldout_windows=HELDOUT // self.window,
             )
             data = prepare(config, load_documents(config.text), tokenizer, training=True)
             pool = np.concatenate([data.train, data.calibration.tokens.reshape(-1)])
@@ -154,8 +160,8 @@ class Bench:
             partial.rename(base)
         if not windows.is_file():
             pool = np.load(self.folder / "train.npy")
-            rows = pool[: len(pool) // WINDOW * WINDOW].reshape(-1, WINDOW)
-            chosen = np.random.default_rng(seed).permutation(len(rows))[:CALIBRATION]
+            rows = pool[: len(pool) // self.window * self.window].reshape(-1, self.window)
+            chosen = np.random.default_rng(seed).permutation(len(rows))[: CALIBRATION // self.window]
             np.save(windows, rows[np.sort(chosen)])
         return base, windows
 

@@ -1,6 +1,6 @@
 """Table and picture of `results/quantization.jsonl`: KL to the original against bytes, every tool's.
 
-python benchmarks/quantizers/picture.py benchmarks/results/quantization.jsonl
+PYTHONPATH=benchmarks python -m quantizers.picture benchmarks/results/quantization.jsonl
 """
 
 import json
@@ -9,6 +9,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from quantizers.points import POINTS
 
 Line = dict[str, Any]
 NAMES = {
@@ -32,6 +34,11 @@ def points(file: Path, model: str) -> list[list[Line]]:
         if line["model"] == model:
             found[line["tool"], line["setting"]].append(line)
     return list(found.values())
+
+
+def is_variation(line: Line) -> bool:
+    """Whether it is there to show what a default of ours is worth."""
+    return (line["tool"], line["setting"]) in {(p.tool, p.setting) for p in POINTS if p.variation}
 
 
 def mean(lines: list[Line], field: str) -> float:
@@ -66,7 +73,7 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
     for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):
         for number, (tool, name) in enumerate(NAMES.items()):
-            own = [lines for lines in groups if lines[0]["tool"] == tool]
+            own = [lines for lines in groups if lines[0]["tool"] == tool and not is_variation(lines[0])]
             if not own:
                 continue
             x = [mean(lines, field) / 1e6 for lines in own]

@@ -1,6 +1,6 @@
 """Which tools run with which settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -15,6 +15,8 @@ class Point:
         group: columns per scale, where the tool has groups.
         settings: for the worker.
         seeds: of the choice of calibration windows.
+        models: wildcard of those that it is for: bytes of one model mean nothing for another.
+        variation: shows why a default is what it is; in the table, not in the picture.
     """
 
     tool: str
@@ -23,11 +25,18 @@ class Point:
     group: int | None
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: int = 1
+    variation: bool = False
+    models: str = "*"
 
 
 def ours(setting: str, bits: int | None, group: int | None, *passes: dict[str, Any], seeds: int = 3) -> Point:
     """A chain of our passes."""
     return Point("ours", setting, bits, group, {"passes": list(passes)}, seeds)
+
+
+def auto(setting: str, models: str, **goal: float) -> Point:
+    """quantize_auto with a goal that fits some models."""
+    return replace(ours(f"auto, {setting}", None, 64, {"quantize_auto": goal}), models=models)
 
 
 def gptq(bits: int, group: int = 64, **more: Any) -> dict[str, Any]:
@@ -38,6 +47,12 @@ def gptq(bits: int, group: int = 64, **more: Any) -> dict[str, Any]:
 def rounded(bits: int) -> dict[str, Any]:
     """quantize_round, with clip search."""
     return {"quantize_round": {"format": f"int{bits}", "embeddings": None}}
+
+
+def variation(setting: str, **fields: Any) -> Point:
+    """4 bits with one default of quantize_gptq changed."""
+    point = ours(f"4 bits, {setting}", 4, 64, gptq(4, **fields), seeds=1)
+    return replace(point, variation=True)
 
 
 TUNE: dict[str, Any] = {"tune_scales": {}}
@@ -63,9 +78,18 @@ POINTS = [
     ours("3 bits", 3, 64, gptq(3)),
     ours("2 bits", 2, 64, gptq(2)),
     ours("8 bits group 64, embeddings too", 8, 64, gptq(8, embeddings=EIGHT)),
-    ours("auto, 105.5 MB", None, 64, {"quantize_auto": {"budget_bytes": 105_500_000}}),
-    ours("auto, 91.7 MB", None, 64, {"quantize_auto": {"budget_bytes": 91_700_000}}),
+    auto("105.5 MB", "SmolLM2-135M*", budget_bytes=105_500_000),
+    auto("91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000),
+    auto("4.5 bits per weight", "demo*", bits_per_weight=4.5),
+    auto("3.25 bits per weight", "demo*", bits_per_weight=3.25),
     ours("4 bits, tuned", 4, 64, gptq(4), TUNE, seeds=1),
     ours("3 bits, tuned", 3, 64, gptq(3), TUNE, seeds=1),
     ours("2 bits, tuned", 2, 64, gptq(2), TUNE, seeds=1),
+    variation("no asymmetric target", asymmetric=0),
+    variation("its share by held-out text", asymmetric="heldout"),
+    variation("its full step", asymmetric=1),
+    variation("no residual term", residual=False),
+    variation("no refinement", refine=0),
+    variation("symmetric", format={"kind": "int4", "group": 64, "symmetric": True}),
+    variation("no clip search", format={"kind": "int4", "group": 64, "clip_search": 0}),
 ]
