@@ -48,6 +48,26 @@ def test_gptq_beats_rounding_on_correlated_inputs(format):
     assert ours < 0.5 * plain
 
 
+@pytest.mark.parametrize("columns", [1, 200, 700])  # 700: three panels
+def test_panels_of_the_factor_fit_together(columns):
+    x = normal(2 * columns, columns) * torch.linspace(0.2, 2.0, columns)
+    hessian = moments(x)
+    before = hessian.clone()
+    factor = factorise(hessian, damping=0.05)
+    with factor.damped(hessian) as damped:
+        permuted = damped[factor.order][:, factor.order].double()
+    assert torch.equal(hessian, before)
+    assert torch.equal(factor.upper, factor.upper.triu())
+    inverse = factor.upper.double().T @ factor.upper.double()
+    assert torch.allclose(inverse @ permuted, torch.eye(columns, dtype=torch.float64), atol=1e-4)
+
+
+def test_damping_is_raised_where_a_late_panel_is_not_positive():
+    hessian = torch.eye(700)
+    hessian[600, 601] = hessian[601, 600] = 1.02  # an eigenvalue of -0.02
+    assert factorise(hessian, damping=0.001).damping == pytest.approx(0.1)
+
+
 def test_gptq_is_rounding_for_a_diagonal_hessian():
     weight = normal(ROWS, COLUMNS)
     values, grid = solve(weight, torch.diag(torch.linspace(0.1, 9.0, COLUMNS)))

@@ -1,0 +1,49 @@
+"""Second moments: sums over panels are those of whole matrices."""
+
+import pytest
+import torch
+
+from compress.moments import Rows, covariance, gram, product
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("columns", [1, 192, 1600])  # a panel of the gram, more than one of the product
+def test_panels_change_nothing(columns):
+    x, y = normal(50, columns), normal(50, columns, seed=1)
+    assert torch.allclose(gram(x), x.T @ x, atol=1e-4)
+    assert torch.allclose(product(y, x), y.T @ x, atol=1e-4)
+
+
+def test_totals_grow_in_their_own_memory():
+    x, y = normal(30, 40), normal(30, 40, seed=1)
+    symmetric, cross = gram(x), product(y, x)
+    assert gram(y, symmetric) is symmetric
+    assert product(x, y, cross) is cross
+    assert torch.allclose(symmetric, x.T @ x + y.T @ y, atol=1e-4)
+    assert torch.allclose(cross, y.T @ x + x.T @ y, atol=1e-4)
+
+
+def test_a_product_in_bfloat16_is_summed_in_float32():
+    x = torch.full((100, 1), 1.0, dtype=torch.bfloat16)
+    total = product(x, x)
+    for _ in range(9):
+        total = product(x, x, total)
+    assert total.dtype == torch.float32
+    assert float(total) == 1000.0  # 1001 is none of bfloat16's numbers, nor is 1000 + 1
+    assert float(product(x[:1], x[:1], total)) == 1001.0
+
+
+def test_moments_of_batches_are_those_of_the_whole_text():
+    x, original, moved = normal(60, 20), normal(60, 20, seed=1), normal(60, 8, seed=2)
+    found = covariance([Rows(x[s], original[s], moved[s]) for s in (slice(0, 25), slice(25, 60))])
+    assert found.count == 60
+    for total, direct in (
+        (found.hessian, x.T @ x),
+        (found.drift, (original - x).T @ x),
+        (found.residual, moved.T @ x),
+    ):
+        assert total is not None
+        assert torch.allclose(total, direct, atol=1e-4)
