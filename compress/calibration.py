@@ -119,7 +119,7 @@ def walk(
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
-    # giving memory back takes time, and is worth it where arrays are large
+    # giving every array back takes time, and is worth it where they are large
     frugal = store is not None and max(p.numel() for p in blocks.parameters()) >= _LARGE
     with ExitStack() as stack:
         progress = stack.enter_context(track(len(blocks), what, "blocks"))
@@ -146,11 +146,11 @@ def walk(
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
                 visit = Visit(index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, apart))
-                if frugal:
+                if store is not None:
                     trim()  # the forward passes leave holes
                 yield visit
                 del visit
-                if frugal:
+                if store is not None:
                     trim()
             compressed = streams[0].outputs()
             if original is not None:
