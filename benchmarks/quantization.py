@@ -32,6 +32,7 @@ from quantizers.points import POINTS, Point
 
 from compress.checkpoints import load_checkpoint
 from compress.data import DataConfig, prepare
+from compress.machine import machine
 from compress.text import load_documents
 
 HERE = Path(__file__).parent
@@ -49,9 +50,10 @@ def main(
     only: Annotated[str, typer.Option(help="wildcard over 'tool: setting'")] = "*",
     seeds: Annotated[int, typer.Option(help="at most so many, of the calibration windows")] = 3,
     keep: Annotated[bool, typer.Option(help="keep the artifacts")] = False,
+    timed: Annotated[bool, typer.Option(help="--no-timed where other work runs: seconds are null")] = True,
 ) -> None:
     """Run the missing points, then draw."""
-    bench = Bench(model, text, window, environments, work.resolve(), results)
+    bench = Bench(model, text, window, environments, work.resolve(), results, timed)
     for point, seed in bench.missing(only, seeds):
         bench.run(point, seed, keep)
     picture.main(results)
@@ -67,6 +69,7 @@ class Bench:
     environments: Path
     work: Path
     results: Path
+    timed: bool = True
 
     @property
     def name(self) -> str:
@@ -118,9 +121,10 @@ class Bench:
             "file_bytes": facts["file_bytes"],
             "linear_bytes": found["linear_bytes"] or facts["linear_bytes"],
             **{name: found[name] for name in ("delta_nll", "kl", "kl_ci95", "top1_agreement")},
-            "seconds": round(facts["seconds"], 2),
+            "seconds": round(facts["seconds"], 2) if self.timed else None,
             "peak_rss_bytes": facts["peak_rss_bytes"],
             "perplexity": found["perplexity"],
+            "machine": machine(),
         }
         line |= {name: facts[name] for name in ("folder_bytes", "notes") if name in facts}
         self.results.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ class Bench:
             file.write(json.dumps(line) + "\n")
         print(
             f"  {line['file_bytes'] / 1e6:.1f} MB  KL {line['kl']:.4f}  dNLL {line['delta_nll']:+.4f}  "
-            f"{line['seconds']:.0f} s  {line['peak_rss_bytes'] / 1e9:.2f} GB",
+            f"{facts['seconds']:.0f} s  {line['peak_rss_bytes'] / 1e9:.2f} GB",
             flush=True,
         )
         if not keep:

@@ -13,6 +13,7 @@ from typing import Any
 from quantizers.points import POINTS
 
 Line = dict[str, Any]
+VARIATIONS = {(point.tool, point.setting) for point in POINTS if point.variation}
 NAMES = {
     "ours": "compress",
     "gptqmodel": "GPTQModel",
@@ -38,7 +39,7 @@ def points(file: Path, model: str) -> list[list[Line]]:
 
 def is_variation(line: Line) -> bool:
     """Whether it is there to show what a default of ours is worth."""
-    return (line["tool"], line["setting"]) in {(p.tool, p.setting) for p in POINTS if p.variation}
+    return (line["tool"], line["setting"]) in VARIATIONS
 
 
 def mean(lines: list[Line], field: str) -> float:
@@ -52,11 +53,13 @@ def table(groups: list[list[Line]]) -> str:
     for lines in sorted(groups, key=lambda lines: mean(lines, "kl")):
         first = lines[0]
         low, high = first["kl_ci95"]
+        timed = [line for line in lines if line["seconds"] is not None]
+        seconds = f"{mean(timed, 'seconds'):.0f}" if timed else ""
         rows.append(
             f"| {NAMES[first['tool']]} | {first['setting']} | {mean(lines, 'file_bytes') / 1e6:.1f} "
             f"| {mean(lines, 'linear_bytes') / 1e6:.1f} | {mean(lines, 'delta_nll'):+.4f} "
             f"| {mean(lines, 'kl'):.4f} [{low:.4f}, {high:.4f}] | {mean(lines, 'top1_agreement'):.3f} "
-            f"| {mean(lines, 'seconds'):.0f} | {mean(lines, 'peak_rss_bytes') / 1e9:.2f} | {len(lines)} |"
+            f"| {seconds} | {mean(lines, 'peak_rss_bytes') / 1e9:.2f} | {len(lines)} |"
         )
     return "\n".join(rows)
 

@@ -15,8 +15,8 @@ class Point:
         group: columns per scale, where the tool has groups.
         settings: for the worker.
         seeds: of the choice of calibration windows.
-        models: wildcard of those that it is for: bytes of one model mean nothing for another.
         variation: shows why a default is what it is; in the table, not in the picture.
+        models: wildcard of those that it is for: bytes of one model mean nothing for another.
     """
 
     tool: str
