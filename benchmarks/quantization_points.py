@@ -9,7 +9,7 @@ class Point:
     """One tool with one setting.
 
     Attributes:
-        tool: whose; `quantizers/TOOL_worker.py` runs it.
+        tool: whose; `workers/TOOL_worker.py` runs it.
         setting: says in words what `settings` says to the worker.
         bits: of the linear layers; a mixture has its mean unknown and gives None.
         group: columns per scale, where the tool has groups.

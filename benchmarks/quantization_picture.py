@@ -1,6 +1,6 @@
 """Table and picture of `results/quantization.jsonl`: KL to the original against bytes, every tool's.
 
-PYTHONPATH=benchmarks python -m quantizers.picture benchmarks/results/quantization.jsonl
+python benchmarks/quantization_picture.py benchmarks/results/quantization.jsonl
 """
 
 import json
@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from quantizers.points import POINTS
+from quantization_points import POINTS
 
 Line = dict[str, Any]
 VARIATIONS = {(point.tool, point.setting) for point in POINTS if point.variation}

@@ -1,4 +1,4 @@
-"""What every quantizer's process shares: what it is given, and what it leaves behind.
+"""What every tool's process shares: what it is given, and what it leaves behind.
 
     python WORKER.py BASE CALIBRATION OUT SETTINGS
 

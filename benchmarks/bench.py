@@ -1,0 +1,201 @@
+"""What the comparisons share: the same float32 model, tokens and scorer for every tool, one line a point.
+
+For every point: a process of its own (`workers/TOOL_worker.py`), in an environment of its own (made with
+`venv` and pip the first time, from `workers/requirements/`), changes the model with the calibration tokens of
+a seed; then what it wrote is scored in torch against the original's logits (`workers/scoring.py`).
+Points that the results hold are not run again, so that a run may be interrupted, or extended by others.
+
+Needs about 5 GB of disk for the logits of an original with a large vocabulary.
+"""
+
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from compress.checkpoints import load_checkpoint
+from compress.data import DataConfig, prepare
+from compress.machine import machine
+from compress.text import load_documents
+
+HERE = Path(__file__).parent
+WORKERS = HERE / "workers"
+# tokens
+EVALUATION, CALIBRATION, HELDOUT = 20 * 1024, 32 * 1024, 8 * 1024
+Line = dict[str, Any]
+
+
+class Measurable(Protocol):
+    """One tool with one setting.
+
+    Attributes:
+        tool: whose; `workers/TOOL_worker.py` runs it, in the environment of that name.
+        setting: says in words what `settings` says to the worker.
+        settings: for the worker.
+        seeds: how many choices of calibration windows.
+        models: wildcard of the models that it is for.
+    """
+
+    @property
+    def tool(self) -> str: ...
+    @property
+    def setting(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def seeds(self) -> int: ...
+    @property
+    def models(self) -> str: ...
+
+
+P = TypeVar("P", bound=Measurable)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are.
+
+    Attributes:
+        model: GGUF file or Hugging Face directory.
+        text: files to calibrate and to score on, or `stdlib`.
+        window: tokens; as long as the model was trained on.
+        environments: holds TOOL/venv of every peer.
+        work: for what is written on the way.
+        results: the file of lines.
+        timed: False where other work runs beside, so that seconds mean nothing and are null.
+    """
+
+    model: str
+    text: list[str]
+    window: int
+    environments: Path
+    work: Path
+    results: Path
+    timed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of the model, in the results: of its file, or of its folder and the one around it."""
+        path = Path(self.model)
+        return f"{path.parent.name}-{path.name}" if path.is_dir() else path.name.split(".")[0]
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to this model."""
+        return self.work / self.name
+
+    def missing(self, points: Iterable[P], only: str, seeds: int) -> Iterator[tuple[P, int]]:
+        """Points without a line, seed by seed, so that a run cut short holds every tool."""
+        lines = self.results.read_text().splitlines() if self.results.is_file() else []
+        done = {(x["tool"], x["setting"], x["model"], x["seed"]) for x in map(json.loads, lines)}
+        every = list(points)
+        for seed in range(seeds):
+            for point in every:
+                asked = fnmatch.fnmatch(f"{point.tool}: {point.setting}", only)
+                fits = seed < point.seeds and fnmatch.fnmatch(self.name, point.models)
+                if asked and fits and (point.tool, point.setting, self.name, seed) not in done:
+                    yield point, seed
+
+    def measure(self, point: Measurable, seed: int) -> tuple[Line, Line, Path]:
+        """Run the tool, then the scorer: what either found, and the folder of what was written."""
+        base, windows = self.prepared(seed)
+        out = self.folder / f"{point.tool} {point.setting} {seed}".replace(" ", "_").replace(",", "")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        print(f"{point.tool}: {point.setting}, seed {seed}", flush=True)
+        worker = WORKERS / f"{point.tool}_worker.py"
+        settings = json.dumps(point.settings | ({"seed": seed} if point.tool == "ours" else {}))
+        call([self.python(point.tool), worker, base, windows, out, settings], out / "log.txt")
+        facts = json.loads((out / "facts.json").read_text())
+        facts["seconds"] = round(facts["seconds"], 2) if self.timed else None
+        scorer = [sys.executable, WORKERS / "scoring.py"]
+        scored = call(
+            [*scorer, base, self.folder / "evaluation.npy", self.folder / "logits", out], out / "s.txt"
+        )
+        return facts, json.loads(scored.splitlines()[-1]), out
+
+    def add(self, point: Measurable, seed: int, line: Line) -> None:
+        """Put a line at the end of the results, and print the heart of it."""
+        whole: Line = {"tool": point.tool, "setting": point.setting, "model": self.name, "seed": seed}
+        whole |= line | {"machine": machine()}
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a") as file:
+            file.write(json.dumps(whole) + "\n")
+        seconds = "" if line["seconds"] is None else f"  {line['seconds']:.0f} s"
+        memory = f"{line['peak_rss_bytes'] / 1e9:.2f} GB"
+        print(f"  KL {line['kl']:.4f}  dNLL {line['delta_nll']:+.4f}{seconds}  {memory}", flush=True)
+
+    def prepared(self, seed: int) -> tuple[Path, Path]:
+        """The float32 folder and the calibration windows of a seed, made the first time."""
+        base, windows = self.folder / "base", self.folder / f"calibration-{seed}.npy"
+        if not base.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            model, tokenizer = load_checkpoint(self.model)
+            partial = self.folder / "base.partial"
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            if self.model.endswith(".gguf"):
+                shutil.copy(self.model, self.folder / "base.gguf")
+            config = DataConfig(
+                text=self.text,
+                window=self.window,
+                evaluation_windows=EVALUATION // self.window,
+                calibration_windows=CALIBRATION // self.window,
+                heldout_windows=HELDOUT // self.window,
+            )
+            data = prepare(config, load_documents(config.text), tokenizer, training=True)
+            pool = np.concatenate([data.train, data.calibration.tokens.reshape(-1)])
+            np.save(self.folder / "train.npy", pool)
+            np.save(self.folder / "heldout.npy", data.heldout.tokens)
+            np.save(self.folder / "evaluation.npy", data.evaluation.tokens)
+            partial.rename(base)
+        if not windows.is_file():
+            pool = np.load(self.folder / "train.npy")
+            rows = pool[: len(pool) // self.window * self.window].reshape(-1, self.window)
+            chosen = np.random.default_rng(seed).permutation(len(rows))[: CALIBRATION // self.window]
+            np.save(windows, rows[np.sort(chosen)])
+        return base, windows
+
+    def python(self, tool: str) -> str:
+        """The interpreter of a tool's environment, made the first time."""
+        if tool == "ours":
+            return sys.executable
+        folder = self.environments.resolve() / tool / "venv"
+        if not folder.is_dir():
+            print(f"installing {tool} into {folder}", flush=True)
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            needs = WORKERS / "requirements"
+            install: list[Any] = [folder / "bin" / "pip", "install", "--quiet"]
+            subprocess.run([*install, "-r", needs / f"{tool}.txt"], check=True)
+            # what asks for a newer torch than everybody else here has, and runs with this one
+            alone = needs / f"{tool}-no-deps.txt"
+            if alone.is_file():
+                subprocess.run([*install, "--no-deps", "-r", alone], check=True)
+        return str(folder / "bin" / "python")
+
+
+def call(command: list[Any], log: Path) -> str:
+    """Run to the end with the output in a file, which is returned; a failure ends the benchmark."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
+    if command[0] != sys.executable:  # a peer's environment has no use for this package
+        environment.pop("PYTHONPATH")
+    with log.open("w") as file:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=log.parent,  # where some tools leave logs of their own
+            check=False,
+        )
+    if done.returncode:
+        sys.exit(f"{command[1]}: exit {done.returncode}, see {log}\n{log.read_text()[-2000:]}")
+    return log.read_text()

@@ -1,1 +1,0 @@
-"""The tools of `benchmarks/quantization.py`: what each is given, one worker per tool, scorer and picture."""
