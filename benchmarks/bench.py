@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 WORKERS = HERE / "workers"
 # tokens
 EVALUATION, CALIBRATION, HELDOUT = 20 * 1024, 32 * 1024, 8 * 1024
+OWN = ("ours", "fine_tuning")  # what this package's worker runs, in this environment
 Line = dict[str, Any]
 
 
@@ -37,7 +38,7 @@ class Measurable(Protocol):
     """One tool with one setting.
 
     Attributes:
-        tool: whose; `workers/TOOL_worker.py` runs it, in the environment of that name.
+        tool: whose; `workers/TOOL_worker.py` runs it, in the environment of that name (`OWN`: in ours).
         setting: says in words what `settings` says to the worker.
         settings: for the worker.
         seeds: how many choices of calibration windows.
@@ -111,8 +112,9 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         print(f"{point.tool}: {point.setting}, seed {seed}", flush=True)
-        worker = WORKERS / f"{point.tool}_worker.py"
-        settings = json.dumps(point.settings | ({"seed": seed} if point.tool == "ours" else {}))
+        own = point.tool in OWN
+        worker = WORKERS / f"{'ours' if own else point.tool}_worker.py"
+        settings = json.dumps(point.settings | ({"seed": seed} if own else {}))
         call([self.python(point.tool), worker, base, windows, out, settings], out / "log.txt")
         facts = json.loads((out / "facts.json").read_text())
         facts["seconds"] = round(facts["seconds"], 2) if self.timed else None
@@ -166,7 +168,7 @@ class Bench:
 
     def python(self, tool: str) -> str:
         """The interpreter of a tool's environment, made the first time."""
-        if tool == "ours":
+        if tool in OWN:
             return sys.executable
         folder = self.environments.resolve() / tool / "venv"
         if not folder.is_dir():

@@ -1,0 +1,63 @@
+"""Quality against parameters and speed: compress's pruning and healing against other tools and fine-tuning.
+
+    python benchmarks/pruning.py MODEL.gguf --text TEXT... [--environments FOLDER] [--only PATTERN]
+    python benchmarks/pruning.py runs/demo/base --text stdlib --window 256
+
+What is compared and how is told in `bench.py`. Where parameters were taken out, decoding is timed in torch in
+float32, in turns with the original, on the threads of this machine. A line goes to `results/pruning.jsonl`
+for every point; table and pictures are drawn from that file alone. Nothing else should run on the machine.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pruning_picture as picture
+import typer
+from bench import HERE, WORKERS, Bench, Line, call
+from pruning_points import POINTS
+
+from compress.bundle import Bundle, parameter_counts
+from compress.machine import usable_cores
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="GGUF file or Hugging Face directory")],
+    text: Annotated[list[str], typer.Option(help="files to calibrate, heal and score on, or stdlib")],
+    window: Annotated[int, typer.Option(help="tokens; as long as the model was trained on")] = 1024,
+    environments: Annotated[Path, typer.Option(help="holds TOOL/venv of every peer")] = Path("environments"),
+    work: Annotated[Path, typer.Option(help="for what is written on the way")] = Path("runs/quantization"),
+    results: Annotated[Path, typer.Option()] = HERE / "results" / "pruning.jsonl",
+    only: Annotated[str, typer.Option(help="wildcard over 'tool: setting'")] = "*",
+    seeds: Annotated[int, typer.Option(help="at most so many")] = 1,
+    timed: Annotated[bool, typer.Option(help="--no-timed where other work runs: seconds are null")] = True,
+) -> None:
+    """Run the missing points, then draw."""
+    bench = Bench(model, text, window, environments, work.resolve(), results, timed)
+    for point, seed in bench.missing(POINTS, only, seeds):
+        facts, found, out = bench.measure(point, seed)
+        whole, nonzero = parameter_counts(Bundle.load(out / "artifact").model)
+        line: Line = {"parameters": whole, "nonzero_parameters": nonzero, "tokens": point.tokens}
+        line |= {name: found[name] for name in ("delta_nll", "kl", "kl_ci95", "top1_agreement", "perplexity")}
+        line |= {"seconds": facts["seconds"], "peak_rss_bytes": facts["peak_rss_bytes"]}
+        line |= {"file_bytes": facts["file_bytes"], "decode_tokens_per_second": None}
+        if point.structured and timed:
+            line |= decoding(bench, out)
+        line |= {name: facts[name] for name in ("notes",) if name in facts}
+        bench.add(point, seed, line)
+        shutil.rmtree(out)
+    picture.main(results)
+
+
+def decoding(bench: Bench, out: Path) -> Line:
+    """Tokens per second of the artifact and, in turns with it, of the original."""
+    threads = usable_cores()
+    command = [sys.executable, WORKERS / "speed.py", bench.folder / "base", bench.folder / "evaluation.npy"]
+    found: Line = json.loads(call([*command, out, threads], out / "speed.txt").splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

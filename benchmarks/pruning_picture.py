@@ -1,0 +1,118 @@
+"""Tables and pictures of `results/pruning.jsonl` and `results/distillation.jsonl`: loss, size, speed.
+
+python benchmarks/pruning_picture.py benchmarks/results/pruning.jsonl
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+NAMES = {
+    "ours": "compress",
+    "llmcompressor": "llm-compressor",
+    "torch_pruning": "torch-pruning",
+    "fine_tuning": "fine-tuning",
+}
+HEADER = (
+    "| Tool | Setting | Parameters, M | Not zero, M | Tokens, M | Δ NLL | KL [95 %] | Decode | Time, s "
+    "| RSS, GB | n |",
+    "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+)
+
+
+def points(file: Path, model: str) -> list[list[Line]]:
+    """The lines of each tool and setting, all seeds together, in the file's order."""
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in map(json.loads, file.read_text().splitlines()):
+        if line["model"] == model:
+            found[line["tool"], line["setting"]].append(line)
+    return list(found.values())
+
+
+def mean(lines: list[Line], field: str) -> float | None:
+    """Over the seeds that have it."""
+    values = [line[field] for line in lines if line.get(field) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def faster(lines: list[Line]) -> float | None:
+    """Decoding speed as a multiple of the original's, timed in turns with it."""
+    own, base = mean(lines, "decode_tokens_per_second"), mean(lines, "base_decode_tokens_per_second")
+    return own / base if own and base else None
+
+
+def told(value: float | None, form: str) -> str:
+    """A number, or nothing where it was not measured."""
+    return "" if value is None else format(value, form)
+
+
+def table(groups: list[list[Line]]) -> str:
+    """Markdown, smallest loss first; the interval is the first seed's, over windows of text."""
+    rows = list(HEADER)
+    for lines in sorted(groups, key=lambda lines: mean(lines, "delta_nll") or 0.0):
+        first, speed = lines[0], faster(lines)
+        low, high = first["kl_ci95"]
+        rows.append(
+            f"| {NAMES[first['tool']]} | {first['setting']} | {first['parameters'] / 1e6:.1f} "
+            f"| {first['nonzero_parameters'] / 1e6:.1f} | {first['tokens'] / 1e6:g} "
+            f"| {told(mean(lines, 'delta_nll'), '+.4f')} "
+            f"| {told(mean(lines, 'kl'), '.4f')} [{low:.4f}, {high:.4f}] "
+            f"| {f'{speed:.2f} x' if speed else ''} | {told(mean(lines, 'seconds'), '.0f')} "
+            f"| {(mean(lines, 'peak_rss_bytes') or 0.0) / 1e9:.2f} | {len(lines)} |"
+        )
+    return "\n".join(rows)
+
+
+def draw(groups: list[list[Line]], model: str, file: Path) -> None:
+    """Loss against parameters that are not zero, and against speed; a colour per tool, larger: more tokens."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    for number, (tool, name) in enumerate(NAMES.items()):
+        own = [lines for lines in groups if lines[0]["tool"] == tool]
+        for axis, place in zip(axes, (lambda g: g[0]["nonzero_parameters"] / 1e6, faster), strict=True):
+            marks = [(place(lines), mean(lines, "delta_nll"), lines[0]) for lines in own]
+            label = name
+            for x, y, line in marks:
+                if x is None or y is None:
+                    continue
+                size = 20 + 100 * (line["tokens"] / 250_000)
+                axis.scatter(x, y, s=size, color=f"C{number}", label=label, alpha=0.8)
+                axis.annotate(line["setting"], (x, y), (5, 4), textcoords="offset points", fontsize=6)
+                label = "_"
+    axes[0].set(
+        xlabel="parameters that are not zero, millions", ylabel="Δ NLL to the original, nats per token"
+    )
+    axes[1].set(xlabel="decoding, times as fast as the original (torch)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend()
+    figure.suptitle(f"{model}: what removing weights costs (lower is better; larger marks: more tokens)")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main(results: Path) -> None:
+    """Write MODEL.md and MODEL.svg beside the results, for every model in them."""
+    if not results.is_file():
+        return
+    models = dict.fromkeys(json.loads(line)["model"] for line in results.read_text().splitlines())
+    for model in models:
+        groups = points(results, model)
+        stem = results.with_name(f"{results.stem}-{model}")
+        stem.with_suffix(".md").write_text(table(groups) + "\n")
+        draw(groups, model, stem.with_suffix(".svg"))
+        print(table(groups))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
