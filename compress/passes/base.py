@@ -6,8 +6,6 @@ the pipeline. A pass says what data it needs, which kinds of pass may not come b
 layers it will touch, so that a recipe that cannot work fails before any work starts.
 """
 
-import fnmatch
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+
+from compress.names import matches
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.bundle import Bundle
@@ -120,16 +120,3 @@ def block_lists(model: nn.Module) -> tuple[str, ...]:
         if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
             found.append(f"{name}.")
     return tuple(found)
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a module name fits a pattern.
-
-    >>> matches("model.layers.0.mlp.up_proj", "*.mlp.*")
-    True
-    >>> matches("model.layers.0.mlp.up_proj", "re:layers\\\\.[1-9]")
-    False
-    """
-    if pattern.startswith("re:"):
-        return re.search(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern)

@@ -19,8 +19,10 @@ from compress.errors import UserError
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.training import checkpoint
 from compress.training.forward import autocast, plain_attention
-from compress.training.loop import Optimization, optimise
+from compress.training.loop import optimise
 from compress.training.objectives import Divergence, chunked, distillation
+from compress.training.plan import Optimization
+from compress.training.task import Moment, Task
 
 
 class Distill(Pass, Optimization):
@@ -42,6 +44,7 @@ class Distill(Pass, Optimization):
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""
+        self.check(model)
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -59,7 +62,7 @@ class Distill(Pass, Optimization):
         guide = teacher.model.to(context.device).eval()
         result = bundle.clone()
 
-        def objective(outputs: object, inputs: Tensor, targets: Tensor) -> Tensor:
+        def objective(outputs: object, inputs: Tensor, targets: Tensor, moment: Moment) -> Tensor:
             with torch.no_grad(), autocast(context.device, context.precision):
                 wanted = guide(input_ids=inputs, use_cache=False).logits.flatten(0, 1)
             logits: Tensor = outputs.logits  # type: ignore[attr-defined]
@@ -70,7 +73,7 @@ class Distill(Pass, Optimization):
             notes = optimise(
                 result.model,
                 self,
-                objective,
+                Task(objective),
                 context.data.train,
                 context.data.heldout.tokens,
                 window=window,

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.training.loop import Optimization, optimise
+from compress.training.loop import optimise
 from compress.training.objectives import chunked, cross_entropy
+from compress.training.plan import Optimization
+from compress.training.task import Moment, Task
 
 
 class Train(Pass, Optimization):
@@ -19,6 +21,7 @@ class Train(Pass, Optimization):
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""
+        self.check(model)
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -33,14 +36,14 @@ class Train(Pass, Optimization):
         """
         result = bundle.clone()
 
-        def objective(outputs: object, inputs: Tensor, targets: Tensor) -> Tensor:
+        def objective(outputs: object, inputs: Tensor, targets: Tensor, moment: Moment) -> Tensor:
             logits: Tensor = outputs.logits  # type: ignore[attr-defined]
             return chunked(cross_entropy, logits.flatten(0, 1), targets.flatten())
 
         notes = optimise(
             result.model,
             self,
-            objective,
+            Task(objective),
             context.data.train,
             context.data.heldout.tokens,
             window=context.data.window,

@@ -1,7 +1,7 @@
 """Optimisers and schedules.
 
-AdamW (Loshchilov & Hutter 2019) for everything, or Muon for the matrices inside the blocks and AdamW for
-the rest (embeddings, head, norms, biases).
+AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov's momentum for everything, or Muon for the matrices
+inside the blocks and AdamW for the rest (embeddings, head, norms, biases).
 
 Muon (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon): the update is the momentum's nearest
 semi-orthogonal matrix, U V^T of its SVD, found by five Newton-Schulz steps
@@ -16,14 +16,14 @@ Schedules are pure functions step -> factor on the learning rate.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 ScheduleName = Literal["wsd", "cosine", "linear", "constant"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -56,6 +56,10 @@ def build(
     muon_learning_rate: float,
     weight_decay: float,
     dtype: torch.dtype = torch.float32,
+    *,
+    momentum: float = 0.9,
+    factors: Mapping[str, float] | None = None,
+    extra: nn.Module | None = None,
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a model, covering each trainable parameter once.
 
@@ -63,20 +67,49 @@ def build(
 
     Args:
         model: the model; parameters with `requires_grad=False` stay out.
-        optimizer: `adamw`, or `muon` for matrices and AdamW for the rest.
-        learning_rate: AdamW's.
+        optimizer: `adamw`, `sgd`, or `muon` for matrices and AdamW for the rest.
+        learning_rate: AdamW's or SGD's.
         muon_learning_rate: Muon's, in units of the update's spectral norm.
-        weight_decay: decoupled, times the learning rate.
+        weight_decay: decoupled (SGD: added to the gradient), times the learning rate.
         dtype: what Newton-Schulz computes in; bfloat16 where the machine is fast at it.
+        momentum: SGD's.
+        factors: parameter name -> factor on its rate; 1 for those not named.
+        extra: a module that learns beside the model, by AdamW at `learning_rate`.
     """
     matrices, rest = split(model)
+    scale = {id(p): (factors or {}).get(name, 1.0) for name, p in model.named_parameters()}
     adamw: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.95), "fused": True}
+    parts: list[torch.optim.Optimizer] = []
     if optimizer == "muon" and matrices:
-        muon = Muon(matrices, muon_learning_rate, weight_decay=weight_decay, dtype=dtype)
-        others = [torch.optim.AdamW(rest, weight_decay=0.0, **adamw)] if rest else []
-        return [muon, *others]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [torch.optim.AdamW([g for g in groups if g["params"]], **adamw)]
+        groups = _groups(matrices, scale, muon_learning_rate, weight_decay)
+        parts.append(Muon(groups, muon_learning_rate, dtype=dtype))
+        if rest:
+            parts.append(torch.optim.AdamW(_groups(rest, scale, learning_rate, 0.0), **adamw))
+    else:
+        groups = _groups(matrices, scale, learning_rate, weight_decay)
+        groups += _groups(rest, scale, learning_rate, 0.0)
+        if optimizer == "sgd":
+            sgd: dict[str, Any] = {"lr": learning_rate, "momentum": momentum, "nesterov": momentum > 0}
+            parts.append(torch.optim.SGD(groups, **sgd, fused=True))
+        else:
+            parts.append(torch.optim.AdamW(groups, **adamw))
+    beside = [] if extra is None else list(extra.parameters())
+    if beside:
+        parts.append(torch.optim.AdamW(beside, weight_decay=0.0, **adamw))
+    return parts
+
+
+def _groups(
+    parameters: list[nn.Parameter], scale: Mapping[int, float], rate: float, decay: float
+) -> list[dict[str, Any]]:
+    """A group per factor on the rate."""
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_factor.setdefault(scale[id(parameter)], []).append(parameter)
+    return [
+        {"params": members, "lr": rate * factor, "weight_decay": decay}
+        for factor, members in by_factor.items()
+    ]
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -96,7 +129,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,

@@ -1,0 +1,73 @@
+"""Devices and processes, through `accelerate`: one process, DDP, or FSDP2, by how the command was started.
+
+`torchrun --nproc-per-node N -m compress run ...` and `accelerate launch -m compress run ...` set variables
+that `accelerate` reads. A step's windows are dealt out to the processes, each computes the mean over its own,
+and the gradients are averaged: the same gradient as one process with all windows, up to the order of sums.
+Precision is not accelerate's business here, since its wrapper would stay on the model.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+
+
+class Devices:
+    """What the loop needs to know of the processes it shares its work with."""
+
+    def __init__(self, device: torch.device, windows: int) -> None:
+        """Join the other processes; raises UserError where `windows` per step cannot be dealt out evenly."""
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.sharded = self.accelerator.distributed_type.value == "FSDP"
+        if windows % self.count:
+            raise UserError(
+                f"batch: {windows} windows per step (batch x accumulate) cannot be dealt out to {self.count} "
+                f"processes; take a multiple of {self.count}"
+            )
+
+    def wrap(self, model: nn.Module) -> Any:
+        """The model as its gradient is taken: itself, or inside what averages or shards."""
+        if not self.sharded:
+            return self.accelerator.prepare(model)
+        # accelerate shards a model only beside an optimiser; ours are built from the shards afterwards
+        return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
+
+    def share(self, rows: Any) -> Any:
+        """This process's part of a step's windows."""
+        return rows[self.rank :: self.count]
+
+    def backward(self, loss: Tensor, extra: nn.Module, last: bool) -> None:
+        """Add a gradient; processes meet at the last micro-batch of a step."""
+        loss.backward()
+        if last and self.count > 1:
+            for parameter in extra.parameters():  # they lie outside what averages
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+
+    def apart(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch: without meeting the others unless it is the last."""
+        return nullcontext() if last else self.accelerator.no_sync(wrapped)
+
+    def mean(self, value: Tensor) -> float:
+        """Over the processes."""
+        return float(self.accelerator.reduce(value, reduction="mean"))
+
+    def agreed(self, flag: bool) -> bool:
+        """The main process's answer: clocks differ, and a checkpoint of shards needs all processes."""
+        if not self.sharded:
+            return flag and self.main
+        told = torch.tensor(float(flag and self.main), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+
+
+def launched() -> int:
+    """How many processes run this command together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
