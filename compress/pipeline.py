@@ -28,6 +28,7 @@ from compress.steps import StepStore, code_version, file_hashes, fingerprint, pa
 from compress.text import Document, load_documents
 
 EVALUATION_FILE = "evaluation.npy"
+LOGS = "logs"  # what trackers write; a variant cannot have this name
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class _Maker:
             device=self.device,
             threads=torch.get_num_threads(),
             precision="bfloat16" if self.precision == "bfloat16" else "float32",
+            logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
         )
         reset_peak()
         started = time.perf_counter()

@@ -38,6 +38,7 @@ class Context:
         device: where to compute.
         threads: CPU threads in use.
         precision: `bfloat16` where the machine computes it natively, else `float32`.
+        logs: where trackers of a training write; stays with the run.
     """
 
     data: "TextData"
@@ -47,6 +48,7 @@ class Context:
     device: torch.device
     threads: int
     precision: Literal["float32", "bfloat16"]
+    logs: Path | None = None
 
 
 class Pass(BaseModel):

@@ -81,6 +81,7 @@ class Distill(Pass, Optimization):
                 workdir=context.workdir,
                 device=context.device,
                 precision=context.precision,
+                logs=context.logs,
                 masks=bundle.masks,
                 identity=checkpoint.digest(guide),
                 what="distilling",

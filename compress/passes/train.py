@@ -51,6 +51,7 @@ class Train(Pass, Optimization):
             workdir=context.workdir,
             device=context.device,
             precision=context.precision,
+            logs=context.logs,
             masks=bundle.masks,
             what="training",
         )

@@ -8,6 +8,7 @@ Precision is not accelerate's business here, since its wrapper would stay on the
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,25 @@ from compress.errors import UserError
 class Devices:
     """What the loop needs to know of the processes it shares its work with."""
 
-    def __init__(self, device: torch.device, windows: int) -> None:
-        """Join the other processes; raises UserError where `windows` per step cannot be dealt out evenly."""
+    def __init__(
+        self, device: torch.device, windows: int, trackers: tuple[str, ...] = (), logs: Path | None = None
+    ) -> None:
+        """Join the other processes.
+
+        Args:
+            device: where to compute.
+            windows: per step, over all processes.
+            trackers: what curves are logged with.
+            logs: where to; needed with trackers.
+
+        Raises:
+            UserError: the windows cannot be dealt out evenly.
+        """
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+        self.accelerator = Accelerator(
+            mixed_precision="no", cpu=device.type == "cpu", log_with=list(trackers), project_dir=logs
+        )
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.sharded = self.accelerator.distributed_type.value == "FSDP"
@@ -59,6 +74,11 @@ class Devices:
     def mean(self, value: Tensor) -> float:
         """Over the processes."""
         return float(self.accelerator.reduce(value, reduction="mean"))
+
+    def log(self, step: int, **values: float | None) -> None:
+        """A point of the trackers' curves."""
+        if self.accelerator.trackers:
+            self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
 
     def agreed(self, flag: bool) -> bool:
         """The main process's answer: clocks differ, and a checkpoint of shards needs all processes."""

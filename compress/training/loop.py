@@ -40,6 +40,7 @@ from compress.training.masking import Masks
 from compress.training.plan import Optimization
 from compress.training.stopping import Keeper, Verdict
 from compress.training.task import Moment, Task
+from compress.training.trackers import tracking
 
 _CURVE_POINTS = 100
 
@@ -83,6 +84,7 @@ def optimise(
     masks: Mapping[str, Tensor] | None = None,
     identity: str = "",
     what: str = "training",
+    logs: Path | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; it comes back on the CPU, in eval mode.
 
@@ -100,6 +102,7 @@ def optimise(
         masks: module name -> bool (out, in); False stays exactly zero.
         identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
         what: the label of the progress bar.
+        logs: where trackers write; inside `workdir` if None.
 
     Returns:
         Facts for the record, `loss_curve` [[step, tokens, loss, heldout or None], ...] among them. Masks that
@@ -109,7 +112,7 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    window = plan.window or window
+    window, logs = plan.window or window, logs or workdir / "logs"
     batches = Batches(stream, window, plan.batch * plan.accumulate, seed, task.moving).check()
     run = _Run(
         model,
@@ -119,6 +122,7 @@ def optimise(
         heldout,
         seed=seed,
         path=workdir / "training.safetensors",
+        logs=logs,
         device=device,
         precision=precision,
     )
@@ -128,6 +132,7 @@ def optimise(
         during.enter_context(rates.frozen(run.model, plan.freeze))
         during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))
         during.enter_context(task.watch(run.model))
+        during.enter_context(tracking(run.devices.accelerator, logs, plan.trackers, plan.deciding()))
         run.begin(masks or {}, identity)
         run.train(what)
         run.finish(model)
@@ -149,12 +154,13 @@ class _Run:
         *,
         seed: int,
         path: Path,
+        logs: Path,
         device: torch.device,
         precision: Precision,
     ) -> None:
         self.plan, self.task, self.batches, self.seed = plan, task, batches, seed
         self.path, self.device, self.precision = path, device, precision
-        self.devices = Devices(device, batches.batch)
+        self.devices = Devices(device, batches.batch, plan.trackers, logs)
         # sharding changes a model for good: it gets a copy, and the result is copied back
         self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(device)
         self.heldout = torch.from_numpy(heldout.astype(np.int64)).to(device)
@@ -209,6 +215,7 @@ class _Run:
                 state.seconds += time.monotonic() - began
                 pace = state.step * self.step_tokens / state.seconds
                 bar.advance(self.step_tokens, loss=value, **{"tokens/s": f"{pace:,.0f}"})
+                self.devices.log(state.step, loss=value, heldout=score, tokens=tokens)
                 late = time.monotonic() - saved >= self.plan.checkpoint_seconds
                 if state.step < self.steps and self.devices.agreed(late):
                     self._save()

@@ -1,14 +1,13 @@
 """How to optimise: the fields that every training pass shares."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.training import optimizers, rates
+from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
-
-TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Optimization(BaseModel):
@@ -47,7 +46,9 @@ class Optimization(BaseModel):
     )
     heldout_points: int = Field(8, ge=1, le=1000, description="held-out losses on the way")
     checkpoint_seconds: float = Field(20.0, ge=0, description="between checkpoints")
-    trackers: tuple[TrackerName, ...] = Field((), description="where curves go besides the report")
+    trackers: tuple[tracking.TrackerName, ...] = Field(
+        (), description="where curves go besides the report, below the run's folder: logs/"
+    )
 
     def steps(self, window: int) -> int:
         """Steps that hold at least `tokens` tokens."""
@@ -58,5 +59,6 @@ class Optimization(BaseModel):
         return self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
 
     def check(self, model: nn.Module) -> None:
-        """Refuse wildcards that fit nothing; the model may hold no data."""
+        """Refuse trackers that are not there and wildcards that fit nothing; the model may hold no data."""
+        tracking.check(self.trackers)
         rates.check(model, self.freeze, self.slower)
