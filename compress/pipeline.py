@@ -154,6 +154,7 @@ class _Maker:
         found = fingerprint(
             parent, step.name(), step.model_dump(mode="json"), self._data_hash(step), self.recipe.seed,
             self.precision if step.needs else "", pass_version(step),
+            *[_identity(source) for source in step.reads()],
         )  # fmt: skip
         self.used.add(found)
         if self.store.has(found):

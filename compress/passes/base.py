@@ -72,6 +72,10 @@ class Pass(BaseModel):
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
 
+    def reads(self) -> tuple[str, ...]:
+        """Models it reads besides the bundle and the base: what they are decides the result, too."""
+        return ()
+
     def writes(self) -> tuple["IntegerFormat", ...]:
         """The formats of the codes this pass may write."""
         return ()

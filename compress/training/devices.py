@@ -37,7 +37,7 @@ class Devices:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(
-            mixed_precision="no", cpu=device.type == "cpu", log_with=list(trackers), project_dir=logs
+            mixed_precision="no", cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=logs
         )
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
@@ -88,6 +88,6 @@ class Devices:
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
 
 
-def launched() -> int:
-    """How many processes run this command together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def process() -> tuple[int, int]:
+    """(rank, count) of the processes that run this command together, as the launcher says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
