@@ -11,7 +11,8 @@ for what is gone. Here:
   kept channel leaves the norm with the value it had.
 
 Widths can be sliced in models built of q, k, v, o, gate, up and down projections and RMSNorms (Llama,
-Mistral, Qwen 2 and 3); blocks can be chosen in any. Everything not named by those is copied if its shape is the same.
+Mistral, Qwen 2 and 3); blocks can be chosen in any. Everything not named by those is copied if its shape is
+the same.
 """
 
 import copy

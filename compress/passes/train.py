@@ -2,14 +2,13 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.training.loop import optimise
-from compress.training.objectives import chunked, cross_entropy
 from compress.training.plan import Optimization
-from compress.training.task import Moment, Task
+from compress.training.task import plain_text
 
 
 class Train(Pass, Optimization):
@@ -36,14 +35,10 @@ class Train(Pass, Optimization):
         """
         result = bundle.clone()
 
-        def objective(outputs: object, inputs: Tensor, targets: Tensor, moment: Moment) -> Tensor:
-            logits: Tensor = outputs.logits  # type: ignore[attr-defined]
-            return chunked(cross_entropy, logits.flatten(0, 1), targets.flatten())
-
         notes = optimise(
             result.model,
             self,
-            Task(objective),
+            plain_text(),
             context.data.train,
             context.data.heldout.tokens,
             window=context.data.window,

@@ -99,14 +99,14 @@ def optimise(
         workdir: where the checkpoint lives.
         device: where to compute.
         precision: what the forward pass computes in.
-        masks: module name -> bool (out, in); False stays exactly zero.
+        masks: module name -> bool (out, in); False stays exactly zero. Written to where the task has a
+            schedule of masks: in the end they are those of the result.
         identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
         what: the label of the progress bar.
         logs: where trackers write; inside `workdir` if None.
 
     Returns:
-        Facts for the record, `loss_curve` [[step, tokens, loss, heldout or None], ...] among them. Masks that
-        the task changed are where `masks` says: its tensors are not touched, the zeros of the weights tell.
+        Facts for the record, `loss_curve` [[step, tokens, loss, heldout or None], ...] among them.
 
     Raises:
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
@@ -136,6 +136,9 @@ def optimise(
         run.begin(masks or {}, identity)
         run.train(what)
         run.finish(model)
+        if task.masks is not None:
+            for name, kept in run.masks.kept().items():
+                (masks or {})[name].copy_(kept)
     return run.notes(model)
 
 
@@ -263,8 +266,10 @@ class _Run:
         """One update; the mean loss of this process's windows."""
         task, devices = self.task, self.devices
         if task.masks is not None:
-            self.masks.update(task.masks(self.masks.layers(), step, self.steps))
-            self.masks.weights()
+            changed = task.masks(self.masks.layers, self.masks.kept, step, self.steps)
+            if changed:
+                self.masks.update(changed)
+                self.masks.weights()
         # for dropout and sampling, if there are any; processes draw numbers of their own
         torch.manual_seed(((self.seed * 1_000_003 + step) * 1_009 + devices.rank) % 2**63)
         rows = torch.from_numpy(devices.share(self.batches(step))).to(self.device)
@@ -373,6 +378,6 @@ def _identity(run: _Run, more: str) -> str:
     digest.update(json.dumps(facts, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(batches.stream).data)
     digest.update(checkpoint.digest(run.model).encode())
-    for kept in run.masks.kept.values():
-        digest.update(kept.numpy().tobytes())
+    for kept in run.masks.kept().values():
+        digest.update(kept.cpu().numpy().tobytes())
     return digest.hexdigest()

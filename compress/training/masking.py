@@ -38,10 +38,9 @@ class Masks:
         """The weights as they stand, whole, (out, in)."""
         return {name: self._own(name, sharding.whole(self._weight(name).detach())) for name in self.modules}
 
-    @property
     def kept(self) -> dict[str, Tensor]:
-        """The masks as they stand, (out, in), on the CPU."""
-        return {name: self._own(name, kept).cpu().contiguous() for name, kept in self.tensors.items()}
+        """The masks as they stand, (out, in)."""
+        return {name: self._own(name, kept).contiguous() for name, kept in self.tensors.items()}
 
     @torch.no_grad()
     def weights(self) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from compress.training.objectives import chunked, cross_entropy
 
 
 class Moment(NamedTuple):
@@ -35,8 +37,10 @@ class Moment(NamedTuple):
 Loss = Callable[[Any, Tensor, Tensor, Moment], Tensor]
 # (model, rows (rows, window + 1), moment) -> rows to train on instead, and their first position that counts
 Rewrite = Callable[[Any, Tensor, Moment], tuple[Tensor, int]]
-# (layer name -> weight (out, in), steps done, steps) -> masks that change
-MaskSchedule = Callable[[Mapping[str, Tensor], int, int], Mapping[str, Tensor]]
+# (() -> layer name -> weight (out, in), () -> layer name -> mask so far, step, steps) -> masks that change
+MaskSchedule = Callable[
+    [Callable[[], Mapping[str, Tensor]], Callable[[], Mapping[str, Tensor]], int, int], Mapping[str, Tensor]
+]
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,16 @@ class Task:
     moving: bool = True
     masks: MaskSchedule | None = None
     judge_from: int = 0
+
+    def pruning(self, masks: MaskSchedule, judge_from: int) -> "Task":
+        """The same with masks that change."""
+        return replace(self, masks=masks, judge_from=judge_from)
+
+
+def plain_text() -> Task:
+    """The task of predicting the text's next token, without a teacher."""
+
+    def loss(outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
+        return chunked(cross_entropy, outputs.logits.flatten(0, 1), text.flatten())
+
+    return Task(loss)
