@@ -17,7 +17,7 @@ ROOT = Path(compress.__file__).parent
 SHARED = {
     *(
         "errors",
-        "names",
+        *("names", "processes"),
         "progress",
         "records",
         "machine",

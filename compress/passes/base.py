@@ -59,6 +59,7 @@ class Pass(BaseModel):
     needs: ClassVar[frozenset[Need]] = frozenset()
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
+    together: ClassVar[bool] = False  # all processes take part; else the main one alone
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
 
     def layers(self, model: nn.Module) -> list[str]:

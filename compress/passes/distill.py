@@ -30,6 +30,7 @@ class Distill(Pass, Optimization, Guidance):
     kind: ClassVar[Kind] = "distill"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")

@@ -34,6 +34,7 @@ class PruneGradual(Pass, Optimization, Guidance):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
 
     sparsity: float = Field(
         0.8, gt=0, lt=1, description="share of the selected weights that is zero in the end"

@@ -17,6 +17,7 @@ class Train(Pass, Optimization):
     kind: ClassVar[Kind] = "train"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""

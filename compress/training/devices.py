@@ -6,7 +6,6 @@ and the gradients are averaged: the same gradient as one process with all window
 Precision is not accelerate's business here, since its wrapper would stay on the model.
 """
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UserError
-
 
 class Devices:
     """What the loop needs to know of the processes it shares its work with."""
 
     def __init__(
-        self, device: torch.device, windows: int, trackers: tuple[str, ...] = (), logs: Path | None = None
+        self, device: torch.device, trackers: tuple[str, ...] = (), logs: Path | None = None
     ) -> None:
         """Join the other processes.
 
         Args:
             device: where to compute.
-            windows: per step, over all processes.
             trackers: what curves are logged with.
             logs: where to; needed with trackers.
-
-        Raises:
-            UserError: the windows cannot be dealt out evenly.
         """
         from accelerate import Accelerator
 
@@ -42,11 +35,6 @@ class Devices:
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.sharded = self.accelerator.distributed_type.value == "FSDP"
-        if windows % self.count:
-            raise UserError(
-                f"batch: {windows} windows per step (batch x accumulate) cannot be dealt out to {self.count} "
-                f"processes; take a multiple of {self.count}"
-            )
 
     def wrap(self, model: nn.Module) -> Any:
         """The model as its gradient is taken: itself, or inside what averages or shards."""
@@ -86,8 +74,3 @@ class Devices:
             return flag and self.main
         told = torch.tensor(float(flag and self.main), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
-
-
-def process() -> tuple[int, int]:
-    """(rank, count) of the processes that run this command together, as the launcher says."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

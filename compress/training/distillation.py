@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.processes import process
 from compress.tasks import task_of
 from compress.training import matching
 from compress.training.batches import Batches
-from compress.training.devices import process
 from compress.training.guidance import Guidance
 from compress.training.objectives import chunked, cross_entropy, distillation
 from compress.training.onpolicy import continued, on_policy

@@ -163,7 +163,7 @@ class _Run:
     ) -> None:
         self.plan, self.task, self.batches, self.seed = plan, task, batches, seed
         self.path, self.device, self.precision = path, device, precision
-        self.devices = Devices(device, batches.batch, plan.trackers, logs)
+        self.devices = Devices(device, plan.trackers, logs)
         # sharding changes a model for good: it gets a copy, and the result is copied back
         self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(device)
         self.heldout = torch.from_numpy(heldout.astype(np.int64)).to(device)

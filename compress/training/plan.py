@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from compress.errors import UserError
+from compress.processes import process
 from compress.training import optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
@@ -59,6 +61,16 @@ class Optimization(BaseModel):
         return self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
 
     def check(self, model: nn.Module) -> None:
-        """Refuse trackers that are not there and wildcards that fit nothing; the model may hold no data."""
+        """Refuse what can be known to fail: a batch that cannot be shared, no such tracker, no such module.
+
+        Raises:
+            UserError: in one line. The model may hold no data.
+        """
+        windows, (_, count) = self.batch * self.accumulate, process()
+        if windows % count:
+            raise UserError(
+                f"batch: {windows} windows per step (batch x accumulate) cannot be dealt out to {count} "
+                f"processes; take a multiple of {count}"
+            )
         tracking.check(self.trackers)
         rates.check(model, self.freeze, self.slower)
