@@ -6,12 +6,15 @@ and the gradients are averaged: the same gradient as one process with all window
 Precision is not accelerate's business here, since its wrapper would stay on the model.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compress.calibration import decoder_blocks
 
 
 class Devices:
@@ -34,10 +37,15 @@ class Devices:
         )
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.sharded = self.accelerator.distributed_type.value == "FSDP"
+        kind = self.accelerator.distributed_type.value
+        # accelerate leaves CPUs to DDP whatever it is told; torch shards on them as well
+        self.own_shards = kind == "MULTI_CPU" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        self.sharded = self.own_shards or kind == "FSDP"
 
     def wrap(self, model: nn.Module) -> Any:
         """The model as its gradient is taken: itself, or inside what averages or shards."""
+        if self.own_shards:
+            return _shard(model, self.count)
         if not self.sharded:
             return self.accelerator.prepare(model)
         # accelerate shards a model only beside an optimiser; ours are built from the shards afterwards
@@ -57,7 +65,17 @@ class Devices:
 
     def apart(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
         """Around a micro-batch: without meeting the others unless it is the last."""
+        if self.own_shards:
+            wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(wrapped)
+
+    def rest(self, model: nn.Module) -> None:
+        """After a forward pass that no backward one follows: let go of what was gathered for it."""
+        if self.sharded:
+            for module in model.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
 
     def mean(self, value: Tensor) -> float:
         """Over the processes."""
@@ -74,3 +92,14 @@ class Devices:
             return flag and self.main
         told = torch.tensor(float(flag and self.main), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+
+
+def _shard(model: nn.Module, count: int) -> Any:
+    """FSDP2 over all processes, a block at a time."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (count,))
+    for block in decoder_blocks(model)[1]:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)

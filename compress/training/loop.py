@@ -291,14 +291,19 @@ class _Run:
                 devices.backward(mean, self.extra, last)
             loss += mean.detach()
         self.masks.gradients()
-        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.plan.clip)
+        # shards and whole tensors have no norm together
+        clipped = [self.model, self.extra] if devices.sharded else [self.trained]
+        for module in clipped:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.plan.clip)
         self.optimisers.step(step)
         self.masks.weights()
         self.average.update(step)
         return loss
 
     def _score(self) -> float:
-        return heldout_nll(self.model, self.heldout, self.precision)
+        score = heldout_nll(self.model, self.heldout, self.precision)
+        self.devices.rest(self.model)
+        return score
 
     def _judge(self, score: float) -> None:
         """Keep the weights as they stand, or their average, if the held-out loss says so."""

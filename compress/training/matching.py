@@ -1,7 +1,7 @@
 """Matching what lies inside two models: hidden states, and the relations between positions.
 
 Hidden states (Romero et al. 2015, FitNets; Jiao et al. 2020, TinyBERT): over pairs (student block, teacher
-block) the mean of  |W h_s - h_t|^2 / |h_t|^2,  W learned where the widths differ, and thrown away.
+block) the mean over positions of  |W h_s - h_t|^2 / |h_t|^2,  W learned where the widths differ, and thrown away.
 
 Relations (Wang et al. 2020, MiniLMv2, arXiv 2012.15828): the queries of one block, all heads side by side,
 are cut anew into A relation heads of width d; R_QQ = softmax(Q Q^T / sqrt(d)) says how positions relate, and
@@ -29,9 +29,13 @@ _NEVER = -1e4  # a score whose softmax is 0 in float32, and whose logarithm is s
 
 
 def hidden_distance(student: Tensor, teacher: Tensor, through: nn.Module) -> Tensor:
-    """mean |W h_s - h_t|^2 / mean |h_t|^2: (..., d_s), (..., d_t) -> scalar; 1 for a student that says 0."""
+    """Mean over positions of |W h_s - h_t|^2 / |h_t|^2: (..., d_s), (..., d_t) -> scalar.
+
+    1 for a student that says 0. Each position counts alike, however large a few of the teacher's states are.
+    """
     wanted = teacher.float()
-    return F.mse_loss(through(student.float()), wanted) / wanted.pow(2).mean().clamp(min=1e-12)
+    apart = (through(student.float()) - wanted).pow(2).sum(-1)
+    return (apart / wanted.pow(2).sum(-1).clamp(min=1e-12)).mean()
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, heads: int, causal: bool) -> Tensor:

@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.training import sharding
+
 ScheduleName = Literal["wsd", "cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -90,7 +92,7 @@ def build(
         groups += _groups(rest, scale, learning_rate, 0.0)
         if optimizer == "sgd":
             sgd: dict[str, Any] = {"lr": learning_rate, "momentum": momentum, "nesterov": momentum > 0}
-            parts.append(torch.optim.SGD(groups, **sgd, fused=True))
+            parts.append(torch.optim.SGD(groups, **sgd, fused=not any(map(sharding.is_sharded, rest))))
         else:
             parts.append(torch.optim.AdamW(groups, **adamw))
     beside = [] if extra is None else list(extra.parameters())
@@ -151,7 +153,7 @@ class Muon(torch.optim.Optimizer):
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 for parameter, direction in zip(parameters, update.unbind(), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.to(parameter.dtype), alpha=-scale)
+                    parameter.add_(sharding.like(direction.to(parameter.dtype), parameter), alpha=-scale)
 
     def _nesterov(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
         """Updates the momentum; returns gradient and momentum mixed, (parameters, rows, columns)."""
@@ -163,7 +165,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - momentum)
-            mixed.append(gradient.lerp(state["momentum"], momentum))
+            mixed.append(sharding.whole(gradient.lerp(state["momentum"], momentum)))
         return torch.stack(mixed)
 
 

@@ -27,7 +27,9 @@ def like(value: Tensor, pattern: Any) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
+    # every process has all of it, so nothing need be sent
+    whole = value.to(pattern.device)
+    return distribute_tensor(whole, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
 @torch.no_grad()
