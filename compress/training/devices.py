@@ -74,8 +74,9 @@ class Devices:
         """After a forward pass that no backward one follows: let go of what was gathered for it."""
         if self.sharded:
             for module in model.modules():
-                if hasattr(module, "reshard"):
-                    module.reshard()
+                reshard: Any = getattr(module, "reshard", None)
+                if reshard is not None:
+                    reshard()
 
     def mean(self, value: Tensor) -> float:
         """Over the processes."""

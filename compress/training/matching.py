@@ -1,7 +1,8 @@
 """Matching what lies inside two models: hidden states, and the relations between positions.
 
 Hidden states (Romero et al. 2015, FitNets; Jiao et al. 2020, TinyBERT): over pairs (student block, teacher
-block) the mean over positions of  |W h_s - h_t|^2 / |h_t|^2,  W learned where the widths differ, and thrown away.
+block) the mean over positions of  |W h_s - h_t|^2 / |h_t|^2,  W learned where the widths differ, and then
+thrown away.
 
 Relations (Wang et al. 2020, MiniLMv2, arXiv 2012.15828): the queries of one block, all heads side by side,
 are cut anew into A relation heads of width d; R_QQ = softmax(Q Q^T / sqrt(d)) says how positions relate, and

@@ -175,11 +175,40 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: i
     >>> torch.linalg.svdvals(orthogonalise(torch.diag(torch.tensor([3.0, 1.0, 0.5])))).round().tolist()
     [1.0, 1.0, 1.0]
     """
-    a, b, c = _NEWTON_SCHULZ
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).to(dtype)  # the smaller side first: A is the smaller square
+    shape = matrices.shape
+    x = matrices.reshape(-1, *shape[-2:])
+    wide = shape[-2] <= shape[-1]
+    x = (x if wide else x.mT).to(dtype)  # (n, small, large): A is the smaller square
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    small, large = x.shape[-2:]
+    x = _by_gram(x, steps) if dtype == torch.float32 and large >= 2 * small else _by_steps(x, steps)
+    return (x if wide else x.mT).reshape(shape)
+
+
+def _by_steps(x: Tensor, steps: int) -> Tensor:
+    """The recursion as it stands: 2 small^2 large + small^3 per step."""
+    a, b, c = _NEWTON_SCHULZ
     for _ in range(steps):
-        gram = x @ x.mT  # (..., rows, rows)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x if wide else x.mT
+        gram = torch.bmm(x, x.mT)  # (n, small, small)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same in the square of the smaller side, for matrices at least twice as long as wide.
+
+    P_k = a I + b A_k + c A_k^2 commutes with A_k, so A_{k+1} = P_k A_k P_k and the result is the product of
+    the P_k times X: 2 small^2 large once and about 3.5 small^3 per step. Float32 only: the error of A grows
+    by a^2 per step where singular values are small.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    gram = torch.bmm(x, x.mT)  # (n, small, small)
+    product = None
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        if step + 1 < steps:
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    assert product is not None
+    return torch.bmm(product, x)
