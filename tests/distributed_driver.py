@@ -28,9 +28,8 @@ RUNS = {
 }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def train(folder: Path) -> None:
+    """All of them, each into a file of weights and one of notes."""
     save = checkpoint.save
     for name, (step, teacher, sharded) in RUNS.items():
         os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
@@ -47,7 +46,6 @@ def main() -> None:
             weights = {n: p.detach().contiguous() for n, p in result.model.named_parameters()}
             save_file(weights, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps(result.notes))
-    part()
 
 
 def _stopping(save):
@@ -60,4 +58,6 @@ def _stopping(save):
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]))
+    part()
