@@ -64,6 +64,9 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
     chains = {}
     for name in recipe.ordered():
         check_order(recipe, name)
+        for step in recipe.chain(name).passes:
+            for source in step.reads():
+                _check_model(source, f"{_where(name)}.{step.name()}")
         chain = recipe.chain(name)
         chains[name] = (
             None if name == "base" else chain.parent or "base",
@@ -146,6 +149,16 @@ def check_order(recipe: Recipe, name: str) -> None:
                     )
             if step.kind != "export":
                 before.append(step)
+
+
+def _check_model(source: str, where: str) -> None:
+    """Refuse a model that is neither there nor can be one on a hub."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "manifest.json").is_file():
+            check_directory(path)
+    elif not path.is_file() and (path.is_absolute() or source.count("/") != 1):
+        raise UserError(f"{where}: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
 
 
 def _where(name: str) -> str:

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from cli_helpers import invoke, refused, write_recipe, write_text
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.train import Train
+from compress.records import read_results
 from compress.training import checkpoint, matching, sampled
 from compress.training.onpolicy import continued, on_policy
 from compress.training.teachers import Teachers
@@ -222,3 +224,31 @@ def test_on_policy_steps_learn_and_repeat(teacher, tmp_path):
     runs = [step(start, tiny_context(start, tmp_path / str(i), teacher)) for i in range(2)]
     assert equal(weights(runs[0]), weights(runs[1]))
     assert runs[0].notes["heldout_after"] < runs[0].notes["heldout_before"] - 0.2
+
+
+def test_a_teacher_that_is_not_there_is_told_before_any_work(tmp_path):
+    text = write_text(tmp_path / "text", 12)
+    variants = {"taught": [{"distill": {"teachers": [{"model": str(tmp_path / "gone")}]}}]}
+    recipe = write_recipe(tmp_path / "r.yaml", text, variants=variants)
+    assert "variants.taught.distill: " in refused("run", recipe, "-o", tmp_path / "run")
+
+
+def test_students_are_made_and_taught_through_the_command_line(tmp_path):
+    """A narrower student, all of a teacher's guidance, and another taught from targets kept beforehand."""
+    few = {"tokens": 512, "batch": 4, "heldout_points": 2}
+    recipe = write_recipe(
+        tmp_path / "r.yaml",
+        write_text(tmp_path / "text", 40),
+        variants={
+            "narrow": [
+                {"student": {"blocks": 1, "intermediate": 64}},
+                {"distill": {**few, "hidden": 1.0, "relations": 1.0, "on_policy": 0.5, "average": "ema"}},
+            ],
+            "offline": [{"prune_gradual": {**few, "targets": "cached", "every": 1, "patience": 4}}],
+        },
+    )
+    outcome = invoke("run", recipe, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    records = {r.variant: r for r in read_results(tmp_path / "run" / "results.jsonl")}
+    assert records["narrow"].parameters < records["base"].parameters
+    assert records["offline"].nonzero_parameters < 0.7 * records["offline"].parameters
