@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.progress import SILENT, track
-from compress.training import checkpoint, optimizers, rates, sharding
+from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
 from compress.training.batches import Batches
 from compress.training.devices import Devices
@@ -38,35 +38,13 @@ from compress.training.forward import (
 )
 from compress.training.masking import Masks
 from compress.training.plan import Optimization
+from compress.training.scheduled import Scheduled
+from compress.training.state import Progress
 from compress.training.stopping import Keeper, Verdict
 from compress.training.task import Moment, Task
 from compress.training.trackers import tracking
 
 _CURVE_POINTS = 100
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a checkpoint holds beside tensors."""
-
-    identity: str
-    heldout_before: float
-    verdict: Verdict
-    step: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    curve: list[list[float | int | None]] = field(default_factory=list)
-    average_curve: list[list[float | int]] = field(default_factory=list)
-
-    def record(self, loss: float, tokens: int, heldout: float | None, every: int) -> None:
-        """Count a finished step; each `every` steps, and beside each held-out loss, a point of the curve."""
-        self.step += 1
-        self.loss_sum += loss
-        self.loss_count += 1
-        if self.step % every == 0 or heldout is not None:
-            self.curve.append([self.step, tokens, self.loss_sum / self.loss_count, heldout])
-            self.loss_sum, self.loss_count = 0.0, 0
 
 
 def optimise(
@@ -181,7 +159,7 @@ class _Run:
         self.extra = task.extra.to(self.device)
         self.trained = _Together(model, self.extra) if any(True for _ in self.extra.parameters()) else model
         self.masks.refresh()
-        self.optimisers = _Optimisers(self, factors)
+        self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
         self.average = Average(model, plan.average, plan.average_share, self.steps)
         self.keeper = Keeper(model, plan.patience)
         self.others = {f"average.{name}": value for name, value in self.average.tensors.items()}
@@ -336,36 +314,6 @@ class _Together(nn.Module):
     def __init__(self, model: nn.Module, extra: nn.Module) -> None:
         super().__init__()
         self.model, self.extra = model, extra
-
-
-class _Optimisers:
-    """The optimisers of a run and their schedule."""
-
-    def __init__(self, run: _Run, factors: Mapping[str, float]) -> None:
-        plan = run.plan
-        self.plan, self.steps = plan, run.steps
-        self.parts = optimizers.build(
-            run.model,
-            plan.optimizer,
-            plan.learning_rate,
-            plan.muon_learning_rate,
-            plan.weight_decay,
-            torch.bfloat16 if run.precision == "bfloat16" else torch.float32,
-            momentum=plan.momentum,
-            factors=factors,
-            extra=run.extra,
-        )
-        self.rates = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
-
-    def step(self, step: int) -> None:
-        """Update the parameters with the rate of this step, and drop the gradients."""
-        plan = self.plan
-        factor = optimizers.schedule_factor(plan.schedule, step, self.steps, plan.warmup, plan.decay)
-        for part, full in zip(self.parts, self.rates, strict=True):
-            for group, rate in zip(part.param_groups, full, strict=True):
-                group["lr"] = rate * factor
-            part.step()
-            part.zero_grad(set_to_none=True)
 
 
 def _random_numbers(device: torch.device) -> Any:
