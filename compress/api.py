@@ -18,8 +18,9 @@ from compress.measure import harness
 from compress.measure.ngrams import reference_rows
 from compress.measure.reference import Reference as BaseLogits
 from compress.memory import disk_bytes
-from compress.pipeline import Made, make
+from compress.pipeline import Made, join, make
 from compress.preflight import preflight
+from compress.processes import on_this_machine
 from compress.protocol import MeasureProtocol
 from compress.recipe import Recipe
 from compress.records import (
@@ -47,6 +48,9 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
 
     Leaves `recipe.yaml`, a folder per variant, `results.jsonl`, `run.json`, `report.html` and `report.md`.
 
+    In a process that `torchrun` or `accelerate launch` started this is for the main one; `take_part` is for
+    the others.
+
     Raises:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
@@ -63,11 +67,21 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
     return record
 
 
+def take_part(recipe: Recipe, folder: Path) -> None:
+    """What the processes beside the main one do: their share of the training, and nothing else.
+
+    Raises:
+        UserError: whatever a pass refuses.
+    """
+    pin_threads(recipe.threads)
+    join(recipe, folder)
+
+
 def pin_threads(threads: int | None) -> int:
-    """Use this many CPU threads (default: all that this process may use) for the passes."""
+    """Use this many CPU threads for the passes; default: all cores, shared by the processes that run."""
     import torch
 
-    count = threads or usable_cores()
+    count = threads or max(1, usable_cores() // on_this_machine()[1])
     torch.set_num_threads(count)
     return count
 

@@ -8,12 +8,14 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from compress.errors import UserError
+from compress.processes import is_main
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,6 +32,8 @@ app = typer.Typer(
 )
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}  # None: numpy has words of its own for it
+
+_HEADSTART_SECONDS = 3.0
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; default runs/NAME.")]
 Overrides = Annotated[
@@ -70,6 +74,9 @@ def run(
     from compress import api
     from compress.printing import print_results
 
+    if not is_main():
+        api.take_part(plan, folder)
+        return
     record = api.run(plan, folder, say=lambda line: print(line, file=sys.stderr, flush=True))
     print_results(api.load_run(folder)[1], record.references)
     print(f"report: {folder / 'report.html'}")
@@ -205,5 +212,8 @@ def _prepare(output: Path | None) -> None:
 
 
 def _fail(line: str, code: int) -> None:
+    if not is_main():
+        time.sleep(_HEADSTART_SECONDS)  # a launcher ends the others when one ends: the main one speaks first
+        sys.exit(code)
     print(line, file=sys.stderr)
     sys.exit(code)

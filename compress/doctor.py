@@ -13,6 +13,9 @@ _EXTRAS = {
     "gguf": ("gguf", "reading .gguf checkpoints"),
     "parquet": ("pyarrow", "reading .parquet text"),
     "datasets": ("datasets", "reading text from the datasets hub"),
+    "tensorboard": ("tensorboard", "training curves in TensorBoard"),
+    "mlflow": ("mlflow", "training curves in MLflow"),
+    "wandb": ("wandb", "training curves in Weights & Biases"),
 }
 _WANTED = {
     "avx512_bf16": "bfloat16 training about four times as fast as float32",

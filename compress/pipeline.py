@@ -22,12 +22,14 @@ from compress.checkpoints import load_tokenizer, weight_files
 from compress.data import TextData, prepare, training_documents
 from compress.memory import peak_rss_bytes, reset_peak
 from compress.passes.base import Context, Pass
+from compress.processes import is_main, on_this_machine, part, wait
 from compress.recipe import Recipe
 from compress.records import DataRecord, Lineage, PassRecord, VariantRecord
 from compress.steps import StepStore, code_version, file_hashes, fingerprint, pass_version
 from compress.text import Document, load_documents
 
 EVALUATION_FILE = "evaluation.npy"
+LOGS = "logs"  # what trackers write; a variant cannot have this name
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,20 @@ def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line:
     variants = [maker.variant(name) for name in recipe.ordered()]
     maker.store.forget_others(maker.used)
     steps = {found: maker.store.path(found) for found in maker.used}
+    part()
     return Made(folder, variants, maker.data, maker.data_record(), steps)
+
+
+def join(recipe: Recipe, folder: Path) -> None:
+    """What a process other than the main one does for `recipe`: its part of the training steps.
+
+    Raises:
+        UserError: as `make`.
+    """
+    maker = _Maker(recipe, folder, lambda line: None)
+    for name in recipe.ordered():
+        maker.chain(name)
+    part()
 
 
 def needs_training_text(recipe: Recipe) -> bool:
@@ -78,7 +93,8 @@ class _Maker:
         self.used: set[str] = set()
         self.ends: dict[str, str] = {}  # variant -> fingerprint of its last step
         self.precision = native_precision()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        place = on_this_machine()[0]
+        self.device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
 
     @cached_property
     def documents(self) -> list[Document]:
@@ -118,7 +134,17 @@ class _Maker:
         )  # fmt: skip
 
     def variant(self, name: str) -> VariantRecord:
-        """Run a variant's chain; its parents have run before."""
+        """Run a variant's chain and show its end as a folder; its parents have run before."""
+        parent, steps = self.chain(name)
+        current = self.ends[name]
+        artifact = self.store.publish(current, name)
+        onnx = f"{name}/onnx" if (artifact / "onnx").is_dir() else None
+        return VariantRecord(
+            name=name, parent=parent, artifact=name, onnx_artifact=onnx, fingerprint=current, steps=steps
+        )
+
+    def chain(self, name: str) -> tuple[str | None, list[PassRecord]]:
+        """Run the passes of a variant: its parent and its steps."""
         chain = self.recipe.chain(name)
         parent = None if name == "base" else (chain.parent or "base")
         current = self.source if parent is None else self._without_exports(parent)
@@ -127,11 +153,7 @@ class _Maker:
             current = self._step(step, current, f"{name} {number}/{len(chain.passes)} {step.name()}")
             steps.append(self.store.record(current))
         self.ends[name] = current
-        artifact = self.store.publish(current, name)
-        onnx = f"{name}/onnx" if (artifact / "onnx").is_dir() else None
-        return VariantRecord(
-            name=name, parent=parent, artifact=name, onnx_artifact=onnx, fingerprint=current, steps=steps
-        )
+        return parent, steps
 
     def data_record(self) -> DataRecord:
         """Counts and hashes for the report."""
@@ -153,10 +175,14 @@ class _Maker:
         found = fingerprint(
             parent, step.name(), step.model_dump(mode="json"), self._data_hash(step), self.recipe.seed,
             self.precision if step.needs else "", pass_version(step),
+            *[_identity(source) for source in step.reads()],
         )  # fmt: skip
         self.used.add(found)
         if self.store.has(found):
             self.say(f"{label}: done before")
+            return found
+        if not (step.together or is_main()):
+            wait(lambda: self.store.has(found))
             return found
         bundle = Bundle.load(self.store.path(parent), stream=step.streams and self.device.type == "cpu")
         context = Context(
@@ -167,11 +193,15 @@ class _Maker:
             device=self.device,
             threads=torch.get_num_threads(),
             precision="bfloat16" if self.precision == "bfloat16" else "float32",
+            logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
         )
         reset_peak()
         started = time.perf_counter()
         result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
         seconds = time.perf_counter() - started
+        if not is_main():
+            wait(lambda: self.store.has(found))
+            return found
         record = PassRecord(
             name=step.name(),
             config=step.model_dump(mode="json"),
@@ -193,6 +223,8 @@ class _Maker:
     ) -> str:
         """Save the model that all chains start from, once."""
         self.used.add(found)
+        if not is_main():
+            wait(lambda: self.store.has(found))
         if not self.store.has(found):
             started = time.perf_counter()
             model, tokenizer = load()

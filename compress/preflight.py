@@ -64,6 +64,9 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
     chains = {}
     for name in recipe.ordered():
         check_order(recipe, name)
+        for step in recipe.chain(name).passes:
+            for source in step.reads():
+                _check_model(source, f"{_where(name)}.{step.name()}")
         chain = recipe.chain(name)
         chains[name] = (
             None if name == "base" else chain.parent or "base",
@@ -128,6 +131,11 @@ def check_order(recipe: Recipe, name: str) -> None:
     before: list[Pass] = []
     for variant in recipe.ancestry(name):
         for step in recipe.chain(variant).passes:
+            if variant == "base" and "teacher" in step.needs:
+                raise UserError(
+                    f"base: {step.name()} learns from the finished base, so it cannot be part of it; "
+                    "put it into a variant"
+                )
             for kind in sorted(step.only_after - {earlier.kind for earlier in before}):
                 raise UserError(f"{_where(name)}: {step.name()} must come after a pass of the kind '{kind}'")
             reason = step.refuses(tuple(f for earlier in before for f in earlier.writes()))
@@ -141,6 +149,16 @@ def check_order(recipe: Recipe, name: str) -> None:
                     )
             if step.kind != "export":
                 before.append(step)
+
+
+def _check_model(source: str, where: str) -> None:
+    """Refuse a model that is neither there nor can be one on a hub."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "manifest.json").is_file():
+            check_directory(path)
+    elif not path.is_file() and (path.is_absolute() or source.count("/") != 1):
+        raise UserError(f"{where}: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
 
 
 def _where(name: str) -> str:

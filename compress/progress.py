@@ -46,6 +46,9 @@ class Tracker:
         return passed * max(self.total - self.done, 0) / self.done
 
 
+SILENT = Tracker(0, "", "")  # for processes that work beside the one that tells
+
+
 class _LineTracker(Tracker):
     _next_line = _FIRST_LINE_SECONDS
 

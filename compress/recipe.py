@@ -21,6 +21,7 @@ from compress.registry import pass_class
 
 _VALUE = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 _RUN_FILES = {".html", ".md", ".json", ".jsonl", ".yaml", ".npy", ".partial"}  # beside the variants' folders
+_TAKEN = {"base": "base itself", "logs": "trackers' folder"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -80,8 +81,8 @@ class Recipe(BaseModel):
         if self.base.parent is not None:
             raise ValueError(f"base.from: '{self.base.parent}' given, but the base has no parent")
         for name, chain in self.variants.items():
-            if name == "base":
-                raise ValueError("variants.base: the name is taken by the base itself")
+            if name in ("base", "logs"):
+                raise ValueError(f"variants.{name}: the name is taken by the {_TAKEN[name]}; choose another")
             if Path(name).name != name or name.startswith(".") or Path(name).suffix in _RUN_FILES:
                 raise ValueError(f"variants.{name}: not usable as the name of a folder")
             parent = chain.parent

@@ -15,13 +15,24 @@ ROOT = Path(compress.__file__).parent
 
 # What both wings may stand on: records, and foundations that know of neither.
 SHARED = {
-    *("errors", "progress", "records", "machine", "memory", "protocol", "tasks", "version", "runtimes.base"),
+    *(
+        "errors",
+        *("names", "processes"),
+        "progress",
+        "records",
+        "machine",
+        "memory",
+        "protocol",
+        "tasks",
+        "version",
+        "runtimes.base",
+    ),
     "runtimes.onnx_runtime",  # an export is checked in the runtime it is for
 }
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
     *("export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"),
-    *("input_statistics", "artifact_bytes"),
+    *("input_statistics", "artifact_bytes", "subcloning"),
 }
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.

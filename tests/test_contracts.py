@@ -25,6 +25,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "train": {"tokens": 128, "batch": 4},
     "distill": {"tokens": 128, "batch": 4},
     "prune_layers": {"keep": 2},
+    "prune_gradual": {"tokens": 512, "batch": 4, "every": 1},
+    "student": {"blocks": 2},
     "export_onnx": {"check_tokens": 64},
     "quantize_auto": {"bits_per_weight": 4.5},
     "quantize_bitsandbytes": {"method": "llm_int8"},

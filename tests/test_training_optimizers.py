@@ -77,3 +77,16 @@ def test_schedules_have_their_shapes():
     assert shape("linear") == [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     assert shape("constant") == [0.5, *[1] * 9]
     assert shape("cosine")[6] == 0.5
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 64), (3, 48, 16), (16, 40)])
+def test_both_ways_of_newton_schulz_are_the_papers_recursion(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.double() if shape[-2] <= shape[-1] else matrix.double().mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x if shape[-2] <= shape[-1] else x.mT
+    torch.testing.assert_close(orthogonalise(matrix).double(), x, atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.prune_layers import PruneLayers, spread
+from compress.passes.student import Student
 from compress.passes.train import Train
 
 
@@ -111,3 +112,82 @@ def test_distillation_beats_training_alone_on_the_same_tokens(tmp_path):
     assert distilled < scratch
     assert initialised < distilled
     assert initialised < teacher.notes["heldout_after"] + 0.1
+
+
+def teacher_of(tmp_path, **changes):
+    base = tiny_bundle(**changes)
+    step = Train(tokens=100 * 4 * WINDOW, batch=4)
+    return step(base, tiny_context(base, tmp_path / "teacher"))
+
+
+def test_a_student_of_the_same_shape_is_its_teacher(tmp_path):
+    teacher = tiny_bundle()
+    same = Student()(teacher, tiny_context(teacher, tmp_path))
+    assert equal(weights(teacher), weights(same))
+    chosen = Student(blocks=(0, 2))(teacher, tiny_context(teacher, tmp_path))
+    taken = teacher.model.model.layers[2].state_dict()
+    assert equal(dict(taken), dict(chosen.model.model.layers[1].state_dict()))
+    assert chosen.notes["blocks"] == [0, 2]
+
+
+def test_channels_and_neurons_that_carry_nothing_are_cut_without_a_trace(tmp_path):
+    """A teacher whose other half is zero computes the same as its student of half the width."""
+    teacher = tiny_bundle(hidden=64, heads=4, kv_heads=2, intermediate=64)
+    generator = torch.Generator().manual_seed(0)
+    dead = torch.randperm(64, generator=generator)[:32]
+    with torch.no_grad():
+        teacher.model.model.embed_tokens.weight.mul_(30)  # far above the norms' epsilon
+        teacher.model.model.embed_tokens.weight[:, dead] = 0
+        for layer in teacher.model.model.layers:
+            layer.self_attn.o_proj.weight[dead] = 0
+            layer.self_attn.o_proj.weight[:, 32:] = 0  # the second key-value group
+            layer.mlp.down_proj.weight[dead] = 0
+            layer.mlp.down_proj.weight[:, dead] = 0
+    step = Student(hidden=32, intermediate=32, heads=2, kv_heads=1)
+    student = step(teacher, tiny_context(teacher, tmp_path))
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            student.model(tokens).logits, teacher.model(tokens).logits, atol=1e-3, rtol=1e-4
+        )
+    assert student.notes["parameters"] < 0.5 * student.notes["parameters_before"]
+
+
+def test_weights_of_the_teacher_are_a_better_start_than_random_ones(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    teacher = teacher_of(tmp_path)
+    losses = {}
+    for source in ("teacher", "random"):
+        step = Student(blocks=3, hidden=24, intermediate=48, weights=source)
+        student = step(teacher, tiny_context(teacher, tmp_path))
+        few = Distill(tokens=12 * 4 * WINDOW, batch=4)
+        taught = few(student, tiny_context(student, tmp_path / source, teacher))
+        losses[source] = taught.notes["heldout_after"]
+    assert losses["teacher"] < losses["random"] - 0.1
+    taught.save(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.config.hidden_size == 24
+    assert loaded.config.head_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"blocks": 9}, "student.blocks: 4, but the model has blocks 0 to 3"),
+        ({"blocks": (0, 7)}, "student.blocks: 7, but the model has blocks 0 to 3"),
+        ({"hidden": 64}, "student.hidden: 64, but the model has only 32"),
+        ({"heads": 1, "kv_heads": 2}, "student.kv_heads: 2, but the model has only 1"),
+    ],
+)
+def test_what_a_model_does_not_have_is_told_by_its_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        Student(**fields).layers(tiny_bundle().model)
+
+
+def test_widths_of_other_families_are_refused_and_their_blocks_taken(tmp_path):
+    gpt2 = tiny_bundle(family="gpt2")
+    with pytest.raises(UserError, match="GPT2LMHeadModel can be given fewer blocks, not other widths"):
+        Student(hidden=16).layers(gpt2.model)
+    fewer = Student(blocks=2)(gpt2, tiny_context(gpt2, tmp_path))
+    assert fewer.model.config.num_hidden_layers == 2

@@ -6,8 +6,6 @@ the pipeline. A pass says what data it needs, which kinds of pass may not come b
 layers it will touch, so that a recipe that cannot work fails before any work starts.
 """
 
-import fnmatch
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+
+from compress.names import matches
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.bundle import Bundle
@@ -38,6 +38,7 @@ class Context:
         device: where to compute.
         threads: CPU threads in use.
         precision: `bfloat16` where the machine computes it natively, else `float32`.
+        logs: where trackers of a training write; stays with the run.
     """
 
     data: "TextData"
@@ -47,6 +48,7 @@ class Context:
     device: torch.device
     threads: int
     precision: Literal["float32", "bfloat16"]
+    logs: Path | None = None
 
 
 class Pass(BaseModel):
@@ -57,6 +59,7 @@ class Pass(BaseModel):
     needs: ClassVar[frozenset[Need]] = frozenset()
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
+    together: ClassVar[bool] = False  # all processes take part; else the main one alone
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
 
     def layers(self, model: nn.Module) -> list[str]:
@@ -69,6 +72,10 @@ class Pass(BaseModel):
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
+
+    def reads(self) -> tuple[str, ...]:
+        """Models it reads besides the bundle and the base: what they are decides the result, too."""
+        return ()
 
     def writes(self) -> tuple["IntegerFormat", ...]:
         """The formats of the codes this pass may write."""
@@ -120,16 +127,3 @@ def block_lists(model: nn.Module) -> tuple[str, ...]:
         if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
             found.append(f"{name}.")
     return tuple(found)
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a module name fits a pattern.
-
-    >>> matches("model.layers.0.mlp.up_proj", "*.mlp.*")
-    True
-    >>> matches("model.layers.0.mlp.up_proj", "re:layers\\\\.[1-9]")
-    False
-    """
-    if pattern.startswith("re:"):
-        return re.search(pattern[3:], name) is not None
-    return fnmatch.fnmatchcase(name, pattern)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
-from compress.passes.base import Context, Kind, Need, Pass, block_lists, linear_layers, matches
+from compress.names import matches
+from compress.passes.base import Context, Kind, Need, Pass, block_lists, linear_layers
 from compress.progress import track
 
 

@@ -2,12 +2,13 @@
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.training.loop import Optimization, optimise
-from compress.training.objectives import chunked, cross_entropy
+from compress.training.loop import optimise
+from compress.training.plan import Optimization
+from compress.training.task import plain_text
 
 
 class Train(Pass, Optimization):
@@ -16,9 +17,11 @@ class Train(Pass, Optimization):
     kind: ClassVar[Kind] = "train"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""
+        self.check(model)
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -33,14 +36,10 @@ class Train(Pass, Optimization):
         """
         result = bundle.clone()
 
-        def objective(outputs: object, inputs: Tensor, targets: Tensor) -> Tensor:
-            logits: Tensor = outputs.logits  # type: ignore[attr-defined]
-            return chunked(cross_entropy, logits.flatten(0, 1), targets.flatten())
-
         notes = optimise(
             result.model,
             self,
-            objective,
+            plain_text(),
             context.data.train,
             context.data.heldout.tokens,
             window=context.data.window,
@@ -48,6 +47,7 @@ class Train(Pass, Optimization):
             workdir=context.workdir,
             device=context.device,
             precision=context.precision,
+            logs=context.logs,
             masks=bundle.masks,
             what="training",
         )

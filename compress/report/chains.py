@@ -207,7 +207,7 @@ def _notes(notes: dict[str, Any]) -> tuple[tuple[tuple[str, str], ...], tuple[st
     warnings = []
     for key, value in _flat(notes):
         name = key.replace("_", " ")
-        if key == "loss_curve" or value in (None, [], {}):
+        if key in ("loss_curve", "average_curve") or value in (None, [], {}):
             continue
         text = _compact(value)
         if key.startswith(_WARNING_PREFIXES):

@@ -1,8 +1,8 @@
 """Which windows of the training text make up a step: a pure function of (seed, step).
 
 The stream is cut into windows of `window` inputs, each predicting the token after it. An epoch visits
-every window once, in an order of its own and from an offset of its own, so that a second epoch cuts the
-text elsewhere. Nothing is remembered between steps: resuming needs the step's number only.
+every window once, in an order of its own and, if `moving`, from an offset of its own, so that a second epoch
+cuts the text elsewhere. Nothing is remembered between steps: resuming needs the step's number only.
 """
 
 from functools import lru_cache
@@ -22,12 +22,14 @@ class Batches(NamedTuple):
         window: inputs per window.
         batch: windows per step, over all micro-batches and processes.
         seed: of the order.
+        moving: whether every epoch cuts the text elsewhere.
     """
 
     stream: NDArray[np.int32]
     window: int
     batch: int
     seed: int
+    moving: bool = True
 
     @property
     def windows(self) -> int:
@@ -50,13 +52,28 @@ class Batches(NamedTuple):
 
     def __call__(self, step: int) -> NDArray[np.int64]:
         """The tokens of a step, (batch, window + 1): inputs and, one to the right, targets."""
-        rows = []
+        return np.stack([self._row(*place) for place in self._places(step)]).astype(np.int64)
+
+    def numbers(self, step: int) -> NDArray[np.int64]:
+        """Which windows of the text those are, (batch,): the same number is the same tokens if not moving."""
+        return np.array([number for _, number in self._places(step)], dtype=np.int64)
+
+    def fixed(self, number: int) -> NDArray[np.int64]:
+        """The tokens of a window that does not move, (window + 1,)."""
+        return self._row(0, number).astype(np.int64)
+
+    def _places(self, step: int) -> list[tuple[int, int]]:
+        """(offset, number) of each window of a step."""
+        places = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, index = divmod(position, self.windows)
             offset, order = _order(self.seed, epoch, self.windows, self.window)
-            start = offset + int(order[index]) * self.window
-            rows.append(self.stream[start : start + self.window + 1])
-        return np.stack(rows).astype(np.int64)
+            places.append((offset if self.moving else 0, int(order[index])))
+        return places
+
+    def _row(self, offset: int, number: int) -> NDArray[np.int32]:
+        start = offset + number * self.window
+        return self.stream[start : start + self.window + 1]
 
 
 @lru_cache(maxsize=2)

@@ -8,15 +8,17 @@ unlike pickle, cannot run code.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.training import sharding
 
 _META = "state"
 
@@ -31,19 +33,37 @@ def digest(model: nn.Module) -> str:
 
 
 def save(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    progress: dict[str, Any],
+    others: Mapping[str, Tensor] | None = None,
+    writes: bool = True,
 ) -> None:
     """Write parameters, optimiser states and `progress` (JSON) in place of what is there.
+
+    Args:
+        path: of the file.
+        model: its parameters are saved.
+        optimizers: their states are saved, by the names of the parameters.
+        progress: JSON.
+        others: more tensors, by name.
+        writes: False gathers the shards that lie on this process and leaves writing to another.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"other.{name}": value for name, value in (others or {}).items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                tensors[f"optimizer.{number}.{key}.{names[id(parameter)]}"] = value.contiguous()
+                if isinstance(value, Tensor):  # SGD's momentum is None before its first step
+                    tensors[f"optimizer.{number}.{key}.{names[id(parameter)]}"] = value
+    tensors = {name: sharding.whole(value).contiguous() for name, value in tensors.items()}
+    if not writes:
+        return
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +79,11 @@ def save(
 
 
 def restore(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], identity: str
+    path: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    identity: str,
+    others: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any] | None:
     """Load what `save` wrote; None, with nothing changed, if there is none of this `identity`."""
     if not path.is_file():
@@ -77,9 +101,12 @@ def restore(
         for key, value in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "model":
-                parameters[rest].copy_(value)
-                continue
-            number, field, name = rest.split(".", 2)
-            parameter = parameters[name]
-            optimizers[int(number)].state[parameter][field] = value.to(parameter.device)
+                sharding.put(parameters[rest], value)
+            elif kind == "other":
+                sharding.put((others or {})[rest], value)
+            else:
+                number, field, name = rest.split(".", 2)
+                parameter = parameters[name]
+                spread = sharding.like(value, parameter) if value.shape == parameter.shape else value
+                optimizers[int(number)].state[parameter][field] = spread.to(parameter.device)
     return progress

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.errors import UserError
+
 Precision = Literal["float32", "bfloat16"]
 _PLAIN_ATTENTION_UP_TO = 512  # tokens; beyond, its scores cost more memory than its speed is worth
 _HELDOUT_TOKENS = 8192  # per forward pass
@@ -34,6 +36,28 @@ def plain_attention(model: Any, window: int) -> Iterator[None]:
     finally:
         if swap:
             model.set_attn_implementation(before)
+
+
+@contextmanager
+def gradient_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """Keep the inputs of each block only, and compute the rest again for the gradient (Chen et al. 2016).
+
+    Raises:
+        UserError: the architecture has no such mode.
+    """
+    if not wanted:
+        yield
+        return
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing: transformers has none for {type(model).__name__}; leave it false"
+        )
+    mode = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # by version
+    getattr(model, f"{mode}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{mode}_checkpointing_disable")()
 
 
 @torch.no_grad()

@@ -1,92 +1,56 @@
-"""The one optimisation loop: base training, healing and distillation differ in their objective only.
+"""The one optimisation loop: base training, healing and distillation differ in their task only.
 
-A step takes its windows (`batches`), computes the objective on micro-batches, averages the gradient over
-them and over processes, clips it to a norm, updates, and puts pruned weights back to zero. Parameters and
-states are float32; the forward pass runs under autocast in `precision`. Devices and processes are
-`accelerate`'s business; precision is not, since its wrapper would stay on the model.
+A step takes its windows (`batches`), computes the loss on micro-batches, averages the gradient over them
+and over processes (`devices`), clips it to a norm, updates, and puts pruned weights back to zero
+(`masking`). At held-out points it is decided which weights to keep (`stopping`, `averaging`). Parameters and
+states are float32; the forward pass runs under autocast in `precision`.
 
 Same seed, same thread count: same weights, also across kills. The order of data and the dropout are pure
 functions of (seed, step), and the clock decides only when a checkpoint is written.
 """
 
+import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from compress.progress import track
-from compress.training import checkpoint, optimizers
+from compress.progress import SILENT, track
+from compress.training import checkpoint, rates, sharding
+from compress.training.averaging import Average
 from compress.training.batches import Batches
-from compress.training.forward import Precision, autocast, heldout_nll, plain_attention
+from compress.training.devices import Devices
+from compress.training.forward import (
+    Precision,
+    autocast,
+    gradient_checkpointing,
+    heldout_nll,
+    plain_attention,
+)
+from compress.training.masking import Masks
+from compress.training.plan import Optimization
+from compress.training.scheduled import Scheduled
+from compress.training.state import Progress
+from compress.training.stopping import Keeper, Verdict
+from compress.training.task import Moment, Task
+from compress.training.trackers import tracking
 
-# (model outputs with .logits (batch, window, vocab), inputs (batch, window), targets (batch, window)) -> mean
-Objective = Callable[[Any, Tensor, Tensor], Tensor]
 _CURVE_POINTS = 100
-
-
-class Optimization(BaseModel):
-    """How to optimise: the fields that every training pass shares."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tokens: int = Field(1_000_000, ge=1, description="tokens to train on, rounded up to whole steps")
-    batch: int = Field(8, ge=1, le=4096, description="windows per micro-batch")
-    accumulate: int = Field(1, ge=1, le=4096, description="micro-batches per step")
-    window: int | None = Field(None, ge=8, le=65536, description="tokens per window; data.window if absent")
-    optimizer: optimizers.OptimizerName = Field(
-        "muon", description="muon: matrices by Muon, the rest by AdamW"
-    )
-    learning_rate: float = Field(4e-3, gt=0, le=1, description="AdamW's")
-    muon_learning_rate: float = Field(0.012, gt=0, le=1, description="Muon's, for the matrices in the blocks")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="on the matrices in the blocks")
-    schedule: optimizers.ScheduleName = Field("wsd", description="wsd: warm-up, stable, linear decay to 0")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
-    decay: float = Field(0.5, ge=0, le=1, description="share of the steps (wsd only)")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    heldout_points: int = Field(8, ge=1, le=1000, description="held-out losses on the way")
-    checkpoint_seconds: float = Field(20.0, ge=0, description="between checkpoints")
-
-    def steps(self, window: int) -> int:
-        """Steps that hold at least `tokens` tokens."""
-        return max(1, -(-self.tokens // (self.batch * self.accumulate * window)))
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a checkpoint holds beside tensors."""
-
-    identity: str
-    heldout_before: float
-    step: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    curve: list[list[float | int | None]] = field(default_factory=list)
-
-    def record(self, loss: float, tokens: int, heldout: float | None, every: int) -> None:
-        """Count a finished step; each `every` steps, and beside each held-out loss, a point of the curve."""
-        self.step += 1
-        self.loss_sum += loss
-        self.loss_count += 1
-        if self.step % every == 0 or heldout is not None:
-            self.curve.append([self.step, tokens, self.loss_sum / self.loss_count, heldout])
-            self.loss_sum, self.loss_count = 0.0, 0
 
 
 def optimise(
     model: Any,
     plan: Optimization,
-    objective: Objective,
+    task: Task,
     stream: NDArray[np.int32],
     heldout: NDArray[np.int32],
     *,
@@ -98,13 +62,14 @@ def optimise(
     masks: Mapping[str, Tensor] | None = None,
     identity: str = "",
     what: str = "training",
+    logs: Path | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; it comes back on the CPU, in eval mode.
 
     Args:
         model: a causal language model in float32.
         plan: the settings.
-        objective: what to minimise, given the model's outputs.
+        task: what to minimise, and what belongs to it.
         stream: training tokens, int32 (tokens,).
         heldout: windows for the curve, int32 (n, length); scored by plain cross-entropy.
         window: inputs per window where the plan names none.
@@ -112,137 +77,243 @@ def optimise(
         workdir: where the checkpoint lives.
         device: where to compute.
         precision: what the forward pass computes in.
-        masks: module name -> bool (out, in); False stays exactly zero.
+        masks: module name -> bool (out, in); False stays exactly zero. Written to where the task has a
+            schedule of masks: in the end they are those of the result.
         identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
         what: the label of the progress bar.
+        logs: where trackers write; inside `workdir` if None.
 
     Returns:
         Facts for the record, `loss_curve` [[step, tokens, loss, heldout or None], ...] among them.
 
     Raises:
-        UserError: the text does not fill one batch.
+        UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
-    accelerator = _accelerator(device)
-    window = plan.window or window
-    batches = Batches(stream, window, plan.batch * plan.accumulate, seed).check()
-    steps, step_tokens = plan.steps(window), batches.batch * window
-    model.to(device)
-    mask = _Mask(model, masks or {})
-    mask.weights()
-    identity = _identity(model, plan, batches, mask, precision, identity)
-    optimiser = _Optimisers(model, plan, steps, precision)
-    held = torch.from_numpy(heldout.astype(np.int64)).to(device)
-    path = workdir / "training.safetensors"
+    plan.check(model)
+    window, logs = plan.window or window, logs or workdir / "logs"
+    batches = Batches(stream, window, plan.batch * plan.accumulate, seed, task.moving).check()
+    run = _Run(
+        model,
+        plan,
+        task,
+        batches,
+        heldout,
+        seed=seed,
+        path=workdir / "training.safetensors",
+        logs=logs,
+        device=device,
+        precision=precision,
+    )
+    with ExitStack() as during:
+        during.enter_context(plain_attention(run.model, window))
+        during.enter_context(_random_numbers(device))
+        during.enter_context(rates.frozen(run.model, plan.freeze))
+        during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))
+        during.enter_context(task.watch(run.model))
+        during.enter_context(tracking(run.devices.accelerator, logs, plan.trackers, plan.deciding()))
+        run.begin(masks or {}, identity)
+        run.train(what)
+        run.finish(model)
+        if task.masks is not None:
+            for name, kept in run.masks.kept().items():
+                (masks or {})[name].copy_(kept)
+    return run.notes(model)
 
-    with plain_attention(model, window), _random_numbers(device):
-        restored = checkpoint.restore(path, model, optimiser.parts, identity)
+
+class _Run:
+    """One optimisation: what it works on, and how far it is."""
+
+    state: Progress
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Optimization,
+        task: Task,
+        batches: Batches,
+        heldout: NDArray[np.int32],
+        *,
+        seed: int,
+        path: Path,
+        logs: Path,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.plan, self.task, self.batches, self.seed = plan, task, batches, seed
+        self.path, self.device, self.precision = path, device, precision
+        self.devices = Devices(device, plan.trackers, logs)
+        # sharding changes a model for good: it gets a copy, and the result is copied back
+        self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(device)
+        self.heldout = torch.from_numpy(heldout.astype(np.int64)).to(device)
+        self.steps = plan.steps(batches.window)
+        self.step_tokens = batches.batch * batches.window
+
+    def begin(self, masks: Mapping[str, Tensor], identity: str) -> None:
+        """Set up what a step needs, and go on where a killed run was."""
+        plan, model, task = self.plan, self.model, self.task
+        self.masks = Masks(model, masks)
+        self.masks.weights()
+        identity = _identity(self, identity)
+        factors = rates.factors(model, plan.slower)
+        self.wrapped = self.devices.wrap(model)
+        self.extra = task.extra.to(self.device)
+        self.trained = _Together(model, self.extra) if any(True for _ in self.extra.parameters()) else model
+        self.masks.refresh()
+        self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
+        self.average = Average(model, plan.average, plan.average_share, self.steps)
+        self.keeper = Keeper(model, plan.patience)
+        self.others = {f"average.{name}": value for name, value in self.average.tensors.items()}
+        self.others |= {f"best.{name}": value for name, value in self.keeper.tensors.items()}
+        if task.masks is not None:
+            self.others |= {f"mask.{name}": value for name, value in self.masks.tensors.items()}
+        restored = checkpoint.restore(self.path, self.trained, self.optimisers.parts, identity, self.others)
         if restored is None:
-            state = Progress(identity, heldout_before=heldout_nll(model, held, precision))
+            before = self._score()
+            start = float("inf") if task.judge_from else before
+            self.state = Progress(identity, heldout_before=before, verdict=Verdict(start))
         else:
-            state = Progress(**restored)
-        wrapped = accelerator.prepare(model)
-        model.train()
+            self.state = Progress(**{**restored, "verdict": Verdict(**restored["verdict"])})
+            self.masks.refresh()
+
+    def train(self, what: str) -> None:
+        """All steps that are left."""
+        state = self.state
+        self.model.train()
         saved = time.monotonic()
-        with track((steps - state.step) * step_tokens, what, "tokens") as bar:
-            for step in range(state.step, steps):
+        left = (self.steps - state.step) * self.step_tokens
+        with track(left, what, "tokens") if self.devices.main else nullcontext(SILENT) as bar:
+            while state.step < self.steps and not self.keeper.done(state.verdict):
                 began = time.monotonic()
-                torch.manual_seed((seed * 1_000_003 + step) % 2**63)  # for dropout, if the model has any
-                rows = batches(step)[accelerator.process_index :: accelerator.num_processes]
-                parts = torch.from_numpy(rows).to(device).chunk(plan.accumulate)
-                loss = torch.zeros((), device=device)
-                for number, part in enumerate(parts, start=1):
-                    inputs, targets = part[:, :-1], part[:, 1:]  # (batch, window) each
-                    with nullcontext() if number == len(parts) else accelerator.no_sync(wrapped):
-                        with autocast(device, precision):
-                            outputs = wrapped(input_ids=inputs, use_cache=False)
-                        mean = objective(outputs, inputs, targets) / len(parts)
-                        accelerator.backward(mean)
-                    loss += mean.detach()
-                mask.gradients()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-                optimiser.step(step)
-                mask.weights()
-
-                due = (step + 1) * plan.heldout_points // steps > step * plan.heldout_points // steps
-                score = heldout_nll(model, held, precision) if due else None
-                value = float(accelerator.reduce(loss, reduction="mean"))
-                state.record(value, (step + 1) * step_tokens, score, every=max(1, steps // _CURVE_POINTS))
+                step = state.step
+                loss = self._step(step)
+                due = (step + 1) * self.plan.heldout_points // self.steps
+                score = self._score() if due > step * self.plan.heldout_points // self.steps else None
+                value = self.devices.mean(loss)
+                tokens = (step + 1) * self.step_tokens
+                state.record(value, tokens, score, every=max(1, self.steps // _CURVE_POINTS))
+                if score is not None:
+                    self._judge(score)
                 state.seconds += time.monotonic() - began
-                pace = state.step * step_tokens / state.seconds
-                bar.advance(step_tokens, loss=value, **{"tokens/s": f"{pace:,.0f}"})
-                if state.step < steps and time.monotonic() - saved >= plan.checkpoint_seconds:
-                    if accelerator.is_main_process:
-                        checkpoint.save(path, model, optimiser.parts, asdict(state))
+                pace = state.step * self.step_tokens / state.seconds
+                bar.advance(self.step_tokens, loss=value, **{"tokens/s": f"{pace:,.0f}"})
+                self.devices.log(state.step, loss=value, heldout=score, tokens=tokens)
+                late = time.monotonic() - saved >= self.plan.checkpoint_seconds
+                if state.step < self.steps and self.devices.agreed(late):
+                    self._save()
                     saved = time.monotonic()
-    model.__dict__.pop("_is_accelerate_prepared", None)  # a later loop must prepare it anew
-    model.cpu().eval()
 
-    parameters = sum(p.numel() for p in model.parameters())
-    return {
-        "tokens": steps * step_tokens,
-        "steps": steps,
-        "epochs": round(steps * batches.batch / batches.windows, 3),
-        "parameters": parameters,
-        "tokens_per_parameter": round(steps * step_tokens / parameters, 3),
-        "tokens_per_second": round(steps * step_tokens / state.seconds, 1),
-        "precision": precision,
-        "heldout_before": state.heldout_before,
-        "heldout_after": state.curve[-1][3],
-        "loss_curve": state.curve,
-    }
+    def finish(self, model: Any) -> None:
+        """Put the weights to keep into `model`, on the CPU."""
+        if self.plan.patience is not None:
+            self.keeper.restore()
+        elif self.state.verdict.averaged:
+            self.average.swap()
+        self.masks.weights()
+        if self.devices.sharded:
+            with torch.no_grad():
+                for (_, target), (_, source) in zip(
+                    model.named_parameters(), self.model.named_parameters(), strict=True
+                ):
+                    target.copy_(sharding.whole(source))
+        model.__dict__.pop("_is_accelerate_prepared", None)  # a later loop must prepare it anew
+        model.cpu().eval()
+
+    def notes(self, model: Any) -> dict[str, Any]:
+        """Facts for the record."""
+        state, verdict = self.state, self.state.verdict
+        parameters = sum(p.numel() for p in model.parameters())
+        tokens = state.step * self.step_tokens
+        return {
+            "tokens": tokens,
+            "steps": state.step,
+            "epochs": round(state.step * self.batches.batch / self.batches.windows, 3),
+            "parameters": parameters,
+            "tokens_per_parameter": round(tokens / parameters, 3),
+            "tokens_per_second": round(tokens / state.seconds, 1),
+            "precision": self.precision,
+            "processes": self.devices.count,
+            "heldout_before": state.heldout_before,
+            "heldout_after": verdict.score,
+            "kept": ("average" if verdict.averaged else "weights") + f" of step {verdict.step}",
+            "stopped_early": state.step < self.steps,
+            "average_curve": state.average_curve,
+            "loss_curve": state.curve,
+        }
+
+    def _step(self, step: int) -> Tensor:
+        """One update; the mean loss of this process's windows."""
+        task, devices = self.task, self.devices
+        if task.masks is not None:
+            changed = task.masks(self.masks.layers, self.masks.kept, step, self.steps)
+            if changed:
+                self.masks.update(changed)
+                self.masks.weights()
+        # for dropout and sampling, if there are any; processes draw numbers of their own
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 1_009 + devices.rank) % 2**63)
+        rows = torch.from_numpy(devices.share(self.batches(step))).to(self.device)
+        numbers = devices.share(self.batches.numbers(step))
+        parts = rows.chunk(self.plan.accumulate)
+        loss, seen = torch.zeros((), device=self.device), 0
+        for number, part in enumerate(parts, start=1):
+            moment = Moment(step, self.steps, numbers[seen : seen + len(part)])
+            seen += len(part)
+            if task.rewrite is not None:
+                part, start = task.rewrite(self.model, part, moment)
+                moment = moment._replace(start=start)
+            inputs, targets = part[:, :-1], part[:, 1:]  # (batch, window) each
+            last = number == len(parts)
+            with devices.apart(self.wrapped, last):
+                with autocast(self.device, self.precision):
+                    outputs = self.wrapped(input_ids=inputs, use_cache=False)
+                mean = task.loss(outputs, inputs, targets, moment) * (len(part) / len(rows))
+                devices.backward(mean, self.extra, last)
+            loss += mean.detach()
+        self.masks.gradients()
+        # shards and whole tensors have no norm together
+        clipped = [self.model, self.extra] if devices.sharded else [self.trained]
+        for module in clipped:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.plan.clip)
+        self.optimisers.step(step)
+        self.masks.weights()
+        self.average.update(step)
+        return loss
+
+    def _score(self) -> float:
+        score = heldout_nll(self.model, self.heldout, self.precision)
+        self.devices.rest(self.model)
+        return score
+
+    def _judge(self, score: float) -> None:
+        """Keep the weights as they stand, or their average, if the held-out loss says so."""
+        state, keeper = self.state, self.keeper
+        if state.step < self.task.judge_from:
+            return
+        better = keeper.better(state.verdict, score)
+        if better:
+            state.verdict = Verdict(score, state.step)
+            keeper.keep()
+        if self.average.coefficient(state.step - 1) is not None:
+            with self.average.swapped():
+                self.masks.weights()
+                mean = self._score()
+                state.average_curve.append([state.step, mean])
+                if mean < state.verdict.score:
+                    better, state.verdict = True, Verdict(mean, state.step, averaged=True)
+                    keeper.keep()
+        if not better:
+            state.verdict.stale += 1
+
+    def _save(self) -> None:
+        progress, main = asdict(self.state), self.devices.main
+        checkpoint.save(self.path, self.trained, self.optimisers.parts, progress, self.others, main)
 
 
-class _Optimisers:
-    """The optimisers of a run and their schedule."""
+class _Together(nn.Module):
+    """A model and what learns beside it, under one set of names."""
 
-    def __init__(self, model: nn.Module, plan: Optimization, steps: int, precision: Precision) -> None:
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self.plan, self.steps = plan, steps
-        self.parts = optimizers.build(
-            model, plan.optimizer, plan.learning_rate, plan.muon_learning_rate, plan.weight_decay, dtype
-        )
-        self.rates = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
-
-    def step(self, step: int) -> None:
-        """Update the parameters with the rate of this step, and drop the gradients."""
-        plan = self.plan
-        factor = optimizers.schedule_factor(plan.schedule, step, self.steps, plan.warmup, plan.decay)
-        for part, rates in zip(self.parts, self.rates, strict=True):
-            for group, rate in zip(part.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            part.step()
-            part.zero_grad(set_to_none=True)
-
-
-class _Mask:
-    """Keeps pruned weights, and their gradients, at exactly zero."""
-
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        self.dropped: list[tuple[nn.Parameter, Tensor]] = []
-        for name, kept in masks.items():
-            module = model.get_submodule(name)
-            weight = module.weight
-            assert isinstance(weight, nn.Parameter)
-            transposed = type(module).__name__ == "Conv1D"  # GPT-2's layers; masks are (out, in) throughout
-            self.dropped.append((weight, ~(kept.T if transposed else kept).to(weight.device)))
-
-    @torch.no_grad()
-    def weights(self) -> None:
-        """Before the first and after every step: Muon's update, unlike its gradient, is dense."""
-        for weight, dropped in self.dropped:
-            weight.masked_fill_(dropped, 0.0)
-
-    def gradients(self) -> None:
-        """Before the norm is taken."""
-        for weight, dropped in self.dropped:
-            if weight.grad is not None:
-                weight.grad.masked_fill_(dropped, 0.0)
-
-
-def _accelerator(device: torch.device) -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    def __init__(self, model: nn.Module, extra: nn.Module) -> None:
+        super().__init__()
+        self.model, self.extra = model, extra
 
 
 def _random_numbers(device: torch.device) -> Any:
@@ -250,16 +321,16 @@ def _random_numbers(device: torch.device) -> Any:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _identity(
-    model: nn.Module, plan: Optimization, batches: Batches, mask: _Mask, precision: str, more: str
-) -> str:
-    """A digest of everything that decides the result; when checkpoints are written is no part of it."""
+def _identity(run: _Run, more: str) -> str:
+    """A digest of everything that decides the result."""
     digest = hashlib.sha256()
-    settings = plan.model_dump(mode="json", exclude={"checkpoint_seconds"})
-    facts = [settings, batches.window, batches.batch, batches.seed, precision, more]
+    batches = run.batches
+    facts = [
+        run.plan.deciding(), batches.window, batches.batch, batches.seed, batches.moving, run.precision, more
+    ]  # fmt: skip
     digest.update(json.dumps(facts, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(batches.stream).data)
-    digest.update(checkpoint.digest(model).encode())
-    for _, dropped in mask.dropped:
-        digest.update(dropped.cpu().numpy().tobytes())
+    digest.update(checkpoint.digest(run.model).encode())
+    for kept in run.masks.kept().values():
+        digest.update(kept.cpu().numpy().tobytes())
     return digest.hexdigest()

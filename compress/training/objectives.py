@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BLOCK_ELEMENTS = 2**20  # logits per block: 4 MB
+
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl"]
 
 
@@ -92,17 +94,20 @@ def distillation(
     return loss
 
 
-def chunked(function: Callable[..., Tensor], logits: Tensor, *others: Tensor, rows: int = 512) -> Tensor:
+def chunked(
+    function: Callable[..., Tensor], logits: Tensor, *others: Tensor, rows: int | None = None
+) -> Tensor:
     """`function(logits, *others)`, a mean over positions, computed block by block with its gradient.
 
     Args:
         function: any mean over rows, such as those above.
         logits: (n, v); the only input that gets a gradient.
         others: tensors with n rows (teacher's logits, targets).
-        rows: positions per block.
+        rows: positions per block; by default as many as stay in a processor's cache.
 
     Equal to the plain call up to the order of summation.
     """
+    rows = rows or max(1, _BLOCK_ELEMENTS // logits.shape[1])
     if logits.shape[0] <= rows or not logits.requires_grad:
         return function(logits, *others)
     result: Tensor = _Chunked.apply(function, rows, logits, *others)  # type: ignore[no-untyped-call]
@@ -132,7 +137,8 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         others = [None] * (len(ctx.needs_input_grad) - 3)
-        return (None, None, gradient * grads[0].to(gradient.dtype), *others)
+        # in place: it is needed once, and is as large as the logits
+        return (None, None, gradient.mul_(grads[0].to(gradient.dtype)), *others)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

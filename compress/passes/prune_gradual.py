@@ -1,0 +1,164 @@
+"""prune_gradual: magnitude pruning in small portions while the model trains.
+
+Every few steps the smallest weights go, more of them early than late (solvers/gradual.py: Zhu & Gupta 2017),
+and what is left learns to do without them; the last steps train at the final sparsity. Above 70 % or so this
+ends well below pruning at once and healing on the same tokens. It trains towards the text, or towards the
+recipe's base model as `distill` does. Cost: that of training; a sort of the weights per update.
+
+Exactly the asked number goes, per layer, over the model, or as N:M. Zeros alone make a model neither smaller
+nor faster. The masks travel: later passes keep every zero.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from compress.bundle import Bundle
+from compress.formats.swap import matrix
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.solvers import gradual
+from compress.training.distillation import guided
+from compress.training.guidance import Guidance
+from compress.training.loop import optimise
+from compress.training.plan import Optimization
+from compress.training.task import plain_text
+from compress.training.teachers import Teachers
+
+
+class PruneGradual(Pass, Optimization, Guidance):
+    """Magnitude pruning on Zhu and Gupta's schedule while training."""
+
+    kind: ClassVar[Kind] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
+
+    sparsity: float = Field(
+        0.8, gt=0, lt=1, description="share of the selected weights that is zero in the end"
+    )
+    initial: float = Field(0.0, ge=0, lt=1, description="share at the first update")
+    scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
+    pattern: str | None = Field(
+        None, pattern=r"^[1-9][0-9]?:[1-9][0-9]?$", description="N:M, as 2:4; replaces `sparsity`"
+    )
+    begin: float = Field(0.0, ge=0, lt=1, description="share of the steps before the first update")
+    end: float = Field(0.7, gt=0, le=1, description="share of the steps after which nothing more goes")
+    every: int = Field(10, ge=1, le=100_000, description="steps between updates")
+    select: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="wildcards of the linear layers to take"
+    )
+    skip: tuple[str, ...] = Field((), description="wildcards of those to leave dense")
+    towards: Literal["text", "teacher"] = Field("teacher", description="what the weights that stay learn")
+    tokens: int = Field(500_000, ge=1, description="tokens to train on, rounded up to whole steps")
+    learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")
+    muon_learning_rate: float = Field(0.01, gt=0, le=1, description="Muon's, for the matrices in the blocks")
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> "PruneGradual":
+        if self.begin >= self.end:
+            raise ValueError(f"begin: {self.begin} is not before end ({self.end}); lower it")
+        if self.pattern is not None:
+            stay, of = self._pattern()
+            if stay >= of:
+                raise ValueError(f"pattern: '{self.pattern}' removes nothing; N must be less than M")
+        if self.initial > self._final():
+            raise ValueError(f"initial: {self.initial} is above the final sparsity {self._final()}; lower it")
+        return self
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The selected linear layers."""
+        self.check(model)
+        return linear_layers(model, self.select, self.skip)
+
+    def reads(self) -> tuple[str, ...]:
+        """The teachers that are not the recipe's base."""
+        return self.other_models() if self.towards == "teacher" else ()
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """Forward and backward, and a teacher's forward: 6 or 8 operations per parameter and token."""
+        return (8.0 if self.towards == "teacher" else 6.0) * parameters * self.tokens
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Prune and train a copy.
+
+        Raises:
+            UserError: a teacher has another vocabulary, or the text does not fill one batch.
+        """
+        result = bundle.clone()
+        window = self.window or context.data.window
+        modules = {name: result.model.get_submodule(name) for name in self.layers(result.model)}
+        masks = {name: mask.clone() for name, mask in bundle.masks.items()}
+        for name, module in modules.items():
+            masks.setdefault(name, torch.ones(matrix(module).shape, dtype=torch.bool))
+        identity, about = "", dict[str, Any]()
+        if self.towards == "text":
+            task = plain_text()
+        else:
+            found = self.load_teachers(context.teacher)
+            teachers = Teachers(bundle, found, context.device, context.precision, self.name())
+            identity = teachers.digest
+            task, about = guided(
+                self, self, result.model, teachers, context.data.train,
+                window=window, seed=context.seed, workdir=context.workdir,
+            )  # fmt: skip
+        steps = self.steps(window)
+        notes = optimise(
+            result.model,
+            self,
+            task.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1),
+            context.data.train,
+            context.data.heldout.tokens,
+            window=window,
+            seed=context.seed,
+            workdir=context.workdir,
+            device=context.device,
+            precision=context.precision,
+            masks=masks,
+            identity=identity,
+            what="pruning",
+            logs=context.logs,
+        )
+        removed = sum(int((~masks[name]).sum()) for name in modules)
+        total = sum(masks[name].numel() for name in modules)
+        facts: dict[str, Any] = {"removed": removed, "of": total, "sparsity": removed / total}
+        return result.evolve(masks=masks, exports={}, notes={**facts, **about, **notes})
+
+    def _schedule(self, names: list[str]) -> Callable[..., Mapping[str, Tensor]]:
+        def masks(
+            weights: Callable[[], Mapping[str, Tensor]],
+            masks_so_far: Callable[[], Mapping[str, Tensor]],
+            step: int,
+            steps: int,
+        ) -> Mapping[str, Tensor]:
+            begin, end = self._first_update(steps), self._last_update(steps)
+            if not begin <= step <= end or ((step - begin) % self.every and step != end):
+                return {}
+            scores = {name: weight.abs() for name, weight in weights().items() if name in names}
+            kept = masks_so_far()
+            now = gradual.sparsity_at(step, begin, end, self.initial, self._final())
+            if self.pattern is not None:
+                return gradual.shrink_to_pattern(scores, kept, now / self._final(), *self._pattern())
+            shrink = gradual.shrink_each if self.scope == "layer" else gradual.shrink_all
+            return shrink(scores, kept, now)
+
+        return masks
+
+    def _first_update(self, steps: int) -> int:
+        return min(round(self.begin * steps), self._last_update(steps))
+
+    def _last_update(self, steps: int) -> int:
+        return min(round(self.end * steps), steps - 1)
+
+    def _final(self) -> float:
+        if self.pattern is None:
+            return self.sparsity
+        stay, of = self._pattern()
+        return 1 - stay / of
+
+    def _pattern(self) -> tuple[int, int]:
+        assert self.pattern is not None
+        stay, of = map(int, self.pattern.split(":"))
+        return stay, of

@@ -1,0 +1,76 @@
+"""How to optimise: the fields that every training pass shares."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from compress.errors import UserError
+from compress.processes import process
+from compress.training import optimizers, rates
+from compress.training import trackers as tracking
+from compress.training.averaging import AverageName
+
+
+class Optimization(BaseModel):
+    """Settings of the loop; defaults suit small models trained from scratch with Muon."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(1_000_000, ge=1, description="tokens to train on, rounded up to whole steps")
+    batch: int = Field(8, ge=1, le=4096, description="windows per micro-batch")
+    accumulate: int = Field(1, ge=1, le=4096, description="micro-batches per step")
+    window: int | None = Field(None, ge=8, le=65536, description="tokens per window; data.window if absent")
+    optimizer: optimizers.OptimizerName = Field(
+        "muon", description="muon: matrices by Muon, the rest by AdamW"
+    )
+    learning_rate: float = Field(4e-3, gt=0, le=10, description="AdamW's or SGD's")
+    muon_learning_rate: float = Field(0.012, gt=0, le=1, description="Muon's, for the matrices in the blocks")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's (Nesterov)")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="on the matrices in the blocks")
+    schedule: optimizers.ScheduleName = Field("wsd", description="wsd: warm-up, stable, linear decay to 0")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
+    decay: float = Field(0.5, ge=0, le=1, description="share of the steps (wsd only)")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    freeze: tuple[str, ...] = Field((), description="wildcards of modules that do not learn")
+    slower: tuple[rates.Slower, ...] = Field((), description="modules with a factor on their learning rate")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again for the gradient: less memory, a third more time"
+    )
+    average: AverageName = Field(
+        "none", description="of the weights, kept where its held-out loss is lower; ema, or tail: plain mean"
+    )
+    average_share: float = Field(
+        0.1, gt=0, le=1, description="share of the steps: ema's horizon, the tail's length"
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="held-out points without a gain that end the run; keeps the best"
+    )
+    heldout_points: int = Field(8, ge=1, le=1000, description="held-out losses on the way")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="between checkpoints")
+    trackers: tuple[tracking.TrackerName, ...] = Field(
+        (), description="where curves go besides the report, below the run's folder: logs/"
+    )
+
+    def steps(self, window: int) -> int:
+        """Steps that hold at least `tokens` tokens."""
+        return max(1, -(-self.tokens // (self.batch * self.accumulate * window)))
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result; when checkpoints are written is no part of it."""
+        return self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse what can be known to fail: a batch that cannot be shared, no such tracker, no such module.
+
+        Raises:
+            UserError: in one line. The model may hold no data.
+        """
+        windows, (_, count) = self.batch * self.accumulate, process()
+        if windows % count:
+            raise UserError(
+                f"batch: {windows} windows per step (batch x accumulate) cannot be dealt out to {count} "
+                f"processes; take a multiple of {count}"
+            )
+        tracking.check(self.trackers)
+        rates.check(model, self.freeze, self.slower)
