@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 WORKERS = HERE / "workers"
 # tokens
 EVALUATION, CALIBRATION, HELDOUT = 20 * 1024, 32 * 1024, 8 * 1024
-OWN = ("ours", "fine_tuning")  # what this package's worker runs, in this environment
+OWN = ("ours", "fine_tuning", "alone")  # what this package's worker runs, in this environment
 Line = dict[str, Any]
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import pruning_picture as picture
 import typer
 from bench import HERE, WORKERS, Bench, Line, call
-from pruning_points import POINTS
+from pruning_points import POINTS, Point
 
 from compress.bundle import Bundle, parameter_counts
 from compress.machine import usable_cores
@@ -36,19 +36,24 @@ def main(
 ) -> None:
     """Run the missing points, then draw."""
     bench = Bench(model, text, window, environments, work.resolve(), results, timed)
-    for point, seed in bench.missing(POINTS, only, seeds):
+    run(bench, POINTS, only, seeds)
+    picture.main(results)
+
+
+def run(bench: Bench, points: list[Point], only: str, seeds: int) -> None:
+    """Measure what is missing, a line each."""
+    for point, seed in bench.missing(points, only, seeds):
         facts, found, out = bench.measure(point, seed)
         whole, nonzero = parameter_counts(Bundle.load(out / "artifact").model)
         line: Line = {"parameters": whole, "nonzero_parameters": nonzero, "tokens": point.tokens}
         line |= {name: found[name] for name in ("delta_nll", "kl", "kl_ci95", "top1_agreement", "perplexity")}
         line |= {"seconds": facts["seconds"], "peak_rss_bytes": facts["peak_rss_bytes"]}
         line |= {"file_bytes": facts["file_bytes"], "decode_tokens_per_second": None}
-        if point.structured and timed:
+        if point.structured and bench.timed:
             line |= decoding(bench, out)
         line |= {name: facts[name] for name in ("notes",) if name in facts}
         bench.add(point, seed, line)
         shutil.rmtree(out)
-    picture.main(results)
 
 
 def decoding(bench: Bench, out: Path) -> Line:

@@ -16,6 +16,7 @@ NAMES = {
     "llmcompressor": "llm-compressor",
     "torch_pruning": "torch-pruning",
     "fine_tuning": "fine-tuning",
+    "alone": "trained alone",
 }
 HEADER = (
     "| Tool | Setting | Parameters, M | Not zero, M | Tokens, M | Δ NLL | KL [95 %] | Decode | Time, s "
@@ -68,7 +69,7 @@ def table(groups: list[list[Line]]) -> str:
 
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
-    """Loss against parameters that are not zero, and against speed; a colour per tool, larger: more tokens."""
+    """Loss against parameters that are not zero, and against speed; larger: more tokens."""
     import matplotlib
 
     matplotlib.use("svg")
