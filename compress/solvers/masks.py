@@ -69,21 +69,30 @@ def best_per_row(scores: Tensor, target: Target, carried: Tensor | None = None) 
     return mask if carried is None else mask & carried
 
 
-def spread(count: int, sizes: Tensor, least: Tensor | None = None) -> Tensor:
+def spread(count: int, sizes: Tensor, least: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
     """Share `count` out among parts of some `sizes` as evenly as integers allow: int64, one per part.
 
-    Part i gets max(least_i, q size_i) for the q at which they sum to `count`, rounded by largest remainder.
+    Part i gets (shares_i + q) size_i, but at least least_i and at most size_i, for the q at which they sum to
+    `count`, rounded by largest remainder. Without `shares` all are alike.
 
     >>> spread(7, torch.tensor([4, 4, 8]), torch.tensor([3, 0, 0])).tolist()
     [3, 1, 3]
+    >>> spread(8, torch.tensor([8, 8]), shares=torch.tensor([0.6, 0.2])).tolist()
+    [6, 2]
     """
     least = torch.zeros_like(sizes) if least is None else least
     assert int(least.sum()) <= count <= int(sizes.sum())
-    low, high = 0.0, 1.0
+    shares = torch.zeros(len(sizes)) if shares is None else shares
+    whole = sizes.double()
+
+    def parts(q: float) -> Tensor:
+        return ((shares.double() + q) * whole).maximum(least.double()).minimum(whole)
+
+    low, high = -float(shares.max()), 1.0 - float(shares.min())
     for _ in range(60):
         q = (low + high) / 2
-        low, high = (q, high) if float(torch.maximum(least, q * sizes.double()).sum()) < count else (low, q)
-    return largest_remainder(torch.maximum(least.double(), high * sizes.double()), count, sizes)
+        low, high = (q, high) if float(parts(q).sum()) < count else (low, q)
+    return largest_remainder(parts(high), count, sizes)
 
 
 def largest_remainder(wanted: Tensor, count: int, limits: Tensor) -> Tensor:
