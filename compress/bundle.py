@@ -10,7 +10,7 @@ place that counts bytes and parameters.
 import copy
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -39,7 +39,7 @@ from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale, matrix, replace_module
 from compress.memory import EXPORTS
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.shards import Offload, ShardReader, join, skeleton
+from compress.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
 from compress.sparse_files import SPARSE, compact, expand, keep_packed
 from compress.tasks import auto_class
 from compress.version import __version__
@@ -80,7 +80,7 @@ class Bundle:
 
     def clone(self) -> "Bundle":
         """A bundle whose model may be changed without touching this one's."""
-        return replace(self, model=copy.deepcopy(self.model), masks=dict(self.masks), notes={})
+        return replace(self, model=copy.deepcopy(self.model), masks=copy.copy(self.masks), notes={})
 
     def offload(self, folder: Path) -> Offload | None:
         """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
@@ -120,6 +120,8 @@ class Bundle:
                 if self.model.can_generate():
                     self.model.generation_config.save_pretrained(folder)
                 sparse = self._write_state(folder)
+            elif self.parts:
+                self._write_shards(folder)
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
@@ -140,6 +142,23 @@ class Bundle:
         manifest.write(folder / MANIFEST)
         return manifest
 
+    def _write_shards(self, folder: Path) -> None:
+        """A float model most of which is in files, as transformers would have saved it."""
+        config = copy.copy(self.model.config)
+        config.architectures, config.dtype = [type(self.model).__name__], "float32"
+        config.save_pretrained(folder)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(folder)
+        shards = join((*self.parts, self._rest(unique_state(self.model))), folder, "model")
+        if len(shards) > 1:
+            write_index(shards)
+
+    def _rest(self, state: dict[str, Tensor]) -> Path:
+        """A file beside the parts for what is still in memory."""
+        rest = self.parts[0].with_name("rest.safetensors")
+        save_file(state, rest)
+        return rest
+
     def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
         """Codes, or bitmasks and values; returns what was stored so."""
         state = unique_state(self.model)
@@ -150,9 +169,7 @@ class Bundle:
         if not self.parts:
             save_file(state, folder / CODES, metadata={"format": "pt"})
             return {}
-        rest = self.parts[0].with_name("rest.safetensors")
-        save_file(state, rest)
-        join((*self.parts, rest), folder, Path(CODES).stem)
+        join((*self.parts, self._rest(state)), folder, Path(CODES).stem)
         return {}
 
     @classmethod
@@ -164,8 +181,8 @@ class Bundle:
         Args:
             path: where it is.
             masks: False leaves the masks out, for those who only run the model and count its memory.
-            stream: leave the weights on disk where that is possible (float weights in safetensors, no
-                masks), for passes that take one block at a time.
+            stream: leave the weights on disk where that is possible (float weights in safetensors), for
+                passes that take one block at a time.
             packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
                 artifact of the storage `packed` is loaded so whenever masks are left out.
 
@@ -175,7 +192,7 @@ class Bundle:
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
             if stream and folder.is_dir():
-                return cls._streaming(folder, Lineage(source=str(path)))
+                return cls._streaming(folder, Lineage(source=str(path)), ())
             model, tokenizer = load_checkpoint(path)
             return cls(model, tokenizer, Lineage(source=str(path)))
         manifest = Manifest.read(folder / MANIFEST)
@@ -187,8 +204,8 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
-        if stream and not manifest.layers and not manifest.masked and manifest.storage == "dense":
-            return cls._streaming(folder, manifest.lineage)
+        if stream and not manifest.layers and manifest.storage == "dense":
+            return cls._streaming(folder, manifest.lineage, manifest.masked if masks else ())
         if manifest.layers or manifest.storage != "dense":
             packed = packed or (manifest.storage == "packed" and not masks)
             model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
@@ -201,14 +218,17 @@ class Bundle:
         return cls(model, tokenizer, manifest.lineage, kept, exports)
 
     @classmethod
-    def _streaming(cls, folder: Path, lineage: Lineage) -> "Bundle":
+    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
         check_directory(folder)
-        return cls(
-            skeleton(load_config(folder)),
-            load_tokenizer(folder),
-            lineage,
-            shards=ShardReader(weight_files(folder)),
-        )
+        model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
+        masks = stored_masks(model, reader, masked)
+        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader)
+
+
+def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
+    """Masks of the layers that `model` has of those named, read from files one by one."""
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    return StoredMasks(reader, {name: kinds[name] == "Conv1D" for name in names if name in kinds})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.allocation import SparsityGoal, targets
-from compress.bundle import Bundle
+from compress.bundle import Bundle, stored_masks
 from compress.calibration import walk
 from compress.correction import Aim, Correction, aim_of
 from compress.formats.swap import matrix
+from compress.shards import ShardReader
 from compress.solvers.gptq import output_error
 from compress.solvers.masks import Target
 
@@ -40,7 +41,7 @@ def sparsify(
     """A pruned copy of a bundle.
 
     Args:
-        bundle: in float.
+        bundle: in float; its blocks may be in files, and are then taken one at a time.
         context: lends calibration windows, device, precision.
         names: of the linear layers to prune, inside the blocks.
         goal: how many zeros, and where.
@@ -57,10 +58,15 @@ def sparsify(
         UserError: as `targets` and `walk`.
     """
     result = bundle.clone()
-    model = result.model.to(context.device)
+    store = result.offload(context.workdir / "parts")
+    if store and goal.allocation != "uniform":  # which looks at the whole model
+        store.load_rest()
+        store = None
+    model = result.model if store else result.model.to(context.device)
     windows = torch.from_numpy(context.data.calibration.tokens).long()
     goals = targets(goal, model, names, bundle.masks, windows, precision=context.precision)
     masks: dict[str, Tensor] = {}
+    zeros: dict[str, tuple[int, int]] = {}
     errors: dict[str, float] = {}
     shares: list[float] = []
     raised: dict[str, float] = {}
@@ -72,6 +78,7 @@ def sparsify(
         heldout=correction.kept_apart(windows),
         batch=correction.batch,
         precision=context.precision,
+        store=store,
         what=what,
     ):
         modules = [model.get_submodule(name) for name in visit.names]
@@ -84,21 +91,28 @@ def sparsify(
             values, mask = prune(part, goals[name], None if carried is None else carried.to(part.device))
             errors[name] = output_error(part, values, aim.hessian)
             put_weight(module, values)
-            masks[name] = mask.cpu()
+            zeros[name] = int((~mask).sum()), mask.numel()
+            if store is None:
+                masks[name] = mask.cpu()
         if aim.share is not None:
             shares.append(aim.share)
         if aim.factor.damping > correction.damping:
             raised[visit.names[0]] = aim.factor.damping
-    model.to("cpu")
+        del visit, modules, weights, parts, aim, prune  # they need not lie beside the next ones
     notes: dict[str, Any] = {
-        **counts(masks),
+        **counts(zeros),
         "mean_output_error": sum(errors.values()) / len(errors),
         "worst_output_error": max(errors.items(), key=lambda item: item[1]),
         "raised_damping": raised,
     }
     if shares:
         notes["mean_share"] = sum(shares) / len(shares)
-    return result.evolve(masks={**bundle.masks, **masks}, notes=notes)
+    if store is None:
+        model.to("cpu")
+        return result.evolve(masks={**bundle.masks, **masks}, notes=notes, shards=None)
+    store.load_rest()
+    kept = stored_masks(model, ShardReader(store.parts), dict.fromkeys((*bundle.masks, *names)))
+    return result.evolve(masks=kept, notes=notes, shards=None, parts=tuple(store.parts))
 
 
 def put_weight(module: nn.Module, values: Tensor) -> None:
@@ -109,11 +123,13 @@ def put_weight(module: nn.Module, values: Tensor) -> None:
         weight.copy_(values.T if type(module).__name__ == "Conv1D" else values)
 
 
-def counts(masks: dict[str, Tensor]) -> dict[str, Any]:
-    """What pruning passes note: `removed` of how many weights, `sparsity`, and its range over layers."""
-    zeros = {name: int((~mask).sum()) for name, mask in masks.items()}
-    removed, total = sum(zeros.values()), sum(mask.numel() for mask in masks.values())
-    layers = [zeros[name] / mask.numel() for name, mask in masks.items()]
+def counts(zeros: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """What pruning passes note: `removed` of how many weights, `sparsity`, and its range over layers.
+
+    `zeros` are layers' counts of zeros and of weights.
+    """
+    removed, total = (sum(column) for column in zip(*zeros.values(), strict=True))
+    layers = [removed / weights for removed, weights in zeros.values()]
     return {
         "removed": removed,
         "of": total,

@@ -20,6 +20,8 @@ from compress.passes.prune_alps import PruneAlps
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda
+from compress.passes.quantize_gptq import QuantizeGPTQ
+from compress.shards import join
 from compress.solvers import outliers
 from compress.solvers.masks import smallest_per_row
 
@@ -186,6 +188,49 @@ def test_one_threshold_for_all_layers_leaves_nothing_to_allocate():
 def test_a_pattern_that_does_not_divide_a_layer_names_it(step, bundle, make_context):
     with pytest.raises(UserError, match=r"'2:7' does not fit 'model\.layers\.0\..*' with 32 columns; .*skip"):
         step(pattern="2:7")(bundle, make_context(bundle))
+
+
+def whole_and_streamed(step: Pass, source: Path, make_context: Any, folder: Path) -> list[Bundle]:
+    """Artifacts of the same step on a model in memory and on one that stays on disk."""
+    found = []
+    for stream in (False, True):
+        bundle = Bundle.load(source, stream=stream)
+        assert all(p.is_meta for p in bundle.model.parameters()) == stream
+        place = folder / ("streamed" if stream else "whole")
+        place.parent.mkdir(exist_ok=True)
+        step(bundle, make_context(Bundle.load(source), workdir=f"work-{folder.name}-{stream}")).save(place)
+        found.append(Bundle.load(place))
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_stays_on_disk_is_pruned_and_quantized_alike(
+    family, make_context, tmp_path, monkeypatch
+):
+    dense = training_set.tiny_bundle(family=family)
+    PruneMagnitude(sparsity=0.2, select=("*.0.*",))(dense, make_context(dense)).save(tmp_path / "source")
+    monkeypatch.setattr("compress.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 40_000))
+    steps = [PruneSparsegpt(sparsity=0.5), QuantizeGPTQ(asymmetric=0)]
+    source = tmp_path / "source"
+    for number, step in enumerate(steps):
+        folder = tmp_path / str(number)
+        whole, streamed = whole_and_streamed(step, source, make_context, folder)
+        assert training_set.equal(training_set.weights(whole), training_set.weights(streamed))
+        assert whole.masks.keys() == streamed.masks.keys()
+        assert all(torch.equal(mask, streamed.masks[name]) for name, mask in whole.masks.items())
+        source = folder / "streamed"
+    assert len(list((tmp_path / "0" / "streamed").glob("model-*.safetensors"))) > 1
+    from transformers import AutoModelForCausalLM
+
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "0" / "streamed")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            stock.state_dict().values(),
+            Bundle.load(tmp_path / "0" / "whole").model.state_dict().values(),
+            strict=True,
+        )
+    )
 
 
 CHAINS: dict[str, list[Any]] = {

@@ -26,6 +26,7 @@ class PruneAlps(Pass, SparsityGoal, Correction):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
 
     steps: int = Field(300, ge=1, le=10_000, description="of ADMM at most; it ends when the support settles")
     fitting: int = Field(10, ge=0, le=1000, description="conjugate-gradient steps on the final support")

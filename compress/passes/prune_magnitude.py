@@ -60,7 +60,8 @@ class PruneMagnitude(Pass, SparsityGoal):
             masks = {n: solve.best(weights[n].abs(), goals[n], carried[n]) for n in names}
         for name, mask in masks.items():
             put_weight(result.model.get_submodule(name), weights[name].masked_fill(~mask, 0.0))
-        return result.evolve(masks={**bundle.masks, **masks}, notes=counts(masks))
+        zeros = {name: (int((~mask).sum()), mask.numel()) for name, mask in masks.items()}
+        return result.evolve(masks={**bundle.masks, **masks}, notes=counts(zeros))
 
 
 def _size(weight: Tensor, _: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class PruneSparsegpt(Pass, SparsityGoal, Correction):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
 
     block: int = Field(128, ge=1, description="columns whose zeros are chosen together")
 

@@ -27,6 +27,7 @@ class PruneWanda(Pass, SparsityGoal):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
 
     batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
 
