@@ -15,15 +15,20 @@ from compress.errors import UserError
 from compress.formats import QuantizedLinear
 from compress.formats.swap import matrix
 from compress.input_statistics import input_statistics
+from compress.memory import disk_bytes
 from compress.passes.base import Pass, linear_layers
 from compress.passes.prune_alps import PruneAlps
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_gptq import QuantizeGPTQ
+from compress.pipeline import make
+from compress.recipe import load_recipe
+from compress.records import read_results
 from compress.shards import join
 from compress.solvers import outliers
 from compress.solvers.masks import smallest_per_row
+from compress.sparse_files import SPARSE
 
 PASSES = [PruneMagnitude, PruneWanda, PruneSparsegpt, PruneAlps]
 MEASURED = {"measured_windows": 2, "measured_tokens": 16, "measured_shares": 3}
@@ -233,28 +238,45 @@ def test_a_model_that_stays_on_disk_is_pruned_and_quantized_alike(
     )
 
 
-CHAINS: dict[str, list[Any]] = {
-    "coded": [{"prune_sparsegpt": {"pattern": "2:4"}}, {"quantize_gptq": {"format": "int4"}}],
-    "healed": [
-        {"prune_alps": {"sparsity": 0.6}},
-        {"distill": {"tokens": 512, "batch": 4}},
-        {"quantize_round": {"format": "int8"}},
-    ],
-}
+CHAIN: list[Any] = [
+    {"prune_alps": {"pattern": "2:4", "allocation": "uniform"}},
+    {"distill": {"tokens": 256, "batch": 4}},
+    {"quantize_gptq": {"format": "int4"}},
+    "store_sparse",
+]
 
 
 def test_masks_travel_through_the_command_line(tmp_path: Path):
-    recipe = write_recipe(tmp_path / "recipe.yaml", write_text(tmp_path / "text"), variants=CHAINS)
+    text = write_text(tmp_path / "text", documents=30)
+    recipe = write_recipe(tmp_path / "recipe.yaml", text, variants={"sparse": CHAIN})
     outcome = invoke("run", recipe, "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    for name in CHAINS:
-        model = Bundle.load(tmp_path / "run" / name).model
-        layers = [m for n, m in model.named_modules() if isinstance(m, QuantizedLinear) and ".layers." in n]
-        assert len(layers) == 2 * 7
-        total, dead = sum(m.weight.numel() for m in layers), sum(int((m.weight == 0).sum()) for m in layers)
-        assert dead >= round((0.5 if name == "coded" else 0.6) * total)
-        if name == "coded":
-            assert all(int((m.weight.reshape(-1, 4) != 0).sum(1).max()) <= 2 for m in layers)
+    folder = tmp_path / "run" / "sparse"
+    assert (folder / SPARSE).is_file()
+    model = Bundle.load(folder).model
+    layers = [m for n, m in model.named_modules() if isinstance(m, QuantizedLinear) and ".layers." in n]
+    assert len(layers) == 2 * 7
+    assert all(int((m.weight.reshape(-1, 4) != 0).sum(1).max()) <= 2 for m in layers)
+    results = {r.variant: r for r in read_results(tmp_path / "run" / "results.jsonl")}
+    sparse = results["sparse"]
+    assert sparse.disk_bytes == disk_bytes(folder)
+    assert sparse.nonzero_parameters is not None
+    dead = sum(int((m.weight == 0).sum()) for m in layers)
+    assert sparse.parameters - sparse.nonzero_parameters >= dead >= sum(m.weight.numel() for m in layers) // 2
+
+
+def test_a_pruned_artifact_is_a_checkpoint_whose_masks_hold(bundle, make_context, tmp_path):
+    PruneMagnitude(pattern="2:4")(bundle, make_context(bundle)).save(tmp_path / "pruned")
+    text = write_text(tmp_path / "text", documents=30)
+    source = {"checkpoint": str(tmp_path / "pruned")}
+    variants = {"coded": ["quantize_gptq"]}
+    recipe = load_recipe(str(write_recipe(tmp_path / "r.yaml", text, model=source, variants=variants)))
+    (tmp_path / "run").mkdir()
+    make(recipe, tmp_path / "run")
+    loaded = Bundle.load(tmp_path / "run" / "coded")
+    for name in linear_layers(bundle.model):
+        weight = loaded.model.get_submodule(name).weight
+        assert int((weight.reshape(-1, 4) != 0).sum(1).max()) <= 2
 
 
 def test_every_pass_says_what_it_needs():
