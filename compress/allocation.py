@@ -86,6 +86,26 @@ class SparsityGoal(BaseModel):
         return kept, of
 
 
+def check_pattern(goal: SparsityGoal, model: nn.Module, names: list[str]) -> list[str]:
+    """The names; the model may be on the meta device.
+
+    Raises:
+        UserError: a layer whose columns the pattern does not divide.
+    """
+    if goal.group is None:
+        return names
+    for name in names:
+        module = model.get_submodule(name)
+        assert isinstance(module.weight, Tensor)
+        columns = module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
+        if columns % goal.group[1]:
+            raise UserError(
+                f"pattern: '{goal.pattern}' does not fit '{name}' with {columns} columns; put it into "
+                "`skip`, or choose an M that divides them"
+            )
+    return names
+
+
 def targets(
     goal: SparsityGoal,
     model: Any,
@@ -106,20 +126,10 @@ def targets(
         windows: calibration token ids (n, length); `uniform` does not look at them.
         score: what `kl` prunes by while it measures.
         precision: of its forward passes.
-
-    Raises:
-        UserError: a layer whose columns the pattern does not divide.
     """
-    modules = {name: model.get_submodule(name) for name in names}
     if goal.group is not None:
-        for name, module in modules.items():
-            columns = _columns(module)
-            if columns % goal.group[1]:
-                raise UserError(
-                    f"pattern: '{goal.pattern}' does not fit '{name}' with {columns} columns; put it into "
-                    "`skip`, or choose an M that divides them"
-                )
         return dict.fromkeys(names, goal.group)
+    modules = {name: model.get_submodule(name) for name in names}
     sizes = torch.tensor([module.weight.numel() for module in modules.values()])
     least = torch.tensor([int((~masks[name]).sum()) if name in masks else 0 for name in names])
     shares = None
@@ -131,12 +141,6 @@ def targets(
         shares = torch.tensor([share[name] for name in names], dtype=torch.float64)
     count = max(round(goal.sparsity * int(sizes.sum())), int(least.sum()))
     return dict(zip(names, spread(count, sizes, least, shares).tolist(), strict=True))
-
-
-def _columns(module: nn.Module) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0 if type(module).__name__ == "Conv1D" else 1])
 
 
 def _by_block(model: Any, names: list[str]) -> dict[int, list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import training_set
-from cli_helpers import invoke, write_recipe, write_text
+from cli_helpers import invoke, refused, write_recipe, write_text
 from pydantic import ValidationError
 
 from compress.allocation import SparsityGoal, targets
@@ -193,6 +193,16 @@ def test_one_threshold_for_all_layers_leaves_nothing_to_allocate():
 def test_a_pattern_that_does_not_divide_a_layer_names_it(step, bundle, make_context):
     with pytest.raises(UserError, match=r"'2:7' does not fit 'model\.layers\.0\..*' with 32 columns; .*skip"):
         step(pattern="2:7")(bundle, make_context(bundle))
+
+
+def test_the_command_line_tells_it_before_any_work(tmp_path):
+    variants = {"v": [{"prune_alps": {"pattern": "2:7"}}]}
+    recipe = write_recipe(tmp_path / "r.yaml", write_text(tmp_path / "text", documents=30), variants=variants)
+    line = refused("run", recipe, "--output", tmp_path / "run")
+    assert "'2:7' does not fit 'model.layers.0.self_attn.q_proj' with 64 columns" in line
+    assert not (tmp_path / "run" / ".steps").exists()
+    line = refused("run", recipe, "--set", "variants.v.passes=[{prune_alps: {allocation: even}}]")
+    assert "allocation: 'even' is not valid" in line
 
 
 def whole_and_streamed(step: Pass, source: Path, make_context: Any, folder: Path) -> list[Bundle]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal
+from compress.allocation import SparsityGoal, check_pattern
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -32,8 +32,8 @@ class PruneAlps(Pass, SparsityGoal, Correction):
     fitting: int = Field(10, ge=0, le=1000, description="conjugate-gradient steps on the final support")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """As prune_sparsegpt, and some 50 steps of ADMM on matrices about 1000 wide."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal, targets
+from compress.allocation import SparsityGoal, check_pattern, targets
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -41,8 +41,8 @@ class PruneMagnitude(Pass, SparsityGoal):
         return self
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Prune; the new masks are added to those the bundle already carries."""

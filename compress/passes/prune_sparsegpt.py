@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal
+from compress.allocation import SparsityGoal, check_pattern
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -31,8 +31,8 @@ class PruneSparsegpt(Pass, SparsityGoal, Correction):
     block: int = Field(128, ge=1, description="columns whose zeros are chosen together")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """About two forward passes over the calibration text, their second moments, and the solver."""

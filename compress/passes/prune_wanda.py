@@ -12,7 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal
+from compress.allocation import SparsityGoal, check_pattern
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -32,8 +32,8 @@ class PruneWanda(Pass, SparsityGoal):
     batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """A forward pass over the calibration text, and its second moments."""
