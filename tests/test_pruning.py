@@ -218,34 +218,40 @@ def whole_and_streamed(step: Pass, source: Path, make_context: Any, folder: Path
     return found
 
 
+def same(whole: Bundle, streamed: Bundle) -> None:
+    assert training_set.equal(training_set.weights(whole), training_set.weights(streamed))
+    assert whole.masks.keys() == streamed.masks.keys()
+    assert all(torch.equal(mask, streamed.masks[name]) for name, mask in whole.masks.items())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_that_stays_on_disk_is_pruned_and_quantized_alike(
     family, make_context, tmp_path, monkeypatch
 ):
-    dense = training_set.tiny_bundle(family=family)
-    PruneMagnitude(sparsity=0.2, select=("*.0.*",))(dense, make_context(dense)).save(tmp_path / "source")
-    monkeypatch.setattr("compress.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 40_000))
-    steps = [PruneSparsegpt(sparsity=0.5), QuantizeGPTQ(asymmetric=0)]
-    source = tmp_path / "source"
-    for number, step in enumerate(steps):
-        folder = tmp_path / str(number)
-        whole, streamed = whole_and_streamed(step, source, make_context, folder)
-        assert training_set.equal(training_set.weights(whole), training_set.weights(streamed))
-        assert whole.masks.keys() == streamed.masks.keys()
-        assert all(torch.equal(mask, streamed.masks[name]) for name, mask in whole.masks.items())
-        source = folder / "streamed"
-    assert len(list((tmp_path / "0" / "streamed").glob("model-*.safetensors"))) > 1
     from transformers import AutoModelForCausalLM
 
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "0" / "streamed")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            stock.state_dict().values(),
-            Bundle.load(tmp_path / "0" / "whole").model.state_dict().values(),
-            strict=True,
-        )
+    dense = training_set.tiny_bundle(family=family)
+    first = PruneMagnitude(sparsity=0.2, select=("*.0.*",))(dense, make_context(dense))
+    first.save(tmp_path / "source")
+    monkeypatch.setattr("compress.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 40_000))
+    pruned = whole_and_streamed(
+        PruneSparsegpt(sparsity=0.5), tmp_path / "source", make_context, tmp_path / "pruned"
     )
+    same(*pruned)
+    assert all(not pruned[1].masks[name][~mask].any() for name, mask in first.masks.items())
+    written = tmp_path / "pruned" / "streamed"
+    assert len(list(written.glob("model-*.safetensors"))) > 1
+    stock = AutoModelForCausalLM.from_pretrained(written).state_dict()
+    assert training_set.equal(stock, training_set.weights(pruned[0]))
+    same(*whole_and_streamed(QuantizeGPTQ(asymmetric=0), written, make_context, tmp_path / "coded"))
+
+
+@pytest.mark.parametrize(
+    "step", [PruneWanda(allocation="owl"), PruneAlps(pattern="2:4", asymmetric="heldout", batch=1)]
+)
+def test_whatever_the_settings_a_model_on_disk_is_pruned_alike(step, bundle, make_context, tmp_path):
+    bundle.save(tmp_path / "source")
+    same(*whole_and_streamed(step, tmp_path / "source", make_context, tmp_path / "pruned"))
 
 
 CHAIN: list[Any] = [
