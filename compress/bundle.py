@@ -40,7 +40,7 @@ from compress.formats.swap import embedding_scale, matrix, replace_module
 from compress.memory import EXPORTS
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
-from compress.sparse_files import SPARSE, compact, expand, keep_packed
+from compress.sparse_files import SPARSE, compact, expand, keep_packed, widen
 from compress.tasks import auto_class
 from compress.version import __version__
 
@@ -320,6 +320,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         _make_room(model, manifest.layers)
         if packed:
             keep_packed(model, state, manifest.sparse, manifest.layers, folder / SPARSE)
+        widen(state, model)
         result = model.load_state_dict(state, strict=False, assign=True)
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights()

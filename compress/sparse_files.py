@@ -1,8 +1,9 @@
 """The weights of an artifact as bitmasks and values, where that is smaller.
 
 A tensor NAME of the state is stored as `NAME.bitmask` and `NAME.values` (formats/sparse.py); the manifest
-says its shape. What does not get smaller stays dense, in the same file. Reading gives back the state that was
-written.
+says its shape. What does not get smaller stays dense, in the same file. Floats that 16 bits hold exactly are
+written in 16 bits: weights from such a checkpoint, pruned and otherwise left alone, take no more than they
+did there. Reading gives back the state that was written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,11 +42,27 @@ def compact(
         if name not in state:  # shared with another, or in a file already
             continue
         parts = pack_codes(matrix) if isinstance(matrix, QuantizedTensor) else pack_floats(matrix)
-        if sum(map(_bytes, parts)) + _HEADER < _bytes(state[name]):
+        if sum(_bytes(_narrow(part)) for part in parts) + _HEADER < _bytes(_narrow(state[name])):
             del result[name]
             result[f"{name}.bitmask"], result[f"{name}.values"] = parts
             records[name] = SparseRecord(shape=tuple(state[name].shape), stored=len(parts[1]))
-    return result, records
+    return {name: _narrow(tensor) for name, tensor in result.items()}, records
+
+
+def widen(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Give every tensor of the state the type that it has in the model."""
+    types = {name: tensor.dtype for name, tensor in model.state_dict(keep_vars=True).items()}
+    for name, tensor in state.items():
+        state[name] = tensor.to(types.get(name, tensor.dtype))
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """In 16 bits if they hold every value of a float32 tensor."""
+    if tensor.dtype == torch.float32:
+        for kind in (torch.bfloat16, torch.float16):
+            if torch.equal(tensor.to(kind).float(), tensor):
+                return tensor.to(kind)
+    return tensor
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, QuantizedTensor | Tensor]]:

@@ -5,17 +5,20 @@ zero, in the order of rows (formats/sparse.py), floats and codes alike: float32 
 53 %, int4 codes 75 %. Nothing else changes: loaded again, the weights are the same bit for bit, dense by
 default. The next pass of a chain works on the dense model and is saved dense, so this one comes last.
 
+Floats that 16 bits hold exactly are written in 16 bits (sparse_files.py); `dtype` rounds all to such.
+
 With `packed` the matrices stay so in memory where the model is only run, and are unpacked at every call:
 fewer resident bytes, more time. Neither makes a forward pass faster.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle, unique_state, weight_bytes
+from compress.errors import UserError
 from compress.passes.base import Context, Kind, Pass, linear_layers
 from compress.sparse_files import compact
 
@@ -25,6 +28,9 @@ class StoreSparse(Pass):
 
     kind: ClassVar[Kind] = "store"
 
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="what float weights are rounded to, head and embeddings included"
+    )
     packed: bool = Field(False, description="also in memory, when the model is only run: smaller, slower")
 
     def layers(self, model: nn.Module) -> list[str]:
@@ -32,11 +38,20 @@ class StoreSparse(Pass):
         return linear_layers(model)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
-        """The same weights, to be saved sparse; notes tell how many matrices, and bytes of all weights."""
+        """The same weights, to be saved sparse.
+
+        Notes: how many `matrices`; bytes of all weights, dense as this package holds them, and as written.
+
+        Raises:
+            UserError: a weight too large for the type.
+        """
         result = bundle.clone()
         with torch.no_grad():
             for parameter in result.model.parameters():
-                parameter.add_(0.0)  # -0 becomes 0, whose sign a bitmask does not keep
+                rounded = parameter.to(getattr(torch, self.dtype)).to(parameter.dtype)
+                if not torch.isfinite(rounded).all():
+                    raise UserError(f"dtype: {self.dtype} does not hold the largest weights; use bfloat16")
+                parameter.copy_(rounded + 0.0)  # -0 becomes 0, whose sign a bitmask does not keep
         state, records = compact(unique_state(result.model), result.model)
         notes = {
             "matrices": len(records),
