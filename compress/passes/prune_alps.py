@@ -2,9 +2,11 @@
 
 The method is solvers/alps.py's, over the walk of compress/sparsify.py: layers in order, through those
 already pruned, with a target that makes good what was lost before. Any share of zeros or any N:M. Needs
-calibration text. A layer's output error is about two thirds of SparseGPT's, for several times its cost.
+calibration text. On layers of SmolLM2-135M at 50 % the output error was 0.57 to 0.67 of SparseGPT's, for some
+ten times its cost: minutes for that model on one core. Very wide layers take long, since the eigenvectors of
+H cost 10 in^3; and they are solved whole, with five copies of the weight in memory.
 
-Zeros alone make a model neither faster nor smaller; stored by `export_sparse` it is smaller.
+Zeros alone make a model neither faster nor smaller; stored by `store_sparse` it is smaller.
 """
 
 from typing import ClassVar
@@ -20,7 +22,7 @@ from compress.solvers.alps import alps, spectrum
 from compress.sparsify import Prune, sparsify
 
 
-class PruneAlps(Pass, SparsityGoal, Correction):
+class PruneAlps(Pass, Correction, SparsityGoal):
     """ALPS, unstructured or N:M."""
 
     kind: ClassVar[Kind] = "prune"

@@ -2,7 +2,7 @@
 
 Per layer (`scope: layer`), or with one threshold for all of them (`scope: model`), or a pattern such as
 2:4. Exactly the asked number goes. Zeros alone make a model neither faster nor smaller; stored by
-`export_sparse` it is smaller. The masks travel: healing and quantizing keep every zero.
+`store_sparse` it is smaller. The masks travel: healing and quantizing keep every zero.
 
 Han et al. 2015, arXiv 1506.02626; one threshold for all layers: Frankle and Carbin 2019. Calibration text is
 only looked at for an `allocation` other than uniform.

@@ -4,7 +4,7 @@ The method is solvers/sparsegpt.py's, over the walk of compress/sparsify.py: lay
 already pruned, with a target that makes good what was lost before. Any share of zeros or any N:M. Needs
 calibration text; costs about as much as quantize_gptq.
 
-Zeros alone make a model neither faster nor smaller; stored by `export_sparse` it is smaller.
+Zeros alone make a model neither faster nor smaller; stored by `store_sparse` it is smaller.
 """
 
 from typing import ClassVar
@@ -20,7 +20,7 @@ from compress.solvers.sparsegpt import sparsegpt
 from compress.sparsify import Prune, sparsify
 
 
-class PruneSparsegpt(Pass, SparsityGoal, Correction):
+class PruneSparsegpt(Pass, Correction, SparsityGoal):
     """SparseGPT, unstructured or N:M."""
 
     kind: ClassVar[Kind] = "prune"

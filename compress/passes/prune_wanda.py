@@ -4,7 +4,7 @@ The scores are solvers/wanda.py's, over the walk of compress/sparsify.py: layers
 already pruned. Any share of zeros or any N:M, compared inside each output row. Needs calibration text; costs
 one forward pass over it.
 
-Zeros alone make a model neither faster nor smaller; stored by `export_sparse` it is smaller.
+Zeros alone make a model neither faster nor smaller; stored by `store_sparse` it is smaller.
 """
 
 from typing import ClassVar
