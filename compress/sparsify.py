@@ -111,8 +111,9 @@ def sparsify(
         model.to("cpu")
         return result.evolve(masks={**bundle.masks, **masks}, notes=notes, shards=None)
     store.load_rest()
-    kept = stored_masks(model, ShardReader(store.parts), dict.fromkeys((*bundle.masks, *names)))
-    return result.evolve(masks=kept, notes=notes, shards=None, parts=tuple(store.parts))
+    written = ShardReader(store.parts)  # another pass may go on from there
+    kept = stored_masks(model, written, dict.fromkeys((*bundle.masks, *names)))
+    return result.evolve(masks=kept, notes=notes, shards=written, parts=tuple(store.parts))
 
 
 def put_weight(module: nn.Module, values: Tensor) -> None:

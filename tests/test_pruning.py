@@ -246,6 +246,16 @@ def test_a_model_that_stays_on_disk_is_pruned_and_quantized_alike(
     same(*whole_and_streamed(QuantizeGPTQ(asymmetric=0), written, make_context, tmp_path / "coded"))
 
 
+def test_a_model_on_disk_goes_from_pass_to_pass_without_being_saved(bundle, make_context, tmp_path):
+    bundle.save(tmp_path / "source")
+    for name, stream in (("whole", False), ("streamed", True)):
+        current = Bundle.load(tmp_path / "source", stream=stream)
+        for step in (PruneWanda(pattern="2:4"), QuantizeGPTQ(asymmetric=0)):
+            current = step(current, make_context(bundle, workdir=f"{name}-{step.name()}"))
+        current.save(tmp_path / name)
+    same(*(Bundle.load(tmp_path / name) for name in ("whole", "streamed")))
+
+
 @pytest.mark.parametrize(
     "step", [PruneWanda(allocation="owl"), PruneAlps(pattern="2:4", asymmetric="heldout", batch=1)]
 )
