@@ -2,15 +2,17 @@
 
 An artifact is a directory: `config.json`, tokenizer, weights and `manifest.json`. A float model is saved
 as transformers saves it, so stock `from_pretrained` loads it. A model with codes keeps them in
-`quantized.safetensors`; the name differs on purpose, because a loader that does not know the codes must
-fail rather than fill in random weights. This file is the one place that counts bytes and parameters.
+`quantized.safetensors`, one whose zeros are not stored in `sparse.safetensors`; the names differ on purpose,
+because a loader that does not know them must fail rather than fill in random weights. This file is the one
+place that counts bytes and parameters.
 """
 
 import copy
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ from compress.checkpoints import (
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
+from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale, matrix, replace_module
 from compress.memory import EXPORTS
-from compress.records import FileRecord, LayerRecord, Lineage, Manifest
-from compress.shards import Offload, ShardReader, join, skeleton
+from compress.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
+from compress.sparse_files import SPARSE, compact, expand, keep_packed, widen
 from compress.tasks import auto_class
 from compress.version import __version__
 
@@ -56,6 +60,7 @@ class Bundle:
         exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
+        storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
         notes: what the last pass wants told; the pipeline moves it into the lineage.
     """
 
@@ -66,6 +71,7 @@ class Bundle:
     exports: Mapping[str, Path] = field(default_factory=dict)
     shards: ShardReader | None = None
     parts: tuple[Path, ...] = ()
+    storage: Storage = "dense"
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> "Bundle":
@@ -74,7 +80,7 @@ class Bundle:
 
     def clone(self) -> "Bundle":
         """A bundle whose model may be changed without touching this one's."""
-        return replace(self, model=copy.deepcopy(self.model), masks=dict(self.masks), notes={})
+        return replace(self, model=copy.deepcopy(self.model), masks=copy.copy(self.masks), notes={})
 
     def offload(self, folder: Path) -> Offload | None:
         """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
@@ -105,12 +111,17 @@ class Bundle:
 
     def _write(self, folder: Path) -> Manifest:
         layers = quantized_layers(self.model)
+        if any(isinstance(m, SparseLinear | SparseQuantizedTensor) for m in self.model.modules()):
+            raise UserError(f"{folder}: a model loaded with its weights packed can only run; load it dense")
+        sparse: dict[str, SparseRecord] = {}
         with quiet_transformers():
-            if layers:
+            if layers or self.storage != "dense":
                 self.model.config.save_pretrained(folder)
                 if self.model.can_generate():
                     self.model.generation_config.save_pretrained(folder)
-                self._write_codes(folder)
+                sparse = self._write_state(folder)
+            elif self.parts:
+                self._write_shards(folder)
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
@@ -124,29 +135,56 @@ class Bundle:
             lineage=self.lineage,
             layers=layers,
             masked=tuple(sorted(self.masks)),
+            sparse=sparse,
+            storage=self.storage,
             files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
         )
         manifest.write(folder / MANIFEST)
         return manifest
 
-    def _write_codes(self, folder: Path) -> None:
-        state = _unique_state(self.model)
-        if not self.parts:
-            save_file(state, folder / CODES, metadata={"format": "pt"})
-            return
+    def _write_shards(self, folder: Path) -> None:
+        """A float model most of which is in files, as transformers would have saved it."""
+        config = copy.copy(self.model.config)
+        config.architectures, config.dtype = [type(self.model).__name__], "float32"
+        config.save_pretrained(folder)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(folder)
+        shards = join((*self.parts, self._rest(unique_state(self.model))), folder, "model")
+        if len(shards) > 1:
+            write_index(shards)
+
+    def _rest(self, state: dict[str, Tensor]) -> Path:
+        """A file beside the parts for what is still in memory."""
         rest = self.parts[0].with_name("rest.safetensors")
         save_file(state, rest)
-        join((*self.parts, rest), folder, Path(CODES).stem)
+        return rest
+
+    def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
+        """Codes, or bitmasks and values; returns what was stored so."""
+        state = unique_state(self.model)
+        if self.storage != "dense":
+            packed, records = compact(state, self.model)
+            save_file(packed, folder / SPARSE, metadata={"format": "pt"})
+            return records
+        if not self.parts:
+            save_file(state, folder / CODES, metadata={"format": "pt"})
+            return {}
+        join((*self.parts, self._rest(state)), folder, Path(CODES).stem)
+        return {}
 
     @classmethod
-    def load(cls, path: Path | str, *, masks: bool = True, stream: bool = False) -> "Bundle":
+    def load(
+        cls, path: Path | str, *, masks: bool = True, stream: bool = False, packed: bool = False
+    ) -> "Bundle":
         """Load an artifact, a Hugging Face directory, a `.gguf` file or a hub id.
 
         Args:
             path: where it is.
             masks: False leaves the masks out, for those who only run the model and count its memory.
-            stream: leave the weights on disk where that is possible (float weights in safetensors, no
-                masks), for passes that take one block at a time.
+            stream: leave the weights on disk where that is possible (float weights in safetensors), for
+                passes that take one block at a time.
+            packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
+                artifact of the storage `packed` is loaded so whenever masks are left out.
 
         Raises:
             UserError: as `load_checkpoint`, or the artifact is not whole.
@@ -154,7 +192,7 @@ class Bundle:
         folder = Path(path)
         if not (folder / MANIFEST).is_file():
             if stream and folder.is_dir():
-                return cls._streaming(folder, Lineage(source=str(path)))
+                return cls._streaming(folder, Lineage(source=str(path)), ())
             model, tokenizer = load_checkpoint(path)
             return cls(model, tokenizer, Lineage(source=str(path)))
         manifest = Manifest.read(folder / MANIFEST)
@@ -166,10 +204,11 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
-        if stream and not manifest.layers and not manifest.masked:
-            return cls._streaming(folder, manifest.lineage)
-        if manifest.layers:
-            model, tokenizer = _load_codes(folder, manifest), load_tokenizer(folder)
+        if stream and not manifest.layers and manifest.storage == "dense":
+            return cls._streaming(folder, manifest.lineage, manifest.masked if masks else ())
+        if manifest.layers or manifest.storage != "dense":
+            packed = packed or (manifest.storage == "packed" and not masks)
+            model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
         else:
             model, tokenizer = load_checkpoint(folder)
         linears = dict(model.named_modules())
@@ -179,14 +218,17 @@ class Bundle:
         return cls(model, tokenizer, manifest.lineage, kept, exports)
 
     @classmethod
-    def _streaming(cls, folder: Path, lineage: Lineage) -> "Bundle":
+    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
         check_directory(folder)
-        return cls(
-            skeleton(load_config(folder)),
-            load_tokenizer(folder),
-            lineage,
-            shards=ShardReader(weight_files(folder)),
-        )
+        model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
+        masks = stored_masks(model, reader, masked)
+        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader)
+
+
+def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
+    """Masks of the layers that `model` has of those named, read from files one by one."""
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    return StoredMasks(reader, {name: kinds[name] == "Conv1D" for name in names if name in kinds})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
@@ -213,7 +255,7 @@ def _activations(module: nn.Module) -> dict[str, Any] | None:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the weights as held in memory, tied ones counted once."""
-    return sum(t.numel() * t.element_size() for t in _unique_state(model).values())
+    return sum(t.numel() * t.element_size() for t in unique_state(model).values())
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -225,6 +267,9 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
             seen.add(id(module))
             total += module.shape[0] * module.shape[1]
             nonzero += int(module.dequantize().count_nonzero())
+        if isinstance(module, SparseLinear):
+            total += prod(module.shape)
+            nonzero += int(module.values.count_nonzero())
     for parameter in model.parameters():  # yields tied ones once
         total += parameter.numel()
         nonzero += int(parameter.count_nonzero())
@@ -237,8 +282,8 @@ def weight_file_bytes(folder: Path) -> int:
 
 
 def code_files(folder: Path) -> list[Path]:
-    """The files of an artifact that hold codes, none if its weights are float."""
-    return sorted(folder.glob(f"{Path(CODES).stem}*.safetensors"))
+    """The files of an artifact in a layout of our own (codes, bitmasks), none if others can load it."""
+    return sorted([*folder.glob(f"{Path(CODES).stem}*.safetensors"), *folder.glob(SPARSE)])
 
 
 def file_record(path: Path) -> FileRecord:
@@ -248,8 +293,11 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(bytes=path.stat().st_size, sha256=digest)
 
 
-def _load_codes(folder: Path, manifest: Manifest) -> Any:
-    """Rebuild a model whose layers hold codes, never touching memory for the float weights."""
+def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
+    """Rebuild a model whose layers hold codes, or whose zeros are not stored.
+
+    Never touches memory for float weights that are not in the files.
+    """
     from transformers.initialization import no_init_weights
 
     refuse_remote_code(folder)
@@ -258,6 +306,8 @@ def _load_codes(folder: Path, manifest: Manifest) -> Any:
     for file in files:
         check_safetensors(file)
         state |= load_file(file)
+    if not packed:
+        expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
     try:
         with quiet_transformers(), no_init_weights():
@@ -268,14 +318,17 @@ def _load_codes(folder: Path, manifest: Manifest) -> Any:
         ) from None
     try:
         _make_room(model, manifest.layers)
+        if packed:
+            keep_packed(model, state, manifest.sparse, manifest.layers, folder / SPARSE)
+        widen(state, model)
         result = model.load_state_dict(state, strict=False, assign=True)
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights()
     except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
-        raise UserError(_mismatch(folder, str(error).strip().splitlines()[-1].strip())) from None
-    wrong = sorted(set(_unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
+        raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
+    wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
-        raise UserError(_mismatch(folder, f"'{wrong[0]}'"))
+        raise UserError(_mismatch(files, f"'{wrong[0]}'"))
     return model.eval()
 
 
@@ -297,11 +350,11 @@ def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
         replace_module(model, name, new)
 
 
-def _mismatch(folder: Path, what: str) -> str:
-    return f"{folder / CODES}: does not match its manifest ({what}); write the artifact again"
+def _mismatch(files: list[Path], what: str) -> str:
+    return f"{files[0]}: does not match its manifest ({what}); write the artifact again"
 
 
-def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with every tensor once, under the first name it has."""
     seen: set[tuple[int, int]] = set()
     state = {}

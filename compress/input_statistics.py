@@ -21,12 +21,14 @@ class InputStatistics:
     Attributes:
         count: positions seen.
         total: sum of |x_j|, (in,).
+        squares: sum of x_j^2, (in,).
         largest: max |x_j|, (in,).
         sample: rows of x, some of every window.
     """
 
     count: int
     total: Tensor
+    squares: Tensor
     largest: Tensor
     sample: list[Tensor]
 
@@ -40,6 +42,7 @@ class InputStatistics:
         size = x.abs()
         self.count += len(x)
         self.total = self.total + size.sum(0)
+        self.squares = self.squares + size.square().sum(0)
         self.largest = torch.maximum(self.largest, size.amax(0))
         if rows:
             self.sample.append(x[:: max(1, len(x) // rows)][:rows].clone())
@@ -61,7 +64,8 @@ def input_statistics(
         def hook(module: Any, arguments: tuple[Any, ...]) -> None:
             x = arguments[0].detach().float().flatten(0, -2)
             if name not in found:
-                found[name] = InputStatistics(0, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1]), [])
+                none = x.new_zeros(x.shape[1])
+                found[name] = InputStatistics(0, none, none, none, [])
             found[name].add(x, rows)
 
         return hook

@@ -111,17 +111,16 @@ class _Maker:
             config = architecture.model_dump()
             found = fingerprint("create", config, text, self.recipe.seed, code_version())
             label = f"created here: {architecture.family} {architecture.preset}"
-            return self._begin(
-                found, "create", label, config, lambda: create(architecture, documents, self.recipe.seed)
-            )
+
+            def new() -> Bundle:
+                return Bundle(*create(architecture, documents, self.recipe.seed), Lineage(source=label))
+
+            return self._begin(found, "create", label, config, new)
         checkpoint = str(self.recipe.model.checkpoint)
         found = fingerprint("checkpoint", _identity(checkpoint), code_version())
-
-        def load() -> tuple[Any, Any]:
-            bundle = Bundle.load(checkpoint)
-            return bundle.model, bundle.tokenizer
-
-        return self._begin(found, "checkpoint", checkpoint, {"checkpoint": checkpoint}, load)
+        return self._begin(
+            found, "checkpoint", checkpoint, {"checkpoint": checkpoint}, lambda: Bundle.load(checkpoint)
+        )
 
     @cached_property
     def data(self) -> TextData:
@@ -219,7 +218,7 @@ class _Maker:
         return found
 
     def _begin(
-        self, found: str, name: str, source: str, config: dict[str, Any], load: Callable[[], tuple[Any, Any]]
+        self, found: str, name: str, source: str, config: dict[str, Any], load: Callable[[], Bundle]
     ) -> str:
         """Save the model that all chains start from, once."""
         self.used.add(found)
@@ -227,12 +226,13 @@ class _Maker:
             wait(lambda: self.store.has(found))
         if not self.store.has(found):
             started = time.perf_counter()
-            model, tokenizer = load()
+            bundle = load()
             record = PassRecord(
                 name=name, config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
                 parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
-            self.store.save(Bundle(model, tokenizer, Lineage(source=source, steps=(record,))))
+            lineage = Lineage(source=source, steps=(record,))
+            self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
             self.say(f"{name} {source}: {record.seconds:.1f} s")
         return found
 

@@ -198,7 +198,7 @@ def _estimate(recipe: Recipe, model: Any) -> Estimate:
     evaluation = recipe.data.evaluation_windows * recipe.data.window
     logits = evaluation * vocabulary * 4  # the base's logits, kept while variants are compared
     # steps that hold float weights, each once, and exports of them; codes take less
-    floats = sum(step.kind in ("train", "distill", "prune") for step in passes) + 2
+    floats = sum(step.kind in ("train", "distill", "prune", "store") for step in passes) + 2
     return Estimate(
         parameters=parameters,
         memory_bytes=3 * size + 10**9,

@@ -15,6 +15,8 @@ from compress.errors import UserError
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]
+# matrices with many zeros: as all others; smaller on disk; smaller in memory, too, where they are only run
+Storage = Literal["dense", "sparse", "packed"]
 _Record = TypeVar("_Record", bound="Record")
 
 
@@ -73,6 +75,13 @@ class LayerRecord(Record):
     activations: dict[str, Any] | None = None
 
 
+class SparseRecord(Record):
+    """A tensor stored as bitmask and values: its shape, and how many values there are (bytes, of codes)."""
+
+    shape: tuple[int, ...]
+    stored: int
+
+
 class FileRecord(Record):
     """A file of an artifact."""
 
@@ -90,6 +99,8 @@ class Manifest(Record):
     lineage: Lineage
     layers: dict[str, LayerRecord] = Field(default_factory=dict)
     masked: tuple[str, ...] = ()
+    sparse: dict[str, SparseRecord] = Field(default_factory=dict)
+    storage: Storage = "dense"
     files: dict[str, FileRecord] = Field(default_factory=dict)
     onnx: dict[str, Any] | None = None
 

@@ -10,20 +10,18 @@ The passes that use this differ in who chooses the formats.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from compress.calibration import BlockStore, Visit, walk
+from compress.correction import Correction, aim_of
 from compress.formats import Grid, IntegerFormat, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import matrix, put_codes
-from compress.moments import Covariance
-from compress.solvers.asymmetric import correction, heldout_share, wanted
-from compress.solvers.gptq import Factor, factorise, gptq, output_error
+from compress.solvers.gptq import Factor, gptq, output_error
 from compress.solvers.refit import refine
 from compress.training.forward import Precision
 
@@ -31,24 +29,12 @@ from compress.training.forward import Precision
 _SLICE = 1 << 23
 
 
-class LayerSolver(BaseModel):
+class LayerSolver(Correction):
     """How one layer is solved: the fields that all sequential quantizers share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    asymmetric: Annotated[float, Field(ge=0, le=1)] | Literal["heldout"] = Field(
-        0.5,
-        description="share of the way to the asymmetric target; `heldout`: chosen per layer; 0: plain GPTQ",
-    )
-    residual: bool = Field(
-        True, description="the target of layers that end a sublayer makes good the stream's drift, too"
-    )
-    heldout_windows: int = Field(4, ge=1, description="of the calibration windows, for `heldout`")
     refine: int = Field(
         2, ge=0, le=20, description="rounds of refitted scales and coordinate descent after GPTQ"
     )
-    damping: float = Field(0.01, gt=0, le=1, description="added to H, relative to its mean diagonal")
-    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
 
 
 def quantize_sequentially(
@@ -82,13 +68,12 @@ def quantize_sequentially(
         UserError: a layer outside the blocks, or statistics that cannot be factorised.
     """
     run = _Run(model, formats, solver, masks or {})
-    heldout = min(solver.heldout_windows, len(windows) - 1) if solver.asymmetric == "heldout" else 0
     for visit in walk(
         model,
         windows,
         list(formats),
         both_streams=solver.asymmetric != 0,
-        heldout=heldout,
+        heldout=solver.kept_apart(windows),
         batch=solver.batch,
         precision=precision,
         store=store,
@@ -131,52 +116,18 @@ class _Run:
         Uses up the statistics: those of a wide layer are larger than the layer, and are freed once used.
         """
         weights = [matrix(self.model.get_submodule(name)) for name in visit.names]
-        target = torch.cat(weights)
-        texts = [visit.covariance] if visit.heldout is None else [visit.covariance, visit.heldout]
-        sums = [self._sums(target, text) for text in texts]
-        visit.covariance, visit.heldout = Covariance(1, sums[0].hessian), None
-        del texts
-        share = self._share(sums)
-        hessian, aim = self._means(sums)
-        factor = factorise(hessian, self.solver.damping)
+        aim = aim_of(weights, visit, self.solver)
+        hessian, factor = aim.hessian, aim.factor
         if factor.damping > self.solver.damping:
             self.raised[visit.names[0]] = factor.damping
-        if aim is not None:
-            target += correction(aim, factor).mul_(share)
-            self.shares.append(share)
-        del aim
-        targets = dict(zip(visit.names, target.split([len(weight) for weight in weights]), strict=True))
-        del weights, target
+        if aim.share is not None:
+            self.shares.append(aim.share)
+        parts = aim.weight.split([len(weight) for weight in weights])
+        targets = dict(zip(visit.names, parts, strict=True))
+        del weights, aim, parts
         for format in dict.fromkeys(self.formats[name] for name in visit.names):
             names = [name for name in visit.names if self.formats[name] == format]
             self._solve(names, format, [targets.pop(name) for name in names], hessian, factor)
-
-    def _sums(self, weight: Tensor, seen: Covariance) -> "_Sums":
-        aim = None
-        if seen.drift is not None:
-            aim = wanted(weight, seen.drift, seen.residual if self.solver.residual else None)
-        return _Sums(seen.count, seen.hessian, aim)
-
-    def _share(self, sums: list["_Sums"]) -> float:
-        """Of the step towards the asymmetric target; chosen on the second text if there is one."""
-        if self.solver.asymmetric != "heldout":
-            return self.solver.asymmetric
-        fitted, apart = sums
-        assert fitted.aim is not None
-        assert apart.aim is not None
-        own = factorise(fitted.hessian / fitted.count, self.solver.damping)
-        return heldout_share(apart.aim, correction(fitted.aim / fitted.count, own), apart.hessian)
-
-    @staticmethod
-    def _means(sums: list["_Sums"]) -> tuple[Tensor, Tensor | None]:
-        """H and W D + R over all texts, in the memory of the first."""
-        first, *others = sums
-        count = sum(part.count for part in sums)
-        for other in others:
-            first.hessian.add_(other.hessian)
-            if first.aim is not None and other.aim is not None:
-                first.aim.add_(other.aim)
-        return first.hessian.div_(count), None if first.aim is None else first.aim.div_(count)
 
     def _solve(
         self,
@@ -233,15 +184,6 @@ class _Run:
             mask,
             rounds=self.solver.refine,
         )
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Over `count` rows of a text: H and, if asked for, W D + R (solvers/asymmetric.py)."""
-
-    count: int
-    hessian: Tensor
-    aim: Tensor | None
 
 
 def _stacked_masks(names: list[str], weights: list[Tensor], masks: Mapping[str, Tensor]) -> Tensor | None:

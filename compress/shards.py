@@ -10,7 +10,7 @@ pieces; tensors lie in the order of falling element size, which keeps each align
 
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,33 @@ class ShardReader:
                     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(kind, copy=True)
         return found
+
+
+class StoredMasks(Mapping[str, Tensor]):
+    """Masks of weights that are on disk: read when one is asked for, kept where it is not zero.
+
+    Args:
+        reader: where the weights are.
+        names: of linear layers -> whether their matrix is stored (in, out), as GPT-2's is.
+    """
+
+    def __init__(self, reader: ShardReader, names: Mapping[str, bool]) -> None:
+        self._reader, self._names = reader, dict(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Bool (out, in)."""
+        transposed, key = self._names[name], f"{name}.weight"
+        mask = self._reader.read([key])[key] != 0
+        return mask.T if transposed else mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading
 
 
 @dataclass
@@ -182,6 +209,17 @@ def join(parts: Iterable[Path], folder: Path, stem: str, limit: int = SHARD_BYTE
         written.append(folder / f"{name}.safetensors")
         _write(written[-1], shard)
     return written
+
+
+def write_index(shards: list[Path]) -> None:
+    """Beside several shards, the file that tells transformers which tensor is in which."""
+    places = {entry.name: entry for shard in shards for entry in _entries(shard)}
+    index = {
+        "metadata": {"total_size": sum(entry.stop - entry.start for entry in places.values())},
+        "weight_map": {name: entry.file.name for name, entry in sorted(places.items())},
+    }
+    path = shards[0].with_name("model.safetensors.index.json")
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _entries(part: Path) -> Iterator[_Entry]:

@@ -32,11 +32,11 @@ SHARED = {
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
     *("export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"),
-    *("input_statistics", "artifact_bytes", "subcloning"),
+    *("input_statistics", "artifact_bytes", "allocation", "correction", "sparsify", "subcloning"),
 }
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.
-BOTTOM = {"bundle", "checkpoints", "shards", "formats", "data", "text"}
+BOTTOM = {"bundle", "checkpoints", "shards", "sparse_files", "formats", "data", "text"}
 
 
 @cache

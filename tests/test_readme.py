@@ -107,12 +107,13 @@ def test_a_pass_takes_at_most_forty_lines() -> None:
 
 
 def test_recipe_example_is_valid() -> None:
-    quantizers, whole = map(yaml.safe_load, blocks("yaml"))
+    *excerpts, whole = map(yaml.safe_load, blocks("yaml"))
     assert parse(whole).ordered()[-1] == "pruned-int4"
-    recipe = parse({**whole, **quantizers})
-    assert set(quantizers["variants"]) <= set(recipe.ordered())
-    for name in recipe.ordered():
-        check_order(recipe, name)
+    for variants in excerpts:
+        recipe = parse({**whole, **variants})
+        assert set(variants["variants"]) <= set(recipe.ordered())
+        for name in recipe.ordered():
+            check_order(recipe, name)
 
 
 def test_commands_and_their_options_exist() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # importing a pass to print its fields must not load a model 
     from compress.data import TextData
     from compress.formats import IntegerFormat
 
-Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "export"]
+Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
 
 

@@ -1,77 +1,81 @@
 """prune_magnitude: set the smallest weights to zero.
 
 Per layer (`scope: layer`), or with one threshold for all of them (`scope: model`), or a pattern such as
-2:4. Exactly the asked number goes. Zeros alone make a model neither smaller nor faster: what it gains is
-measured, and usually comes from what follows. The masks travel: healing and quantizing keep every zero.
+2:4. Exactly the asked number goes. Zeros alone make a model neither faster nor smaller; stored by
+`store_sparse` it is smaller. The masks travel: healing and quantizing keep every zero.
 
-Han et al. 2015, arXiv 1506.02626; one threshold for all layers: Frankle and Carbin 2019.
+Han et al. 2015, arXiv 1506.02626; one threshold for all layers: Frankle and Carbin 2019. Calibration text is
+only looked at for an `allocation` other than uniform.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from compress.allocation import SparsityGoal, check_pattern, targets
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers import masks as solve
+from compress.sparsify import counts, put_weight
 
 
-class PruneMagnitude(Pass):
+class PruneMagnitude(Pass, SparsityGoal):
     """Unstructured or N:M pruning by the size of the weights."""
 
     kind: ClassVar[Kind] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
 
-    sparsity: float = Field(0.5, gt=0, lt=1, description="share of the selected weights that becomes zero")
     scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
-    pattern: str | None = Field(
-        None, pattern=r"^[1-9][0-9]?:[1-9][0-9]?$", description="N:M, as 2:4; replaces `sparsity`"
-    )
-    select: tuple[str, ...] = Field(
-        ("*",), min_length=1, description="wildcards of the linear layers to take"
-    )
-    skip: tuple[str, ...] = Field((), description="wildcards of those to leave dense")
 
     @model_validator(mode="after")
-    def _pattern_keeps_some(self) -> "PruneMagnitude":
-        if self.pattern is not None:
-            kept, of = map(int, self.pattern.split(":"))
-            if kept >= of:
-                raise ValueError(f"pattern: '{self.pattern}' removes nothing; N must be less than M")
+    def _one_threshold_leaves_nothing_to_allocate(self) -> Self:
+        if self.scope == "model" and self.allocation != "uniform":
+            raise ValueError(
+                f"allocation: '{self.allocation}' shares zeros out among layers, scope: model has one "
+                "threshold for all; give one of the two"
+            )
         return self
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Prune; the new masks are added to those the bundle already carries."""
         result = bundle.clone()
-        modules = {name: result.model.get_submodule(name) for name in self.layers(result.model)}
-        masks = self._masks({name: matrix(module).abs() for name, module in modules.items()})
-        for name, module in modules.items():
-            if name in bundle.masks:
-                masks[name] &= bundle.masks[name]
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            transposed = type(module).__name__ == "Conv1D"
-            with torch.no_grad():
-                weight.mul_(masks[name].T if transposed else masks[name])
-        removed = sum(int((~mask).sum()) for mask in masks.values())
-        total = sum(mask.numel() for mask in masks.values())
-        notes = {"removed": removed, "of": total, "sparsity": removed / total}
-        return result.evolve(masks={**bundle.masks, **masks}, notes=notes)
+        names = self.layers(result.model)
+        windows = torch.from_numpy(context.data.calibration.tokens).long()
+        goals = targets(
+            self, result.model, names, bundle.masks, windows, score=_size, precision=context.precision
+        )
+        weights = {name: matrix(result.model.get_submodule(name)) for name in names}
+        carried = {name: bundle.masks.get(name) for name in names}
+        if self.scope == "model" and self.pattern is None:
+            masks = _one_threshold(weights, carried, sum(t for t in goals.values() if isinstance(t, int)))
+        else:
+            masks = {n: solve.best(weights[n].abs(), goals[n], carried[n]) for n in names}
+        for name, mask in masks.items():
+            put_weight(result.model.get_submodule(name), weights[name].masked_fill(~mask, 0.0))
+        zeros = {name: (int((~mask).sum()), mask.numel()) for name, mask in masks.items()}
+        return result.evolve(masks={**bundle.masks, **masks}, notes=counts(zeros))
 
-    def _masks(self, sizes: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.pattern is not None:
-            kept, of = map(int, self.pattern.split(":"))
-            return {name: solve.pattern(size, kept, of) for name, size in sizes.items()}
-        if self.scope == "layer":
-            return {n: solve.smallest(size, round(self.sparsity * size.numel())) for n, size in sizes.items()}
-        everything = torch.cat([size.flatten() for size in sizes.values()])
-        mask = solve.smallest(everything, round(self.sparsity * everything.numel()))
-        parts = mask.split([size.numel() for size in sizes.values()])
-        return {n: part.view_as(size) for (n, size), part in zip(sizes.items(), parts, strict=True)}
+
+def _size(weight: Tensor, _: Tensor) -> Tensor:
+    return weight.abs()
+
+
+def _one_threshold(
+    weights: dict[str, Tensor], carried: dict[str, Tensor | None], count: int
+) -> dict[str, Tensor]:
+    """The masks of layers whose weights are compared with all others'."""
+    everything = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    kept = [
+        torch.ones(weight.numel(), dtype=torch.bool) if (mask := carried[name]) is None else mask.flatten()
+        for name, weight in weights.items()
+    ]
+    parts = solve.best(everything, count, torch.cat(kept)).split([w.numel() for w in weights.values()])
+    return {n: part.view_as(weight) for (n, weight), part in zip(weights.items(), parts, strict=True)}

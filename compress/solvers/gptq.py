@@ -53,12 +53,13 @@ class Factor:
         return result
 
 
-def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
+def factorise(hessian: Tensor, damping: float = 0.01, together: int = 1) -> Factor:
     """Order the columns of H (in, in) by falling diagonal and factorise its damped inverse.
 
+    So many neighbours, `together`, stay together, ordered by their mean; it divides the columns.
     `damping` is relative to the mean diagonal. Should the factorisation fail, the damping is raised tenfold,
     up to three times; the caller can see that in the result. Columns that never see an input (H_ii = 0)
-    get a unit diagonal: their weights cannot matter, and are rounded plainly.
+    have the damping alone: their weights are rounded plainly, and cost little to remove.
 
     Raises:
         UserError: the matrix holds values that are not finite, or cannot be factorised at all.
@@ -66,9 +67,10 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
     if not _finite(hessian):
         raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
     diagonal = hessian.diagonal().double()
-    dead = diagonal <= 0
-    order = torch.argsort(diagonal, descending=True, stable=True)
-    mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+    groups = torch.argsort(diagonal.view(-1, together).mean(1), descending=True, stable=True)
+    order = (groups[:, None] * together + torch.arange(together, device=groups.device)).flatten()
+    seen = diagonal[diagonal > 0]
+    mean = seen.mean() if len(seen) else diagonal.new_ones(())
     backwards = order.flip(0)
     for _ in range(_TRIES):
         # with J the reversal, J H J = L L^T gives H = R R^T, R = J L J upper, and so H^-1 = U^T U with
@@ -76,7 +78,7 @@ def factorise(hessian: Tensor, damping: float = 0.01) -> Factor:
         lower = torch.empty_like(hessian, dtype=torch.float64)
         for rows, wanted in zip(lower.split(_PANEL), backwards.split(_PANEL), strict=True):
             rows.copy_(hessian[wanted][:, backwards])
-        lower.diagonal().add_(damping * mean + dead[backwards].double())
+        lower.diagonal().add_(damping * mean)
         if _cholesky_(lower):
             upper = _reversed_inverse(lower)
             del lower

@@ -1,0 +1,48 @@
+"""prune_sparsegpt: zeros chosen column by column, each column's loss made good by those not yet visited.
+
+The method is solvers/sparsegpt.py's, over the walk of compress/sparsify.py: layers in order, through those
+already pruned, with a target that makes good what was lost before. Any share of zeros or any N:M. Needs
+calibration text; costs about as much as quantize_gptq.
+
+Zeros alone make a model neither faster nor smaller; stored by `store_sparse` it is smaller.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from compress.allocation import SparsityGoal, check_pattern
+from compress.bundle import Bundle
+from compress.correction import Aim, Correction
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.solvers.sparsegpt import sparsegpt
+from compress.sparsify import Prune, sparsify
+
+
+class PruneSparsegpt(Pass, Correction, SparsityGoal):
+    """SparseGPT, unstructured or N:M."""
+
+    kind: ClassVar[Kind] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
+
+    block: int = Field(128, ge=1, description="columns whose zeros are chosen together")
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """About two forward passes over the calibration text, their second moments, and the solver."""
+        return (4.0 + 6.0) * parameters * calibration_tokens
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Prune a copy. Zeros are exactly as many as asked, or as the masks it carries have if more."""
+
+        def solver(aim: Aim) -> Prune:
+            return lambda weight, target, carried: sparsegpt(weight, aim.factor, target, carried, self.block)
+
+        names = self.layers(bundle.model)
+        return sparsify(bundle, context, names, self, self, solver, self.name())

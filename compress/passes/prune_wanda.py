@@ -1,0 +1,56 @@
+"""prune_wanda: zeros where weight times input is smallest; the other weights stay as they are.
+
+The scores are solvers/wanda.py's, over the walk of compress/sparsify.py: layers in order, through those
+already pruned. Any share of zeros or any N:M, compared inside each output row. Needs calibration text; costs
+one forward pass over it.
+
+Zeros alone make a model neither faster nor smaller; stored by `store_sparse` it is smaller.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.allocation import SparsityGoal, check_pattern
+from compress.bundle import Bundle
+from compress.correction import Aim, Correction
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.solvers.masks import Target
+from compress.solvers.wanda import wanda
+from compress.sparsify import Prune, sparsify
+
+
+class PruneWanda(Pass, SparsityGoal):
+    """Wanda, unstructured or N:M."""
+
+    kind: ClassVar[Kind] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    streams: ClassVar[bool] = True
+
+    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """A forward pass over the calibration text, and its second moments."""
+        return (2.0 + 4.0) * parameters * calibration_tokens
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Prune a copy. Zeros are exactly as many as asked, or as the masks it carries have if more."""
+
+        def solver(aim: Aim) -> Prune:
+            squares = aim.hessian.diagonal()
+
+            def prune(weight: Tensor, target: Target, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+                mask = wanda(weight, squares, target, carried)
+                return weight.masked_fill(~mask, 0.0), mask
+
+            return prune
+
+        plain = Correction(asymmetric=0, batch=self.batch)  # weights that stay are not changed
+        names = self.layers(bundle.model)
+        return sparsify(bundle, context, names, self, plain, solver, self.name())
