@@ -21,7 +21,7 @@ SHARED = {
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
     *("export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"),
-    *("input_statistics", "artifact_bytes"),
+    *("input_statistics", "artifact_bytes", "pruning"),
 }
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.

@@ -25,6 +25,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "train": {"tokens": 128, "batch": 4},
     "distill": {"tokens": 128, "batch": 4},
     "prune_layers": {"keep": 2},
+    "prune_structured": {"neurons": 0.25, "heads": 0.5, "multiple_of": 4},
     "export_onnx": {"check_tokens": 64},
     "quantize_auto": {"bits_per_weight": 4.5},
     "quantize_bitsandbytes": {"method": "llm_int8"},
