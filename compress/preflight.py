@@ -128,6 +128,11 @@ def check_order(recipe: Recipe, name: str) -> None:
     before: list[Pass] = []
     for variant in recipe.ancestry(name):
         for step in recipe.chain(variant).passes:
+            if variant == "base" and not step.in_base:
+                raise UserError(
+                    f"base: {step.name()} cannot be part of the base, since text is cut with its tokenizer; "
+                    "put it into a variant"
+                )
             for kind in sorted(step.only_after - {earlier.kind for earlier in before}):
                 raise UserError(f"{_where(name)}: {step.name()} must come after a pass of the kind '{kind}'")
             reason = step.refuses(tuple(f for earlier in before for f in earlier.writes()))

@@ -15,7 +15,18 @@ ROOT = Path(compress.__file__).parent
 
 # What both wings may stand on: records, and foundations that know of neither.
 SHARED = {
-    *("errors", "progress", "records", "machine", "memory", "protocol", "tasks", "version", "runtimes.base"),
+    *(
+        "errors",
+        "progress",
+        "records",
+        "machine",
+        "memory",
+        "protocol",
+        "tasks",
+        "version",
+        "vocabulary",
+        "runtimes.base",
+    ),
     "runtimes.onnx_runtime",  # an export is checked in the runtime it is for
 }
 MAKING = {

@@ -57,6 +57,7 @@ class Pass(BaseModel):
     needs: ClassVar[frozenset[Need]] = frozenset()
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
+    in_base: ClassVar[bool] = True  # may be part of the base, which all variants are compared with
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
 
     def layers(self, model: nn.Module) -> list[str]:

@@ -84,6 +84,11 @@ def select(
     fewer = {s.reader: s for s in structure.sublayers if kept[s.kind] < s.units}
     if not fewer:
         return result
+    if refitting is None and importance in ("magnitude", "taylor", "kl"):  # no statistic is needed
+        for name, sublayer in fewer.items():
+            score = scores[name] if name in scores else magnitude(model, sublayer.parts)
+            _keep(model, sublayer, kept[sublayer.kind], score.argsort(stable=True), result)
+        return result
     settings = refitting or Refit()
     for visit in walk(
         model,
@@ -116,7 +121,7 @@ def _prune(
 ) -> None:
     """One reader."""
     reader = model.get_submodule(sublayer.reader)
-    weight, hessian = matrix(reader), seen.hessian / seen.count
+    weight, hessian = matrix(reader).clone(), seen.hessian / seen.count
     columns = sublayer.columns.to(weight.device)
     settings = refitting or Refit()
     gone = sublayer.units - count
@@ -131,14 +136,9 @@ def _prune(
             score = activation(weight, hessian, columns)
         assert score is not None, importance
         order = score.argsort(stable=True)[:gone]
-    stays = torch.ones(sublayer.units, dtype=torch.bool)
-    stays[order.cpu()] = False
-    units = stays.nonzero()[:, 0]
-    kept = columns[units.to(columns.device)].flatten().sort().values
-    new = torch.zeros_like(weight)
-    if refitting is None:
-        new[:, kept] = weight[:, kept]
-    else:
+    kept = _keep(model, sublayer, count, order, result)
+    new = matrix(reader).clone()
+    if refitting is not None:
         aim = None
         if seen.drift is not None:
             aim = wanted(weight, seen.drift, seen.residual if settings.residual else None)
@@ -148,7 +148,19 @@ def _prune(
     lost = weight - new
     energy = float(((weight @ hessian) * weight).sum())
     result.errors[sublayer.reader] = float(((lost @ hessian) * lost).sum()) / max(energy, 1e-30)
-    result.units[sublayer.reader] = units
     transposed = type(reader).__name__ == "Conv1D"
     with torch.no_grad():
         reader.weight.copy_(new.T if transposed else new)
+
+
+@torch.no_grad()
+def _keep(model: Any, sublayer: Sublayer, count: int, order: Tensor, result: Selection) -> Tensor:
+    """Make the columns zero that go first in the order; those that stay, ascending."""
+    reader = model.get_submodule(sublayer.reader)
+    stays = torch.ones(sublayer.units, dtype=torch.bool)
+    stays[order[: sublayer.units - count].cpu()] = False
+    columns = sublayer.columns[stays].flatten().sort().values.to(reader.weight.device)
+    gone = sublayer.columns[~stays].flatten().to(reader.weight.device)
+    reader.weight.index_fill_(0 if type(reader).__name__ == "Conv1D" else 1, gone, 0.0)
+    result.units[sublayer.reader] = stays.nonzero()[:, 0]
+    return columns

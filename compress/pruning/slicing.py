@@ -95,7 +95,7 @@ def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:
                 continue  # tied to one that was taken: the new model ties it again
             shared.remove(id(tensor))
         state[name] = _cut(tensor.detach(), chosen.get(name, []))
-    return _assembled(model, config, state)
+    return assembled(model, config, state)
 
 
 def slice_masks(
@@ -140,7 +140,7 @@ def _cut(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     return tensor
 
 
-def _assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
+def assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
     """A model of a configuration that holds these tensors."""
     from transformers.initialization import no_init_weights
 

@@ -15,7 +15,7 @@ first part; the others follow it. The cost is one forward pass of a few tokens a
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -83,9 +83,30 @@ class Structure:
         return tuple(s for s in self.sublayers if s.kind == kind)
 
     def units(self, kind: Kind) -> int:
-        """Units per block, which is the same for all: the configuration holds one number."""
+        """Units per block; 0 where blocks differ, since the configuration holds one number for all."""
         counts = {s.units for s in self.of(kind)}
         return counts.pop() if len(counts) == 1 else 0
+
+    def of_blocks(self, prefix: str, kept: list[int]) -> "Structure":
+        """That of the model with only the blocks `kept` of its list `prefix`, under their new numbers."""
+        new = {f"{prefix}.{old}.": f"{prefix}.{number}." for number, old in enumerate(kept)}
+
+        def rename(name: str) -> str | None:
+            if not name.startswith(f"{prefix}."):
+                return name
+            own = ".".join(name.split(".")[: prefix.count(".") + 2]) + "."
+            return name.replace(own, new[own], 1) if own in new else None
+
+        def parts(old: tuple[Part, ...]) -> tuple[Part, ...]:
+            named = ((rename(part.parameter), part) for part in old)
+            return tuple(replace(part, parameter=name) for name, part in named if name is not None)
+
+        sublayers = tuple(
+            replace(s, block=kept.index(s.block), reader=str(rename(s.reader)), parts=parts(s.parts))
+            for s in self.sublayers
+            if s.block in kept
+        )
+        return Structure(sublayers, parts(self.stream), self.width)
 
 
 def require_torch_pruning() -> None:
