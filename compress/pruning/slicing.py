@@ -8,6 +8,7 @@ width can only go together. Rotary tables depend on the width of a head alone, w
 """
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +53,13 @@ def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
     Raises:
         UserError: the counts cannot be said in a configuration of this kind.
     """
+    known = inspect.signature(type(config)).parameters
     whole, new = Counts.of(structure), copy.deepcopy(config)
     heads = config.num_attention_heads
     head = structure.width // heads
     if counts.heads != whole.heads:
         new.num_attention_heads = heads // whole.heads * counts.heads
-        if getattr(config, "num_key_value_heads", None):
+        if "num_key_value_heads" in known:
             new.num_key_value_heads = counts.heads
     if counts.width != whole.width:
         for name in _WIDTHS:
@@ -65,7 +67,7 @@ def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
                 setattr(new, name, counts.width)
     if counts.heads != whole.heads or counts.width != whole.width:
         own = getattr(config, "head_dim", None)
-        if own or getattr(config, "num_key_value_heads", None):
+        if "head_dim" in known or "num_key_value_heads" in known:
             new.head_dim = own or head
         elif counts.width != new.num_attention_heads * head:
             raise UserError(
@@ -73,10 +75,26 @@ def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
                 f"{counts.heads} heads of {head} need a width of {counts.heads * head}, not {counts.width}; "
                 "give heads and width the same share, or prune neurons only"
             )
-    if counts.neurons != whole.neurons:
-        name = next(n for n in _NEURONS if hasattr(config, n))
-        setattr(new, name, counts.neurons)
+    if counts.neurons != whole.neurons or counts.width != whole.width:  # some derive one from the other
+        setattr(new, next(name for name in _NEURONS if name in known), counts.neurons)
+    try:
+        new.validate()
+    except Exception as error:  # what is wrong is the last line of a chain of validators
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"prune_structured: model_type '{config.model_type}' cannot have {counts.heads} key-value heads, "
+            f"{counts.neurons} neurons and a width of {counts.width} ({reason}); choose other shares"
+        ) from None
     return new
+
+
+def possible(config: Any, structure: Structure, counts: Counts) -> bool:
+    """Whether a stock configuration can hold the counts."""
+    try:
+        smaller_config(config, structure, counts)
+    except UserError:
+        return False
+    return True
 
 
 def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:

@@ -206,10 +206,13 @@ class _Reader:
         if not widths:
             parts = self._parts(module, "in", everything[None])
             return Sublayer(block, "neurons", name, everything[:, None], _one_channel_each(parts))
-        config = self.model.config
-        units = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = widths.pop()
-        if widths or columns % (units * head):
+        # of key-value heads there are as many as the narrowest layer that makes them has room for
+        units = (
+            min(columns, *(self.sizes[n][axis] for n, axis in feeding if not self._is_head_norm(n, head)))
+            // head
+        )
+        if widths or not units or columns % (units * head):
             raise _Unclear(f"'{name}' reads {columns} columns, not {units} groups of whole heads")
         own = everything.view(units, -1)
         return Sublayer(block, "heads", name, own, self._parts(module, "in", own, head))

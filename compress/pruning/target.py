@@ -26,7 +26,7 @@ from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.pruning.blocks import keep_blocks
 from compress.pruning.procedure import Shape
-from compress.pruning.slicing import Counts, Kept, slice_model
+from compress.pruning.slicing import Counts, Kept, possible, slice_model
 from compress.pruning.structure import Structure
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
@@ -142,9 +142,16 @@ def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:
     step = multiple if whole.counts.neurons % multiple == 0 else 1
     heads, layers = [whole.counts.heads], [whole.layers]
     if "heads" in target.take:
-        heads = _down_to(whole.counts.heads, lambda n: costs(_with(whole, heads=n)) <= limit)
+        able = [
+            n
+            for n in range(1, whole.counts.heads + 1)
+            if possible(costs.model.config, costs.structure, _with(whole, heads=n).counts)
+        ]
+        heads = _down_to(able, lambda n: costs(_with(whole, heads=n)) <= limit)
     if "layers" in target.take:
-        layers = _down_to(whole.layers, lambda n: costs(replace(whole, layers=n)) <= limit)
+        layers = _down_to(
+            list(range(1, whole.layers + 1)), lambda n: costs(replace(whole, layers=n)) <= limit
+        )
     found: list[Shape] = []
     for blocks in _spread(list(layers), target.shapes):
         for count in _spread(list(heads), target.shapes):
@@ -207,10 +214,10 @@ def _with(shape: Shape, **counts: int) -> Shape:
     return replace(shape, counts=replace(shape.counts, **counts))
 
 
-def _down_to(most: int, enough: Callable[[int], bool]) -> list[int]:
-    """From all down to the first number that is enough by itself, or to one."""
-    last = next((number for number in range(most, 0, -1) if enough(number)), 1)
-    return list(range(most, last - 1, -1))
+def _down_to(numbers: list[int], enough: Callable[[int], bool]) -> list[int]:
+    """Ascending numbers from the last down to the first that is enough by itself, or to the lowest."""
+    last = next((number for number in reversed(numbers) if enough(number)), numbers[0])
+    return [number for number in reversed(numbers) if number >= last]
 
 
 def _most_neurons(shape: Shape, costs: Costs, limit: float, step: int, free: bool) -> Shape | None:
