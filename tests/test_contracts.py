@@ -26,7 +26,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "distill": {"tokens": 128, "batch": 4},
     "prune_layers": {"keep": 2},
     "prune_structured": {"neurons": 0.25, "multiple_of": 4},
-    "prune_vocabulary": {"min_count": 50},
+    "prune_vocabulary": {"min_count": 100_000},
     "export_onnx": {"check_tokens": 64},
     "quantize_auto": {"bits_per_weight": 4.5},
     "quantize_bitsandbytes": {"method": "llm_int8"},

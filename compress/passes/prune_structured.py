@@ -135,7 +135,7 @@ class PruneStructured(Pass):
 
         shapes = shapes_within(target, costs, self.multiple_of)
         shape, tried = best_shape(shapes, trial, model, windows, target)
-        found = {"measure": target.measure, "wanted": target.value, "reached": costs(shape)}
+        found: dict[str, Any] = {"measure": target.measure, "wanted": target.value, "reached": costs(shape)}
         if target.measure == "latency":
             found["measured"] = "decode in torch, float32, batch 1, as a share of the whole model's seconds"
         elif target.value <= 1:
