@@ -11,6 +11,7 @@ import training_set
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from compress.bundle import Bundle, weight_file_bytes
@@ -18,7 +19,7 @@ from compress.data import Windows, renumbered
 from compress.errors import UserError
 from compress.measure.quality import score, summarise
 from compress.passes.prune_vocabulary import PruneVocabulary
-from compress.pruning.vocabulary import kept_tokens, trimmed_tokenizer
+from compress.pruning.vocabulary import kept_tokens, require_bytes, trimmed_tokenizer
 from compress.runtimes.torch_runtime import TorchRuntime
 from compress.vocabulary import TranslatedWindows, translation
 
@@ -189,3 +190,14 @@ def test_other_tokenizers_are_not_compared(bundle, tmp_path):
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match='its token ".*" is not in the vocabulary.*measure it on its own'):
         translation(tmp_path / "a" / "tokenizer.json", tmp_path / "b" / "tokenizer.json")
+
+
+def test_bytes_that_a_tokenizer_never_had_are_not_asked_for(bundle):
+    content = json.loads(bundle.tokenizer.backend_tokenizer.to_str())
+    del content["model"]["vocab"]["ÿ"]  # 0xFF, which UTF-8 never has
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+    require_bytes(tokenizer)
+    kept = kept_tokens(tokenizer, [])
+    assert len(kept) >= 255
+    small = trimmed_tokenizer(tokenizer, kept)
+    assert small.decode(small("naïve 世界")["input_ids"]) == "naïve 世界"

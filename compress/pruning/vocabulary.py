@@ -4,7 +4,7 @@ Byte-pair encoding merges two pieces into a longer one, the merge of the lowest 
 used was made by merges; they and all pieces they pass through are kept, as are the 256 bytes and all added
 tokens. Then
 
-    every text can still be written, in bytes at worst, and read back to the byte;
+    every text that could be written still can, in bytes at worst, and is read back to the byte;
     text made of the words that were counted is cut as before: at each step the merge that the full
     tokenizer would take is kept, and is the lowest of those that are, since the others are fewer.
 
@@ -144,16 +144,19 @@ def _ids_in(config: Any) -> list[tuple[str, list[int]]]:
 
 
 def _bytes(content: dict[str, Any]) -> list[str]:
-    """The tokens that stand for single bytes, where all 256 are there; else none."""
+    """The tokens that stand for single bytes; none where there are no such tokens.
+
+    Byte-level tokenizers may lack bytes that their text never had, or that UTF-8 never has.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
 
     vocabulary = content["model"]["vocab"]
     fallback = [f"<0x{i:02X}>" for i in range(256)]
     if content["model"].get("byte_fallback") and all(token in vocabulary for token in fallback):
         return fallback
-    alphabet = sorted(ByteLevel.alphabet())
+    alphabet = [token for token in sorted(ByteLevel.alphabet()) if token in vocabulary]
     level = "ByteLevel" in json.dumps(content.get("pre_tokenizer")) + json.dumps(content.get("decoder"))
-    return alphabet if level and all(token in vocabulary for token in alphabet) else []
+    return alphabet if level else []
 
 
 def _merges(content: dict[str, Any]) -> list[tuple[str, str]]:
