@@ -38,6 +38,7 @@ from compress.records import (
 from compress.runtimes import detect_runtime
 from compress.steps import StepStore
 from compress.text import load_documents
+from compress.vocabulary import translation
 
 Say = Callable[[str], None]
 _T = TypeVar("_T")
@@ -176,7 +177,8 @@ def bench(
     """Measure existing artifacts or plain model directories on a text, against `base` where given.
 
     The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
-    same vocabulary, since perplexities over different tokens cannot be compared.
+    same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
+    be compared.
 
     Raises:
         UserError: an artifact that cannot be loaded, text that is too short, another vocabulary.
@@ -185,7 +187,7 @@ def bench(
     windows = evaluation_windows(first, data)
     own = _vocabulary(first)
     for path in artifacts:
-        if _vocabulary(path) != own:
+        if _vocabulary(path) != own and not _trimmed(path, base):
             raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
     targets = [
         harness.Target(path.name, detect_runtime(path), path, artifact=str(path)) for path in artifacts
@@ -262,6 +264,12 @@ def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:
         return read(path) if path.exists() else None
     except UserError:
         return None
+
+
+def _trimmed(path: Path, base: Path | None) -> bool:
+    """Whether an artifact has some of the base's tokens and no others."""
+    files = [folder / "tokenizer.json" for folder in (base, path) if folder is not None]
+    return len(files) == 2 and all(f.is_file() for f in files) and translation(*files) is not None
 
 
 def _vocabulary(path: Path) -> Any:

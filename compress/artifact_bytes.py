@@ -6,6 +6,7 @@ built as it will be. What is added to a manifest later is the business of the ca
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ _RANKS = {name: rank for rank, name in enumerate(_TYPES.values())}
 _ALIGNED = 8  # bytes; the header is filled up with spaces
 
 _Entry = tuple[str, str, tuple[int, ...], int]  # name, type, shape, bytes
+
+
+def float_file_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of the file `model.safetensors` of tensors of these shapes, float32."""
+    entries = [(name, "F32", shape, 4 * math.prod(shape)) for name, shape in sorted(shapes.items())]
+    return 8 + header_bytes(entries) + sum(entry[3] for entry in entries)
 
 
 class ArtifactBytes:
@@ -62,7 +69,7 @@ class ArtifactBytes:
     def total(self, formats: Mapping[str, IntegerFormat]) -> int:
         """Bytes of the whole folder when the modules named in `formats` hold codes."""
         entries = self._entries(formats)
-        codes = 8 + _header_bytes(entries) + sum(entry[3] for entry in entries)
+        codes = 8 + header_bytes(entries) + sum(entry[3] for entry in entries)
         files = dict(sorted({**self.files, CODES: FileRecord(bytes=codes, sha256="0" * 64)}.items()))
         manifest = Manifest(
             kind="huggingface",
@@ -132,7 +139,8 @@ class ArtifactBytes:
         return sorted(coded, key=lambda entry: (-_RANKS[entry[1]], entry[0]))
 
 
-def _header_bytes(entries: list[_Entry]) -> int:
+def header_bytes(entries: list[_Entry]) -> int:
+    """Bytes of the header of a safetensors file, without the eight that hold its length."""
     text, offset = '{"__metadata__":{"format":"pt"},', 0
     for entry in entries:
         text += _entry_text(entry, offset)

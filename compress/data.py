@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.errors import UserError
 from compress.progress import track
 from compress.text import Document, load_documents
+from compress.vocabulary import Translation
 
 _MANY_DOCUMENTS = 64
 _PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 256, 200, 4000  # characters
@@ -116,6 +117,21 @@ def prepare(
         )
     source = _named(config.text)
     return TextData(source, config.window, train, digest(train), heldout, calibration, evaluation)
+
+
+def renumbered(data: TextData, words: Translation) -> TextData:
+    """The same text in a smaller vocabulary; windows keep their length, and where tokens become pieces
+    lose their end."""
+
+    def windows(old: Windows) -> Windows:
+        tokens = words.cut(old.tokens)
+        return Windows(tokens, old.bytes, digest(tokens))
+
+    train = words.stream(data.train)
+    return TextData(
+        data.source, data.window, train, digest(train), windows(data.heldout), windows(data.calibration),
+        windows(data.evaluation),
+    )  # fmt: skip
 
 
 def training_documents(documents: Sequence[Document]) -> list[Document]:

@@ -11,6 +11,7 @@ from compress.memory import available_memory_bytes
 # extra -> (package, what it is for)
 _EXTRAS = {
     "gguf": ("gguf", "reading .gguf checkpoints"),
+    "pruning": ("torch-pruning", "taking out heads, neurons and channels"),
     "parquet": ("pyarrow", "reading .parquet text"),
     "datasets": ("datasets", "reading text from the datasets hub"),
     "tensorboard": ("tensorboard", "training curves in TensorBoard"),
@@ -40,7 +41,7 @@ def print_doctor() -> None:
     print(f"onnx          {_providers()}")
     for extra, (package, use) in _EXTRAS.items():
         try:
-            state = version(package) if find_spec(package) else None
+            state = version(package) if find_spec(package.replace("-", "_")) else None
         except PackageNotFoundError:
             state = None
         hint = state or f"missing ({use}): pip install {package}  (extra '{extra}')"

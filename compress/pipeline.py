@@ -19,14 +19,16 @@ import torch
 from compress.architectures import create
 from compress.bundle import Bundle, code_files
 from compress.checkpoints import load_tokenizer, weight_files
-from compress.data import TextData, prepare, training_documents
+from compress.data import TextData, prepare, renumbered, training_documents
 from compress.memory import peak_rss_bytes, reset_peak
 from compress.passes.base import Context, Pass
 from compress.processes import is_main, on_this_machine, part, wait
+from compress.pruning.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.recipe import Recipe
 from compress.records import DataRecord, Lineage, PassRecord, VariantRecord
 from compress.steps import StepStore, code_version, file_hashes, fingerprint, pass_version
 from compress.text import Document, load_documents
+from compress.vocabulary import Translation, translation
 
 EVALUATION_FILE = "evaluation.npy"
 LOGS = "logs"  # what trackers write; a variant cannot have this name
@@ -184,9 +186,10 @@ class _Maker:
             wait(lambda: self.store.has(found))
             return found
         bundle = Bundle.load(self.store.path(parent), stream=step.streams and self.device.type == "cpu")
+        words = self._words(parent)
         context = Context(
-            data=self.data,
-            teacher=lambda: Bundle.load(self.store.path(self.ends["base"])),
+            data=self.data if words is None else renumbered(self.data, words),
+            teacher=lambda: self._teacher(words),
             seed=self.recipe.seed,
             workdir=self.store.workdir(found),
             device=self.device,
@@ -216,6 +219,21 @@ class _Maker:
         self.store.save(result, self.store.path(parent) if step.kind == "export" else None)
         self.say(f"{label}: {seconds:.1f} s")
         return found
+
+    def _words(self, step: str) -> Translation | None:
+        """From the source's token ids to those of a finished step; None where it numbers alike."""
+        files = [self.store.path(found) / "tokenizer.json" for found in (self.source, step)]
+        return translation(*files) if all(file.is_file() for file in files) else None
+
+    def _teacher(self, words: Translation | None) -> Bundle:
+        """The base; for a model of fewer tokens, with the rows of those."""
+        bundle = Bundle.load(self.store.path(self.ends["base"]))
+        if words is None:
+            return bundle
+        kept = words.rows.tolist()
+        return bundle.evolve(
+            model=fewer_rows(bundle.model, kept), tokenizer=trimmed_tokenizer(bundle.tokenizer, kept)
+        )
 
     def _begin(
         self, found: str, name: str, source: str, config: dict[str, Any], load: Callable[[], Bundle]

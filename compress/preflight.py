@@ -136,6 +136,11 @@ def check_order(recipe: Recipe, name: str) -> None:
                     f"base: {step.name()} learns from the finished base, so it cannot be part of it; "
                     "put it into a variant"
                 )
+            if variant == "base" and not step.in_base:
+                raise UserError(
+                    f"base: {step.name()} cannot be part of the base, since text is cut with its tokenizer; "
+                    "put it into a variant"
+                )
             for kind in sorted(step.only_after - {earlier.kind for earlier in before}):
                 raise UserError(f"{_where(name)}: {step.name()} must come after a pass of the kind '{kind}'")
             reason = step.refuses(tuple(f for earlier in before for f in earlier.writes()))

@@ -17,7 +17,8 @@ ROOT = Path(compress.__file__).parent
 SHARED = {
     *(
         "errors",
-        *("names", "processes"),
+        "names",
+        "processes",
         "progress",
         "records",
         "machine",
@@ -25,6 +26,7 @@ SHARED = {
         "protocol",
         "tasks",
         "version",
+        "vocabulary",
         "runtimes.base",
     ),
     "runtimes.onnx_runtime",  # an export is checked in the runtime it is for
@@ -33,6 +35,7 @@ MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
     *("export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"),
     *("input_statistics", "artifact_bytes", "allocation", "correction", "sparsify", "subcloning"),
+    "pruning",
 }
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.

@@ -27,6 +27,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "prune_layers": {"keep": 2},
     "prune_gradual": {"tokens": 512, "batch": 4, "every": 1},
     "student": {"blocks": 2},
+    "prune_structured": {"neurons": 0.25, "multiple_of": 4},
+    "prune_vocabulary": {"min_count": 100_000},
     "export_onnx": {"check_tokens": 64},
     "quantize_auto": {"bits_per_weight": 4.5},
     "quantize_bitsandbytes": {"method": "llm_int8"},
@@ -161,7 +163,8 @@ class TestEveryPass:
         assert result.masks
         for layer, mask in result.masks.items():
             assert (found[layer][~mask] == 0).all(), layer
-            assert holds(found[layer]), layer
+            if mask.shape[1] == pruned.masks[layer].shape[1]:  # else columns went, and four are not four
+                assert holds(found[layer]), layer
 
 
 @pytest.mark.parametrize(("name", "format"), sorted(REFUSED))

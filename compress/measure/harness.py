@@ -30,6 +30,7 @@ from compress.memory import available_memory_bytes, disk_bytes
 from compress.progress import Tracker, track
 from compress.protocol import WARM_DECODES, MeasureProtocol
 from compress.records import Result, read_results, write_results
+from compress.vocabulary import Translation
 
 PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
@@ -120,9 +121,10 @@ def measure(
             if found["parameters"] is not None:
                 counts[target.variant] = (found["parameters"], found["nonzero_parameters"])
             if continuation is not None:
-                written = worker.ask("generate", **_as_command(continuation))["tokens"]
+                words = reference.words(target.path)
+                written = worker.ask("generate", **_as_command(continuation, words))["tokens"]
                 if written is not None:
-                    on_sample(target, written)
+                    on_sample(target, written if words is None else words.back(written))
             run.close(target)
             timing = timings[target]
             parameters, nonzero = counts.get(target.variant, (None, None))
@@ -247,7 +249,7 @@ class _Run:
             return reference.compute(worker, self._advance)
         if reference.scores is None and reference.base is not None:
             self._score_base(reference.base)
-        return reference.compare(worker, self._advance)
+        return reference.compare(worker, target.path, self._advance)
 
     def _score_base(self, path: Path) -> None:
         base = Target("the base model", "torch", path)
@@ -261,7 +263,7 @@ class _Run:
     def _round(self, target: Target, timing: _Timing) -> None:
         worker, facts = self.loaded(target)
         length = timing.prompt_tokens = self.protocol.prompt_tokens(facts["context"])
-        prompt, following = self._text(length)
+        prompt, following = self._text(length, self.reference.words(target.path))
         answer = worker.ask(
             "time_round",
             prompt=prompt,
@@ -273,12 +275,14 @@ class _Run:
         timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
         self.bar.advance(1, timing=str(target))
 
-    def _text(self, length: int) -> tuple[str, str]:
+    def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
         """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
         folder, batch, more = self.reference.folder, self.protocol.batch, self.protocol.decodes_per_round
-        prompt, following = folder / f"prompt-{length}.npy", folder / f"following-{length}.npy"
+        size = "" if words is None else f"-of-{len(words.rows)}"
+        prompt, following = folder / f"prompt-{length}{size}.npy", folder / f"following-{length}{size}.npy"
         if not following.exists():
-            rows = np.resize(self.reference.windows.tokens.ravel(), (batch, length + more))
+            text = self.reference.windows.tokens.ravel()
+            rows = np.resize(text if words is None else words.stream(text), (batch, length + more))
             np.save(prompt, rows[:, :length])
             np.save(following, rows[:, length:])
         return str(prompt), str(following)
@@ -332,9 +336,9 @@ def _quality_fields(
     return asdict(quality.summarise(scores, base, reference.windows.bytes, seed=protocol.seed))
 
 
-def _as_command(continuation: Continuation) -> dict[str, Any]:
-    return {
-        "tokens": [int(token) for token in continuation.prompt],
-        "limit": continuation.limit,
-        "stop": [int(token) for token in continuation.stop],
-    }
+def _as_command(continuation: Continuation, words: Translation | None) -> dict[str, Any]:
+    tokens, stop = ([int(t) for t in ids] for ids in (continuation.prompt, continuation.stop))
+    if words is not None:
+        tokens = words.stream(np.array(tokens, np.int32)).tolist()
+        stop = [piece for t in stop if len(pieces := words.pieces(t)) == 1 for piece in pieces]
+    return {"tokens": tokens, "limit": continuation.limit, "stop": stop}

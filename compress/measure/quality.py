@@ -10,6 +10,10 @@ from those before them *inside the window*, so L - 1 predictions, and the first 
     kl_to_base     = mean over predicted positions of KL(p_base || p_variant) over the full vocabulary
     top1_agreement = share of predicted positions where both models have the same argmax
 
+A variant of a smaller vocabulary (vocabulary.py) is scored on the same text in its own tokens. Its loss stays
+per predicted token of the base; KL and agreement are over the rows that both have, the base's distribution
+normalised over them, and absent where a token had to be written in pieces.
+
 An encoder with a masked-LM head predicts tokens that are hidden from it: 15 % of each window's, drawn by
 the window's number and never the first or last (Devlin et al. 2018, all of them replaced by the mask
 token); the definitions above then hold over those. bits_per_byte is left out. A model that embeds is
@@ -45,6 +49,7 @@ import numpy.typing as npt
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
 from compress.tasks import Task
+from compress.vocabulary import TranslatedWindows
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [1, length] -> float32 [1, length, V]
@@ -123,22 +128,34 @@ def score(
     threads: int = 1,
     task: Task = "causal",
     mask_token: int | None = None,
+    translated: TranslatedWindows | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score int32 [n, L] windows one by one.
 
     `forward` gives a model's logits. `base`: folder of base logits to compare with; `keep`: folder to
-    write this model's logits to, so that it becomes such a base. `advance` is called after every window.
+    write this model's logits to, so that it becomes such a base. `translated`: the windows in the model's own
+    vocabulary, if that is another. `advance` is called after every window.
     Raises ValueError where the two vocabularies or the windows differ, UserError for a full disk,
     FloatingPointError for logits that are not finite.
     """
     nats, tokens, kl, agreements, distances = [], [], [], [], []
+    rows = None if translated is None else translated.rows
+    if translated is not None:
+        if task != "causal":
+            raise UserError("a smaller vocabulary can be measured of a model that continues text only")
+        base = base if rows is not None else None
     for index, window in enumerate(windows):
-        asked = question(window, index, task, mask_token)
+        if translated is None:
+            asked = question(window, index, task, mask_token)
+        else:
+            asked = _renumbered_question(translated, index)
         logits = forward(asked.inputs[None])[0][asked.rows]  # [predictions, V]
         if task == "embedding":
             logits = logits.mean(axis=0, keepdims=True)  # [1, width]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
+        if reference is not None and rows is not None:
+            reference = np.take(reference, rows, axis=1)
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
         if task == "embedding":
@@ -149,7 +166,7 @@ def score(
         if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         nats.append(sums[0])
-        tokens.append(len(asked.targets))
+        tokens.append(len(asked.targets) if translated is None else int(translated.predicted[index]))
         kl.append(sums[1])
         agreements.append(int(sums[2]))
         if keep is not None:
@@ -163,6 +180,13 @@ def score(
     if base is None:
         return Scores(nats, tokens, whole_text=whole)
     return Scores(nats, tokens, kl, agreements, whole_text=whole)
+
+
+def _renumbered_question(windows: TranslatedWindows, index: int) -> Question:
+    """All tokens but the pieces of the window's first one, from those before."""
+    window = windows.tokens[index]
+    window, first = window[window >= 0], int(windows.first[index])
+    return Question(window[:-1], slice(first - 1, None), window[first:])
 
 
 def score_window(
@@ -206,15 +230,18 @@ def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int
         perplexity=exp(nll),
         bits_per_byte=total / (log(2.0) * text_bytes) if scores.whole_text else None,
     )
-    if base is None or scores.kl is None or scores.agreements is None:
+    if base is None:
         return quality
-    changes = {
+    changes: dict[str, Any] = {
         "delta_nll": nll - sum(base.nats) / count,
         "delta_nll_ci95": paired_interval(scores.nats, base.nats, scores.tokens, seed=seed),
-        "kl_to_base": sum(scores.kl) / count,
-        "kl_ci95": mean_interval(scores.kl, scores.tokens, seed=seed),
-        "top1_agreement": sum(scores.agreements) / count,
     }
+    if scores.kl is not None and scores.agreements is not None:
+        changes |= {
+            "kl_to_base": sum(scores.kl) / count,
+            "kl_ci95": mean_interval(scores.kl, scores.tokens, seed=seed),
+            "top1_agreement": sum(scores.agreements) / count,
+        }
     return Quality(**(asdict(quality) | changes))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from compress.data import Windows
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores
+from compress.vocabulary import Translation, translation
 
 
 class Reference:
@@ -32,6 +33,7 @@ class Reference:
         self.base, self.windows = base, windows
         self.scores: Scores | None = None
         self._workdir = workdir
+        self._words: dict[Path, Translation | None] = {}
         self._folder: Path | None = None
 
     def __enter__(self) -> Reference:
@@ -64,10 +66,22 @@ class Reference:
             self.scores = self._score(worker, advance, base=None, keep=str(self.folder))
         return self.scores
 
-    def compare(self, worker: WorkerProcess, advance: Callable[[], None]) -> Scores:
-        """Score what `worker` has loaded, against the base where there is one."""
+    def compare(self, worker: WorkerProcess, path: Path, advance: Callable[[], None]) -> Scores:
+        """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = None if self.scores is None else str(self.folder)
-        return self._score(worker, advance, base=base, keep=None)
+        words, translated = self.words(path), None
+        if words is not None:
+            translated = str(self.folder / "translated.npz")
+            words.whole(self.windows.tokens).save(Path(translated))
+        return self._score(worker, advance, base=base, keep=None, translated=translated)
+
+    def words(self, path: Path) -> Translation | None:
+        """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
+        if path not in self._words:
+            files = [folder / "tokenizer.json" for folder in (self.base, path) if folder is not None]
+            known = len(files) == 2 and all(file.is_file() for file in files)
+            self._words[path] = translation(*files) if known else None
+        return self._words[path]
 
     def _score(self, worker: WorkerProcess, advance: Callable[[], None], **folders: str | None) -> Scores:
         answer: dict[str, Any] = worker.ask("score", advance, windows=str(self.windows_file), **folders)

@@ -29,6 +29,7 @@ from compress.measure import latency, quality
 from compress.memory import peak_rss_bytes
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
+from compress.vocabulary import TranslatedWindows
 
 Fields = dict[str, Any]
 
@@ -65,8 +66,10 @@ class Worker:
         samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
-    def score(self, windows: str, base: str | None, keep: str | None) -> Fields:
-        """Quality on a .npy file of windows; `base` and `keep` as in `quality.score`."""
+    def score(
+        self, windows: str, base: str | None, keep: str | None, translated: str | None = None
+    ) -> Fields:
+        """Quality on a .npy file of windows; the others as in `quality.score`, `translated` an .npz file."""
         return quality.score(
             self._loaded.logits,
             np.load(windows),
@@ -75,6 +78,7 @@ class Worker:
             threads=self._threads,
             task=self._loaded.task,
             mask_token=self._loaded.mask_token,
+            translated=None if translated is None else TranslatedWindows.load(Path(translated)),
             advance=self._advance,
         ).to_json()
 

@@ -60,6 +60,7 @@ class Pass(BaseModel):
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
     together: ClassVar[bool] = False  # all processes take part; else the main one alone
+    in_base: ClassVar[bool] = True  # may be part of the base, which all variants are compared with
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
 
     def layers(self, model: nn.Module) -> list[str]:

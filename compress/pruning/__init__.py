@@ -1,0 +1,1 @@
+"""Structured pruning: what goes together, what it is worth, and the smaller model without it."""

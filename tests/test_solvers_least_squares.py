@@ -1,0 +1,102 @@
+"""Refit and removal order: never worse than leaving the weights, least squares, and twins are found."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.errors import UserError
+from compress.solvers.least_squares import refit, removal_order
+
+
+def inputs(columns: int, rows: int = 400, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator)
+    return torch.randn(rows, columns, generator=generator) @ mixing
+
+
+def lost(w: torch.Tensor, kept: torch.Tensor, new: torch.Tensor, h: torch.Tensor) -> float:
+    difference = w.clone()
+    difference[:, kept] -= new
+    return float(((difference @ h) * difference).sum())
+
+
+@given(st.integers(2, 12), st.integers(0, 100), st.data())
+def test_the_refit_is_least_squares_and_never_worse_than_none(columns, seed, data):
+    x = inputs(columns, seed=seed)
+    h = x.T @ x / len(x)
+    w = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed))
+    kept = torch.tensor(
+        sorted(data.draw(st.sets(st.integers(0, columns - 1), min_size=1, max_size=columns - 1)))
+    )
+    new = refit(w, kept, h, damping=1e-6)
+    wanted = torch.linalg.lstsq(x[:, kept].double(), (x @ w.T).double()).solution.T
+    best = lost(w, kept, wanted.float(), h)
+    assert lost(w, kept, new, h) <= best + 1e-2 * best + 1e-3
+    assert lost(w, kept, new, h) <= lost(w, kept, w[:, kept], h) + 1e-3
+
+
+def test_the_aim_takes_the_layer_to_what_the_original_gave():
+    x, noise = inputs(6), 0.3 * inputs(6, seed=1)
+    changed, w, kept = x + noise, torch.randn(2, 6), torch.tensor([0, 2, 3, 5])
+    h = changed.T @ changed / len(x)
+    aim = w @ ((x - changed).T @ changed / len(x))
+    new = refit(w, kept, h, aim, damping=1e-6)
+    wanted = torch.linalg.lstsq(changed[:, kept].double(), (x @ w.T).double()).solution.T.float()
+    assert torch.allclose(new, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_mask_holds_and_rows_reach_their_own_least_squares():
+    x, w = inputs(8), torch.randn(3, 8)
+    h, kept = x.T @ x / len(x), torch.arange(6)
+    mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(3)) > 0.4
+    new = refit(w * torch.nn.functional.pad(mask, (0, 2), value=True), kept, h, damping=1e-6, mask=mask)
+    assert (new[~mask] == 0).all()
+    target = x @ (w * torch.nn.functional.pad(mask, (0, 2), value=True)).T
+    for row in range(3):
+        own = x[:, kept][:, mask[row]].double()
+        wanted = torch.linalg.lstsq(own, target[:, row : row + 1].double()).solution[:, 0].float()
+        assert torch.allclose(new[row][mask[row]], wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_greedy_order_takes_the_best_single_unit_with_the_refit_in_mind():
+    x, w, units = inputs(9), torch.randn(4, 9), torch.arange(9).view(3, 3)
+    h = x.T @ x / len(x)
+    errors = []
+    for unit in units:
+        kept = torch.tensor(sorted(set(range(9)) - set(unit.tolist())))
+        errors.append(lost(w, kept, refit(w, kept, h, damping=1e-6), h))
+    assert removal_order(w, units, h, 1, damping=1e-6).item() == errors.index(min(errors))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_of_twins_one_goes_and_one_stays(batch):
+    x = inputs(8)
+    x = torch.cat([x, x], dim=1) + 1e-3 * torch.randn(len(x), 16, generator=torch.Generator().manual_seed(2))
+    w = torch.randn(5, 16) + 3
+    gone = removal_order(w, torch.arange(16)[:, None], x.T @ x / len(x), 8, damping=1e-8, batch=batch)
+    assert sorted(i % 8 for i in gone.tolist()) == list(range(8))
+
+
+def test_the_order_beats_the_independent_choice_on_correlated_inputs():
+    x, w = inputs(24, rows=1000), torch.randn(6, 24, generator=torch.Generator().manual_seed(5))
+    h = x.T @ x / len(x)
+
+    def after(gone: list[int]) -> float:
+        kept = torch.tensor(sorted(set(range(24)) - set(gone)))
+        return lost(w, kept, refit(w, kept, h, damping=1e-6), h)
+
+    alone = (h.diagonal() * w.square().sum(0)).argsort()[:12].tolist()
+    order = removal_order(w, torch.arange(24)[:, None], h, 12, damping=1e-6)
+    assert after(order.tolist()) < 0.9 * after(alone)
+
+
+def test_independent_inputs_go_by_their_energy():
+    w, h = torch.tensor([[3.0, 1.0, 2.0, 0.5]]), torch.diag(torch.tensor([1.0, 20.0, 1.0, 1.0]))
+    wanted = (w[0].square() * h.diagonal()).argsort().tolist()[:3]
+    assert removal_order(w, torch.arange(4)[:, None], h, 3, damping=1e-9).tolist() == wanted
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(UserError, match="not finite; is the checkpoint sound"):
+        refit(torch.ones(1, 2), torch.tensor([0]), torch.full((2, 2), torch.nan))
