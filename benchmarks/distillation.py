@@ -4,7 +4,7 @@
     python benchmarks/distillation.py MODEL.gguf --text TEXT...
 
 What is compared and how is told in `bench.py` and `pruning.py`. A line for every point goes to
-`results/distillation.jsonl`, with the held-out loss on the way in its notes. Printed in the end: what share of
+`results/distillation.jsonl`, with the held-out loss on the way in its notes. Printed last: what share of
 the gap between the student trained alone and its teacher each setting closes, and after how many tokens it
 has the lone student's loss.
 """

@@ -46,6 +46,12 @@ def faster(lines: list[Line]) -> float | None:
     return own / base if own and base else None
 
 
+def millions(lines: list[Line]) -> float | None:
+    """Of the parameters that are not zero."""
+    nonzero = mean(lines, "nonzero_parameters")
+    return None if nonzero is None else nonzero / 1e6
+
+
 def told(value: float | None, form: str) -> str:
     """A number, or nothing where it was not measured."""
     return "" if value is None else format(value, form)
@@ -79,7 +85,7 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
     for number, (tool, name) in enumerate(NAMES.items()):
         own = [lines for lines in groups if lines[0]["tool"] == tool]
-        for axis, place in zip(axes, (lambda g: g[0]["nonzero_parameters"] / 1e6, faster), strict=True):
+        for axis, place in zip(axes, (millions, faster), strict=True):
             marks = [(place(lines), mean(lines, "delta_nll"), lines[0]) for lines in own]
             label = name
             for x, y, line in marks:

@@ -49,3 +49,54 @@ HALF: dict[str, Any] = {"sparsity": 0.5}
 PAIRS: dict[str, Any] = {"pattern": "2:4"}
 UNSTRUCTURED = {"magnitude": "prune_magnitude", "Wanda": "prune_wanda", "SparseGPT": "prune_sparsegpt",
                 "ALPS": "prune_alps"}  # fmt: skip
+
+
+def unstructured() -> list[Point]:
+    """Half of the weights zero, everybody's way, and 2:4."""
+    found = []
+    for share, goal in (("50 %", HALF), ("2:4", PAIRS)):
+        for method in ("sparsegpt", "wanda"):
+            settings = {"method": method, "sparsity": 0.5} | goal
+            name = {"sparsegpt": "SparseGPT", "wanda": "Wanda"}[method]
+            found.append(Point("llmcompressor", f"{name} {share}", settings=settings))
+        found += [ours(f"{name} {share}", {step: goal}) for name, step in UNSTRUCTURED.items()]
+    found += [
+        ours(f"{name} 50 %, {allocation}", {UNSTRUCTURED[name]: HALF | {"allocation": allocation}})
+        for name in ("SparseGPT", "ALPS")
+        for allocation in ("owl", "kl")
+    ]
+    found += [
+        ours(f"{name} 50 %, no asymmetric target", {UNSTRUCTURED[name]: HALF | {"asymmetric": 0}})
+        for name in ("SparseGPT", "ALPS")
+    ]
+    best, plain = {"prune_alps": HALF}, {"prune_magnitude": HALF}
+    found += [ours("ALPS 50 %", best, tokens=tokens) for tokens in BUDGETS]
+    found += [fine_tuned("magnitude 50 %", plain, tokens=tokens) for tokens in BUDGETS]
+    found += [fine_tuned("ALPS 50 %", best, tokens=BUDGETS[-1])]
+    return found
+
+
+def structured() -> list[Point]:
+    """A quarter of the blocks' parameters gone; other shares for the curve."""
+    # a third of the neurons of SmolLM2-135M are a quarter of its blocks
+    magnitude = {"importance": "magnitude", "neurons": 1 / 3}
+    taylor = {"importance": "taylor", "neurons": 1 / 3}
+    both = {"importance": "magnitude", "neurons": 0.151, "width": 0.151, "multiple": 64}
+    found = [
+        Point("torch_pruning", "25 %, neurons, group magnitude", settings=magnitude, structured=True),
+        Point("torch_pruning", "25 %, neurons, group Taylor", settings=taylor, structured=True),
+        Point("torch_pruning", "25 %, width and neurons, group magnitude", settings=both, structured=True),
+    ]
+    for share in (0.9, 0.75, 0.6, 0.5):
+        step = {"prune_structured": {"target": {"block_parameters": share}}}
+        found.append(ours(f"{100 * (1 - share):.0f} %", step, structured=True))
+    quarter: dict[str, Any] = {"prune_structured": {"target": {"block_parameters": 0.75}}}
+    neurons: dict[str, Any] = {"prune_structured": {"neurons": 1 / 3}}
+    found.append(ours("25 %, neurons", neurons, structured=True))
+    found.append(ours("25 %, blocks", {"prune_structured": {"blocks": 0.25}}, structured=True))
+    found += [ours("25 %", quarter, tokens=tokens, structured=True) for tokens in BUDGETS]
+    found += [fine_tuned("25 %", quarter, tokens=tokens, structured=True) for tokens in BUDGETS[-1:]]
+    return found
+
+
+POINTS = [*unstructured(), *structured()]
