@@ -53,7 +53,11 @@ class TestRoundTrip:
         assert "from: pruned" in text
 
     def test_every_pass_with_its_defaults(self, recipe_dict):
-        required = {"prune_layers": {"keep": 2}, "quantize_auto": {"bits_per_weight": 4.5}}
+        required = {
+            "prune_layers": {"keep": 2},
+            "prune_structured": {"neurons": 0.25},
+            "quantize_auto": {"bits_per_weight": 4.5},
+        }
         chain = [{name: required.get(name, {})} for name in names()]
         recipe = parse({**recipe_dict, "variants": {"all": chain}})
         assert [step.name() for step in recipe.variants["all"].passes] == names()
