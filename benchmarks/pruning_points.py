@@ -81,11 +81,9 @@ def structured() -> list[Point]:
     # a third of the neurons of SmolLM2-135M are a quarter of its blocks
     magnitude = {"importance": "magnitude", "neurons": 1 / 3}
     taylor = {"importance": "taylor", "neurons": 1 / 3}
-    both = {"importance": "magnitude", "neurons": 0.151, "width": 0.151, "multiple": 64}
     found = [
         Point("torch_pruning", "25 %, neurons, group magnitude", settings=magnitude, structured=True),
         Point("torch_pruning", "25 %, neurons, group Taylor", settings=taylor, structured=True),
-        Point("torch_pruning", "25 %, width and neurons, group magnitude", settings=both, structured=True),
     ]
     for share in (0.9, 0.75, 0.6, 0.5):
         step = {"prune_structured": {"target": {"block_parameters": share}}}

@@ -1,4 +1,8 @@
-"""torch-pruning alone: a share of every MLP's neurons, and of the model's width, by its group importances."""
+"""torch-pruning alone: a share of every MLP's neurons, by its group importances.
+
+Groups are taken from its graph one by one: its `BasePruner` lists every group at once and does not come back
+from the rotary positions of grouped-query attention, whose halves of a head it takes for joined features.
+"""
 
 from common import Job
 
@@ -16,25 +20,18 @@ if job.settings["importance"] == "taylor":
     importance = tp.importance.GroupTaylorImportance(group_reduction="mean")
 else:
     importance = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean")
-ratios = {layer.mlp.gate_proj: job.settings["neurons"] for layer in model.model.layers}
-if "width" in job.settings:
-    ratios[model.model.embed_tokens] = job.settings["width"]
-pruner = tp.pruner.BasePruner(
+graph = tp.DependencyGraph().build_dependency(
     model,
-    example_inputs={"input_ids": windows[:1, :16]},
-    importance=importance,
-    pruning_ratio=0.0,
-    pruning_ratio_dict=ratios,
-    ignored_layers=[] if "width" in job.settings else [model.lm_head],
-    root_module_types=[torch.nn.Linear, torch.nn.Embedding],
-    round_to=job.settings.get("multiple"),
+    example_inputs={"input_ids": windows[:1, :16], "use_cache": False},
     output_transform=lambda output: output.logits,
 )
-for group in pruner.step(interactive=True):
-    group.prune()
+for layer in model.model.layers:
+    gate = layer.mlp.gate_proj
+    whole = graph.get_pruning_group(gate, tp.prune_linear_out_channels, idxs=list(range(gate.out_features)))
+    lowest = importance(whole).argsort()[: round(job.settings["neurons"] * gate.out_features)]
+    graph.get_pruning_group(gate, tp.prune_linear_out_channels, idxs=lowest.tolist()).prune()
 model.zero_grad()
 model.config.intermediate_size = model.model.layers[0].mlp.gate_proj.out_features
-model.config.hidden_size = model.model.embed_tokens.weight.shape[1]
 model.save_pretrained(job.artifact)
 AutoTokenizer.from_pretrained(job.base).save_pretrained(job.artifact)
 job.finish(linear_bytes=0)
