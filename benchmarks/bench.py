@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from results_files import Line
 
 from compress.checkpoints import load_checkpoint
 from compress.data import DataConfig, prepare
@@ -31,7 +32,6 @@ WORKERS = HERE / "workers"
 # tokens
 EVALUATION, CALIBRATION, HELDOUT = 20 * 1024, 32 * 1024, 8 * 1024
 OWN = ("ours", "fine_tuning", "alone")  # what this package's worker runs, in this environment
-Line = dict[str, Any]
 
 
 class Measurable(Protocol):

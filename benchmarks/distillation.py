@@ -13,11 +13,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import pruning_picture as picture
 import typer
-from bench import HERE, Bench, Line
+from bench import HERE, Bench
 from distillation_points import POINTS
 from pruning import run
+from pruning_picture import draw, table
+from results_files import Line, tell
 
 
 def main(
@@ -33,7 +34,7 @@ def main(
     """Run the missing points, then draw."""
     bench = Bench(model, text, window, Path("environments"), work.resolve(), results, timed)
     run(bench, POINTS, only, seeds)
-    picture.main(results)
+    tell(results, table, draw)
     lines = map(json.loads, results.read_text().splitlines()) if results.is_file() else []
     print(gaps([line for line in lines if line["model"] == bench.name]))
 

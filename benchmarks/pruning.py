@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import pruning_picture as picture
 import typer
-from bench import HERE, WORKERS, Bench, Line, call
+from bench import HERE, WORKERS, Bench, call
+from pruning_picture import draw, table
 from pruning_points import POINTS, Point
+from results_files import Line, tell
 
 from compress.bundle import Bundle, parameter_counts
 from compress.machine import usable_cores
@@ -37,7 +38,7 @@ def main(
     """Run the missing points, then draw."""
     bench = Bench(model, text, window, environments, work.resolve(), results, timed)
     run(bench, POINTS, only, seeds)
-    picture.main(results)
+    tell(results, table, draw)
 
 
 def run(bench: Bench, points: list[Point], only: str, seeds: int) -> None:

@@ -3,14 +3,12 @@
 python benchmarks/pruning_picture.py benchmarks/results/pruning.jsonl
 """
 
-import json
 import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-Line = dict[str, Any]
+from results_files import Line, save, tell, two_panels
+
 NAMES = {
     "ours": "compress",
     "llmcompressor": "llm-compressor",
@@ -23,15 +21,6 @@ HEADER = (
     "| RSS, GB | n |",
     "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
-
-
-def points(file: Path, model: str) -> list[list[Line]]:
-    """The lines of each tool and setting, all seeds together, in the file's order."""
-    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in map(json.loads, file.read_text().splitlines()):
-        if line["model"] == model:
-            found[line["tool"], line["setting"]].append(line)
-    return list(found.values())
 
 
 def mean(lines: list[Line], field: str) -> float | None:
@@ -76,13 +65,7 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """Loss against parameters that are not zero, and against speed; larger: more tokens."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    figure, axes = two_panels()
     for number, (tool, name) in enumerate(NAMES.items()):
         own = [lines for lines in groups if lines[0]["tool"] == tool]
         for axis, place in zip(axes, (millions, faster), strict=True):
@@ -104,22 +87,8 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
         if axis.has_data():
             axis.legend()
     figure.suptitle(f"{model}: what removing weights costs (lower is better; larger marks: more tokens)")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-
-
-def main(results: Path) -> None:
-    """Write MODEL.md and MODEL.svg beside the results, for every model in them."""
-    if not results.is_file():
-        return
-    models = dict.fromkeys(json.loads(line)["model"] for line in results.read_text().splitlines())
-    for model in models:
-        groups = points(results, model)
-        stem = results.with_name(f"{results.stem}-{model}")
-        stem.with_suffix(".md").write_text(table(groups) + "\n")
-        draw(groups, model, stem.with_suffix(".svg"))
-        print(table(groups))
+    save(figure, file)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    tell(Path(sys.argv[1]), table, draw)

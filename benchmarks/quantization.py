@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import quantization_picture as picture
 import typer
 from bench import HERE, Bench
+from quantization_picture import draw, table
 from quantization_points import POINTS, Point
+from results_files import tell
 
 
 def main(
@@ -50,7 +51,7 @@ def main(
         bench.add(point, seed, line)
         if not keep:
             shutil.rmtree(out)
-    picture.main(results)
+    tell(results, table, draw)
 
 
 def missing(bench: Bench, only: str, seeds: int) -> Iterator[tuple[Point, int]]:

@@ -3,16 +3,13 @@
 python benchmarks/quantization_picture.py benchmarks/results/quantization.jsonl
 """
 
-import json
 import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from quantization_points import POINTS
+from results_files import Line, save, tell, two_panels
 
-Line = dict[str, Any]
 VARIATIONS = {(point.tool, point.setting) for point in POINTS if point.variation}
 NAMES = {
     "ours": "compress",
@@ -26,15 +23,6 @@ HEADER = (
     "| Tool | Setting | File, MB | Linear layers, MB | Δ NLL | KL [95 %] | Top-1 | Time, s | RSS, GB | n |",
     "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
-
-
-def points(file: Path, model: str) -> list[list[Line]]:
-    """The lines of each tool and setting, all seeds together, in the file's order."""
-    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in map(json.loads, file.read_text().splitlines()):
-        if line["model"] == model:
-            found[line["tool"], line["setting"]].append(line)
-    return list(found.values())
 
 
 def is_variation(line: Line) -> bool:
@@ -66,13 +54,7 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """One mark per tool and setting, one colour per tool; bars reach over the seeds."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    figure, axes = two_panels()
     bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
     for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):
         for number, (tool, name) in enumerate(NAMES.items()):
@@ -93,20 +75,8 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     axes[0].set_ylabel("KL to the original, nats per token")
     axes[0].legend()
     figure.suptitle(f"{model}: what a quantizer loses at a size (lower left is better)")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-
-
-def main(results: Path) -> None:
-    """Write MODEL.md and MODEL.svg beside the results, for every model in them."""
-    models = dict.fromkeys(json.loads(line)["model"] for line in results.read_text().splitlines())
-    for model in models:
-        groups = points(results, model)
-        stem = results.with_name(f"{results.stem}-{model}")
-        stem.with_suffix(".md").write_text(table(groups) + "\n")
-        draw(groups, model, stem.with_suffix(".svg"))
-        print(table(groups))
+    save(figure, file)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    tell(Path(sys.argv[1]), table, draw)

@@ -41,8 +41,8 @@ _FLOOR = 1e-12  # nats; the logarithm of a measured KL of 0
 Score = Callable[[Tensor, Tensor], Tensor]  # of a weight (out, in) and squared input norms (in,)
 
 
-class SparsityGoal(BaseModel):
-    """How much becomes zero, and where: the fields that all unstructured pruning passes share."""
+class Sparsity(BaseModel):
+    """How much becomes zero, and in which layers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,31 +50,15 @@ class SparsityGoal(BaseModel):
     pattern: str | None = Field(
         None, pattern=r"^[1-9][0-9]?:[1-9][0-9]?$", description="N:M, as 2:4; replaces `sparsity`"
     )
-    allocation: Literal["uniform", "owl", "kl"] = Field(
-        "uniform", description="how blocks share the zeros: alike, by outlier ratio, or by measured KL"
-    )
-    spread: float | None = Field(
-        None, gt=0, lt=1, description="of the blocks' shares to both sides; null: 0.08 for owl, 0.15 for kl"
-    )
-    measured_windows: int = Field(4, ge=1, description="of the calibration windows, for `kl`")
-    measured_tokens: int = Field(128, ge=8, description="of each of them")
-    measured_shares: int = Field(5, ge=2, le=33, description="at which a block's KL is measured")
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )
     skip: tuple[str, ...] = Field((), description="wildcards of those to leave dense")
 
     @model_validator(mode="after")
-    def _can_be_met(self) -> Self:
-        if self.pattern is not None:
-            kept, of = map(int, self.pattern.split(":"))
-            if kept >= of:
-                raise ValueError(f"pattern: '{self.pattern}' removes nothing; N must be less than M")
-            if self.allocation != "uniform":
-                raise ValueError(
-                    f"allocation: '{self.allocation}' has nothing to share out where every group keeps "
-                    f"{self.pattern}; use `sparsity`, or allocation: uniform"
-                )
+    def _removes_something(self) -> Self:
+        if self.group is not None and self.group[0] >= self.group[1]:
+            raise ValueError(f"pattern: '{self.pattern}' removes nothing; N must be less than M")
         return self
 
     @property
@@ -86,7 +70,30 @@ class SparsityGoal(BaseModel):
         return kept, of
 
 
-def check_pattern(goal: SparsityGoal, model: nn.Module, names: list[str]) -> list[str]:
+class SparsityGoal(Sparsity):
+    """How much becomes zero, and how layers share it: the fields of all one-shot unstructured pruning."""
+
+    allocation: Literal["uniform", "owl", "kl"] = Field(
+        "uniform", description="how blocks share the zeros: alike, by outlier ratio, or by measured KL"
+    )
+    spread: float | None = Field(
+        None, gt=0, lt=1, description="of the blocks' shares to both sides; null: 0.08 for owl, 0.15 for kl"
+    )
+    measured_windows: int = Field(4, ge=1, description="of the calibration windows, for `kl`")
+    measured_tokens: int = Field(128, ge=8, description="of each of them")
+    measured_shares: int = Field(5, ge=2, le=33, description="at which a block's KL is measured")
+
+    @model_validator(mode="after")
+    def _leaves_something_to_share(self) -> Self:
+        if self.pattern is not None and self.allocation != "uniform":
+            raise ValueError(
+                f"allocation: '{self.allocation}' has nothing to share out where every group keeps "
+                f"{self.pattern}; use `sparsity`, or allocation: uniform"
+            )
+        return self
+
+
+def check_pattern(goal: Sparsity, model: nn.Module, names: list[str]) -> list[str]:
     """The names; the model may be on the meta device.
 
     Raises:
@@ -167,12 +174,11 @@ def _owl(
 ) -> dict[int, float]:
     del score  # the ratio is defined by Wanda's
     norms = _norms(model, blocks, windows)
-    layers = {n: [model.get_submodule(name) for name in names] for n, names in blocks.items()}
-    ratios = [
-        outliers.outlier_ratio([scores(matrix(model.get_submodule(n)), norms[n]) for n in names])
-        for names in blocks.values()
-    ]
-    sizes = [sum(module.weight.numel() for module in modules) for modules in layers.values()]
+    ratios, sizes = [], []
+    for names in blocks.values():
+        weights = {name: matrix(model.get_submodule(name)) for name in names}
+        ratios.append(outliers.outlier_ratio([scores(w, norms[name]) for name, w in weights.items()]))
+        sizes.append(sum(weight.numel() for weight in weights.values()))
     found = outliers.shares(ratios, sizes, goal.sparsity, goal.spread or _SPREADS["owl"])
     return dict(zip(blocks, found, strict=True))
 

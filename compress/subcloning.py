@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from compress.calibration import decoder_blocks
 from compress.checkpoints import quiet_transformers
 from compress.errors import UserError
+from compress.pruning.blocks import keep_in_config
 from compress.tasks import auto_class
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
@@ -92,11 +93,7 @@ def check(model: Any, blocks: list[int], widths: Widths) -> None:
 def smaller(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
     """A model of that shape with random weights, a function of the seed; torch's generator is left alone."""
     config = copy.deepcopy(model.config)
-    count = config.num_hidden_layers
-    for key, value in config.to_dict().items():  # `layer_types` and the like: one entry per block
-        if isinstance(value, list) and len(value) == count and "layer" in key:
-            setattr(config, key, [value[i] for i in blocks])
-    config.num_hidden_layers = len(blocks)
+    keep_in_config(config, blocks)
     if widths != Widths.of(model.config):
         config.hidden_size, config.intermediate_size = widths.hidden, widths.neurons
         config.num_attention_heads, config.num_key_value_heads = widths.heads, widths.kv

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from compress.allocation import Sparsity, check_pattern
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -28,7 +29,7 @@ from compress.training.task import plain_text
 from compress.training.teachers import Teachers
 
 
-class PruneGradual(Pass, Optimization, Guidance):
+class PruneGradual(Pass, Optimization, Guidance, Sparsity):
     """Magnitude pruning on Zhu and Gupta's schedule while training."""
 
     kind: ClassVar[Kind] = "prune"
@@ -41,16 +42,9 @@ class PruneGradual(Pass, Optimization, Guidance):
     )
     initial: float = Field(0.0, ge=0, lt=1, description="share at the first update")
     scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
-    pattern: str | None = Field(
-        None, pattern=r"^[1-9][0-9]?:[1-9][0-9]?$", description="N:M, as 2:4; replaces `sparsity`"
-    )
     begin: float = Field(0.0, ge=0, lt=1, description="share of the steps before the first update")
     end: float = Field(0.7, gt=0, le=1, description="share of the steps after which nothing more goes")
     every: int = Field(10, ge=1, le=100_000, description="steps between updates")
-    select: tuple[str, ...] = Field(
-        ("*",), min_length=1, description="wildcards of the linear layers to take"
-    )
-    skip: tuple[str, ...] = Field((), description="wildcards of those to leave dense")
     towards: Literal["text", "teacher"] = Field("teacher", description="what the weights that stay learn")
     tokens: int = Field(500_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")
@@ -60,18 +54,14 @@ class PruneGradual(Pass, Optimization, Guidance):
     def _can_be_reached(self) -> "PruneGradual":
         if self.begin >= self.end:
             raise ValueError(f"begin: {self.begin} is not before end ({self.end}); lower it")
-        if self.pattern is not None:
-            stay, of = self._pattern()
-            if stay >= of:
-                raise ValueError(f"pattern: '{self.pattern}' removes nothing; N must be less than M")
         if self.initial > self._final():
             raise ValueError(f"initial: {self.initial} is above the final sparsity {self._final()}; lower it")
         return self
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers."""
+        """The selected linear layers; raises UserError for one that the pattern does not fit."""
         self.check(model)
-        return linear_layers(model, self.select, self.skip)
+        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
 
     def reads(self) -> tuple[str, ...]:
         """The teachers that are not the recipe's base."""
@@ -139,8 +129,8 @@ class PruneGradual(Pass, Optimization, Guidance):
             scores = {name: weight.abs() for name, weight in weights().items() if name in names}
             kept = masks_so_far()
             now = gradual.sparsity_at(step, begin, end, self.initial, self._final())
-            if self.pattern is not None:
-                return gradual.shrink_to_pattern(scores, kept, now / self._final(), *self._pattern())
+            if self.group is not None:
+                return gradual.shrink_to_pattern(scores, kept, now / self._final(), *self.group)
             shrink = gradual.shrink_each if self.scope == "layer" else gradual.shrink_all
             return shrink(scores, kept, now)
 
@@ -153,12 +143,4 @@ class PruneGradual(Pass, Optimization, Guidance):
         return min(round(self.end * steps), steps - 1)
 
     def _final(self) -> float:
-        if self.pattern is None:
-            return self.sparsity
-        stay, of = self._pattern()
-        return 1 - stay / of
-
-    def _pattern(self) -> tuple[int, int]:
-        assert self.pattern is not None
-        stay, of = map(int, self.pattern.split(":"))
-        return stay, of
+        return self.sparsity if self.group is None else 1 - self.group[0] / self.group[1]

@@ -47,14 +47,18 @@ def block_influence(model: Any, blocks: nn.ModuleList, tokens: Tensor) -> list[f
 def keep_blocks(model: Any, name: str, kept: list[int]) -> None:
     """Reduce the list of blocks to `kept`, and put their new numbers wherever the old ones are held."""
     blocks = model.get_submodule(name)
-    count = len(blocks)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks[i] for i in kept))
     for number, block in enumerate(model.get_submodule(name)):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = number  # the place of its keys and values in the cache
-    config = model.config
+    keep_in_config(model.config, kept)
+
+
+def keep_in_config(config: Any, kept: list[int]) -> None:
+    """Reduce a configuration, in place, to the blocks `kept`."""
+    count = config.num_hidden_layers
     for key, value in config.to_dict().items():  # `layer_types` and the like: one entry per block
         if isinstance(value, list) and len(value) == count and "layer" in key:
             setattr(config, key, [value[i] for i in kept])

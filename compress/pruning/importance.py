@@ -27,6 +27,7 @@ from compress.formats.swap import matrix
 from compress.progress import track
 from compress.pruning.structure import Part, Structure, Sublayer
 from compress.tasks import task_of
+from compress.training.forward import gradients
 
 _GROUPS = 8  # of neurons, for KL
 
@@ -66,7 +67,7 @@ def taylor(model: Any, windows: Tensor, structure: Structure) -> tuple[dict[str,
 
     with ExitStack() as stack, torch.enable_grad():
         embedding = model.get_input_embeddings()
-        stack.enter_context(_without_gradients(model))
+        stack.enter_context(gradients(model, False))
         hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
         stack.callback(hook.remove)
         for sublayer in structure.sublayers:
@@ -199,15 +200,3 @@ def _require_causal(model: Any, importance: str) -> None:
             f"prune_structured.importance: '{importance}' needs a model that continues text; "
             "take activation, magnitude or reconstruction"
         )
-
-
-@contextmanager
-def _without_gradients(model: Any) -> Iterator[None]:
-    """Weights that need no gradient while the block runs."""
-    needed = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, wanted in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(wanted)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from compress.calibration import decoder_blocks
 from compress.errors import MissingExtra, UserError
 from compress.tasks import task_of
+from compress.training.forward import gradients
 
 Kind = Literal["heads", "neurons"]
 _TOKENS = 5
@@ -149,14 +150,12 @@ class _Unclear(Exception):
 @contextmanager
 def _traceable(model: Any) -> Iterator[None]:
     """Attention in plain operations, which the graph can follow, and gradients, which it is made of."""
-    before, needed = model.config._attn_implementation, [p.requires_grad for p in model.parameters()]
+    before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    model.requires_grad_(True)
     try:
-        yield
+        with gradients(model, True):
+            yield
     finally:
-        for parameter, wanted in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(wanted)
         model.set_attn_implementation(before)
 
 

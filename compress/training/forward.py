@@ -39,6 +39,18 @@ def plain_attention(model: Any, window: int) -> Iterator[None]:
 
 
 @contextmanager
+def gradients(model: Any, wanted: bool) -> Iterator[None]:
+    """All weights need a gradient, or none does, while the block runs."""
+    needed = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(wanted)
+    try:
+        yield
+    finally:
+        for parameter, own in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(own)
+
+
+@contextmanager
 def gradient_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
     """Keep the inputs of each block only, and compute the rest again for the gradient (Chen et al. 2016).
 
