@@ -55,6 +55,18 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
     Raises:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
+    made = make_artifacts(recipe, folder, say)
+    record = tell(recipe, made)
+    write_report(folder)
+    return record
+
+
+def make_artifacts(recipe: Recipe, folder: Path, say: Say = print) -> Made:
+    """The first half of `run`: everything but measuring and reporting, which a later `run` catches up on.
+
+    Raises:
+        UserError: whatever the preflight, a pass, or the disk refuses.
+    """
     pin_threads(recipe.threads)
     preflight(recipe, folder)
     try:
@@ -62,10 +74,7 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
         write_whole(folder / "recipe.yaml", recipe.to_yaml())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    made = make(recipe, folder, say)
-    record = tell(recipe, made)
-    write_report(folder)
-    return record
+    return make(recipe, folder, say)
 
 
 def take_part(recipe: Recipe, folder: Path) -> None:

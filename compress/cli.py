@@ -54,6 +54,9 @@ def run(
     text: Text = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
+    measured: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Or write the artifacts only, and measure later.")
+    ] = True,
 ) -> None:
     """Run a recipe: train or load, compress, export, measure, report. Run again to resume."""
     from compress.recipe import load_recipe
@@ -77,7 +80,16 @@ def run(
     if not is_main():
         api.take_part(plan, folder)
         return
-    record = api.run(plan, folder, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if not measured:
+        for variant in api.make_artifacts(plan, folder, say).variants:
+            print(folder / variant.name)
+        print("not measured: the same command without --no-measure does that, and writes the report")
+        return
+    record = api.run(plan, folder, say)
     print_results(api.load_run(folder)[1], record.references)
     print(f"report: {folder / 'report.html'}")
 

@@ -2,8 +2,8 @@
 
 Imports once, then forks a process for each job. A job: `arguments` of compress-lm, and, if it is to stop,
 `place` (the dotted name of a function), `call` (at which of its calls) and `action`: SIGKILL, SIGINT, or
-`full`, after which no file can grow beyond 20 kB. `make_only` leaves out measuring. Prints for each job its
-exit status (negative: the signal that ended it), its standard error, and the workers that outlived it.
+`full`, after which no file can grow beyond 20 kB. Prints for each job its exit status (negative: the signal
+that ended it), its standard error, and the workers that outlived it.
 """
 
 import importlib
@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
 
 
 def in_child(job: dict[str, Any], folder: Path) -> None:
-    from compress import api, cli
+    from compress import cli
     from compress.measure.process import WorkerProcess
 
     for number, name in ((1, "out"), (2, "err")):
@@ -70,8 +70,6 @@ def in_child(job: dict[str, Any], folder: Path) -> None:
         print(self.pid, file=workers)
 
     WorkerProcess.__init__ = started  # type: ignore[method-assign]
-    if job.get("make_only"):
-        api.tell = lambda recipe, made: sys.exit(0)  # type: ignore[assignment]
     if "place" in job:
         stop_at(job["place"], job["call"], job["action"])
     code = 0

@@ -82,13 +82,12 @@ def test_an_installed_pass_runs_from_a_recipe(site, tmp_path):
     recipe = write_recipe(
         tmp_path / "tiny.yaml", text, base=[{"soften": {"factor": 0.5, "select": ["*.mlp.*"]}}]
     )
-    done = python("-m", "compress", "run", recipe, "-o", tmp_path / "run", path=site)
+    done = python("-m", "compress", "run", recipe, "-o", tmp_path / "run", "--no-measure", path=site)
     assert done.returncode == 0, done.stderr
     steps = json.loads((tmp_path / "run" / "base" / "manifest.json").read_text())["lineage"]["steps"]
     assert [step["name"] for step in steps] == ["create", "soften"]
     assert steps[-1]["config"] == {"factor": 0.5, "select": ["*.mlp.*"]}
     assert steps[-1]["notes"] == {"factor": 0.5}
-    assert "soften" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import ROOT, python, write_recipe, write_text
+from cli_helpers import ROOT, invoke, python, write_recipe, write_text
 
 from compress.errors import UserError
 from compress.measure.quality import score
@@ -71,7 +71,7 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
         },
     )
     jobs: list[dict[str, object]] = [
-        {"arguments": ["run", str(recipe), "-o", str(tmp_path / name)], "make_only": True}
+        {"arguments": ["run", str(recipe), "-o", str(tmp_path / name), "--no-measure"]}
         for name in ("whole", "stopped")
     ]
     straight, again = jobs
@@ -89,9 +89,14 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
     assert not list((tmp_path / "stopped").rglob("*.partial"))
 
 
-def test_measuring_goes_on_after_a_stop(tmp_path):
+def test_measuring_comes_later_if_asked_and_goes_on_after_a_stop(tmp_path):
     recipe = write_recipe(tmp_path / "tiny.yaml", write_text(tmp_path / "text"))
     run = tmp_path / "run"
+    made = invoke("run", recipe, "-o", run, "--no-measure")
+    assert made.code == 0, made.err
+    assert made.out.splitlines()[0] == str(run / "base")
+    assert (run / "base" / "manifest.json").is_file()
+    assert not (run / "results.jsonl").exists()
     command: dict[str, object] = {"arguments": ["run", str(recipe), "-o", str(run)]}
     plan = [
         {**command, "place": "compress.measure.process.WorkerProcess.ask", "call": 1, "action": "SIGKILL"},
