@@ -3,7 +3,7 @@
     python training_worker.py BASE SETTINGS
 
 SETTINGS is a JSON object: `loop`, `steps`, `batch`, `window`, `seed`, `learning_rate`; for ours also other
-fields of `train`; `compiled` for nanoGPT's. Every loop gets the same text, shape, start, precision and threads,
+fields of `train`; `compiled` for nanoGPT's. Every loop gets the same text, shape, start, precision, threads,
 and calls `Clock` when a step begins, so that what lies between two calls is a whole step, whatever it does.
 Prints a JSON object: tokens per second after the first steps, and the loss on held-out text.
 """
