@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ def main(
     window: int = 256,
     work: Annotated[Path, typer.Option(help="for what is written on the way")] = Path("runs/quantization"),
     results: Annotated[Path, typer.Option()] = HERE / "results" / "training.jsonl",
+    only: Annotated[str, typer.Option(help="steps, or throughput, which needs an idle machine")] = "*",
 ) -> None:
     """Run what is missing, then print both tables."""
     bench = Bench(model, text, window, Path("environments"), work.resolve(), results)
@@ -73,7 +75,7 @@ def main(
     ]
     plan += [("steps", 0, *run) for run in steps()]
     for question, number, tool, setting, settings in plan:
-        if (question, tool, setting, bench.name, number) in done:
+        if not fnmatch(question, only) or (question, tool, setting, bench.name, number) in done:
             continue
         shared = {"steps": SHORT, "batch": BATCH[question], "window": window, "seed": number}
         found = measure(bench, shared | settings)

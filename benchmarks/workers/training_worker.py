@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,19 +58,17 @@ def ours(model: Any, text: np.ndarray, heldout: np.ndarray, s: dict[str, Any], c
     window, seed, steps = s.pop("window"), s.pop("seed"), s.pop("steps")
     plan = Optimization(tokens=steps * s["batch"] * window, heldout_points=1, **s)
     handle = model.register_forward_pre_hook(lambda module, _: clock() if module.training else None)
+    data = SimpleNamespace(window=window, train=text, heldout=SimpleNamespace(tokens=heldout))
     with tempfile.TemporaryDirectory() as folder:
-        optimise(
-            model,
-            plan,
-            plain_text(),
-            text,
-            heldout,
-            window=window,
+        around = SimpleNamespace(
+            data=data,
             seed=seed,
             workdir=Path(folder),
+            logs=None,
             device=torch.device("cpu"),
             precision=PRECISION,
         )
+        optimise(model, plan, plain_text(), around)  # type: ignore[arg-type]
     handle.remove()
 
 

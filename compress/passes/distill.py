@@ -60,33 +60,16 @@ class Distill(Pass, Optimization, Guidance):
         found = self.load_teachers(context.teacher)
         teachers = Teachers(bundle, found, context.device, context.precision, self.name())
         identity = teachers.digest
-        window = self.window or context.data.window
-        task, about = guided(
-            self,
-            self,
-            result.model,
-            teachers,
-            context.data.train,
-            window=window,
-            seed=context.seed,
-            workdir=context.workdir,
-        )
+        task, about = guided(self, self, result.model, teachers, context)
         if self.targets == "cached":
             del teachers, found  # its memory is free before training begins
         notes = optimise(
             result.model,
             self,
             task,
-            context.data.train,
-            context.data.heldout.tokens,
-            window=window,
-            seed=context.seed,
-            workdir=context.workdir,
-            device=context.device,
-            precision=context.precision,
+            context,
             masks=bundle.masks,
             identity=identity,
             what="distilling",
-            logs=context.logs,
         )
         return result.evolve(exports={}, notes={**about, **notes})

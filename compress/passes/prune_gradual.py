@@ -78,7 +78,6 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        window = self.window or context.data.window
         modules = {name: result.model.get_submodule(name) for name in self.layers(result.model)}
         masks = {name: mask.clone() for name, mask in bundle.masks.items()}
         for name, module in modules.items():
@@ -90,26 +89,16 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
             found = self.load_teachers(context.teacher)
             teachers = Teachers(bundle, found, context.device, context.precision, self.name())
             identity = teachers.digest
-            task, about = guided(
-                self, self, result.model, teachers, context.data.train,
-                window=window, seed=context.seed, workdir=context.workdir,
-            )  # fmt: skip
-        steps = self.steps(window)
+            task, about = guided(self, self, result.model, teachers, context)
+        steps = self.steps(self.window or context.data.window)
         notes = optimise(
             result.model,
             self,
             task.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1),
-            context.data.train,
-            context.data.heldout.tokens,
-            window=window,
-            seed=context.seed,
-            workdir=context.workdir,
-            device=context.device,
-            precision=context.precision,
+            context,
             masks=masks,
             identity=identity,
             what="pruning",
-            logs=context.logs,
         )
         removed = sum(int((~masks[name]).sum()) for name in modules)
         total = sum(masks[name].numel() for name in modules)

@@ -9,12 +9,10 @@ since the tokens are the student's own.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.errors import UserError
@@ -27,6 +25,7 @@ from compress.training.objectives import chunked, cross_entropy, distillation
 from compress.training.onpolicy import continued, on_policy
 from compress.training.plan import Optimization
 from compress.training.sampled import SampledTargets, sampled_kl
+from compress.training.surroundings import Surroundings
 from compress.training.task import Moment, Task
 from compress.training.teachers import Teachers
 
@@ -36,11 +35,7 @@ def guided(
     plan: Optimization,
     student: Any,
     teachers: Teachers,
-    stream: NDArray[np.int32],
-    *,
-    window: int,
-    seed: int,
-    workdir: Path,
+    around: Surroundings,
 ) -> tuple[Task, dict[str, Any]]:
     """The task, and notes on it. With cached targets the teacher has done its work when this returns.
 
@@ -49,10 +44,7 @@ def guided(
         plan: of the loop that will run the task.
         student: the model to train.
         teachers: checked and placed.
-        stream: the training text, int32 (tokens,).
-        window: inputs per window.
-        seed: as the loop's.
-        workdir: where targets are kept.
+        around: as the loop's; targets are kept in its `workdir`.
 
     Raises:
         UserError: blocks or heads that the models do not have; text or disk that does not suffice.
@@ -60,10 +52,11 @@ def guided(
     notes: dict[str, Any] = {
         "teachers": [list(pair) for pair in zip(teachers.sources, teachers.weights, strict=True)]
     }
+    window, seed = plan.window or around.data.window, around.seed
     if guidance.targets == "cached":
-        batches = Batches(stream, window, plan.batch * plan.accumulate, seed, moving=False).check()
+        batches = Batches(around.data.train, window, plan.batch * plan.accumulate, seed, moving=False).check()
         numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(plan.steps(window))]))
-        targets = SampledTargets(workdir / "targets", numbers, guidance.samples)
+        targets = SampledTargets(around.workdir / "targets", numbers, guidance.samples)
         with teachers.ready(window):
             targets.build(
                 lambda tokens: teachers.logits(tokens, guidance.temperature),

@@ -16,12 +16,10 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.progress import SILENT, track
@@ -30,7 +28,6 @@ from compress.training.averaging import Average
 from compress.training.batches import Batches
 from compress.training.devices import Devices
 from compress.training.forward import (
-    Precision,
     autocast,
     gradient_checkpointing,
     heldout_nll,
@@ -41,6 +38,7 @@ from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled
 from compress.training.state import Progress
 from compress.training.stopping import Keeper, Verdict
+from compress.training.surroundings import Surroundings
 from compress.training.task import Moment, Task
 from compress.training.trackers import tracking
 
@@ -51,18 +49,11 @@ def optimise(
     model: Any,
     plan: Optimization,
     task: Task,
-    stream: NDArray[np.int32],
-    heldout: NDArray[np.int32],
+    around: Surroundings,
     *,
-    window: int,
-    seed: int,
-    workdir: Path,
-    device: torch.device,
-    precision: Precision,
     masks: Mapping[str, Tensor] | None = None,
     identity: str = "",
     what: str = "training",
-    logs: Path | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; it comes back on the CPU, in eval mode.
 
@@ -70,18 +61,11 @@ def optimise(
         model: a causal language model in float32.
         plan: the settings.
         task: what to minimise, and what belongs to it.
-        stream: training tokens, int32 (tokens,).
-        heldout: windows for the curve, int32 (n, length); scored by plain cross-entropy.
-        window: inputs per window where the plan names none.
-        seed: of data order and dropout.
-        workdir: where the checkpoint lives.
-        device: where to compute.
-        precision: what the forward pass computes in.
+        around: text, seed, device, and where the checkpoint lives.
         masks: module name -> bool (out, in); False stays exactly zero. Written to where the task has a
             schedule of masks: in the end they are those of the result.
         identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
         what: the label of the progress bar.
-        logs: where trackers write; inside `workdir` if None.
 
     Returns:
         Facts for the record, `loss_curve` [[step, tokens, loss, heldout or None], ...] among them.
@@ -90,27 +74,14 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    window, logs = plan.window or window, logs or workdir / "logs"
-    batches = Batches(stream, window, plan.batch * plan.accumulate, seed, task.moving).check()
-    run = _Run(
-        model,
-        plan,
-        task,
-        batches,
-        heldout,
-        seed=seed,
-        path=workdir / "training.safetensors",
-        logs=logs,
-        device=device,
-        precision=precision,
-    )
+    run = _Run(model, plan, task, around)
     with ExitStack() as during:
-        during.enter_context(plain_attention(run.model, window))
-        during.enter_context(_random_numbers(device))
+        during.enter_context(plain_attention(run.model, run.batches.window))
+        during.enter_context(_random_numbers(run.device))
         during.enter_context(rates.frozen(run.model, plan.freeze))
         during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))
         during.enter_context(task.watch(run.model))
-        during.enter_context(tracking(run.devices.accelerator, logs, plan.trackers, plan.deciding()))
+        during.enter_context(tracking(run.devices.accelerator, run.logs, plan.trackers, plan.deciding()))
         run.begin(masks or {}, identity)
         run.train(what)
         run.finish(model)
@@ -130,23 +101,20 @@ class _Run:
         model: Any,
         plan: Optimization,
         task: Task,
-        batches: Batches,
-        heldout: NDArray[np.int32],
-        *,
-        seed: int,
-        path: Path,
-        logs: Path,
-        device: torch.device,
-        precision: Precision,
+        around: Surroundings,
     ) -> None:
-        self.plan, self.task, self.batches, self.seed = plan, task, batches, seed
-        self.path, self.device, self.precision = path, device, precision
-        self.devices = Devices(device, plan.trackers, logs)
+        self.plan, self.task, self.seed = plan, task, around.seed
+        self.device, self.precision = around.device, around.precision
+        self.path = around.workdir / "training.safetensors"
+        self.logs = around.logs or around.workdir / "logs"
+        window, batch = plan.window or around.data.window, plan.batch * plan.accumulate
+        self.batches = Batches(around.data.train, window, batch, around.seed, task.moving).check()
+        self.devices = Devices(self.device, plan.trackers, self.logs)
         # sharding changes a model for good: it gets a copy, and the result is copied back
-        self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(device)
-        self.heldout = torch.from_numpy(heldout.astype(np.int64)).to(device)
-        self.steps = plan.steps(batches.window)
-        self.step_tokens = batches.batch * batches.window
+        self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(self.device)
+        self.heldout = torch.from_numpy(around.data.heldout.tokens.astype(np.int64)).to(self.device)
+        self.steps = plan.steps(window)
+        self.step_tokens = batch * window
 
     def begin(self, masks: Mapping[str, Tensor], identity: str) -> None:
         """Set up what a step needs, and go on where a killed run was."""
