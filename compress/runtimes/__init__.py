@@ -1,9 +1,10 @@
 """Open an artifact in the runtime it ships in. Runtimes are imported only when asked for."""
 
 from pathlib import Path
+from typing import cast
 
 from compress.errors import UserError, nearest
-from compress.runtimes.base import Runtime
+from compress.runtimes.base import Runtime, TextRuntime
 
 RUNTIMES = ("torch", "onnxruntime")
 
@@ -23,6 +24,18 @@ def open_runtime(path: Path, runtime: str, threads: int | None = None) -> Runtim
 
         return OnnxRuntime(path, threads=threads)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
+
+
+def open_text_runtime(path: Path, threads: int | None = None) -> TextRuntime:
+    """Load the artifact at `path` to continue text, in the runtime it is for.
+
+    Raises:
+        UserError: as `open_runtime`, or the artifact is an encoder.
+    """
+    runtime = open_runtime(path, detect_runtime(path), threads)
+    if runtime.task != "causal":
+        raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
+    return cast(TextRuntime, runtime)
 
 
 def detect_runtime(path: Path) -> str:
