@@ -23,6 +23,11 @@ from compress.runtimes import open_text_runtime
 PROMPT = [3, 14, 15, 92, 65]
 
 
+@pytest.fixture(autouse=True)
+def only_bytes_cost(monkeypatch):
+    monkeypatch.setattr("compress.generation.speculative._BESIDES", 0.0)
+
+
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
     """(model, seed) -> its folder in torch; its graph lies in `onnx` inside."""
