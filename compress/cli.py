@@ -167,6 +167,9 @@ def generate(
     ] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, help="At most this many guesses at a time.")] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, help="Read prompts this many tokens at a time; fewer take less memory.")
+    ] = 512,
     stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
 ) -> None:
     """Continue prompts, or reply to them, token by token."""
@@ -179,7 +182,9 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     before = [] if system is None else [{"role": "system", "content": system}]
     prompts = [[*before, {"role": "user", "content": p}] for p in prompt] if chat else prompt
-    generator = TextGenerator(artifact, draft=draft, draft_tokens=draft_tokens, threads=threads)
+    generator = TextGenerator(
+        artifact, draft=draft, draft_tokens=draft_tokens, threads=threads, prefill_chunk=prefill_chunk
+    )
     print_texts(generator, prompts, tokens, sampling, stop or [], batch)
     if stats:
         print_counts(generator.counts)

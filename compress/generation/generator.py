@@ -13,6 +13,7 @@ from compress.generation.speculative import speculate
 from compress.generation.text import Writing, end_tokens, load_tokenizer, pieces
 from compress.generation.together import continue_together
 from compress.runtimes import open_text_runtime
+from compress.runtimes.base import PREFILL_CHUNK, TextRuntime
 
 Prompt: TypeAlias = str | Sequence[Message]  # text to continue, or messages to reply to
 
@@ -31,9 +32,10 @@ class TextGenerator:
         draft: Path | str | None = None,
         draft_tokens: int = DRAFT_TOKENS,
         threads: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         """Load `artifact`, and `draft`, an artifact with the same tokenizer that guesses up to
-        `draft_tokens` tokens at a time.
+        `draft_tokens` tokens at a time. Prompts are read `prefill_chunk` tokens at a time.
 
         Raises:
             UserError: no artifact there, an encoder, a draft of another tokenizer, or one of the two cannot
@@ -43,8 +45,14 @@ class TextGenerator:
         self.tokenizer = load_tokenizer(self.folder)
         if draft is not None:
             _check_draft(self.folder, self.tokenizer, Path(draft), draft_tokens)
-        self.runtime = open_text_runtime(self.folder, threads)
-        self.draft = None if draft is None else open_text_runtime(Path(draft), threads)
+        if prefill_chunk < 1:
+            raise UserError(f"prefill_chunk: {prefill_chunk} is not valid; it must be at least 1")
+
+        def opened(path: Path) -> TextRuntime:
+            return open_text_runtime(path, threads, prefill_chunk=prefill_chunk)
+
+        self.runtime = opened(self.folder)
+        self.draft = None if draft is None else opened(Path(draft))
         for path, runtime in ((artifact, self.runtime), (draft, self.draft)):
             if self.draft is not None and runtime is not None and not runtime.rewinds:
                 raise UserError(f"{path}: has a recurrent state and cannot step back; leave the draft out")
@@ -164,6 +172,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> str: ...
 @overload
 def generate(
@@ -177,6 +186,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> list[str]: ...
 def generate(
     artifact: Path | str,
@@ -189,6 +199,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> str | list[str]:
     """Load `artifact`, continue `prompt`, and give the new text.
 
@@ -202,11 +213,14 @@ def generate(
         batch: at most this many texts at once.
         draft: an artifact with the same tokenizer that guesses up to `draft_tokens` tokens at a time.
         threads: of the CPU; None leaves the number to the runtime.
+        prefill_chunk: tokens of a prompt that are read at a time: fewer take less memory.
 
     Raises:
         UserError: as `TextGenerator` and its `generate`.
     """
-    generator = TextGenerator(artifact, draft=draft, draft_tokens=draft_tokens, threads=threads)
+    generator = TextGenerator(
+        artifact, draft=draft, draft_tokens=draft_tokens, threads=threads, prefill_chunk=prefill_chunk
+    )
     single = isinstance(prompt, str) or any(isinstance(part, Mapping) for part in prompt)
     prompts: Any = [prompt] if single else prompt
     texts = generator.generate(prompts, tokens, sampling, stop, batch)

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from compress.tasks import Task
 
+# Tokens of a prompt that go through the model at once. 8192 tokens through 4 blocks of width 256, whose cache
+# is 34 MB, took 152 MB at once and 42 MB by 512 in ONNX Runtime (36 by 128); in torch 198 and 116 MB (89 by
+# 128, in nearly twice the time).
+PREFILL_CHUNK = 512
+
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
@@ -71,7 +76,10 @@ class Runtime(Protocol):
         ...
 
     def prefill(self, tokens: Tokens) -> State:
-        """Read a prompt, (batch, length), computing logits for its last position only."""
+        """Read a prompt, (batch, length), computing logits for its last position only.
+
+        Goes through it in chunks: attention's scores grow with the prompt, not with its square.
+        """
         ...
 
     def decode(self, state: State, tokens: Tokens) -> State:

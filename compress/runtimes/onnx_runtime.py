@@ -2,7 +2,8 @@
 
 The cache of a text is one buffer per layer and side, (batch, heads, capacity, width). It is bound as past
 and as present of the session, so a step appends to it in place and copies nothing. The buffer starts a
-little longer than the prompt and doubles when full. Threads are pinned to the number given.
+little longer than the prompt and doubles when full. A prompt goes through in chunks: attention's scores take
+(heads, chunk, length) floats, not (heads, length, length). Threads are pinned to the number given.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
 Limits: CPU. Rows of a batch may have unlike lengths where positions are rotary: attention takes a length per
@@ -19,12 +20,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import UserError
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
 from compress.tasks import Task
 
 _GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
-_CHUNK = 512  # positions per call when every position's logits are wanted
 
 
 @dataclass
@@ -53,8 +53,10 @@ class OnnxRuntime:
     mask_token: int | None = None
     rewinds = True
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        """Load; `threads` None leaves the number to ONNX Runtime. Raises UserError if there is no model."""
+    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        """Load; `threads` None leaves the number to ONNX Runtime, texts go through `prefill_chunk` tokens
+        at a time. Raises UserError if there is no model.
+        """
         graph = next((p for p in (path / _GRAPH, path / "onnx" / _GRAPH) if p.is_file()), None)
         if graph is None:
             raise UserError(f"{path}: holds no {_GRAPH}; export it first, with the pass export_onnx")
@@ -75,6 +77,7 @@ class OnnxRuntime:
         self.vocabulary = int(self._session.get_outputs()[0].shape[2])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
+        self._chunk = prefill_chunk
         self.joins = _rotary(graph.with_name("config.json"))
 
     def logits(self, tokens: Tokens) -> Logits:
@@ -83,16 +86,20 @@ class OnnxRuntime:
         result = np.empty((batch, length, self.vocabulary), dtype=np.float32)
         for row in range(batch):
             cache = self._open_cache(1, length)
-            for start in range(0, length, _CHUNK):
-                part = tokens[row : row + 1, start : start + _CHUNK]
+            for start in range(0, length, self._chunk):
+                part = tokens[row : row + 1, start : start + self._chunk]
                 self._run(cache, part, result[row : row + 1, start : start + part.shape[1]])
         return result
 
     def prefill(self, tokens: Tokens) -> State:
-        """Read a prompt (batch, length); only its last position's logits are computed."""
+        """Read a prompt (batch, length) in chunks; only its last position's logits are of use."""
         batch, length = tokens.shape
+        if batch > 1 and length > self._chunk:
+            # attention takes several tokens after others for one row only
+            return self.join([(self.prefill(tokens[row : row + 1]), 0) for row in range(batch)])
         cache = self._open_cache(batch, min(length + _SPARE, max(self.context, length)))
-        self._run(cache, tokens, cache.logits[:, None])
+        for start in range(0, length, self._chunk):
+            self._run(cache, tokens[:, start : start + self._chunk], cache.logits[:, None])
         return cache
 
     def decode(self, state: State, tokens: Tokens) -> State:

@@ -26,7 +26,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from compress.bundle import Bundle, parameter_counts, weight_bytes
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
 from compress.tasks import Task, task_of
 
 
@@ -48,7 +48,11 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        """Load; `threads` None leaves the number to torch, prompts go through `prefill_chunk` tokens at a
+        time. Raises UserError as `Bundle.load`.
+        """
+        self._chunk = prefill_chunk
         self._threads = threads or torch.get_num_threads()
         with self._session():
             bundle = Bundle.load(path, masks=False)
@@ -97,12 +101,15 @@ class TorchRuntime:
             return _numpy(self._model(input_ids=self._ids(tokens))[0])
 
     def prefill(self, tokens: Tokens) -> TorchState:
-        """Read prompts [batch, length] into a fresh cache."""
+        """Read prompts [batch, length] into a fresh cache, in chunks."""
         with self._session():
             if self.task != "causal":
                 scores = self._model(input_ids=self._ids(tokens))[0]
                 return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
-            out = self._call(tokens, None, **self._last_only)
+            cache = None
+            for start in range(0, tokens.shape[1], self._chunk):
+                out = self._call(tokens[:, start : start + self._chunk], cache, **self._last_only)
+                cache = out.past_key_values
         return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), tokens.shape[1])
 
     def decode(self, state: State, tokens: Tokens) -> TorchState:
