@@ -39,6 +39,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a field: data.window=256.")
 ]
+Provider = Annotated[
+    str, typer.Option(help="What runs ONNX graphs: cpu, cuda, openvino or coreml; see 'doctor'.")
+]
 Text = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
@@ -90,6 +93,7 @@ def bench(
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    provider: Provider = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.jsonl here.")] = None,
 ) -> None:
     """Measure existing artifacts on a text: quality, speed, memory, each in a fresh process."""
@@ -105,7 +109,7 @@ def bench(
     _prepare(output)
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
-    results = api.bench(artifacts, data, base, _checked(MeasureProtocol, threads=threads))
+    results = api.bench(artifacts, data, base, _checked(MeasureProtocol, threads=threads, provider=provider))
     if output is not None:
         write_results(output, results)
     print_results(results, [])
@@ -170,6 +174,7 @@ def generate(
     prefill_chunk: Annotated[
         int, typer.Option(min=1, help="Read prompts this many tokens at a time; fewer take less memory.")
     ] = 512,
+    provider: Provider = "cpu",
     stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
 ) -> None:
     """Continue prompts, or reply to them, token by token."""
@@ -183,7 +188,12 @@ def generate(
     before = [] if system is None else [{"role": "system", "content": system}]
     prompts = [[*before, {"role": "user", "content": p}] for p in prompt] if chat else prompt
     generator = TextGenerator(
-        artifact, draft=draft, draft_tokens=draft_tokens, threads=threads, prefill_chunk=prefill_chunk
+        artifact,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        threads=threads,
+        prefill_chunk=prefill_chunk,
+        provider=provider,
     )
     print_texts(generator, prompts, tokens, sampling, stop or [], batch)
     if stats:

@@ -12,7 +12,7 @@ from compress.generation.sampling import Chooser, Sampling
 from compress.generation.speculative import speculate
 from compress.generation.text import Writing, end_tokens, load_tokenizer, pieces
 from compress.generation.together import continue_together
-from compress.runtimes import open_text_runtime
+from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import PREFILL_CHUNK, TextRuntime
 
 Prompt: TypeAlias = str | Sequence[Message]  # text to continue, or messages to reply to
@@ -33,13 +33,15 @@ class TextGenerator:
         draft_tokens: int = DRAFT_TOKENS,
         threads: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        provider: str = "cpu",
     ) -> None:
         """Load `artifact`, and `draft`, an artifact with the same tokenizer that guesses up to
-        `draft_tokens` tokens at a time. Prompts are read `prefill_chunk` tokens at a time.
+        `draft_tokens` tokens at a time. Prompts are read `prefill_chunk` tokens at a time;
+        `provider` runs ONNX graphs.
 
         Raises:
             UserError: no artifact there, an encoder, a draft of another tokenizer, or one of the two cannot
-                step back.
+                step back; a provider that is absent, or none of the two is an ONNX graph.
         """
         self.folder = Path(artifact)
         self.tokenizer = load_tokenizer(self.folder)
@@ -49,8 +51,14 @@ class TextGenerator:
             raise UserError(f"prefill_chunk: {prefill_chunk} is not valid; it must be at least 1")
 
         def opened(path: Path) -> TextRuntime:
-            return open_text_runtime(path, threads, prefill_chunk=prefill_chunk)
+            return open_text_runtime(path, threads, prefill_chunk=prefill_chunk, provider=provider)
 
+        if provider != "cpu" and all(
+            detect_runtime(p) == "torch" for p in (self.folder, Path(draft or artifact))
+        ):
+            raise UserError(
+                f"provider: '{provider}' runs ONNX graphs, and {artifact} is none; export it first"
+            )
         self.runtime = opened(self.folder)
         self.draft = None if draft is None else opened(Path(draft))
         for path, runtime in ((artifact, self.runtime), (draft, self.draft)):
@@ -173,6 +181,7 @@ def generate(
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    provider: str = "cpu",
 ) -> str: ...
 @overload
 def generate(
@@ -187,6 +196,7 @@ def generate(
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    provider: str = "cpu",
 ) -> list[str]: ...
 def generate(
     artifact: Path | str,
@@ -200,6 +210,7 @@ def generate(
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
+    provider: str = "cpu",
 ) -> str | list[str]:
     """Load `artifact`, continue `prompt`, and give the new text.
 
@@ -214,12 +225,18 @@ def generate(
         draft: an artifact with the same tokenizer that guesses up to `draft_tokens` tokens at a time.
         threads: of the CPU; None leaves the number to the runtime.
         prefill_chunk: tokens of a prompt that are read at a time: fewer take less memory.
+        provider: what runs ONNX graphs: cpu, cuda, openvino or coreml.
 
     Raises:
         UserError: as `TextGenerator` and its `generate`.
     """
     generator = TextGenerator(
-        artifact, draft=draft, draft_tokens=draft_tokens, threads=threads, prefill_chunk=prefill_chunk
+        artifact,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        threads=threads,
+        prefill_chunk=prefill_chunk,
+        provider=provider,
     )
     single = isinstance(prompt, str) or any(isinstance(part, Mapping) for part in prompt)
     prompts: Any = [prompt] if single else prompt

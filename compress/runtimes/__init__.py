@@ -10,10 +10,15 @@ RUNTIMES = ("torch", "onnxruntime")
 
 
 def open_runtime(
-    path: Path, runtime: str, threads: int | None = None, *, prefill_chunk: int = PREFILL_CHUNK
+    path: Path,
+    runtime: str,
+    threads: int | None = None,
+    *,
+    prefill_chunk: int = PREFILL_CHUNK,
+    provider: str = "cpu",
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
-    tokens of a prompt go through at once.
+    tokens of a prompt go through at once, `provider` is ONNX Runtime's and of no meaning in torch.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
@@ -25,19 +30,21 @@ def open_runtime(
     if runtime == "onnxruntime":
         from compress.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(path, threads=threads, prefill_chunk=prefill_chunk)
+        return OnnxRuntime(path, threads, prefill_chunk, provider)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 
 def open_text_runtime(
-    path: Path, threads: int | None = None, *, prefill_chunk: int = PREFILL_CHUNK
+    path: Path, threads: int | None = None, *, prefill_chunk: int = PREFILL_CHUNK, provider: str = "cpu"
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 
     Raises:
         UserError: as `open_runtime`, or the artifact is an encoder.
     """
-    runtime = open_runtime(path, detect_runtime(path), threads, prefill_chunk=prefill_chunk)
+    runtime = open_runtime(
+        path, detect_runtime(path), threads, prefill_chunk=prefill_chunk, provider=provider
+    )
     if runtime.task != "causal":
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
     return cast(TextRuntime, runtime)

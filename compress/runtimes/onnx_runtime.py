@@ -6,8 +6,9 @@ little longer than the prompt and doubles when full. A prompt goes through in ch
 (heads, chunk, length) floats, not (heads, length, length). Threads are pinned to the number given.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
-Limits: CPU. Rows of a batch may have unlike lengths where positions are rotary: attention takes a length per
-row, learned positions do not. Such rows get one token at a time.
+Limits: float32, and the cache in main memory, whatever the provider (see providers.py). Rows of a batch may
+have unlike lengths where positions are rotary: attention takes a length per row, learned positions do not.
+Such rows get one token at a time.
 """
 
 import json
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
+from compress.runtimes.providers import require_provider
 from compress.tasks import Task
 
 _GRAPH = "model.onnx"
@@ -48,26 +50,40 @@ class OnnxRuntime:
     """An ONNX artifact folder, loaded; `path` may also be the variant's folder, which holds it as `onnx`."""
 
     name = "onnxruntime"
-    device = "cpu"
     task: Task = "causal"
     mask_token: int | None = None
     rewinds = True
 
-    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        provider: str = "cpu",
+    ) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime, texts go through `prefill_chunk` tokens
-        at a time. Raises UserError if there is no model.
+        at a time, `provider` runs what it can of the graph. Raises UserError if there is no model, or no
+        such provider, or one that cannot run it.
         """
         graph = next((p for p in (path / _GRAPH, path / "onnx" / _GRAPH) if p.is_file()), None)
         if graph is None:
             raise UserError(f"{path}: holds no {_GRAPH}; export it first, with the pass export_onnx")
+        wanted = require_provider(provider)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
+            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # onnxruntime raises bare classes of its own
             raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+        if wanted not in self._session.get_providers():
+            raise UserError(
+                f"provider: '{provider}' does not start here, and ONNX Runtime went on without it; see to "
+                "its driver and libraries, or take cpu"
+            )
+        self.device = provider
         facts = self._session.get_modelmeta().custom_metadata_map
         self._cache_shapes: dict[str, tuple[int, int]] = {
             value.name: (value.shape[1], value.shape[3])
@@ -79,6 +95,8 @@ class OnnxRuntime:
         self.weight_bytes = int(facts["weight_bytes"])
         self._chunk = prefill_chunk
         self.joins = _rotary(graph.with_name("config.json"))
+        if provider != "cpu":
+            self._try(graph)
 
     def logits(self, tokens: Tokens) -> Logits:
         """Every position's logits: (batch, length) -> (batch, length, vocabulary), one row at a time."""
@@ -138,6 +156,16 @@ class OnnxRuntime:
                 full[i, :, : lengths[i]] = held[id(state)][row, :, : lengths[i]]
             self._bind(result, name, full)
         return result
+
+    def _try(self, graph: Path) -> None:
+        """Refuse a provider that loads the graph and then cannot run it."""
+        tokens = np.zeros((1, 2), dtype=np.int32)
+        try:
+            self.logits(tokens)
+            self.decode(self.prefill(tokens), tokens[:, 0])
+        except Exception as error:  # onnxruntime raises bare classes of its own
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{graph}: provider '{self.device}' cannot run it, take cpu: {reason}") from error
 
     def _open_cache(self, batch: int, capacity: int) -> Cache:
         if capacity > self.context:
