@@ -39,7 +39,7 @@ def print_doctor() -> None:
     for name, installed in versions().items():
         print(f"{name:<13} {installed}")
     print(f"gpu           {_gpu()}")
-    print(f"onnx          {', '.join(present_providers())}")
+    print(f"providers     {', '.join(present_providers())}, of ONNX Runtime")
     for provider, remedy in missing_providers().items():
         print(f"              no {provider}: {remedy}")
     for extra, (package, use) in _EXTRAS.items():

@@ -62,7 +62,7 @@ def test_an_absent_provider_is_told_with_its_package_and_what_there_is(bare, fol
 
 def test_the_doctor_tells_what_is_there_and_how_to_get_the_rest(bare):
     told = invoke("doctor").out
-    assert "onnx          cpu\n" in told
+    assert "providers     cpu, of ONNX Runtime\n" in told
     assert "no cuda: pip uninstall onnxruntime, then pip install onnxruntime-gpu" in told
     assert "no openvino: " in told
 
