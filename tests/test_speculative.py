@@ -54,12 +54,12 @@ def runtime(artifacts, kind, name, seed, cheap=False):
 )
 def test_greedy_is_token_for_token_what_the_target_alone_writes(artifacts, name, target, draft):
     model = runtime(artifacts, target, name, 0)
-    limit = 36
+    limit = 30
     alone = list(continue_tokens(model, PROMPT, Chooser(Sampling()), limit))
     assert len(set(alone)) > 5, "a model that repeats itself proves nothing"
     for other in ((name, 0), ("llama", 1)):
         guesser = runtime(artifacts, draft, *other, cheap=True)
-        for longest in (1, 5):
+        for longest in (1, 5) if other[1] == 0 else (5,):
             counts = Counts()
             guesses = speculate(
                 model, guesser, PROMPT, Chooser(Sampling()), limit, longest=longest, counts=counts
@@ -155,12 +155,12 @@ def test_a_sampled_text_has_the_target_s_distribution_through_real_models(artifa
     first = int(sampling.distribution(state.logits[0]).argmax())
     p = sampling.distribution(target.decode(state, np.asarray([first])).logits[0])
     found = np.zeros(len(p))
-    for seed in range(600):
+    for seed in range(400):
         chosen = Sampling(temperature=3.0, top_k=3, seed=seed)
         text = list(speculate(target, draft, PROMPT, Chooser(chosen), 2, longest=2))
         if text[0] == first:
             found[text[1]] += 1
-    assert found.sum() > 150
+    assert found.sum() > 100
     possible = p > 0
     assert found[~possible].sum() == 0
     expected = p[possible] * found.sum()
