@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from compress.errors import UserError as UserError
     from compress.formats import Int4 as Int4
     from compress.formats import Int8 as Int8
+    from compress.generation.generator import TextGenerator as TextGenerator
+    from compress.generation.generator import generate as generate
+    from compress.generation.sampling import Sampling as Sampling
     from compress.passes.base import Context as Context
     from compress.passes.base import Pass as Pass
     from compress.protocol import MeasureProtocol as MeasureProtocol
@@ -40,9 +43,12 @@ _HOMES = {
     "Recipe": "compress.recipe:Recipe",
     "Result": "compress.records:Result",
     "RunRecord": "compress.records:RunRecord",
+    "Sampling": "compress.generation.sampling:Sampling",
+    "TextGenerator": "compress.generation.generator:TextGenerator",
     "UserError": "compress.errors:UserError",
     "bench": "compress.api:bench",
     "compare": "compress.api:compare",
+    "generate": "compress.generation.generator:generate",
     "load": "compress.bundle:Bundle.load",
     "load_recipe": "compress.recipe:load_recipe",
     "read_results": "compress.records:read_results",

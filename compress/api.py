@@ -36,6 +36,7 @@ from compress.records import (
     write_whole,
 )
 from compress.runtimes import detect_runtime
+from compress.runtimes.providers import require_provider
 from compress.steps import StepStore
 from compress.text import load_documents
 from compress.vocabulary import translation
@@ -190,8 +191,10 @@ def bench(
     be compared.
 
     Raises:
-        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary.
+        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
+            provider that is absent.
     """
+    require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
     windows = evaluation_windows(first, data)
     own = _vocabulary(first)

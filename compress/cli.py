@@ -39,6 +39,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a field: data.window=256.")
 ]
+Provider = Annotated[
+    str, typer.Option(help="What runs ONNX graphs: cpu, cuda, openvino or coreml; see 'doctor'.")
+]
 Text = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
@@ -102,6 +105,7 @@ def bench(
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    provider: Provider = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.jsonl here.")] = None,
 ) -> None:
     """Measure existing artifacts on a text: quality, speed, memory, each in a fresh process."""
@@ -117,7 +121,7 @@ def bench(
     _prepare(output)
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
-    results = api.bench(artifacts, data, base, _checked(MeasureProtocol, threads=threads))
+    results = api.bench(artifacts, data, base, _checked(MeasureProtocol, threads=threads, provider=provider))
     if output is not None:
         write_results(output, results)
     print_results(results, [])
@@ -150,22 +154,62 @@ def passes(name: Annotated[str | None, typer.Argument(help="Show this one's fiel
 @app.command()
 def generate(
     artifact: Annotated[Path, typer.Argument(help="An artifact (torch or ONNX) or model directory.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="Text to continue; several are written together.")
+    ],
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Reply to the prompt as a message, by the model's template."),
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the message before it.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="At most this many new tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among the k likeliest; 0: all.")] = 0,
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Sample within this much probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    min_p: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Leave out what has less than this share of the likeliest."),
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that the text holds already get less likely.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling; text i of several has seed + i.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End a text before this string; repeatable.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="At most this many texts at once.")] = 8,
+    draft: Annotated[
+        Path | None, typer.Option(help="A smaller artifact with the same tokenizer that guesses ahead.")
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, help="At most this many guesses at a time.")] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, help="Read prompts this many tokens at a time; fewer take less memory.")
+    ] = 512,
+    provider: Provider = "cpu",
+    stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
 ) -> None:
-    """Continue a prompt, token by token."""
-    from compress.printing import print_generation
+    """Continue prompts, or reply to them, token by token."""
+    from compress.generation.generator import TextGenerator
+    from compress.generation.sampling import Sampling
+    from compress.generation.terminal import print_counts, print_texts
 
-    print_generation(
-        artifact, prompt, threads, limit=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    if system is not None and not chat:
+        raise UserError("--system: is part of a chat; add --chat")
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    before = [] if system is None else [{"role": "system", "content": system}]
+    prompts = [[*before, {"role": "user", "content": p}] for p in prompt] if chat else prompt
+    generator = TextGenerator(
+        artifact,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        threads=threads,
+        prefill_chunk=prefill_chunk,
+        provider=provider,
     )
+    print_texts(generator, prompts, tokens, sampling, stop or [], batch)
+    if stats:
+        print_counts(generator.counts)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress.machine import machine, versions
 from compress.memory import available_memory_bytes
+from compress.runtimes.providers import missing_providers, present_providers
 
 # extra -> (package, what it is for)
 _EXTRAS = {
@@ -38,7 +39,9 @@ def print_doctor() -> None:
     for name, installed in versions().items():
         print(f"{name:<13} {installed}")
     print(f"gpu           {_gpu()}")
-    print(f"onnx          {_providers()}")
+    print(f"providers     {', '.join(present_providers())}, of ONNX Runtime")
+    for provider, remedy in missing_providers().items():
+        print(f"              no {provider}: {remedy}")
     for extra, (package, use) in _EXTRAS.items():
         try:
             state = version(package) if find_spec(package.replace("-", "_")) else None
@@ -55,9 +58,3 @@ def _gpu() -> str:
         return "none that torch can use"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(names)
-
-
-def _providers() -> str:
-    import onnxruntime
-
-    return ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())

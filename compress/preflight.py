@@ -20,6 +20,7 @@ from compress.memory import available_memory_bytes
 from compress.passes.base import Pass
 from compress.pipeline import native_precision
 from compress.recipe import Recipe
+from compress.runtimes.providers import require_provider
 from compress.text import load_documents
 
 _FLOAT = 4  # bytes
@@ -51,9 +52,10 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
     Raises:
         UserError: passes in an order that cannot work, a selector that matches nothing, windows longer
             than the model's context, an unusable checkpoint, no text, a folder of another run or one
-            that cannot be written, too little disk.
+            that cannot be written, too little disk, an execution provider that is absent.
     """
     check_folder(recipe, folder)
+    require_provider(recipe.measure.provider)
     for source in (recipe.data.text, recipe.data.calibration_text):
         if source is not None:
             load_documents(source)

@@ -1,4 +1,4 @@
-"""What the commands print: plans, passes, results, generated text."""
+"""What the commands print: plans, passes, results."""
 
 import sys
 from pathlib import Path
@@ -102,17 +102,6 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
             reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * (len(columns) - 4)
         )
     _console().print(table)
-
-
-def print_generation(artifact: Path, prompt: str, threads: int | None, **options: Any) -> None:
-    """Stream the continuation of a prompt to standard output."""
-    from compress.generation import generate
-
-    pieces = generate(artifact, prompt, threads=threads, **options)  # refuses before anything is printed
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _number(value: float | None, form: str) -> str:

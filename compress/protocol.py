@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,9 @@ class MeasureProtocol(BaseModel):
     rounds: int = Field(5, ge=1, le=30, description="turns in which the variants are timed, interleaved")
     batch: int = Field(1, ge=1, description="sequences per prefill and decode step")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
+    provider: Literal["cpu", "cuda", "openvino", "coreml"] = Field(
+        "cpu", description="what runs ONNX graphs; artifacts in torch are measured on the CPU"
+    )
     seed: int = Field(0, ge=0, description="of the bootstrap")
 
     @property

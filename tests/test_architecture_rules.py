@@ -29,7 +29,7 @@ SHARED = {
         "vocabulary",
         "runtimes.base",
     ),
-    "runtimes.onnx_runtime",  # an export is checked in the runtime it is for
+    *("runtimes.onnx_runtime", "runtimes.providers"),  # an export is checked in the runtime it is for
 }
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),

@@ -294,7 +294,7 @@ def test_commands_on_what_is_not_there(checkpoint, tmp_path):
     assert "tokenizer cannot be loaded" in refused("bench", tmp_path)
     assert "gone" in refused("generate", gone, "--prompt", "a")
     assert "this is no artifact" in refused("generate", tmp_path, "--prompt", "a")
-    assert "--prompt: is empty" in refused("generate", checkpoint, "--prompt", "")
+    assert "prompt: is empty" in refused("generate", checkpoint, "--prompt", "")
     assert "the model takes at most 128" in refused("generate", checkpoint, "--prompt", "a b c " * 99)
     assert "did you mean 'quantize_gptq'?" in refused("passes", "quantise_gptq")
 

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import UserError
-from compress.generation import Chooser, continue_tokens, generate, whole_characters
+from compress.generation.generator import TextGenerator
+from compress.generation.plain import continue_tokens
+from compress.generation.sampling import Chooser, Sampling
+from compress.generation.text import Writing, pieces
 
 
 class Counter:
@@ -39,23 +42,23 @@ class Bytes:
 
 
 def test_greedy_follows_the_likeliest_and_stops_at_the_limit():
-    assert list(continue_tokens(Counter(), [3], Chooser(), 4)) == [4, 5, 6, 7]
+    assert list(continue_tokens(Counter(), [3], Chooser(Sampling()), 4)) == [4, 5, 6, 7]
 
 
 def test_an_end_token_ends_the_text_and_is_not_part_of_it():
-    assert list(continue_tokens(Counter(), [3], Chooser(), 40, ends=[7])) == [4, 5, 6]
+    assert list(continue_tokens(Counter(), [3], Chooser(Sampling()), 40, ends=[7])) == [4, 5, 6]
 
 
 def test_the_same_seed_samples_the_same_tokens():
     def sample(seed):
-        return list(continue_tokens(Counter(), [0], Chooser(temperature=20.0, seed=seed), 30))
+        return list(continue_tokens(Counter(), [0], Chooser(Sampling(temperature=20.0, seed=seed)), 30))
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
 
 
 def test_a_low_temperature_is_nearly_greedy():
-    tokens = list(continue_tokens(Counter(), [0], Chooser(temperature=0.05), 20))
+    tokens = list(continue_tokens(Counter(), [0], Chooser(Sampling(temperature=0.05)), 20))
     assert tokens == [(i + 1) % 10 for i in range(20)]
 
 
@@ -66,7 +69,7 @@ def test_a_low_temperature_is_nearly_greedy():
 )
 def test_a_distribution_sums_to_one_and_keeps_the_likeliest(logits, top_k, top_p):
     scores = np.array(logits, dtype=np.float32)  # two logits may be equal in float32 alone
-    found = Chooser(1.0, top_k, top_p).distribution(scores)
+    found = Sampling(1.0, top_k, top_p).distribution(scores)
     assert found.sum() == pytest.approx(1.0)
     assert found[np.argmax(scores)] == found.max() > 0
     if top_k:
@@ -74,17 +77,18 @@ def test_a_distribution_sums_to_one_and_keeps_the_likeliest(logits, top_k, top_p
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    chooser = Chooser(temperature=1.0, top_p=0.7)
-    found = chooser.distribution(np.log(np.array([0.2, 0.5, 0.25, 0.05], dtype=np.float32)))
+    found = Sampling(temperature=1.0, top_p=0.7).distribution(
+        np.log(np.array([0.2, 0.5, 0.25, 0.05], dtype=np.float32))
+    )
     assert np.round(found, 3).tolist() == [0.0, 0.667, 0.333, 0.0]
 
 
 def test_split_characters_are_held_back_until_they_are_whole():
     text = "aé€b"
-    pieces = list(whole_characters(Bytes(), list(b"x"), iter(text.encode())))
-    assert pieces == ["a", "é", "€", "b"]
+    found = list(pieces(Writing(Bytes(), list(b"x")), iter(text.encode())))
+    assert found == ["a", "é", "€", "b"]
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(UserError, match="no tokenizer.json"):
-        generate(tmp_path, "text")
+        TextGenerator(tmp_path)

@@ -41,10 +41,10 @@ def test_the_cache_grows_past_its_first_capacity(tmp_path, monkeypatch):
         runtime.decode(state, ids[:, 0])
 
 
-def test_long_texts_are_scored_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.runtimes.onnx_runtime._CHUNK", 7)
+def test_long_texts_are_scored_in_chunks(tmp_path):
     bundle = tiny_bundle("llama")
-    runtime = exported(bundle, tmp_path)
+    exported(bundle, tmp_path)
+    runtime = OnnxRuntime(tmp_path, threads=1, prefill_chunk=7)
     ids = tokens(batch=2, length=40)
     expected = torch_logits(bundle.model, ids)
     assert np.abs(runtime.logits(ids) - expected).max() < 1e-5 * np.abs(expected).max()

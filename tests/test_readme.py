@@ -15,6 +15,8 @@ from training_set import tiny_bundle
 import compress
 from compress.bundle import Bundle
 from compress.cli import app
+from compress.export.artifact import write_artifact
+from compress.export.linear import Forms
 from compress.pipeline import make
 from compress.preflight import check_order
 from compress.recipe import parse, shipped
@@ -44,6 +46,15 @@ def test_api_example_runs_in_ten_lines(
     assert [line.split()[0] for line in printed[-3:-1]] == ["base", "int4"]
     assert printed[-1] == "('checkpoint', 'quantize_gptq')"
     assert Path("runs/mine/report.html").is_file()
+
+
+def test_generation_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_artifact(tiny_bundle(context=256), Path("runs/demo/base/onnx"), Forms())
+    exec(compile(blocks("py")[0], "README.md", "exec"), {"__name__": "readme"})
+    assert float(capsys.readouterr().out.splitlines()[-1].split()[0]) > 0
 
 
 def _quick_recipe(data: dict[str, object], **fields: object) -> object:

@@ -172,7 +172,7 @@ def quality_only(
             worker = run.start(first)
             for target in [target for target in targets if target.runtime == runtime]:
                 worker.what = str(target)
-                facts = worker.ask("load", path=str(target.path))
+                facts = run.load(worker, target)
                 fields = _quality_fields(run.score(worker, target), reference, target, protocol)
                 results[target] = Result(**_identity(target, facts, common), **fields)
             run.close(first)
@@ -209,8 +209,12 @@ class _Run:
         """The target's process with its artifact loaded, and what loading told."""
         worker = self.workers.get(target) or self.start(target)
         if target not in self.facts:
-            self.facts[target] = worker.ask("load", path=str(target.path))
+            self.facts[target] = self.load(worker, target)
         return worker, self.facts[target]
+
+    def load(self, worker: WorkerProcess, target: Target) -> dict[str, Any]:
+        """What loading the target's artifact tells."""
+        return worker.ask("load", path=str(target.path), provider=self.protocol.provider)
 
     def close(self, target: Target) -> None:
         """End the target's process."""

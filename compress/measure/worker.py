@@ -45,11 +45,11 @@ class Worker:
         """Answers when the imports are done."""
         return {}
 
-    def load(self, path: str) -> Fields:
+    def load(self, path: str, provider: str = "cpu") -> Fields:
         """Load the artifact; from now on the other commands work, and one loaded before is gone."""
         self._runtime = None
         start = time.perf_counter()
-        runtime = self._runtime = open_runtime(Path(path), self._name, self._threads)
+        runtime = self._runtime = open_runtime(Path(path), self._name, self._threads, provider=provider)
         return {
             "load_seconds": time.perf_counter() - start,
             "weight_bytes": runtime.weight_bytes,

@@ -1,15 +1,24 @@
 """Open an artifact in the runtime it ships in. Runtimes are imported only when asked for."""
 
 from pathlib import Path
+from typing import cast
 
 from compress.errors import UserError, nearest
-from compress.runtimes.base import Runtime
+from compress.runtimes.base import PREFILL_CHUNK, Runtime, TextRuntime
 
 RUNTIMES = ("torch", "onnxruntime")
 
 
-def open_runtime(path: Path, runtime: str, threads: int | None = None) -> Runtime:
-    """Load the artifact at `path`; `threads` pins the number of CPU threads.
+def open_runtime(
+    path: Path,
+    runtime: str,
+    threads: int | None = None,
+    *,
+    prefill_chunk: int = PREFILL_CHUNK,
+    provider: str = "cpu",
+) -> Runtime:
+    """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
+    tokens of a prompt go through at once, `provider` is ONNX Runtime's and of no meaning in torch.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
@@ -17,12 +26,28 @@ def open_runtime(path: Path, runtime: str, threads: int | None = None) -> Runtim
     if runtime == "torch":
         from compress.runtimes.torch_runtime import TorchRuntime
 
-        return TorchRuntime(path, threads=threads)
+        return TorchRuntime(path, threads=threads, prefill_chunk=prefill_chunk)
     if runtime == "onnxruntime":
         from compress.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(path, threads=threads)
+        return OnnxRuntime(path, threads, prefill_chunk, provider)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
+
+
+def open_text_runtime(
+    path: Path, threads: int | None = None, *, prefill_chunk: int = PREFILL_CHUNK, provider: str = "cpu"
+) -> TextRuntime:
+    """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
+
+    Raises:
+        UserError: as `open_runtime`, or the artifact is an encoder.
+    """
+    runtime = open_runtime(
+        path, detect_runtime(path), threads, prefill_chunk=prefill_chunk, provider=provider
+    )
+    if runtime.task != "causal":
+        raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
+    return cast(TextRuntime, runtime)
 
 
 def detect_runtime(path: Path) -> str:

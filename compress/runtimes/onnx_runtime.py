@@ -2,12 +2,17 @@
 
 The cache of a text is one buffer per layer and side, (batch, heads, capacity, width). It is bound as past
 and as present of the session, so a step appends to it in place and copies nothing. The buffer starts a
-little longer than the prompt and doubles when full. Threads are pinned to the number given.
+little longer than the prompt and doubles when full. A prompt goes through in chunks: attention's scores take
+(heads, chunk, length) floats, not (heads, length, length). Threads are pinned to the number given.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
-Limits: CPU; rows of a batch have equal lengths.
+Limits: float32, and the cache in main memory, whatever the provider (see providers.py). Rows of a batch may
+have unlike lengths where positions are rotary: attention takes a length per row, learned positions do not.
+Such rows get one token at a time.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,46 +21,69 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import UserError
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
+from compress.runtimes.providers import require_provider
 from compress.tasks import Task
 
 _GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
-_CHUNK = 512  # positions per call when every position's logits are wanted
 
 
 @dataclass
 class Cache:
-    """Key-value buffers bound to a session, and how full they are. `logits` is (batch, vocabulary)."""
+    """Key-value buffers bound to a session, and how full each row is, (batch,). `logits` is (batch,
+    vocabulary)."""
 
     binding: onnxruntime.IOBinding
     buffers: dict[str, onnxruntime.OrtValue]
     logits: Logits
-    length: int
+    lengths: NDArray[np.int64]
     capacity: int
+
+    @property
+    def length(self) -> int:
+        """Of the longest row."""
+        return int(self.lengths.max())
 
 
 class OnnxRuntime:
     """An ONNX artifact folder, loaded; `path` may also be the variant's folder, which holds it as `onnx`."""
 
     name = "onnxruntime"
-    device = "cpu"
     task: Task = "causal"
     mask_token: int | None = None
+    rewinds = True
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        """Load; `threads` None leaves the number to ONNX Runtime. Raises UserError if there is no model."""
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        provider: str = "cpu",
+    ) -> None:
+        """Load; `threads` None leaves the number to ONNX Runtime, texts go through `prefill_chunk` tokens
+        at a time, `provider` runs what it can of the graph. Raises UserError if there is no model, or no
+        such provider, or one that cannot run it.
+        """
         graph = next((p for p in (path / _GRAPH, path / "onnx" / _GRAPH) if p.is_file()), None)
         if graph is None:
             raise UserError(f"{path}: holds no {_GRAPH}; export it first, with the pass export_onnx")
+        wanted = require_provider(provider)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
+            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # onnxruntime raises bare classes of its own
             raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+        if wanted not in self._session.get_providers():
+            raise UserError(
+                f"provider: '{provider}' does not start here, and ONNX Runtime went on without it; see to "
+                "its driver and libraries, or take cpu"
+            )
+        self.device = provider
         facts = self._session.get_modelmeta().custom_metadata_map
         self._cache_shapes: dict[str, tuple[int, int]] = {
             value.name: (value.shape[1], value.shape[3])
@@ -65,6 +93,10 @@ class OnnxRuntime:
         self.vocabulary = int(self._session.get_outputs()[0].shape[2])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
+        self._chunk = prefill_chunk
+        self.joins = _rotary(graph.with_name("config.json"))
+        if provider != "cpu":
+            self._try(graph)
 
     def logits(self, tokens: Tokens) -> Logits:
         """Every position's logits: (batch, length) -> (batch, length, vocabulary), one row at a time."""
@@ -72,40 +104,90 @@ class OnnxRuntime:
         result = np.empty((batch, length, self.vocabulary), dtype=np.float32)
         for row in range(batch):
             cache = self._open_cache(1, length)
-            for start in range(0, length, _CHUNK):
-                part = tokens[row : row + 1, start : start + _CHUNK]
+            for start in range(0, length, self._chunk):
+                part = tokens[row : row + 1, start : start + self._chunk]
                 self._run(cache, part, result[row : row + 1, start : start + part.shape[1]])
         return result
 
     def prefill(self, tokens: Tokens) -> State:
-        """Read a prompt (batch, length); only its last position's logits are computed."""
+        """Read a prompt (batch, length) in chunks; only its last position's logits are of use."""
         batch, length = tokens.shape
+        if batch > 1 and length > self._chunk:
+            # attention takes several tokens after others for one row only
+            return self.join([(self.prefill(tokens[row : row + 1]), 0) for row in range(batch)])
         cache = self._open_cache(batch, min(length + _SPARE, max(self.context, length)))
-        self._run(cache, tokens, cache.logits[:, None])
+        for start in range(0, length, self._chunk):
+            self._run(cache, tokens[:, start : start + self._chunk], cache.logits[:, None])
         return cache
 
     def decode(self, state: State, tokens: Tokens) -> State:
         """Append one token per row, (batch,); the state given is used up."""
         assert isinstance(state, Cache)
-        if state.length == state.capacity:
-            self._grow(state)
+        self._reserve(state, 1)
         self._run(state, tokens[:, None], state.logits[:, None])
         return state
+
+    def append(self, state: State, tokens: Tokens) -> tuple[State, Logits]:
+        """Append tokens (n,) to a state of one row; the logits after each, (n, vocabulary)."""
+        assert isinstance(state, Cache)
+        self._reserve(state, len(tokens))
+        logits = np.empty((1, len(tokens), self.vocabulary), dtype=np.float32)
+        self._run(state, tokens[None], logits)
+        state.logits[:] = logits[:, -1]
+        return state, logits[0]
+
+    def rewind(self, state: State, length: int) -> State:
+        """Forget all but the first `length` tokens: what lies behind them in the buffers is written over."""
+        assert isinstance(state, Cache)
+        state.lengths[:] = length
+        return state
+
+    def join(self, parts: Sequence[tuple[State, int]]) -> State:
+        """Rows of other states side by side, each with its own length; copies their caches."""
+        rows = [(state, row) for state, row in parts if isinstance(state, Cache)]
+        lengths = np.array([state.lengths[row] for state, row in rows])
+        result = self._new_cache(len(rows), min(int(lengths.max()) + _SPARE, self.context))
+        result.logits[:] = [state.logits[row] for state, row in rows]
+        result.lengths[:] = lengths
+        for name in self._cache_shapes:
+            held = {id(state): state.buffers[name].numpy() for state, _ in rows}
+            full = self._empty(name, result)
+            for i, (state, row) in enumerate(rows):
+                full[i, :, : lengths[i]] = held[id(state)][row, :, : lengths[i]]
+            self._bind(result, name, full)
+        return result
+
+    def _try(self, graph: Path) -> None:
+        """Refuse a provider that loads the graph and then cannot run it."""
+        tokens = np.zeros((1, 2), dtype=np.int32)
+        try:
+            self.logits(tokens)
+            self.decode(self.prefill(tokens), tokens[:, 0])
+        except Exception as error:  # onnxruntime raises bare classes of its own
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{graph}: provider '{self.device}' cannot run it, take cpu: {reason}") from error
 
     def _open_cache(self, batch: int, capacity: int) -> Cache:
         if capacity > self.context:
             raise UserError(f"{capacity} tokens exceed the model's context of {self.context}")
-        cache = Cache(
+        cache = self._new_cache(batch, capacity)
+        for name in self._cache_shapes:
+            self._bind(cache, name, self._empty(name, cache))
+        return cache
+
+    def _new_cache(self, batch: int, capacity: int) -> Cache:
+        """One without buffers."""
+        return Cache(
             binding=self._session.io_binding(),
             buffers={},
             logits=np.empty((batch, self.vocabulary), dtype=np.float32),
-            length=0,
+            lengths=np.zeros(batch, dtype=np.int64),
             capacity=capacity,
         )
-        for name, (heads, width) in self._cache_shapes.items():
-            empty = np.zeros((batch, heads, capacity, width), dtype=np.float32)
-            self._bind(cache, name, empty)
-        return cache
+
+    def _empty(self, name: str, cache: Cache) -> NDArray[np.float32]:
+        heads, width = self._cache_shapes[name]
+        return np.zeros((len(cache.lengths), heads, cache.capacity, width), dtype=np.float32)
 
     def _bind(self, cache: Cache, name: str, array: NDArray[np.float32]) -> None:
         """One buffer as past and present."""
@@ -114,11 +196,14 @@ class OnnxRuntime:
         cache.binding.bind_ortvalue_input(name, value)
         cache.binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
 
-    def _grow(self, cache: Cache) -> None:
-        """Double the capacity, up to the context."""
-        if cache.length >= self.context:
+    def _reserve(self, cache: Cache, count: int) -> None:
+        """Make room for `count` more tokens: at least double the capacity, up to the context."""
+        wanted = cache.length + count
+        if wanted <= cache.capacity:
+            return
+        if wanted > self.context:
             raise UserError(f"the text has reached the model's context of {self.context} tokens")
-        extra = min(cache.capacity, self.context - cache.capacity)
+        extra = min(max(2 * cache.capacity, wanted), self.context) - cache.capacity
         for name, value in list(cache.buffers.items()):
             full = value.numpy()
             self._bind(cache, name, np.pad(full, ((0, 0), (0, 0), (0, extra), (0, 0))))
@@ -126,15 +211,25 @@ class OnnxRuntime:
 
     def _run(self, cache: Cache, tokens: Tokens, logits: Logits) -> None:
         """Append tokens (batch, n), writing the last positions' logits into `logits` (batch, kept, vocab)."""
-        batch, count = tokens.shape
-        total = cache.length + count
+        lengths = cache.lengths + tokens.shape[1]
         binding = cache.binding
         binding.bind_cpu_input("input_ids", tokens.astype(np.int64))
-        binding.bind_cpu_input("attention_mask", np.ones((batch, total), dtype=np.int64))
+        # (batch, longest): the graph takes a row's length from how many ones it has
+        seen = np.arange(lengths.max()) < lengths[:, None]
+        binding.bind_cpu_input("attention_mask", seen.astype(np.int64))
         # an input with a default is unknown to bind_cpu_input
         keep = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray([logits.shape[1]]))
         binding.bind_ortvalue_input("logits_to_keep", keep)
         # the caller's memory is bound as the output: nothing is copied
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
-        cache.length = total
+        cache.lengths = lengths
+
+
+def _rotary(config: Path) -> bool:
+    """Whether a model's positions are rotary, by its configuration."""
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "rope_parameters" in fields or "rope_theta" in fields

@@ -12,8 +12,9 @@ for the time of each call and put back afterwards.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from compress.bundle import Bundle, parameter_counts, weight_bytes
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
 from compress.tasks import Task, task_of
 
 
 @dataclass
 class TorchState:
-    """Key-value cache, the logits that follow it [batch, V], and how many tokens it holds."""
+    """Key-value cache, the logits that follow it [batch, V], and how many tokens it holds.
+
+    `lengths` [batch]: where rows are of unlike lengths, those; the shorter ones are padded in front.
+    """
 
     cache: Any
     logits: Logits
     length: int
+    lengths: npt.NDArray[np.int64] | None = None
 
 
 class TorchRuntime:
@@ -42,7 +48,11 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        """Load; `threads` None leaves the number to torch, prompts go through `prefill_chunk` tokens at a
+        time. Raises UserError as `Bundle.load`.
+        """
+        self._chunk = prefill_chunk
         self._threads = threads or torch.get_num_threads()
         with self._session():
             bundle = Bundle.load(path, masks=False)
@@ -53,6 +63,25 @@ class TorchRuntime:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.device = str(self._model.device)
         self.weight_bytes = weight_bytes(self._model)
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows of unlike lengths may share a call: each row is told its positions and its padding."""
+        accepted = inspect.signature(self._model.forward).parameters
+        return self.rewinds and {"attention_mask", "position_ids"} <= set(accepted)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether the architecture's cache is keys and values, which can be cut; a recurrent state cannot."""
+        accepted = inspect.signature(self._model.forward).parameters
+        if self.task != "causal" or "past_key_values" not in accepted:
+            return False
+        layers = DynamicCache(config=self._model.config).layers
+        recording = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
+        return all(
+            type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and recording)
+            for layer in layers
+        )
 
     @property
     def context(self) -> int:
@@ -72,25 +101,57 @@ class TorchRuntime:
             return _numpy(self._model(input_ids=self._ids(tokens))[0])
 
     def prefill(self, tokens: Tokens) -> TorchState:
-        """Read prompts [batch, length] into a fresh cache."""
+        """Read prompts [batch, length] into a fresh cache, in chunks."""
         with self._session():
             if self.task != "causal":
                 scores = self._model(input_ids=self._ids(tokens))[0]
                 return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
-            return self._step(tokens, None, 0)
+            cache = None
+            for start in range(0, tokens.shape[1], self._chunk):
+                out = self._call(tokens[:, start : start + self._chunk], cache, **self._last_only)
+                cache = out.past_key_values
+        return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), tokens.shape[1])
 
     def decode(self, state: State, tokens: Tokens) -> TorchState:
         """Append one token per row, [batch]. The cache grows in place: the state given is used up."""
         if not isinstance(state, TorchState):
             raise TypeError(f"a state of the torch runtime is wanted, not {type(state).__name__}")
         with self._session():
-            return self._step(tokens[:, None], state.cache, state.length)
+            out = self._call(tokens[:, None], state.cache, **_own_positions(state), **self._last_only)
+        lengths = None if state.lengths is None else state.lengths + 1
+        return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), state.length + 1, lengths)
 
-    def _step(self, tokens: Tokens, cache: Any, length: int) -> TorchState:
-        out = self._model(
-            input_ids=self._ids(tokens), past_key_values=cache, use_cache=True, **self._last_only
-        )
-        return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), length + tokens.shape[1])
+    def append(self, state: State, tokens: Tokens) -> tuple[TorchState, Logits]:
+        """Append tokens (n,) to a state of one row; the logits after each, (n, V)."""
+        assert isinstance(state, TorchState)
+        if any(state.cache.is_sliding):  # from now on they keep what lies before the window, until a rewind
+            state.cache.activate_past_recording()
+        with self._session():
+            out = self._call(tokens[None], state.cache)
+            logits = _numpy(out.logits[0])
+        return TorchState(out.past_key_values, logits[-1:], state.length + len(tokens)), logits
+
+    def rewind(self, state: State, length: int) -> TorchState:
+        """Forget all but the first `length` tokens."""
+        assert isinstance(state, TorchState)
+        # layers with a window drop what lies before it when they are cut, be it by nothing
+        if length < state.length or any(state.cache.is_sliding):
+            state.cache.crop(length - state.length)
+        return TorchState(state.cache, state.logits, length)
+
+    def join(self, parts: Sequence[tuple[State, int]]) -> TorchState:
+        """Rows of other states side by side; copies their caches, the shorter ones padded in front."""
+        rows = [(state, row) for state, row in parts if isinstance(state, TorchState)]
+        lengths = np.array([s.length if s.lengths is None else s.lengths[row] for s, row in rows])
+        with self._session():
+            cache = copy.copy(rows[0][0].cache)
+            cache.layers = [_joined_layer(i, rows, lengths) for i in range(len(cache.layers))]
+        logits = np.stack([state.logits[row] for state, row in rows])
+        longest = int(lengths.max())
+        return TorchState(cache, logits, longest, None if (lengths == longest).all() else lengths)
+
+    def _call(self, tokens: Tokens, cache: Any, **options: Any) -> Any:
+        return self._model(input_ids=self._ids(tokens), past_key_values=cache, use_cache=True, **options)
 
     def _ids(self, tokens: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         return torch.from_numpy(np.asarray(tokens, np.int64)).to(self._model.device)
@@ -107,6 +168,35 @@ class TorchRuntime:
         finally:
             if before != self._threads:
                 torch.set_num_threads(before)
+
+
+def _own_positions(state: TorchState) -> dict[str, torch.Tensor]:
+    """For one more token: the mask of the padding [batch, length + 1] and each row's position [batch, 1]."""
+    if state.lengths is None:
+        return {}
+    seen = np.arange(state.length + 1) >= state.length - state.lengths[:, None]
+    device = state.cache.layers[0].keys.device
+    return {
+        "attention_mask": torch.from_numpy(seen.astype(np.int64)).to(device),
+        "position_ids": torch.from_numpy(state.lengths[:, None]).to(device),
+    }
+
+
+def _joined_layer(
+    index: int, rows: Sequence[tuple[TorchState, int]], lengths: npt.NDArray[np.int64]
+) -> DynamicLayer:
+    """A layer's cache [rows, heads, longest, width]: what each row holds stands at the end."""
+    layer = copy.copy(rows[0][0].cache.layers[index])
+    for side in ("keys", "values"):
+        held = [getattr(state.cache.layers[index], side)[row] for state, row in rows]
+        # [heads, held, width]; a row may be padded already, and a window may hold less than its length
+        held = [h[:, max(0, h.shape[1] - int(n)) :] for h, n in zip(held, lengths, strict=True)]
+        longest = max(h.shape[1] for h in held)
+        padded = [torch.nn.functional.pad(h, (0, 0, longest - h.shape[1], 0)) for h in held]
+        setattr(layer, side, torch.stack(padded))
+    if layer.is_sliding:
+        layer.cumulative_length = int(lengths.max())
+    return layer
 
 
 def _numpy(tensor: torch.Tensor) -> Logits:
