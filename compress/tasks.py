@@ -32,3 +32,13 @@ def auto_class(config: Any) -> Any:
 
     classes = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
     return classes[task_of(config)]
+
+
+def longest_text(model: Any) -> int:
+    """The most tokens a `transformers` model takes; RoBERTa keeps its first positions for padding."""
+    config = model.config.get_text_config()
+    longest = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return longest - int(module.padding_idx) - 1
+    return longest

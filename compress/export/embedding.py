@@ -2,7 +2,7 @@
 
 float    `Gather` of rows.
 blocks   `GatherBlockQuantized`: rows of codes, widened after the gather.
-token    int8 codes lie as (in, out) for the integer product, so a token is a column: gather columns, widen,
+token    8-bit codes lie as (in, out) for the integer product, so a token is a column: gather columns, widen,
          turn. Rows would cost a second copy of the table.
 """
 
@@ -15,9 +15,8 @@ from compress.export.linear import Forms, block_codes, float_weight, form_of, ro
 _FLOAT = 1
 
 
-def embedding(graph: GraphBuilder, ids: str, table: Weight, forms: Forms) -> str:
-    """Rows of `table` (vocabulary, width): ids int64 (tokens,) -> float32 (tokens, width)."""
-    name = "embedding"
+def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Forms) -> str:
+    """Rows of `table` (vocabulary, width), kept as `name`: ids int64 (tokens,) -> float32 (tokens, width)."""
     if isinstance(table, Tensor):
         return graph.op("Gather", float_weight(graph, name, table), ids)
     if form_of(table, forms) == "blocks":
@@ -38,10 +37,10 @@ def embedding(graph: GraphBuilder, ids: str, table: Weight, forms: Forms) -> str
             return rows
         start, end, axis = (graph.constant([i]) for i in (0, layout.columns, 1))
         return graph.op("Slice", rows, start, end, axis)
-    codes, scales = row_codes(graph, name, table)
+    codes, scales, zeros = row_codes(graph, name, table)
     columns = graph.op("Cast", graph.op("Gather", codes, ids, axis=1), to=_FLOAT)  # (width, tokens)
     if table.zeros is not None:
-        zeros = graph.weight(f"{name}.float_zeros", (table.grid.zeros[:, 0].float() - 128).numpy())
-        columns = graph.op("Sub", columns, graph.op("Gather", zeros, ids))
+        zeros = graph.op("Gather", zeros, ids)  # (tokens,)
+    columns = graph.op("Sub", columns, graph.op("Cast", zeros, to=_FLOAT))
     columns = graph.op("Mul", columns, graph.op("Gather", scales, ids))  # (width, tokens) * (tokens,)
     return graph.op("Transpose", columns, perm=[1, 0])

@@ -19,7 +19,7 @@ MICROSOFT = "com.microsoft"
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-_OPSET = 21
+OPSET = 21
 _IR_VERSION = 10
 _PAGE = 4096  # external tensors of a page or more start on a page, or they cannot be mapped
 _CACHE_LINE = 64
@@ -126,7 +126,7 @@ class GraphBuilder:
     def save(self, name: str, metadata: dict[str, str]) -> None:
         """Write `model.onnx`; the external file is complete afterwards."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._initializers)
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="compress"
         )

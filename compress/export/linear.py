@@ -16,7 +16,8 @@ Of the three forms for 8 bits, `blocks` is the default by measurement (SmolLM2-1
 
 Scales are stored as float16, which they hold exactly, and widened by a `Cast` that ONNX Runtime folds when
 it loads the model. Rows of codes may be stacked (q, k, v): the codes stay as they are.
-Limit: the integer product saturates on x86 processors without VNNI instructions (uint8 times int8 in pairs).
+Both operands of an integer product are unsigned: codes as they are stored, with their zero-point. With signed
+weights ONNX Runtime adds pairs of products in 16 bits on x86 processors without VNNI, which is too few.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,20 +84,21 @@ def stack(layers: Sequence[Linear], name: str) -> Linear:
 
 def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
     """Apply a layer to x (tokens, in), giving (tokens, out)."""
-    bias = "" if layer.bias is None else graph.weight(f"{layer.name}.bias", layer.bias.numpy())
-    weight = layer.weight
+    weight, bias = layer.weight, ""
+    if layer.bias is not None:
+        vector = layer.bias.numpy()
+        bias = _once(graph, f"{layer.name}.bias", lambda full: graph.weight(full, vector))
     if isinstance(weight, Tensor):
         return graph.op("Gemm", x, float_weight(graph, layer.name, weight), *_optional(bias), transB=1)
     form = form_of(weight, forms)
     if form == "blocks":
         return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
-    codes, scales = row_codes(graph, layer.name, weight)
-    zeros = _row_zeros(graph, layer.name, weight)
+    codes, scales, zeros = row_codes(graph, layer.name, weight)
     if form == "tensor":
         inputs = [x, codes, scales, zeros, bias]
         return graph.op("DynamicQuantizeMatMul", *_strip(inputs), domain=MICROSOFT)
     q, largest, step, middle = _round_tokens(graph, x)
-    y = graph.op("MatMulIntegerToFloat", *_strip([q, codes, step, scales, middle, zeros]), domain=MICROSOFT)
+    y = graph.op("MatMulIntegerToFloat", q, codes, step, scales, middle, zeros, domain=MICROSOFT)
     y = graph.op("Mul", y, largest)  # (tokens, out) * (tokens, 1)
     return graph.op("Add", y, bias) if bias else y
 
@@ -108,15 +110,15 @@ def float_weight(graph: GraphBuilder, name: str, weight: Tensor) -> str:
     )
 
 
-def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> tuple[str, str]:
-    """Codes with a scale per row, as int8 (in, out), that is code - 128; and scales (out,) widened."""
-
-    def store(full: str) -> str:
-        signed = (weight.unpacked().to(torch.int16) - 128).to(torch.int8)
-        return graph.weight(full, signed.T.numpy())
-
-    codes = _once(graph, f"{name}.codes", store)
-    return codes, _widened(graph, f"{name}.scales", weight.scales[:, 0])
+def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> tuple[str, str, str]:
+    """Codes with a scale per row: uint8 (in, out), scales (out,) widened, zero-points () or (out,)."""
+    codes = _once(graph, f"{name}.codes", lambda full: graph.weight(full, weight.unpacked().T.numpy()))
+    if weight.zeros is None:
+        zeros = graph.constant(np.asarray(weight.format.zero, dtype=np.uint8))
+    else:
+        column = weight.grid.zeros[:, 0].numpy()
+        zeros = _once(graph, f"{name}.zeros", lambda full: graph.weight(full, column))
+    return codes, _widened(graph, f"{name}.scales", weight.scales[:, 0]), zeros
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,6 @@ def _round_tokens(graph: GraphBuilder, x: str) -> tuple[str, str, str, str]:
     if ("rounded", x) not in graph.shared:
         graph.shared["rounded", x] = add()
     return graph.shared["rounded", x], graph.shared["largest", x], step, middle
-
-
-def _row_zeros(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> str:
-    if weight.zeros is None:
-        return ""
-    signed = (weight.grid.zeros[:, 0].to(torch.int16) - 128).to(torch.int8)
-    return _once(graph, f"{name}.zeros", lambda full: graph.weight(full, signed.numpy()))
 
 
 def _widened(graph: GraphBuilder, name: str, scales: Tensor) -> str:

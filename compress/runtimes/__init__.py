@@ -19,9 +19,10 @@ def open_runtime(path: Path, runtime: str, threads: int | None = None) -> Runtim
 
         return TorchRuntime(path, threads=threads)
     if runtime == "onnxruntime":
+        from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(path, threads=threads)
+        return (OnnxEncoder if holds_encoder(path) else OnnxRuntime)(path, threads=threads)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 

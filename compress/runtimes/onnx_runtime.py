@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.onnx_session import open_session
 from compress.tasks import Task
 
-_GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
 _CHUNK = 512  # positions per call when every position's logits are wanted
 
@@ -45,17 +45,7 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime. Raises UserError if there is no model."""
-        graph = next((p for p in (path / _GRAPH, path / "onnx" / _GRAPH) if p.is_file()), None)
-        if graph is None:
-            raise UserError(f"{path}: holds no {_GRAPH}; export it first, with the pass export_onnx")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+        self._session = open_session(path, threads)
         facts = self._session.get_modelmeta().custom_metadata_map
         self._cache_shapes: dict[str, tuple[int, int]] = {
             value.name: (value.shape[1], value.shape[3])
