@@ -45,12 +45,14 @@ def test_stacked_query_key_value_keep_their_codes(tmp_path):
     assert initializers(tmp_path)["layers.0.qkv.codes"].tobytes() == expected
 
 
-def test_int8_codes_are_the_same_around_zero(tmp_path):
+@pytest.mark.parametrize(("bits", "kind", "zero"), [(7, np.int8, 0), (8, np.uint8, 128)])
+def test_int8_codes_are_the_same_around_their_zero(bits, kind, zero, tmp_path):
     bundle = quantized(tiny_bundle("llama"), INT8)
-    exported(bundle, tmp_path, Forms(int8="token"))
+    exported(bundle, tmp_path, Forms(int8="token", activation_bits=bits))
     stored = initializers(tmp_path)["model.layers.0.mlp.up_proj.codes"]
     held = layer(bundle, "model.layers.0.mlp.up_proj")
-    assert (stored.T.astype(np.int16) + 128 == held.unpacked().numpy()).all()
+    assert stored.dtype == kind
+    assert (stored.T.astype(np.int16) - zero + 128 == held.unpacked().numpy()).all()
 
 
 @pytest.mark.parametrize("format", [None, INT8, INT4])

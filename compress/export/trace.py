@@ -177,7 +177,7 @@ def _attention(
         attn_mask = torch.where(attn_mask, torch.tensor(0.0), torch.tensor(lowest))
     mixed = torch.onnx.ops.symbolic(
         f"{MICROSOFT}::MultiHeadAttention",
-        (query.transpose(1, 2).flatten(2), key, value, None, None, attn_mask),
+        (*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), None, None, attn_mask),
         {
             "num_heads": int(heads),
             "scale": float(width**-0.5 if scale is None else scale),

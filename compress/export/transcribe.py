@@ -31,6 +31,11 @@ def transcribe(
     read = {name for node in nodes for name in node.input}
     for value in traced.graph.input:
         graph.input(value.name, value.type.tensor_type.elem_type, _shape(value, ("batch", "sequence")))
+    multiplied = {
+        layers[attributes(node)["layer"].decode()].name
+        for node in nodes
+        if (node.domain, node.op_type) == (DOMAIN, "Linear")
+    }
     names: dict[str, str] = {}  # what is called otherwise here
     used: list[Linear] = []
     for tensor in traced.graph.initializer:
@@ -47,7 +52,7 @@ def transcribe(
             continue
         layer = layers[attributes(node)["layer"].decode()]
         if node.op_type == "Embedding":
-            result = _rows(graph, layer, inputs[0], forms)
+            result = _rows(graph, layer, inputs[0], forms, layer.name in multiplied)
         else:
             result = _product(graph, layer, inputs[0], forms)
             used.append(layer)
@@ -60,10 +65,10 @@ def transcribe(
     return used
 
 
-def _rows(graph: GraphBuilder, table: Linear, ids: str, forms: Forms) -> str:
+def _rows(graph: GraphBuilder, table: Linear, ids: str, forms: Forms, tied: bool) -> str:
     """ids (...) -> (..., width)."""
     flat = graph.op("Reshape", ids, graph.constant([-1]))
-    rows = embedding(graph, table.name, flat, table.weight, forms)
+    rows = embedding(graph, table.name, flat, table.weight, forms, tied)
     return graph.op("Reshape", rows, _with_last(graph, graph.op("Shape", ids), int(table.weight.shape[1])))
 
 

@@ -35,10 +35,14 @@ class ExportOnnx(Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
-    int8_form: Literal["blocks", "token", "tensor"] = Field(
-        "blocks",
+    int8_form: Literal["blocks", "token", "tensor"] | None = Field(
+        None,
         description="8-bit layers with a scale per row: activations rounded per block of 64 columns "
-        "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality)",
+        "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality); null: blocks "
+        "for decoders, token for encoders",
+    )
+    activation_bits: Literal[7, 8] = Field(
+        7, description="of the forms token and tensor: 7 is fastest, 8 half as coarse and slower"
     )
     accuracy_level: Literal[0, 1, 4] = Field(
         4, description="of MatMulNBits: 4 rounds activations per block to 8 bits; 0 and 1 keep float32"
@@ -82,12 +86,14 @@ class ExportOnnx(Pass):
         from compress.export.artifact import write_artifact, write_manifest
         from compress.export.linear import Forms
         from compress.formats import QuantizedEmbedding, QuantizedLinear
+        from compress.tasks import task_of
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
         if reason is not None:
             raise UserError(f"{self.name()}: {reason}")
-        forms = Forms(int8=self.int8_form, accuracy_level=self.accuracy_level)
+        form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
+        forms = Forms(form, self.activation_bits, self.accuracy_level)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
         windows = context.data.heldout.tokens
