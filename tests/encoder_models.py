@@ -55,15 +55,15 @@ def tiny_encoder(name: str, seed: int = 0) -> Bundle:
     return Bundle(model, tokenizer, Lineage(source="tiny"))
 
 
-def write_encoder(folder: Path, text: Path, head: bool) -> Path:
-    """A random BERT of two blocks with a WordPiece tokenizer of its text."""
+def write_encoder(folder: Path, text: Path, head: bool, blocks: int = 2) -> Path:
+    """A random BERT with a WordPiece tokenizer of its text."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
     pieces = BertWordPieceTokenizer()
     pieces.train([str(p) for p in sorted(text.iterdir())], vocab_size=300, show_progress=False)
     config = BertConfig(
-        vocab_size=pieces.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=pieces.get_vocab_size(), hidden_size=32, num_hidden_layers=blocks, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -122,8 +122,8 @@ def test_a_model_with_itself_is_at_no_distance(run, tmp_path):
     assert (again.cosine_distance or 0.0) == pytest.approx(0, abs=1e-9)
 
 
-def test_what_an_encoder_cannot_do_is_said_beforehand(run, text, tmp_path, monkeypatch):
-    _, checkpoint, _, _ = run
+def test_what_an_encoder_cannot_do_is_said_beforehand(text, tmp_path, monkeypatch):
+    checkpoint = write_encoder(tmp_path / "model", text, head=True)
     recipe = write_recipe(
         tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)}, base=["export_onnx"]
     )

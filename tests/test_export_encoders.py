@@ -1,12 +1,14 @@
 """Encoders in ONNX Runtime give what torch gives: every family, every form, padded and not."""
 
+import json
 from functools import cache
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from encoder_models import CONTEXT, ENCODERS, tiny_encoder
+from cli_helpers import invoke, write_recipe, write_text
+from encoder_models import CONTEXT, ENCODERS, tiny_encoder, write_encoder
 from export_models import quantized, tokens
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,9 +134,10 @@ def test_matrices_are_stored_once_and_as_codes_alone(format, write, tmp_path):
         assert widest == CONTEXT  # positions; the head's own transform is smaller
         codes = held.model.get_submodule("bert.encoder.layer.0.intermediate.dense").quantized
         found = stored["bert.encoder.layer.0.intermediate.dense.codes"]
-        assert (found.astype(np.int16).T + 128 == codes.unpacked().numpy()).all() if format.bits == 8 else (
-            found.tobytes() == codes.codes.numpy().tobytes()
-        )
+        if format.bits == 8:
+            found = (found.astype(np.int16).T + 128).astype(np.uint8)
+        expected = codes.unpacked() if format.bits == 8 else codes.codes
+        assert found.tobytes() == expected.numpy().tobytes()
     size = sum(a.nbytes for a in stored.values())
     assert size == pytest.approx(runtime.weight_bytes, rel=0.02)
 
@@ -221,6 +224,29 @@ def test_a_model_that_cannot_be_traced_is_told_in_one_line(monkeypatch):
     ) as told:
         trace(bundle.model, ["input_ids"], "logits")
     assert "\n" not in str(told.value)
+
+
+def test_an_embedding_model_goes_through_a_whole_run(tmp_path):
+    text = write_text(tmp_path / "text")
+    checkpoint = write_encoder(tmp_path / "model", text, head=False, blocks=1)
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)},
+        variants={"int8": ["quantize_round", {"export_onnx": {"check_tokens": 128}}]},
+    )  # fmt: skip
+    outcome = invoke("run", recipe, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    found = {(r["variant"], r["runtime"]): r for r in map(json.loads, lines)}
+    assert set(found) == {("base", "torch"), ("int8", "torch"), ("int8", "onnxruntime")}
+    result = found["int8", "onnxruntime"]
+    facts = Manifest.read(tmp_path / "run" / "int8" / "onnx" / "manifest.json").onnx
+    assert facts["linear_forms"] == {"token": 6}  # an encoder's default; the pooler is not read
+    assert facts["check"]["kind"] == "activations"
+    assert found["int8", "torch"]["cosine_distance"] < result["cosine_distance"] < 0.01
+    assert result["prefill_tokens_per_second"] > 0
+    assert result["nll"] is result["decode_tokens_per_second"] is None
+    assert result["weight_bytes"] < 0.5 * found["base", "torch"]["weight_bytes"]
+    assert "ONNX Runtime" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
 
 
 class _Heldout:

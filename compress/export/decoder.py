@@ -55,7 +55,9 @@ class _Writer:
         graph, decoder = self.graph, self.decoder
         flat_ids = graph.op("Reshape", self.ids, graph.constant([-1]))
         tied = decoder.head.name == "embedding"
-        stream = embedding(graph, "embedding", flat_ids, decoder.embedding, self.forms, tied)  # (tokens, width)
+        stream = embedding(
+            graph, "embedding", flat_ids, decoder.embedding, self.forms, tied
+        )  # (tokens, width)
         if decoder.positions is not None:
             stream = self._add_positions(stream)
         normed = self._norm(stream, decoder.blocks[0].attention_norm if decoder.blocks else decoder.norm)

@@ -6,23 +6,25 @@ Maths. With codes q_w, zero-points z and scales s of the rows, and activations x
 
 where t is the step and m the middle of the activations' grid. The step is
 
-    token    of each row of x, a / L with a its largest magnitude and L the grid's largest number. One for the
-             whole text would be simpler, but a language model's first token is often a thousand times as large
-             as the rest.
+    token    of each row of x, a / L with a its largest magnitude and L the grid's largest number. One for
+             the whole text would be simpler, but a language model's first token is often a thousand times as
+             large as the rest.
     tensor   of the whole of x; the cheapest.
 
 What a processor adds up. x86 without VNNI adds pairs of products of unsigned and signed bytes in 16 bits, and
-cuts off what is too large: with 8-bit activations and signed codes the result is wrong, twice as coarse at
-best. Either of these is exact everywhere:
+cuts off what is too large: with 8-bit activations and signed codes the result can be far off. Either of these
+is exact everywhere:
 
-    7 bits   L = 63, m = 64: no pair exceeds 2 * 127 * 128 < 2^15. Codes are signed, the operands that every
-             processor has its fastest instructions for.
-    8 bits   L = 127, m = 128: codes stay unsigned, for which ONNX Runtime adds in 32 bits: half the step, more
-             time.
+    7 bits   L = 63, m = 64: no pair exceeds 2 * 127 * 128 < 2^15. Codes are signed, the operands for which
+             every processor has its fastest instructions.
+    8 bits   L = 127, m = 128: codes stay unsigned, for which ONNX Runtime adds in 32 bits: half the step,
+             more time.
 
-Measured on a processor without VNNI (AVX2, one thread, 1024 x 384 times 384 x 1536): float32 16.6 ms; 7 bits
-10.2 per token, 8.3 per tensor; 8 bits 12.3 and 10.2. With VNNI 8 bits lose more, since unsigned codes do
-without it. Rounded activations are shared by the layers that read the same input.
+Measured on a processor without VNNI (AVX2, one thread, 1024 x 384 times 384 x 1536, per token): float32 16.6
+ms, 7 bits 10.2, 8 bits 12.3. With VNNI 8 bits lose more, since ONNX Runtime has no such kernel for unsigned
+codes. all-MiniLM-L6, codes of `quantize_round`, 32 texts of 128 tokens: mean cosine to float32 0.9954 with 7
+bits, 0.9977 with 8, 0.9995 with float activations; `tensor` 0.889 with 7. Rounded activations are shared by
+the layers that read the same input.
 """
 
 from typing import Literal

@@ -2,9 +2,9 @@
 
 Method. In a copy of the model every linear layer and the token table are replaced by a node of their own,
 `compress::Linear` or `compress::Embedding`, that knows only its layer's name: no weight of theirs, float or
-dequantized, is copied or written. Attention becomes `MultiHeadAttention` as it is traced, with the model's own
-mask as the bias that is added to the scores, so nothing has to be found again in a graph of single operations.
-What the nodes stand for is filled in by `transcribe.py`, from the codes.
+dequantized, is copied or written. Attention becomes `MultiHeadAttention` as it is traced, with the model's
+own mask as the bias that is added to the scores, so nothing has to be found again in a graph of single
+operations. What the nodes stand for is filled in by `transcribe.py`, from the codes.
 
 torch.export works on shapes alone, so the trace holds for any batch and length; a model that decides by its
 input's values or size is refused by it.

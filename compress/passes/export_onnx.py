@@ -4,8 +4,8 @@ Method. A decoder is described from its modules (export/architecture.py) and wri
 tracing: fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder
 (BERT and its relatives) is traced by torch with its matrices left out (export/trace.py), which are filled in
 afterwards. Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime
-must reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is an
-error, never a warning.
+must reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is
+an error, never a warning.
 Cost: seconds, and the size of the weights on disk.
 Limits: the decoders listed in export/architecture.py; encoders that torch can trace, with the extra
 `encoders`; CPU kernels.
