@@ -6,6 +6,8 @@ in how their quality is measured.
 
 from typing import Any, Literal
 
+from compress.errors import UserError
+
 Task = Literal["causal", "masked", "embedding"]
 
 
@@ -27,8 +29,23 @@ def task_of(config: Any) -> Task:
 
 
 def auto_class(config: Any) -> Any:
-    """The `transformers` class that makes such a model."""
+    """The `transformers` class that makes such a model. Raises UserError for an encoder-decoder."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model: model_type '{config.model_type}' is an encoder-decoder, which is not supported; "
+            "use a decoder or an encoder"
+        )
     classes = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
     return classes[task_of(config)]
+
+
+def longest_text(model: Any) -> int:
+    """The most tokens a `transformers` model takes; RoBERTa keeps its first positions for padding."""
+    config = model.config.get_text_config()
+    longest = int(getattr(config, "max_position_embeddings", None) or 2**31 - 1)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return longest - int(module.padding_idx) - 1
+    return longest

@@ -68,11 +68,16 @@ def tiny_model(name: str, seed: int = 0) -> Any:
 
 
 def tiny_bundle(name: str) -> Bundle:
+    return Bundle(tiny_model(name), word_tokenizer(), Lineage(source="tiny"))
+
+
+def word_tokenizer(**special: str) -> Any:
     words = {f"w{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w2"))
     tokenizer.pre_tokenizer = Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w0", eos_token="w1")
-    return Bundle(tiny_model(name), fast, Lineage(source="tiny"))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="w0", eos_token="w1", **special
+    )
 
 
 def quantized(bundle: Bundle, format: IntegerFormat, embeddings: IntegerFormat | None = None) -> Bundle:

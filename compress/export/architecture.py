@@ -175,10 +175,10 @@ def _read_llama(model: Any) -> Decoder:
             Block(
                 attention_norm=_rms(f"{name}.input_layernorm", layer.input_layernorm),
                 attention=Attention(
-                    query=_linear(f"{name}.self_attn.q_proj", attention.q_proj),
-                    key=_linear(f"{name}.self_attn.k_proj", attention.k_proj),
-                    value=_linear(f"{name}.self_attn.v_proj", attention.v_proj),
-                    output=_linear(f"{name}.self_attn.o_proj", attention.o_proj),
+                    query=read_linear(f"{name}.self_attn.q_proj", attention.q_proj),
+                    key=read_linear(f"{name}.self_attn.k_proj", attention.k_proj),
+                    value=read_linear(f"{name}.self_attn.v_proj", attention.v_proj),
+                    output=read_linear(f"{name}.self_attn.o_proj", attention.o_proj),
                     query_norm=_head_norm(f"{name}.self_attn.q_norm", attention, "q_norm"),
                     key_norm=_head_norm(f"{name}.self_attn.k_norm", attention, "k_norm"),
                     head_width=int(attention.head_dim),
@@ -187,9 +187,9 @@ def _read_llama(model: Any) -> Decoder:
                 ),
                 mlp_norm=_rms(f"{name}.post_attention_layernorm", layer.post_attention_layernorm),
                 mlp=Mlp(
-                    gate=_linear(f"{name}.mlp.gate_proj", mlp.gate_proj),
-                    up=_linear(f"{name}.mlp.up_proj", mlp.up_proj),
-                    down=_linear(f"{name}.mlp.down_proj", mlp.down_proj),
+                    gate=read_linear(f"{name}.mlp.gate_proj", mlp.gate_proj),
+                    up=read_linear(f"{name}.mlp.up_proj", mlp.up_proj),
+                    down=read_linear(f"{name}.mlp.down_proj", mlp.down_proj),
                     activation=ACTIVATIONS[config.hidden_act],
                 ),
             )
@@ -224,7 +224,7 @@ def _read_gpt2(model: Any) -> Decoder:
                     query=query,
                     key=key,
                     value=value,
-                    output=_linear(f"{name}.attn.c_proj", layer.attn.c_proj),
+                    output=read_linear(f"{name}.attn.c_proj", layer.attn.c_proj),
                     query_norm=None,
                     key_norm=None,
                     head_width=int(layer.attn.head_dim),
@@ -234,8 +234,8 @@ def _read_gpt2(model: Any) -> Decoder:
                 mlp_norm=_layer_norm(f"{name}.ln_2", layer.ln_2),
                 mlp=Mlp(
                     gate=None,
-                    up=_linear(f"{name}.mlp.c_fc", layer.mlp.c_fc),
-                    down=_linear(f"{name}.mlp.c_proj", layer.mlp.c_proj),
+                    up=read_linear(f"{name}.mlp.c_fc", layer.mlp.c_fc),
+                    down=read_linear(f"{name}.mlp.c_proj", layer.mlp.c_proj),
                     activation=ACTIVATIONS[config.activation_function],
                 ),
             )
@@ -262,7 +262,8 @@ _READERS: dict[str, Callable[[Any], Decoder]] = {
 }
 
 
-def _linear(name: str, module: Any) -> Linear:
+def read_linear(name: str, module: Any) -> Linear:
+    """A layer off its module: `Linear`, GPT-2's `Conv1D`, or one that holds codes."""
     bias = None if module.bias is None else module.bias.detach().float().cpu()
     if isinstance(module, QuantizedLinear):
         return Linear(name, module.quantized, bias)
@@ -272,7 +273,7 @@ def _linear(name: str, module: Any) -> Linear:
 
 def _thirds(name: str, module: Any) -> tuple[Linear, Linear, Linear]:
     """Split a fused q,k,v layer into its three row ranges."""
-    fused = _linear(name, module)
+    fused = read_linear(name, module)
     size = fused.outputs // 3
     q, k, v = (
         Linear(
@@ -308,7 +309,7 @@ def _head(module: Any, embedding: Weight) -> Linear:
         tied = getattr(module, "quantized", None) is embedding
     else:
         tied = module.weight.data_ptr() == embedding.data_ptr()
-    return _linear("embedding" if tied else "lm_head", module)
+    return read_linear("embedding" if tied else "lm_head", module)
 
 
 def _rms(name: str, module: Any) -> Norm:

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from compress.bundle import MANIFEST, Bundle, file_record, quantized_layers
 from compress.checkpoints import quiet_transformers
-from compress.export.architecture import Decoder, describe
+from compress.export.architecture import Decoder, Linear, describe
 from compress.export.decoder import write_decoder
+from compress.export.encoder import encoder_inputs, write_encoder
 from compress.export.graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from compress.export.linear import Forms, form_of
 from compress.records import Manifest
+from compress.tasks import longest_text, task_of
 from compress.version import __version__
 
 _GENAI = "genai_config.json"
@@ -20,30 +24,53 @@ _GENAI = "genai_config.json"
 def write_artifact(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     """Write the graph of `bundle` and everything a runtime needs beside it into an empty `folder`.
 
-    Returns facts of the graph: forms, file bytes, input names. Raises UserError for an architecture or a
+    Returns facts of the graph: task, forms, file bytes, context. Raises UserError for an architecture or a
     group size that has no form here.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    task = task_of(bundle.model.config)
+    facts = (_write_decoder if task == "causal" else _write_encoder)(bundle, folder, forms)
+    with quiet_transformers():
+        bundle.model.config.save_pretrained(folder)
+        bundle.tokenizer.save_pretrained(folder)
+    file_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
+    model_type = str(bundle.model.config.model_type)
+    return {"task": task, "model_type": model_type, "file_bytes": file_bytes, **facts}
+
+
+def _write_decoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     decoder = describe(bundle.model)
     with GraphBuilder(folder) as graph:
         write_decoder(graph, decoder, forms)
         weight_bytes = graph.weight_bytes
-        facts = {"context": str(decoder.context), "weight_bytes": str(weight_bytes)}
-        graph.save(decoder.model_type, facts)
-    with quiet_transformers():
-        bundle.model.config.save_pretrained(folder)
-        bundle.tokenizer.save_pretrained(folder)
+        graph.save(decoder.model_type, {"context": str(decoder.context), "weight_bytes": str(weight_bytes)})
     (folder / _GENAI).write_text(json.dumps(_genai(bundle, decoder), indent=2) + "\n", encoding="utf-8")
-    file_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
     return {
-        "model_type": decoder.model_type,
-        "linear_forms": _used_forms(decoder, forms),
+        "linear_forms": _used_forms(_matrices(decoder), forms),
         "accuracy_level": forms.accuracy_level,
         "weight_bytes": weight_bytes,
-        "file_bytes": file_bytes,
         "context": decoder.context,
         "layers": len(decoder.blocks),
+    }
+
+
+def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
+    model, tokenizer, task = bundle.model, bundle.tokenizer, task_of(bundle.model.config)
+    inputs, longest = encoder_inputs(model, tokenizer), longest_text(model)
+    with GraphBuilder(folder) as graph:
+        used = write_encoder(graph, model, task, inputs, forms)
+        weight_bytes = graph.weight_bytes
+        facts = {"task": task, "context": str(longest), "weight_bytes": str(weight_bytes)}
+        if task == "masked" and tokenizer.mask_token_id is not None:
+            facts["mask_token"] = str(tokenizer.mask_token_id)
+        graph.save(model.config.model_type, facts)
+    return {
+        "linear_forms": _used_forms(used, forms),
+        "accuracy_level": forms.accuracy_level,
+        "weight_bytes": weight_bytes,
+        "context": longest,
+        "inputs": inputs,
     }
 
 
@@ -61,26 +88,18 @@ def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
     ).write(folder / MANIFEST)
 
 
-def _used_forms(decoder: Decoder, forms: Forms) -> dict[str, int]:
-    """How many matrices take each form."""
-    counts: dict[str, int] = {}
+def _matrices(decoder: Decoder) -> list[Linear]:
+    found: list[Linear | None] = [decoder.head]
     for block in decoder.blocks:
         attention, mlp = block.attention, block.mlp
-        layers = [
-            attention.query,
-            attention.key,
-            attention.value,
-            attention.output,
-            mlp.gate,
-            mlp.up,
-            mlp.down,
-        ]
-        for layer in layers:
-            if layer is not None:
-                form = form_of(layer.weight, forms)
-                counts[form] = counts.get(form, 0) + 1
-    head = form_of(decoder.head.weight, forms)
-    return {**counts, head: counts.get(head, 0) + 1}
+        found += [attention.query, attention.key, attention.value, attention.output]
+        found += [mlp.gate, mlp.up, mlp.down]
+    return [layer for layer in found if layer is not None]
+
+
+def _used_forms(layers: Iterable[Linear], forms: Forms) -> dict[str, int]:
+    """How many matrices take each form."""
+    return dict(Counter(form_of(layer.weight, forms) for layer in layers))
 
 
 def _genai(bundle: Bundle, decoder: Decoder) -> dict[str, Any]:

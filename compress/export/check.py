@@ -55,7 +55,7 @@ class Agreement:
         """What the tolerance bounds."""
         if self.kind == "float32":
             return self.max_difference / max(self.largest_logit, 1e-9)
-        return max(self.kl, self.kl_cached)
+        return float(np.max([self.kl, self.kl_cached]))  # of a NaN, NaN; so is Python's max() only at times
 
     def notes(self) -> dict[str, Any]:
         """For the records."""
@@ -84,12 +84,11 @@ def compare(
         found = runtime.logits(window[None])[0]
         cached = _through_cache(runtime, window)
         tail = expected[-len(cached) :]
-        result.max_difference = max(
-            result.max_difference, float(np.abs(found - expected).max()), float(np.abs(cached - tail).max())
-        )
+        differences = [result.max_difference, np.abs(found - expected).max(), np.abs(cached - tail).max()]
+        result.max_difference = float(np.max(differences))
         result.largest_logit = max(result.largest_logit, float(np.abs(expected).max()))
-        kl.append(_kl(expected, found))
-        kl_cached.append(_kl(tail, cached))
+        kl.append(divergence(expected, found))
+        kl_cached.append(divergence(tail, cached))
         same.append(float((expected.argmax(-1) == found.argmax(-1)).mean()))
     result.kl, result.kl_cached = float(np.mean(kl)), float(np.mean(kl_cached))
     result.top1_agreement = float(np.mean(same))
@@ -138,7 +137,7 @@ def _torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
     return logits
 
 
-def _kl(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     """Mean KL(expected || found) over positions, from logits (positions, vocabulary)."""
     p, q = _log_softmax(expected), _log_softmax(found)
     return float((np.exp(p) * (p - q)).sum(-1).mean())

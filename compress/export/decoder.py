@@ -54,7 +54,10 @@ class _Writer:
         """The graph from ids to logits."""
         graph, decoder = self.graph, self.decoder
         flat_ids = graph.op("Reshape", self.ids, graph.constant([-1]))
-        stream = embedding(graph, flat_ids, decoder.embedding, self.forms)  # (tokens, width)
+        tied = decoder.head.name == "embedding"
+        stream = embedding(
+            graph, "embedding", flat_ids, decoder.embedding, self.forms, tied
+        )  # (tokens, width)
         if decoder.positions is not None:
             stream = self._add_positions(stream)
         normed = self._norm(stream, decoder.blocks[0].attention_norm if decoder.blocks else decoder.norm)

@@ -1,8 +1,9 @@
-"""The forms a token table takes in ONNX Runtime; each shares its codes with a tied head.
+"""The forms a token table takes in ONNX Runtime.
 
-float    `Gather` of rows.
-blocks   `GatherBlockQuantized`: rows of codes, widened after the gather.
-token    int8 codes lie as (in, out) for the integer product, so a token is a column: gather columns, widen,
+float    `Gather` of rows, shared with a tied head.
+blocks   `GatherBlockQuantized`: rows of codes, widened after the gather; shared with a tied head.
+rows     8-bit codes with one scale per row and no head that shares them: gather rows, widen.
+token    8-bit codes lie as (in, out) for the integer product, so a token is a column: gather columns, widen,
          turn. Rows would cost a second copy of the table.
 """
 
@@ -10,14 +11,18 @@ from torch import Tensor
 
 from compress.export.architecture import Weight
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.linear import Forms, block_codes, float_weight, form_of, row_codes
+from compress.export.integers import row_codes
+from compress.export.linear import Forms, block_codes, float_weight, form_of
+from compress.formats import QuantizedTensor
 
 _FLOAT = 1
 
 
-def embedding(graph: GraphBuilder, ids: str, table: Weight, forms: Forms) -> str:
-    """Rows of `table` (vocabulary, width): ids int64 (tokens,) -> float32 (tokens, width)."""
-    name = "embedding"
+def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Forms, tied: bool) -> str:
+    """Rows of `table` (vocabulary, width), kept as `name`: ids int64 (tokens,) -> float32 (tokens, width).
+
+    `tied`: a head multiplies by the same matrix.
+    """
     if isinstance(table, Tensor):
         return graph.op("Gather", float_weight(graph, name, table), ids)
     if form_of(table, forms) == "blocks":
@@ -38,10 +43,25 @@ def embedding(graph: GraphBuilder, ids: str, table: Weight, forms: Forms) -> str
             return rows
         start, end, axis = (graph.constant([i]) for i in (0, layout.columns, 1))
         return graph.op("Slice", rows, start, end, axis)
-    codes, scales = row_codes(graph, name, table)
+    if not tied:
+        return _rows(graph, name, ids, table)
+    codes, scales, zeros = row_codes(graph, name, table, forms.activation_bits)
     columns = graph.op("Cast", graph.op("Gather", codes, ids, axis=1), to=_FLOAT)  # (width, tokens)
     if table.zeros is not None:
-        zeros = graph.weight(f"{name}.float_zeros", (table.grid.zeros[:, 0].float() - 128).numpy())
-        columns = graph.op("Sub", columns, graph.op("Gather", zeros, ids))
+        zeros = graph.op("Gather", zeros, ids)  # (tokens,)
+    columns = graph.op("Sub", columns, graph.op("Cast", zeros, to=_FLOAT))
     columns = graph.op("Mul", columns, graph.op("Gather", scales, ids))  # (width, tokens) * (tokens,)
     return graph.op("Transpose", columns, perm=[1, 0])
+
+
+def _rows(graph: GraphBuilder, name: str, ids: str, table: QuantizedTensor) -> str:
+    """(q - z) * s of the rows asked for."""
+    codes = graph.once(f"{name}.codes", lambda full: graph.weight(full, table.unpacked().cpu().numpy()))
+    scales = graph.widened(f"{name}.scales", table.scales.cpu().numpy())  # (vocabulary, 1)
+    rows = graph.op("Cast", graph.op("Gather", codes, ids), to=_FLOAT)
+    if table.zeros is None:
+        zeros = graph.constant(float(table.format.zero))
+    else:
+        held = graph.once(f"{name}.zeros", lambda full: graph.weight(full, table.grid.zeros.cpu().numpy()))
+        zeros = graph.op("Cast", graph.op("Gather", held, ids), to=_FLOAT)  # (tokens, 1)
+    return graph.op("Mul", graph.op("Sub", rows, zeros), graph.op("Gather", scales, ids))

@@ -6,7 +6,7 @@ memory. Offsets are multiples of 4096 bytes, which lets ONNX Runtime map the fil
 Limits: no subgraphs, no functions; opset 21 of ONNX and opset 1 of `com.microsoft`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ MICROSOFT = "com.microsoft"
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-_OPSET = 21
+OPSET = 21
 _IR_VERSION = 10
 _PAGE = 4096  # external tensors of a page or more start on a page, or they cannot be mapped
 _CACHE_LINE = 64
@@ -74,7 +74,13 @@ class GraphBuilder:
         domain: str = "",
         **attributes: Any,
     ) -> tuple[str, ...]:
-        """Add a node; `outputs` is how many results to name, or their names ("" leaves one out)."""
+        """Add a node; `outputs` is how many results to name, or their names.
+
+        "" leaves an input or output out.
+        """
+        inputs = list(inputs)
+        while inputs and not inputs[-1]:  # absent inputs at the end are not written
+            inputs.pop()
         if isinstance(outputs, int):
             self._count += 1
             outputs = [f"{operator}_{self._count}.{i}" for i in range(outputs)]
@@ -123,10 +129,23 @@ class GraphBuilder:
         self._initializers.append(tensor)
         return name
 
+    def once(self, key: Any, make: Callable[[Any], str]) -> str:
+        """The value that goes by `key`; `make` is given the key and called where there is none yet.
+
+        A tied head stores its matrix under its embedding's name, and so finds that one's.
+        """
+        if key not in self.shared:
+            self.shared[key] = make(key)
+        return self.shared[key]
+
+    def widened(self, name: str, array: Array) -> str:
+        """A float16 weight as float32, once; ONNX Runtime folds the cast when it loads the model."""
+        return self.once(name, lambda full: self.op("Cast", self.weight(full, array), to=TensorProto.FLOAT))
+
     def save(self, name: str, metadata: dict[str, str]) -> None:
         """Write `model.onnx`; the external file is complete afterwards."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._initializers)
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="compress"
         )

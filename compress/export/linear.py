@@ -4,35 +4,30 @@ float    `Gemm` with the weight as torch stores it, (out, in): the layout an emb
          tied head needs no second copy; measured 1.0-2.9 times as fast as `MatMul` with (in, out).
 blocks   `MatMulNBits`: 4- or 8-bit codes with a scale per block of columns. `accuracy_level` 4 rounds
          the activations of each block to 8 bits (fast); 0 computes in float32 from the codes.
-token    8-bit codes with one scale per row, multiplied in integers. The activations are rounded to 8 bits
-         per token, a = absmax of the row: q = round(127 x / a), y = a (q W^T s / 127). One scale for the
-         whole text would be simpler, but a language model's first token is often a thousand times as large
-         as the rest. The rounded activations are shared by the layers that read the same input.
-tensor   that simpler form, `DynamicQuantizeMatMul`; for comparison.
+token    8-bit codes with one scale per row, multiplied in integers by activations that are rounded per
+tensor   token, or per tensor; see `integers.py`.
 
-Of the three forms for 8 bits, `blocks` is the default by measurement (SmolLM2-135M, 2 threads, one run):
-161 tokens/s decoded against 141 for `token`, prefill 1497 against 1931, KL 0.009 against 0.037 (`tensor`
-0.50).
+Of the forms for 8 bits `blocks` is the default of decoders by measurement (SmolLM2-135M, 2 threads, one run,
+before `token` was made exact): 161 tokens/s decoded against 141 for `token`, prefill 1497 against 1931, KL
+0.009 against 0.037. Encoders take `token`: `blocks` multiplies their many rows at 0.7 times the speed of
+float32 on a processor without VNNI.
 
 Scales are stored as float16, which they hold exactly, and widened by a `Cast` that ONNX Runtime folds when
 it loads the model. Rows of codes may be stacked (q, k, v): the codes stay as they are.
-Limit: the integer product saturates on x86 processors without VNNI instructions (uint8 times int8 in pairs).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from compress.export.architecture import Linear, Weight
 from compress.export.blocks import Blocks, as_blocks
 from compress.export.graph import MICROSOFT, GraphBuilder
+from compress.export.integers import ActivationBits, product
 from compress.formats import QuantizedTensor
-
-_FLOAT = 1  # TensorProto.FLOAT
 
 Int8Form = Literal["token", "tensor", "blocks"]
 
@@ -42,6 +37,7 @@ class Forms:
     """Which form integer layers take."""
 
     int8: Int8Form = "blocks"
+    activation_bits: ActivationBits = 7
     accuracy_level: int = 4
 
 
@@ -83,40 +79,23 @@ def stack(layers: Sequence[Linear], name: str) -> Linear:
 
 def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
     """Apply a layer to x (tokens, in), giving (tokens, out)."""
-    bias = "" if layer.bias is None else graph.weight(f"{layer.name}.bias", layer.bias.numpy())
-    weight = layer.weight
+    weight, bias = layer.weight, ""
+    if layer.bias is not None:
+        vector = layer.bias.numpy()
+        bias = graph.once(f"{layer.name}.bias", lambda full: graph.weight(full, vector))
     if isinstance(weight, Tensor):
-        return graph.op("Gemm", x, float_weight(graph, layer.name, weight), *_optional(bias), transB=1)
+        return graph.op("Gemm", x, float_weight(graph, layer.name, weight), bias, transB=1)
     form = form_of(weight, forms)
-    if form == "blocks":
-        return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
-    codes, scales = row_codes(graph, layer.name, weight)
-    zeros = _row_zeros(graph, layer.name, weight)
-    if form == "tensor":
-        inputs = [x, codes, scales, zeros, bias]
-        return graph.op("DynamicQuantizeMatMul", *_strip(inputs), domain=MICROSOFT)
-    q, largest, step, middle = _round_tokens(graph, x)
-    y = graph.op("MatMulIntegerToFloat", *_strip([q, codes, step, scales, middle, zeros]), domain=MICROSOFT)
-    y = graph.op("Mul", y, largest)  # (tokens, out) * (tokens, 1)
-    return graph.op("Add", y, bias) if bias else y
+    if form == "token" or form == "tensor":
+        return product(graph, x, layer.name, weight, bias, form, forms.activation_bits)
+    return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
 
 
 def float_weight(graph: GraphBuilder, name: str, weight: Tensor) -> str:
     """A float32 matrix (out, in), stored once however often it is used."""
-    return _once(
-        graph, f"{name}.weight", lambda full: graph.weight(full, weight.detach().float().cpu().numpy())
+    return graph.once(
+        f"{name}.weight", lambda full: graph.weight(full, weight.detach().float().cpu().numpy())
     )
-
-
-def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> tuple[str, str]:
-    """Codes with a scale per row, as int8 (in, out), that is code - 128; and scales (out,) widened."""
-
-    def store(full: str) -> str:
-        signed = (weight.unpacked().to(torch.int16) - 128).to(torch.int8)
-        return graph.weight(full, signed.T.numpy())
-
-    codes = _once(graph, f"{name}.codes", store)
-    return codes, _widened(graph, f"{name}.scales", weight.scales[:, 0])
 
 
 @dataclass(frozen=True)
@@ -133,14 +112,14 @@ def block_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> Bloc
     """Codes in blocks, their scales (out, blocks) widened, and packed zero-points or ""."""
     layout = as_blocks(weight)
     rows = layout.codes.shape[0]
-    codes = _once(
-        graph, f"{name}.codes", lambda full: graph.weight(full, layout.codes.reshape(rows, -1).numpy())
+    codes = graph.once(
+        f"{name}.codes", lambda full: graph.weight(full, layout.codes.reshape(rows, -1).numpy())
     )
-    scales = _widened(graph, f"{name}.scales", layout.scales)
+    scales = graph.widened(f"{name}.scales", layout.scales.cpu().numpy())
     packed = layout.zeros
     zeros = ""
     if packed is not None:
-        zeros = _once(graph, f"{name}.zeros", lambda full: graph.weight(full, packed.cpu().numpy()))
+        zeros = graph.once(f"{name}.zeros", lambda full: graph.weight(full, packed.cpu().numpy()))
     return BlockNames(codes, scales, zeros, layout)
 
 
@@ -153,7 +132,12 @@ def _block_product(
     codes = graph.op("Reshape", names.codes, graph.constant(list(names.layout.codes.shape)))
     return graph.op(
         "MatMulNBits",
-        *_strip([x, codes, names.scales, names.zeros, "", bias]),
+        x,
+        codes,
+        names.scales,
+        names.zeros,
+        "",
+        bias,
         domain=MICROSOFT,
         K=names.layout.columns,
         N=int(names.layout.codes.shape[0]),
@@ -161,53 +145,3 @@ def _block_product(
         block_size=names.layout.block,
         accuracy_level=accuracy_level,
     )
-
-
-def _round_tokens(graph: GraphBuilder, x: str) -> tuple[str, str, str, str]:
-    """x (tokens, in) as uint8 around 128, the largest magnitude per token (tokens, 1), the step, the middle.
-
-    An all-zero row divides 0 by 0; whatever integer that becomes is multiplied by a largest magnitude of 0.
-    """
-    step, middle = graph.constant(1.0 / 127.0), graph.constant(np.asarray(128, dtype=np.uint8))
-
-    def add() -> str:
-        largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
-        graph.shared["largest", x] = largest
-        return graph.op("QuantizeLinear", graph.op("Div", x, largest), step, middle)
-
-    if ("rounded", x) not in graph.shared:
-        graph.shared["rounded", x] = add()
-    return graph.shared["rounded", x], graph.shared["largest", x], step, middle
-
-
-def _row_zeros(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> str:
-    if weight.zeros is None:
-        return ""
-    signed = (weight.grid.zeros[:, 0].to(torch.int16) - 128).to(torch.int8)
-    return _once(graph, f"{name}.zeros", lambda full: graph.weight(full, signed.numpy()))
-
-
-def _widened(graph: GraphBuilder, name: str, scales: Tensor) -> str:
-    def store(full: str) -> str:
-        return graph.op("Cast", graph.weight(full, scales.cpu().numpy()), to=_FLOAT)
-
-    return _once(graph, name, store)
-
-
-def _once(graph: GraphBuilder, name: str, store: Callable[[str], str]) -> str:
-    """The value of a stored weight; a tied head has its embedding's name, so it finds that one's."""
-    if name not in graph.shared:
-        graph.shared[name] = store(name)
-    return graph.shared[name]
-
-
-def _optional(name: str) -> tuple[str, ...]:
-    return (name,) if name else ()
-
-
-def _strip(inputs: Sequence[str]) -> list[str]:
-    """Absent inputs at the end are left out, as ONNX wants."""
-    names = list(inputs)
-    while names and not names[-1]:
-        names.pop()
-    return names

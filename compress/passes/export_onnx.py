@@ -1,13 +1,17 @@
 """export_onnx: the model as one ONNX graph that ONNX Runtime runs fast, made of the very codes it holds.
 
-Method. The decoder is described from its modules (export/architecture.py) and written directly, without
-tracing: fused attention with a key-value cache, fused q,k,v, integer layers in a form chosen by
-measurement (export/linear.py), embedding and head sharing one copy. Then ONNX Runtime must reproduce torch
-on held-out text (export/check.py); an export that does not is an error, never a warning.
+Method. A decoder is described from its modules (export/architecture.py) and written directly, without
+tracing: fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder
+(BERT and its relatives) is traced by torch with its matrices left out (export/trace.py), which are filled in
+afterwards. Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime
+must reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is
+an error, never a warning.
 Cost: seconds, and the size of the weights on disk.
-Limits: the architectures listed in export/architecture.py; CPU kernels.
+Limits: the decoders listed in export/architecture.py; encoders that torch can trace, with the extra
+`encoders`; CPU kernels.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from compress.export.check import Kind as CheckKind
     from compress.export.linear import Forms
     from compress.formats import IntegerFormat
+    from compress.runtimes.base import Tokens
 
 
 class ExportOnnx(Pass):
@@ -30,10 +35,14 @@ class ExportOnnx(Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
-    int8_form: Literal["blocks", "token", "tensor"] = Field(
-        "blocks",
+    int8_form: Literal["blocks", "token", "tensor"] | None = Field(
+        None,
         description="8-bit layers with a scale per row: activations rounded per block of 64 columns "
-        "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality)",
+        "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality); null: blocks "
+        "for decoders, token for encoders",
+    )
+    activation_bits: Literal[7, 8] = Field(
+        7, description="of the forms token and tensor: 7 is fastest, 8 half as coarse and slower"
     )
     accuracy_level: Literal[0, 1, 4] = Field(
         4, description="of MatMulNBits: 4 rounds activations per block to 8 bits; 0 and 1 keep float32"
@@ -50,10 +59,15 @@ class ExportOnnx(Pass):
     def layers(self, model: nn.Module) -> list[str]:
         """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
         from compress.export.architecture import require_supported
+        from compress.export.trace import require_tracer
         from compress.formats.swap import embedding_names
         from compress.passes.base import linear_layers
+        from compress.tasks import task_of
 
-        require_supported(model.config)
+        if task_of(model.config) == "causal":
+            require_supported(model.config)
+        else:
+            require_tracer()
         return linear_layers(model) + embedding_names(model)
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
@@ -70,26 +84,40 @@ class ExportOnnx(Pass):
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
         from compress.export.artifact import write_artifact, write_manifest
-        from compress.export.check import compare
         from compress.export.linear import Forms
         from compress.formats import QuantizedEmbedding, QuantizedLinear
-        from compress.runtimes.onnx_runtime import OnnxRuntime
+        from compress.tasks import task_of
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
         if reason is not None:
             raise UserError(f"{self.name()}: {reason}")
-        forms = Forms(int8=self.int8_form, accuracy_level=self.accuracy_level)
+        form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
+        forms = Forms(form, self.activation_bits, self.accuracy_level)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
         windows = context.data.heldout.tokens
         length = min(windows.shape[1], facts["context"])
         windows = windows[: max(1, self.check_tokens // length), :length]
-        runtime = OnnxRuntime(folder, threads=context.threads)
-        agreement = compare(bundle.model, runtime, windows, _kind(facts, forms), self.tolerance)
-        facts["check"] = agreement.notes()
+        facts["check"] = self._check(bundle, folder, windows, _kind(facts, forms), context.threads)
         write_manifest(bundle, folder, facts)
         return bundle.evolve(exports={**bundle.exports, "onnx": folder}, notes={"onnx": facts})
+
+    def _check(
+        self, bundle: "Bundle", folder: Path, windows: "Tokens", kind: "CheckKind", threads: int
+    ) -> dict[str, Any]:
+        """What comparing the graph with torch found."""
+        from compress.export.check import compare
+        from compress.export.encoder_check import compare_encoder
+        from compress.runtimes.onnx_encoder import OnnxEncoder
+        from compress.runtimes.onnx_runtime import OnnxRuntime
+        from compress.tasks import task_of
+
+        if task_of(bundle.model.config) == "causal":
+            decoder = OnnxRuntime(folder, threads=threads)
+            return compare(bundle.model, decoder, windows, kind, self.tolerance).notes()
+        encoder, padding = OnnxEncoder(folder, threads=threads), bundle.tokenizer.pad_token_id or 0
+        return compare_encoder(bundle.model, encoder, windows, kind, self.tolerance, padding).notes()
 
 
 def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":

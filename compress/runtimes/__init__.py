@@ -28,8 +28,11 @@ def open_runtime(
 
         return TorchRuntime(path, threads=threads, prefill_chunk=prefill_chunk)
     if runtime == "onnxruntime":
+        from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
 
+        if holds_encoder(path):
+            return OnnxEncoder(path, threads, provider)
         return OnnxRuntime(path, threads, prefill_chunk, provider)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 

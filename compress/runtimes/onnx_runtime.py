@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
-from compress.runtimes.providers import require_provider
+from compress.runtimes.onnx_session import graph_file, open_session
 from compress.tasks import Task
 
-_GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
 
 
@@ -65,24 +64,8 @@ class OnnxRuntime:
         at a time, `provider` runs what it can of the graph. Raises UserError if there is no model, or no
         such provider, or one that cannot run it.
         """
-        graph = next((p for p in (path / _GRAPH, path / "onnx" / _GRAPH) if p.is_file()), None)
-        if graph is None:
-            raise UserError(f"{path}: holds no {_GRAPH}; export it first, with the pass export_onnx")
-        wanted = require_provider(provider)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
-            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
-        except Exception as error:  # onnxruntime raises bare classes of its own
-            raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
-        if wanted not in self._session.get_providers():
-            raise UserError(
-                f"provider: '{provider}' does not start here, and ONNX Runtime went on without it; see to "
-                "its driver and libraries, or take cpu"
-            )
+        graph = graph_file(path)
+        self._session = open_session(graph, threads, provider)
         self.device = provider
         facts = self._session.get_modelmeta().custom_metadata_map
         self._cache_shapes: dict[str, tuple[int, int]] = {

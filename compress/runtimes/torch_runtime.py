@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from compress.bundle import Bundle, parameter_counts, weight_bytes
 from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
-from compress.tasks import Task, task_of
+from compress.tasks import Task, longest_text, task_of
 
 
 @dataclass
@@ -86,8 +86,7 @@ class TorchRuntime:
     @property
     def context(self) -> int:
         """The largest number of tokens the model takes."""
-        config = self._model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", 2**31 - 1))
+        return longest_text(self._model)
 
     def parameter_counts(self) -> tuple[int, int]:
         """(parameters, those that are not zero), tied ones once."""

@@ -1,0 +1,151 @@
+"""Is the exported encoder the model that was exported? Asked on held-out text before the export counts.
+
+The reference is the torch model of the same bundle, which reads texts of different lengths one by one. ONNX
+Runtime reads them so, too, and then all as one batch, padded on the right: both must give what torch gives.
+Of a masked-LM model every seventh token is hidden. Three kinds of graph, each with a tolerance:
+
+                          masked LM                              embedding
+    float32               largest |difference| <= 0.002 of the largest logit or state
+    weights in codes      mean KL(torch || ONNX Runtime) <= 0.001   1 - cosine of each mean state <= 0.0001
+    activations in codes  mean KL <= 0.05 nats                      1 - cosine <= 0.01
+
+Cost: some thousand tokens in torch, twice as many in ONNX Runtime.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compress.export.check import TOLERANCES, ExportCheckFailed, Kind, divergence
+from compress.runtimes.base import Tokens
+from compress.runtimes.onnx_encoder import OnnxEncoder
+from compress.tasks import Task
+
+COSINE_TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
+_EVERY = 7  # of a masked-LM model's tokens one in so many is hidden
+
+Answers = list[NDArray[np.float32]]  # of each text (length, width)
+
+
+@dataclass
+class EncoderAgreement:
+    """What the comparison found: the worse of alone and padded, unless it says which."""
+
+    kind: Kind
+    task: Task
+    tolerance: float
+    tokens: int
+    max_difference: float
+    largest: float
+    loss: float
+    loss_padded: float
+
+    @property
+    def measure(self) -> float:
+        """What the tolerance bounds."""
+        if self.kind == "float32":
+            return self.max_difference / max(self.largest, 1e-9)
+        return float(np.max([self.loss, self.loss_padded]))  # of a NaN, NaN
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance; not so where anything is no number."""
+        return self.measure <= self.tolerance
+
+    def notes(self) -> dict[str, Any]:
+        """For the records."""
+        return {**asdict(self), "measure": self.measure, "passed": self.passed}
+
+
+def compare_encoder(
+    model: Any,
+    runtime: OnnxEncoder,
+    windows: Tokens,
+    kind: Kind,
+    tolerance: float | None = None,
+    padding: int = 0,
+) -> EncoderAgreement:
+    """Compare torch and an exported graph on windows (n, length); `padding` is the token that fills rows.
+
+    Raises:
+        ExportCheckFailed: with the numbers.
+    """
+    task = runtime.task
+    limits = TOLERANCES if task == "masked" else COSINE_TOLERANCES
+    texts = _texts(windows, runtime.mask_token)
+    expected = [_in_torch(model, text) for text in texts]
+    alone = [runtime.logits(text[None])[0] for text in texts]
+    padded = _as_one_batch(runtime, texts, padding)
+    result = EncoderAgreement(
+        kind=kind,
+        task=task,
+        tolerance=limits[kind] if tolerance is None else tolerance,
+        tokens=sum(len(text) for text in texts),
+        max_difference=_largest_difference([*expected, *expected], [*alone, *padded]),
+        largest=max(float(np.abs(answer).max()) for answer in expected),
+        loss=_loss(task, expected, alone),
+        loss_padded=_loss(task, expected, padded),
+    )
+    if not result.passed:
+        raise ExportCheckFailed(_failure(result))
+    return result
+
+
+def _texts(windows: Tokens, mask_token: int | None) -> list[Tokens]:
+    """The windows, the second a token shorter than the first and so on down to half; some tokens hidden."""
+    length = windows.shape[1]
+    texts = []
+    for index, window in enumerate(windows):
+        text = window[: length - index % max(1, length // 2)].copy()
+        if mask_token is not None:
+            text[_EVERY // 2 :: _EVERY] = mask_token
+        texts.append(text)
+    return texts
+
+
+def _as_one_batch(runtime: OnnxEncoder, texts: list[Tokens], padding: int) -> Answers:
+    longest = max(len(text) for text in texts)
+    ids = np.full((len(texts), longest), padding, dtype=np.int32)
+    mask = np.zeros((len(texts), longest), dtype=np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    answers = runtime.masked(ids, mask)
+    return [answer[: len(text)] for answer, text in zip(answers, texts, strict=True)]
+
+
+def _in_torch(model: Any, text: Tokens) -> NDArray[np.float32]:
+    ids = torch.from_numpy(text.astype(np.int64))[None].to(model.device)
+    with torch.inference_mode():
+        answer: NDArray[np.float32] = model(input_ids=ids)[0][0].float().cpu().numpy()
+    return answer
+
+
+def _largest_difference(expected: Answers, found: Answers) -> float:
+    # numpy's maximum, unlike Python's, keeps a NaN wherever it stands
+    return float(np.max([np.abs(a - b).max() for a, b in zip(expected, found, strict=True)]))
+
+
+def _loss(task: Task, expected: Answers, found: Answers) -> float:
+    """Mean KL per token, or mean of 1 - cosine of the texts' mean states."""
+    measure = divergence if task == "masked" else _cosine_distance
+    return float(np.mean([measure(a, b) for a, b in zip(expected, found, strict=True)]))
+
+
+def _cosine_distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    a, b = (x.mean(0, dtype=np.float64) for x in (expected, found))
+    return float(1.0 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+
+
+def _failure(result: EncoderAgreement) -> str:
+    if result.kind == "float32":
+        what = f"answers differ by {result.max_difference:.3g} (largest {result.largest:.3g})"
+    else:
+        name = "KL" if result.task == "masked" else "1 - cosine"
+        what = f"{name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
+    return (
+        f"export_onnx: the {result.kind} graph fails its check on {result.tokens} held-out tokens: {what}; "
+        f"the tolerance is {result.tolerance:g}. Set another int8_form or accuracy_level, or raise tolerance"
+    )

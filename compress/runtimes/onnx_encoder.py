@@ -1,0 +1,86 @@
+"""ONNX Runtime behind the one face, for encoders: a whole text in, every position's answer out.
+
+A graph of `export_onnx` reads `input_ids` and `attention_mask` (and `token_type_ids` where the model tells
+two texts apart by them; here all are of the first) and gives logits or hidden states of all positions.
+Nothing is kept between calls, so there is nothing to decode with.
+
+Imports neither torch nor transformers: their memory would be counted as this runtime's.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.errors import UserError
+from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.onnx_session import GRAPH, graph_file, open_session
+from compress.tasks import Task
+
+_TASKS: tuple[Task, ...] = ("masked", "embedding")
+
+
+def holds_encoder(path: Path) -> bool:
+    """Whether a folder (or `onnx` in it) holds an encoder, by the manifest that its export left."""
+    for folder in (path, path / "onnx"):
+        if (folder / GRAPH).is_file() and (folder / "manifest.json").is_file():
+            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("onnx") or {}
+            return facts.get("task") in _TASKS
+    return False
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is left of a text that was read: its last position's answer (batch, width), its length."""
+
+    logits: Logits
+    length: int
+
+
+class OnnxEncoder:
+    """An encoder's ONNX artifact folder, loaded; `path` may also be the variant's folder."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int | None = None, provider: str = "cpu") -> None:
+        """Load; `threads` None leaves the number to ONNX Runtime, `provider` runs what it can of the graph.
+
+        Raises:
+            UserError: no model, no such provider, or one that does not start.
+        """
+        self._session = open_session(graph_file(path), threads, provider)
+        self.device = provider
+        facts = self._session.get_modelmeta().custom_metadata_map
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self.task: Task = next(task for task in _TASKS if task == facts["task"])
+        self.mask_token: int | None = int(facts["mask_token"]) if "mask_token" in facts else None
+        self.context = int(facts["context"])
+        self.weight_bytes = int(facts["weight_bytes"])
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Every position's logits, or last hidden states: (batch, length) -> (batch, length, width)."""
+        return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64))
+
+    def masked(self, tokens: Tokens, mask: NDArray[np.int64]) -> Logits:
+        """The same for rows of which `mask` (batch, length) is 0 where they are padded.
+
+        What is given for padded positions means nothing.
+        """
+        if tokens.shape[1] > self.context:
+            raise UserError(f"{tokens.shape[1]} tokens exceed the model's context of {self.context}")
+        ids = tokens.astype(np.int64)
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        answer: Logits = self._session.run(
+            None, {name: value for name, value in given.items() if name in self._inputs}
+        )[0]
+        return answer
+
+    def prefill(self, tokens: Tokens) -> State:
+        """Read texts (batch, length): one forward pass."""
+        return Read(self.logits(tokens)[:, -1], tokens.shape[1])
+
+    def decode(self, state: State, tokens: Tokens) -> State:
+        """Refused: an encoder appends nothing."""
+        raise UserError("an encoder reads whole texts and continues none")

@@ -1,0 +1,46 @@
+"""Opening a graph in ONNX Runtime. Imports neither torch nor transformers."""
+
+from pathlib import Path
+
+import onnxruntime
+
+from compress.errors import UserError
+from compress.runtimes.providers import require_provider
+
+GRAPH = "model.onnx"
+
+
+def graph_file(path: Path) -> Path:
+    """`model.onnx` in a folder, or in `onnx` inside it.
+
+    Raises:
+        UserError: no such file.
+    """
+    graph = next((p for p in (path / GRAPH, path / "onnx" / GRAPH) if p.is_file()), None)
+    if graph is None:
+        raise UserError(f"{path}: holds no {GRAPH}; export it first, with the pass export_onnx")
+    return graph
+
+
+def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onnxruntime.InferenceSession:
+    """A session that runs what `provider` can of a graph, and the rest on the CPU; `threads` None: any number.
+
+    Raises:
+        UserError: no such provider, one that does not start, or a graph that ONNX Runtime cannot load.
+    """
+    wanted = require_provider(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+    except Exception as error:  # onnxruntime raises bare classes of its own
+        raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+    if wanted not in session.get_providers():
+        raise UserError(
+            f"provider: '{provider}' does not start here, and ONNX Runtime went on without it; see to "
+            "its driver and libraries, or take cpu"
+        )
+    return session
