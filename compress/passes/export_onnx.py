@@ -1,13 +1,17 @@
 """export_onnx: the model as one ONNX graph that ONNX Runtime runs fast, made of the very codes it holds.
 
-Method. The decoder is described from its modules (export/architecture.py) and written directly, without
+Method. The decoder is described from its modules (export/families/) and written directly, without
 tracing: fused attention with a key-value cache, fused q,k,v, integer layers in a form chosen by
 measurement (export/linear.py), embedding and head sharing one copy. Then ONNX Runtime must reproduce torch
 on held-out text (export/check.py); an export that does not is an error, never a warning.
+With `cache: int8` keys and values are kept in 8 bits, with scales per column from calibration text
+(export/cache.py). The graph is then written and checked twice, first with a float32 cache, and the notes
+tell what the codes of the cache alone cost.
 Cost: seconds, and the size of the weights on disk.
-Limits: the architectures listed in export/architecture.py; CPU kernels.
+Limits: the families listed in export/families/; CPU kernels.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +22,8 @@ from compress.passes.base import Context, Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.bundle import Bundle
+    from compress.data import Tokens
+    from compress.export.check import Agreement
     from compress.export.check import Kind as CheckKind
     from compress.export.linear import Forms
     from compress.formats import IntegerFormat
@@ -27,7 +33,7 @@ class ExportOnnx(Pass):
     """Write `onnx/` and check it."""
 
     kind: ClassVar[Kind] = "export"
-    needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"heldout", "calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
     int8_form: Literal["blocks", "token", "tensor"] = Field(
@@ -42,6 +48,12 @@ class ExportOnnx(Pass):
         False,
         description="store codes of 3 bits in 4, of 5 and 6 in 8: ONNX Runtime has no kernel for them",
     )
+    cache: Literal["float32", "int8"] = Field(
+        "float32", description="keys and values of the text so far: int8 takes a quarter of the memory"
+    )
+    cache_tokens: int = Field(
+        8192, ge=32, le=1_000_000, description="calibration tokens that the scales of an int8 cache see"
+    )
     check_tokens: int = Field(1024, ge=32, le=65536, description="held-out tokens to compare with torch on")
     tolerance: float | None = Field(
         None, gt=0, description="overrides the check's tolerance; null: the one for the kind of graph"
@@ -49,7 +61,7 @@ class ExportOnnx(Pass):
 
     def layers(self, model: nn.Module) -> list[str]:
         """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
-        from compress.export.architecture import require_supported
+        from compress.export.families import require_supported
         from compress.formats.swap import embedding_names
         from compress.passes.base import linear_layers
 
@@ -70,10 +82,9 @@ class ExportOnnx(Pass):
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
         from compress.export.artifact import write_artifact, write_manifest
-        from compress.export.check import compare
+        from compress.export.cache import cache_scales
         from compress.export.linear import Forms
         from compress.formats import QuantizedEmbedding, QuantizedLinear
-        from compress.runtimes.onnx_runtime import OnnxRuntime
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
@@ -82,19 +93,40 @@ class ExportOnnx(Pass):
         forms = Forms(int8=self.int8_form, accuracy_level=self.accuracy_level)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
-        windows = context.data.heldout.tokens
-        length = min(windows.shape[1], facts["context"])
-        windows = windows[: max(1, self.check_tokens // length), :length]
-        runtime = OnnxRuntime(folder, threads=context.threads)
-        agreement = compare(bundle.model, runtime, windows, _kind(facts, forms), self.tolerance)
+        agreement = self._checked(bundle, folder, facts, forms, context)
+        if self.cache == "int8":
+            windows = self._windows(context.data.calibration.tokens, self.cache_tokens, facts)
+            scales = cache_scales(bundle.model, windows)
+            facts = write_artifact(bundle, folder, forms, scales)
+            before, agreement = agreement, self._checked(bundle, folder, facts, forms, context)
+            facts["kl_with_float32_cache"] = before.kl
         facts["check"] = agreement.notes()
         write_manifest(bundle, folder, facts)
         return bundle.evolve(exports={**bundle.exports, "onnx": folder}, notes={"onnx": facts})
+
+    def _checked(
+        self, bundle: "Bundle", folder: Path, facts: dict[str, Any], forms: "Forms", context: Context
+    ) -> "Agreement":
+        """Compare the written graph with the model."""
+        from compress.export.check import compare
+        from compress.runtimes.onnx_runtime import OnnxRuntime
+
+        windows = self._windows(context.data.heldout.tokens, self.check_tokens, facts)
+        runtime = OnnxRuntime(folder, threads=context.threads)
+        return compare(bundle.model, runtime, windows, _kind(facts, forms), self.tolerance)
+
+    @staticmethod
+    def _windows(tokens: "Tokens", count: int, facts: dict[str, Any]) -> "Tokens":
+        """About `count` tokens of windows (n, length), none longer than the model's context."""
+        length = min(tokens.shape[1], facts["context"])
+        return tokens[: max(1, count // length), :length]
 
 
 def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":
     """Which tolerance applies to a graph of these forms."""
     used = set(facts["linear_forms"])
+    if facts["cache"] == "int8":
+        return "activations"
     if used == {"float"}:
         return "float32"
     rounds = "token" in used or "tensor" in used or ("blocks" in used and forms.accuracy_level == 4)

@@ -10,6 +10,7 @@ Limits: CPU; rows of a batch have equal lengths.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,6 +23,7 @@ from compress.tasks import Task
 _GRAPH = "model.onnx"
 _SPARE = 128  # positions a new cache has beyond its prompt
 _CHUNK = 512  # positions per call when every position's logits are wanted
+_CACHE_TYPES: dict[str, type[Any]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 @dataclass
@@ -57,8 +59,8 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises bare classes of its own
             raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
         facts = self._session.get_modelmeta().custom_metadata_map
-        self._cache_shapes: dict[str, tuple[int, int]] = {
-            value.name: (value.shape[1], value.shape[3])
+        self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
+            value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
             for value in self._session.get_inputs()
             if value.name.startswith("past_key_values.")
         }
@@ -102,12 +104,12 @@ class OnnxRuntime:
             length=0,
             capacity=capacity,
         )
-        for name, (heads, width) in self._cache_shapes.items():
-            empty = np.zeros((batch, heads, capacity, width), dtype=np.float32)
+        for name, (heads, width, kind) in self._cache_shapes.items():
+            empty = np.zeros((batch, heads, capacity, width), dtype=kind)
             self._bind(cache, name, empty)
         return cache
 
-    def _bind(self, cache: Cache, name: str, array: NDArray[np.float32]) -> None:
+    def _bind(self, cache: Cache, name: str, array: NDArray[Any]) -> None:
         """One buffer as past and present."""
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         cache.buffers[name] = value
