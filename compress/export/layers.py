@@ -38,7 +38,11 @@ def add_norm(graph: GraphBuilder, stream: str, x: str, layer: Norm | None) -> tu
 
 
 def mlp(graph: GraphBuilder, x: str, layer: Mlp, forms: Forms) -> str:
-    """x (tokens, width) -> (tokens, width)."""
+    """x (tokens, width) -> (tokens, width).
+
+    Gate and up as one product and a split gained nothing: decoding took 0.98 (int4) and 1.02 (int8) times as
+    long with widths of 576 and 1536.
+    """
     up = linear(graph, x, layer.up, forms)
     if layer.gate is None:
         inner = _activate(graph, layer.activation, up)
