@@ -110,6 +110,7 @@ def test_rounded_activations_are_no_float32(tmp_path):
         ({"hidden_act": "xielu"}, "activation 'xielu'"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rope_type 'longrope'"),
+        ({"head_dim": 20}, "heads 20 wide of which 20 columns are turned"),
     ],
 )
 def test_unsupported_models_are_refused_before_any_work(change, message):

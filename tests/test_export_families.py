@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from export_models import MODELS, exported, quantized, tiny_bundle, tokens, torch_logits
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compress.errors import UserError
+from compress.export.architecture import Attention, Linear, Norm, Rotary
 from compress.export.check import compare
 from compress.export.families import describe
 from compress.export.linear import Forms
+from compress.export.rotary import arranged
 from compress.formats import Int4, Int8
 
 FAMILIES = [
@@ -70,6 +74,40 @@ def test_gpt_neox_rows_are_those_of_each_head():
         query, key, value = fused(x).view(3, 4, 3 * 16).chunk(3, dim=-1)  # as the model splits it
     for part, expected in ((attention.query, query), (attention.key, key), (attention.value, value)):
         assert torch.allclose(x @ part.weight.T + part.bias, expected.reshape(3, -1), atol=1e-5)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 10**6))
+def test_heads_in_another_order_score_the_same(turned, rest, seed):
+    """Filling up the pairs changes no product of a query and a key, wherever the two stand."""
+    width = 2 * turned + rest
+    frequencies = 10000.0 ** -(torch.arange(turned) / turned)
+    parts = [Linear(name, torch.randn(2 * width, 8), torch.randn(2 * width)) for name in "qkvo"]
+    norms = [Norm("layer", name, torch.randn(width), torch.randn(width), 1e-5) for name in "qk"]
+    before = Attention(*parts, *norms, width, 1.0, Rotary(frequencies, 1.0))
+    if 2 * (-(-turned // 8) * 8) > width:
+        with pytest.raises(UserError, match=f"of which {2 * turned} columns are turned"):
+            arranged(before)
+        return
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(seed))
+    assert len(arranged(before).rotary.frequencies) % 8 == 0
+    assert torch.allclose(scores(before, x), scores(arranged(before), x), rtol=1e-4, atol=1e-3)
+
+
+def scores(attention: Attention, x: torch.Tensor) -> torch.Tensor:
+    """Two heads' products of a query at position 11 and a key at position 3."""
+    states = []
+    for layer, norm, position, row in (
+        (attention.query, attention.query_norm, 11, x[0]),
+        (attention.key, attention.key_norm, 3, x[1]),
+    ):
+        heads = (layer.weight @ row + layer.bias).view(2, attention.head_width)
+        heads = torch.nn.functional.layer_norm(heads, (attention.head_width,), norm.weight, norm.bias)
+        angles = position * attention.rotary.frequencies
+        half = len(angles)
+        a, b, rest = heads.split([half, half, attention.head_width - 2 * half], dim=-1)
+        turned = (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin(), rest)
+        states.append(torch.cat(turned, dim=-1))
+    return (states[0] * states[1]).sum(-1)
 
 
 def test_what_an_embedding_is_multiplied_with_stays_out_of_its_tied_head(tmp_path):

@@ -29,6 +29,17 @@ class Linear:
         """Rows of the weight."""
         return int(self.weight.shape[0])
 
+    def rows(self, name: str, rows: slice | Tensor) -> "Linear":
+        """Some rows as a layer of its own; codes, scales and zero-points go along as they are."""
+        weight, bias = self.weight, None if self.bias is None else self.bias[rows]
+        if isinstance(weight, Tensor):
+            return Linear(name, weight[rows], bias)
+        codes = weight.codes[rows]
+        part = QuantizedTensor(weight.format, (len(codes), weight.shape[1]))
+        part.codes, part.scales = codes, weight.scales[rows]
+        part.zeros = None if weight.zeros is None else weight.zeros[rows]
+        return Linear(name, part, bias)
+
 
 @dataclass(frozen=True)
 class Norm:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.export.architecture import Attention, Linear, Norm, Rotary
-from compress.export.families.parts import rows_of
 
 _STEP = 8  # what the number of pairs must be a multiple of
 
@@ -29,37 +28,45 @@ def arranged(attention: Attention) -> Attention:
     if order is None:
         return attention
     assert attention.rotary is not None
-    fill = torch.zeros(_pairs(attention.rotary) - len(attention.rotary.frequencies))
+    frequencies = attention.rotary.frequencies
+    filled = torch.zeros(_filled(len(frequencies)))
+    filled[: len(frequencies)] = frequencies
     return replace(
         attention,
         query=_reordered(attention.query, order),
         key=_reordered(attention.key, order),
         query_norm=_reordered_norm(attention.query_norm, order),
         key_norm=_reordered_norm(attention.key_norm, order),
-        rotary=Rotary(torch.cat((attention.rotary.frequencies, fill)), attention.rotary.scaling),
+        rotary=Rotary(filled, attention.rotary.scaling),
     )
 
 
 def column_order(attention: Attention) -> Tensor | None:
     """Which of a head's columns stands where, (head width,); None where they stay."""
     rotary, width = attention.rotary, attention.head_width
-    if rotary is None or len(rotary.frequencies) == _pairs(rotary):
+    if rotary is None or len(rotary.frequencies) == _filled(len(rotary.frequencies)):
         return None
-    turned, pairs = len(rotary.frequencies), _pairs(rotary)
-    if 2 * pairs > width or rotary.scaling != 1.0:
-        raise UserError(
-            f"export_onnx: heads {width} wide of which {2 * turned} columns are turned are not supported; "
-            f"ONNX Runtime turns multiples of {2 * _STEP}"
-        )
+    turned = len(rotary.frequencies)
+    require_turnable(width, turned, rotary.scaling)
     columns = torch.arange(width)
-    fill = pairs - turned
+    fill = _filled(turned) - turned
     first, second, rest = columns[:turned], columns[turned : 2 * turned], columns[2 * turned :]
     return torch.cat((first, rest[:fill], second, rest[fill:]))
 
 
-def _pairs(rotary: Rotary) -> int:
+def require_turnable(width: int, pairs: int, scaling: float = 1.0) -> None:
+    """Raise UserError for heads that the operator cannot turn `pairs` pairs of, whatever the order."""
+    filled = _filled(pairs)
+    if 2 * filled > width or (filled != pairs and scaling != 1.0):
+        raise UserError(
+            f"export_onnx: heads {width} wide of which {2 * pairs} columns are turned are not supported; "
+            f"ONNX Runtime turns multiples of {2 * _STEP}"
+        )
+
+
+def _filled(pairs: int) -> int:
     """How many pairs of columns the operator turns."""
-    return -(-len(rotary.frequencies) // _STEP) * _STEP
+    return -(-pairs // _STEP) * _STEP
 
 
 def _every_head(order: Tensor, rows: int) -> Tensor:
@@ -69,7 +76,7 @@ def _every_head(order: Tensor, rows: int) -> Tensor:
 
 
 def _reordered(layer: Linear, order: Tensor) -> Linear:
-    return rows_of(layer, layer.name, _every_head(order, layer.outputs))
+    return layer.rows(layer.name, _every_head(order, layer.outputs))
 
 
 def _reordered_norm(norm: Norm | None, order: Tensor) -> Norm | None:

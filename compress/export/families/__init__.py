@@ -17,6 +17,7 @@ from compress.export.families.gpt import read_gpt2, read_gpt_neox
 from compress.export.families.llama import read_llama, read_olmo2
 from compress.export.families.parts import ACTIVATIONS, activation_name
 from compress.export.families.phi import read_phi, read_phi3
+from compress.export.rotary import require_turnable
 
 _READERS: dict[str, Callable[[Any], Decoder]] = {
     "gemma": read_gemma,
@@ -56,6 +57,9 @@ def require_supported(config: Any) -> None:
                 f"export_onnx: rope_type '{rotary['rope_type']}' changes with the text's length and is not "
                 f"supported; supported: {', '.join(_FIXED_ROTARY)}"
             )
+        if rotary:
+            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            require_turnable(width, int(width * rotary.get("partial_rotary_factor", 1.0)) // 2)
 
 
 def describe(model: nn.Module) -> Decoder:

@@ -19,7 +19,6 @@ from compress.export.families.parts import (
     layer_norm,
     linear,
     rotary,
-    rows_of,
 )
 
 
@@ -72,7 +71,7 @@ def read_gpt_neox(model: Any) -> Decoder:
         fused = linear(f"{name}.attention", attention.query_key_value)
         rows = torch.arange(fused.outputs).view(-1, 3, width)  # (heads, q k v, width)
         query, key, value = (
-            rows_of(fused, f"{fused.name}.{part}", rows[:, i].reshape(-1)) for i, part in enumerate("qkv")
+            fused.rows(f"{fused.name}.{part}", rows[:, i].reshape(-1)) for i, part in enumerate("qkv")
         )
         blocks.append(
             Block(

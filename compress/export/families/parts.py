@@ -40,23 +40,11 @@ def linear(name: str, module: Any) -> Linear:
     return Linear(name, weight if isinstance(module, nn.Linear) else weight.T, bias)
 
 
-def rows_of(layer: Linear, name: str, rows: slice | Tensor) -> Linear:
-    """Some rows of a layer as a layer of its own."""
-    weight, bias = layer.weight, None if layer.bias is None else layer.bias[rows]
-    if isinstance(weight, Tensor):
-        return Linear(name, weight[rows], bias)
-    codes = weight.codes[rows]
-    part = QuantizedTensor(weight.format, (len(codes), weight.shape[1]))
-    part.codes, part.scales = codes, weight.scales[rows]
-    part.zeros = None if weight.zeros is None else weight.zeros[rows]
-    return Linear(name, part, bias)
-
-
 def cut(fused: Linear, pieces: Sequence[tuple[str, int]]) -> list[Linear]:
     """A fused layer's consecutive ranges of rows: names and numbers of rows."""
     layers, start = [], 0
     for name, count in pieces:
-        layers.append(rows_of(fused, f"{fused.name}.{name}", slice(start, start + count)))
+        layers.append(fused.rows(f"{fused.name}.{name}", slice(start, start + count)))
         start += count
     return layers
 
