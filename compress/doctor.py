@@ -12,6 +12,7 @@ from compress.runtimes.providers import missing_providers, present_providers
 # extra -> (package, what it is for)
 _EXTRAS = {
     "gguf": ("gguf", "reading .gguf checkpoints"),
+    "genai": ("onnxruntime-genai", "running exported ONNX folders in onnxruntime-genai"),
     "pruning": ("torch-pruning", "taking out heads, neurons and channels"),
     "parquet": ("pyarrow", "reading .parquet text"),
     "datasets": ("datasets", "reading text from the datasets hub"),

@@ -32,6 +32,7 @@ _SIZES: dict[str, Any] = {
     "initializer_range": 0.3,  # logits far enough apart for a greedy choice to mean something
     "bos_token_id": 0,
     "eos_token_id": 1,
+    "pad_token_id": None,
 }
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -41,6 +42,8 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_KINDS = ["sliding_attention", "full_attention"]
+_HALF_TURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 # name -> (family, what differs from the sizes above)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -51,6 +54,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "gpt2": ("GPT2", {"activation_function": "gelu_new", "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "olmo2": ("Olmo2", {"tie_word_embeddings": False}),
+    "gemma": ("Gemma", {"head_dim": 32}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 32,
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3": ("Gemma3Text", {"head_dim": 32, "sliding_window": 7, "layer_types": _KINDS}),
+    "phi": ("Phi", {"rope_parameters": _HALF_TURNED}),
+    "phi_normed_heads": ("Phi", {"rope_parameters": _HALF_TURNED, "qk_layernorm": True}),
+    "phi3": ("Phi3", {"sliding_window": 7}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "gpt_neox_in_turn": ("GPTNeoX", {"use_parallel_residual": False, "tie_word_embeddings": True}),
 }
 
 
@@ -58,8 +80,7 @@ def tiny_model(name: str, seed: int = 0) -> Any:
     family, changes = MODELS[name]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**{**_SIZES, **changes})
-    suffix = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
-    model = getattr(transformers, f"{family}{suffix}")(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start at constants, which would hide a mix-up

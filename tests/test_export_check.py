@@ -6,8 +6,8 @@ import torch
 from export_models import exported, quantized, tiny_bundle, tokens
 
 from compress.errors import UserError
-from compress.export.architecture import require_supported
 from compress.export.check import ExportCheckFailed, compare
+from compress.export.families import require_supported
 from compress.export.linear import Forms
 from compress.formats import Int4, Int8
 from compress.passes.base import Context
@@ -106,10 +106,11 @@ def test_rounded_activations_are_no_float32(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: gpt2, llama"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: gemma, gemma2"),
         ({"hidden_act": "xielu"}, "activation 'xielu'"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rope_type 'longrope'"),
+        ({"head_dim": 20}, "heads 20 wide of which 20 columns are turned"),
     ],
 )
 def test_unsupported_models_are_refused_before_any_work(change, message):

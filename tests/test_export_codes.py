@@ -13,7 +13,7 @@ from compress.export.integers import product
 from compress.export.linear import Forms
 from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.registry import format_from
-from compress.runtimes.onnx_session import open_session
+from compress.runtimes.onnx_session import graph_file, open_session
 
 INT4 = Int4(group=64)
 INT8 = Int8()
@@ -84,7 +84,7 @@ def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, tmp
         y = product(graph, "x", "layer", weight, "", form, bits)
         graph.node("Identity", [y], [graph.output("y", TensorProto.FLOAT, ["tokens", rows])])
         graph.save("product", {})
-    found = open_session(tmp_path, threads=1).run(None, {"x": x})[0]
+    found = open_session(graph_file(tmp_path), threads=1).run(None, {"x": x})[0]
     expected = x.astype(np.float64) @ weight.dequantize().double().numpy().T
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
 

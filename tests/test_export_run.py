@@ -12,7 +12,7 @@ from compress.memory import EXPORTS, disk_bytes
 from compress.records import Manifest
 
 EXPORT_PASSES = [
-    {"export_onnx": {"check_tokens": 64}},
+    {"export_onnx": {"check_tokens": 64, "cache": "int8", "cache_tokens": 128}},
     {"export_gguf": {"check_tokens": 64}},
     {"export_compressed_tensors": {"check_tokens": 64}},
 ]
@@ -46,6 +46,12 @@ def test_a_run_with_all_exports(tmp_path: Path) -> None:
     notes = {key for step in steps for key in step.notes}
     assert {"onnx", "gguf", "compressed_tensors"} <= notes
     assert not {path.name for path in (tmp_path / "run" / "tuned").iterdir()} & set(EXPORTS)
+
+    onnx = Manifest.read(folder / "onnx" / "manifest.json").onnx
+    assert onnx["cache"] == "int8"
+    assert onnx["cache_bytes_per_token"] == 2 * 2 * 1 * 32  # layers, sides, heads, width; a byte each
+    assert onnx["check"]["kl"] != onnx["kl_with_float32_cache"]
+    assert max(onnx["check"]["kl"], onnx["kl_with_float32_cache"]) < 0.05
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     found = {(line["variant"], line["runtime"]): line for line in lines}

@@ -3,34 +3,41 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.bundle import MANIFEST, Bundle, file_record, quantized_layers
 from compress.checkpoints import quiet_transformers
-from compress.export.architecture import Decoder, Linear, describe
+from compress.export.architecture import Decoder, Linear
+from compress.export.attention import CacheScales
 from compress.export.decoder import write_decoder
 from compress.export.encoder import encoder_inputs, write_encoder
+from compress.export.families import describe
+from compress.export.genai import FILE as GENAI_FILE
+from compress.export.genai import genai_config
 from compress.export.graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from compress.export.linear import Forms, form_of
 from compress.records import Manifest
 from compress.tasks import longest_text, task_of
 from compress.version import __version__
 
-_GENAI = "genai_config.json"
 
-
-def write_artifact(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
+def write_artifact(
+    bundle: Bundle, folder: Path, forms: Forms, cache: Sequence[CacheScales] | None = None
+) -> dict[str, Any]:
     """Write the graph of `bundle` and everything a runtime needs beside it into an empty `folder`.
 
-    Returns facts of the graph: task, forms, file bytes, context. Raises UserError for an architecture or a
-    group size that has no form here.
+    With `cache`, scales per block, a decoder's key-value cache holds 8-bit codes. Returns facts of the graph:
+    task, forms, bytes, context. Raises UserError for an architecture or a group size that has no form here.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = task_of(bundle.model.config)
-    facts = (_write_decoder if task == "causal" else _write_encoder)(bundle, folder, forms)
+    if task == "causal":
+        facts = _write_decoder(bundle, folder, forms, cache)
+    else:
+        facts = _write_encoder(bundle, folder, forms)
     with quiet_transformers():
         bundle.model.config.save_pretrained(folder)
         bundle.tokenizer.save_pretrained(folder)
@@ -39,19 +46,24 @@ def write_artifact(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
     return {"task": task, "model_type": model_type, "file_bytes": file_bytes, **facts}
 
 
-def _write_decoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
+def _write_decoder(
+    bundle: Bundle, folder: Path, forms: Forms, cache: Sequence[CacheScales] | None
+) -> dict[str, Any]:
     decoder = describe(bundle.model)
     with GraphBuilder(folder) as graph:
-        write_decoder(graph, decoder, forms)
+        write_decoder(graph, decoder, forms, cache)
         weight_bytes = graph.weight_bytes
         graph.save(decoder.model_type, {"context": str(decoder.context), "weight_bytes": str(weight_bytes)})
-    (folder / _GENAI).write_text(json.dumps(_genai(bundle, decoder), indent=2) + "\n", encoding="utf-8")
+    settings = genai_config(bundle.model, bundle.tokenizer, decoder)
+    (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
         "linear_forms": _used_forms(_matrices(decoder), forms),
         "accuracy_level": forms.accuracy_level,
         "weight_bytes": weight_bytes,
         "context": decoder.context,
         "layers": len(decoder.blocks),
+        "cache": "float32" if cache is None else "int8",
+        "cache_bytes_per_token": _cache_bytes(decoder, 4 if cache is None else 1),
     }
 
 
@@ -102,41 +114,7 @@ def _used_forms(layers: Iterable[Linear], forms: Forms) -> dict[str, int]:
     return dict(Counter(form_of(layer.weight, forms) for layer in layers))
 
 
-def _genai(bundle: Bundle, decoder: Decoder) -> dict[str, Any]:
-    """`genai_config.json`; blocks of a pruned model that differ in heads are not expressible there."""
-    config, first = bundle.model.config, decoder.blocks[0].attention
-    eos = config.eos_token_id if config.eos_token_id is not None else bundle.tokenizer.eos_token_id
-    pad = config.pad_token_id
-    if pad is None:
-        pad = eos[0] if isinstance(eos, list) else eos
-    return {
-        "model": {
-            "type": decoder.model_type,
-            "bos_token_id": config.bos_token_id if config.bos_token_id is not None else eos,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-            "context_length": decoder.context,
-            "vocab_size": decoder.vocabulary,
-            "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "filename": MODEL_FILE,
-                "head_size": first.head_width,
-                "hidden_size": int(decoder.embedding.shape[1]),
-                "num_attention_heads": first.heads,
-                "num_key_value_heads": first.cache_heads,
-                "num_hidden_layers": len(decoder.blocks),
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {"do_sample": False, "max_length": decoder.context, "past_present_share_buffer": True},
-    }
+def _cache_bytes(decoder: Decoder, bytes_per_value: int) -> int:
+    """What each token of a text costs in keys and values."""
+    attentions = [block.attention for block in decoder.blocks]
+    return sum(2 * a.cache_heads * a.head_width * bytes_per_value for a in attentions)

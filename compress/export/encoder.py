@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.export.architecture import Linear, read_linear
+from compress.export.architecture import Linear
+from compress.export.families.parts import linear
 from compress.export.graph import GraphBuilder
 from compress.export.linear import Forms
 from compress.export.trace import trace
@@ -49,7 +50,7 @@ def layers(model: Any) -> dict[str, Linear]:
     found: dict[str, Linear] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
-            found[name] = read_linear(first.setdefault(_identity(module), name), module)
+            found[name] = linear(first.setdefault(_identity(module), name), module)
         elif isinstance(module, QuantizedEmbedding):
             found[name] = Linear(first.setdefault(_identity(module), name), module.quantized, None)
         elif module is table:

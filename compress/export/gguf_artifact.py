@@ -21,7 +21,8 @@ from torch import Tensor
 
 from compress.bundle import Bundle
 from compress.errors import UserError
-from compress.export.architecture import Decoder, Linear, Weight, describe
+from compress.export.architecture import Decoder, Linear, Weight
+from compress.export.families import describe
 from compress.export.gguf_blocks import blocks
 from compress.export.gguf_tokenizer import Vocabulary, vocabulary
 from compress.formats import QuantizedTensor
@@ -132,6 +133,8 @@ def parts(decoder: Decoder, config: Any) -> Iterator[Part]:
         attention, mlp, prefix = block.attention, block.mlp, f"blk.{index}"
         if mlp.gate is None:
             raise UserError("export_gguf: an MLP without a gate is not supported; leave this export out")
+        assert block.attention_norm is not None
+        assert block.mlp_norm is not None
         pairs = _NAMES[decoder.model_type] == "llama"
         yield Part(f"{prefix}.attn_norm.weight", block.attention_norm.weight)
         for name, layer, heads in (
@@ -181,8 +184,9 @@ def _layer(name: str, layer: Linear, order: Tensor | None = None) -> Iterator[Pa
 
 def _rope_factors(decoder: Decoder, config: Any) -> Tensor:
     """What llama.cpp divides the plain frequencies by, (head width / 2,)."""
-    assert decoder.rotary is not None
-    frequencies = decoder.rotary.frequencies
+    rotary = decoder.blocks[0].attention.rotary
+    assert rotary is not None
+    frequencies = rotary.frequencies
     steps = torch.arange(len(frequencies)) / len(frequencies)
     return float(config.rope_parameters["rope_theta"]) ** -steps / frequencies
 

@@ -18,8 +18,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from compress.bundle import Bundle
-from compress.export.architecture import describe
 from compress.export.check import ExportCheckFailed
+from compress.export.families import describe
 from compress.export.gguf_artifact import Part, parts
 from compress.formats import QuantizedTensor
 

@@ -1,14 +1,17 @@
 """export_onnx: the model as one ONNX graph that ONNX Runtime runs fast, made of the very codes it holds.
 
-Method. A decoder is described from its modules (export/architecture.py) and written directly, without
-tracing: fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder
-(BERT and its relatives) is traced by torch with its matrices left out (export/trace.py), which are filled in
-afterwards. Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime
-must reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is
-an error, never a warning.
+Method. A decoder is described from its modules (export/families/) and written directly, without tracing:
+fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder (BERT and
+its relatives) is traced by torch with its matrices left out (export/trace.py); they are filled in afterwards.
+Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime must
+reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is an
+error, never a warning.
+With `cache: int8` a decoder keeps keys and values in 8 bits, with scales per column from calibration text
+(export/cache.py). The graph is then written and checked twice, first with a float32 cache, and the notes
+tell what the codes of the cache alone cost.
 Cost: seconds, and the size of the weights on disk.
-Limits: the decoders listed in export/architecture.py; encoders that torch can trace, with the extra
-`encoders`; CPU kernels.
+Limits: the decoders listed in export/families/; encoders that torch can trace, with the extra `encoders`;
+CPU kernels.
 """
 
 from pathlib import Path
@@ -32,7 +35,7 @@ class ExportOnnx(Pass):
     """Write `onnx/` and check it."""
 
     kind: ClassVar[Kind] = "export"
-    needs: ClassVar[frozenset[Need]] = frozenset({"heldout"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"heldout", "calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
     int8_form: Literal["blocks", "token", "tensor"] | None = Field(
@@ -51,6 +54,12 @@ class ExportOnnx(Pass):
         False,
         description="store codes of 3 bits in 4, of 5 and 6 in 8: ONNX Runtime has no kernel for them",
     )
+    cache: Literal["float32", "int8"] = Field(
+        "float32", description="keys and values of the text so far: int8 takes a quarter of the memory"
+    )
+    cache_tokens: int = Field(
+        8192, ge=32, le=1_000_000, description="calibration tokens that the scales of an int8 cache see"
+    )
     check_tokens: int = Field(1024, ge=32, le=65536, description="held-out tokens to compare with torch on")
     tolerance: float | None = Field(
         None, gt=0, description="overrides the check's tolerance; null: the one for the kind of graph"
@@ -58,7 +67,7 @@ class ExportOnnx(Pass):
 
     def layers(self, model: nn.Module) -> list[str]:
         """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
-        from compress.export.architecture import require_supported
+        from compress.export.families import require_supported
         from compress.export.trace import require_tracer
         from compress.formats.swap import embedding_names
         from compress.passes.base import linear_layers
@@ -68,6 +77,8 @@ class ExportOnnx(Pass):
             require_supported(model.config)
         else:
             require_tracer()
+            if self.cache == "int8":
+                raise UserError(f"{self.name()}.cache: int8 is for decoders; an encoder keeps no cache")
         return linear_layers(model) + embedding_names(model)
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
@@ -84,6 +95,7 @@ class ExportOnnx(Pass):
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
         from compress.export.artifact import write_artifact, write_manifest
+        from compress.export.cache import cache_scales
         from compress.export.linear import Forms
         from compress.formats import QuantizedEmbedding, QuantizedLinear
         from compress.tasks import task_of
@@ -96,33 +108,46 @@ class ExportOnnx(Pass):
         forms = Forms(form, self.activation_bits, self.accuracy_level)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
-        windows = context.data.heldout.tokens
-        length = min(windows.shape[1], facts["context"])
-        windows = windows[: max(1, self.check_tokens // length), :length]
-        facts["check"] = self._check(bundle, folder, windows, _kind(facts, forms), context.threads)
+        notes = self._check(bundle, folder, facts, forms, context)
+        if self.cache == "int8":
+            windows = self._windows(context.data.calibration.tokens, self.cache_tokens, facts)
+            scales = cache_scales(bundle.model, windows)
+            facts = write_artifact(bundle, folder, forms, scales)
+            before, notes = notes, self._check(bundle, folder, facts, forms, context)
+            facts["kl_with_float32_cache"] = before["kl"]
+        facts["check"] = notes
         write_manifest(bundle, folder, facts)
         return bundle.evolve(exports={**bundle.exports, "onnx": folder}, notes={"onnx": facts})
 
     def _check(
-        self, bundle: "Bundle", folder: Path, windows: "Tokens", kind: "CheckKind", threads: int
+        self, bundle: "Bundle", folder: Path, facts: dict[str, Any], forms: "Forms", context: Context
     ) -> dict[str, Any]:
-        """What comparing the graph with torch found."""
+        """What comparing the written graph with the model found."""
         from compress.export.check import compare
         from compress.export.encoder_check import compare_encoder
         from compress.runtimes.onnx_encoder import OnnxEncoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
-        from compress.tasks import task_of
 
-        if task_of(bundle.model.config) == "causal":
+        windows = self._windows(context.data.heldout.tokens, self.check_tokens, facts)
+        kind, threads = _kind(facts, forms), context.threads
+        if facts["task"] == "causal":
             decoder = OnnxRuntime(folder, threads=threads)
             return compare(bundle.model, decoder, windows, kind, self.tolerance).notes()
         encoder, padding = OnnxEncoder(folder, threads=threads), bundle.tokenizer.pad_token_id or 0
         return compare_encoder(bundle.model, encoder, windows, kind, self.tolerance, padding).notes()
 
+    @staticmethod
+    def _windows(tokens: "Tokens", count: int, facts: dict[str, Any]) -> "Tokens":
+        """About `count` tokens of windows (n, length), none longer than the model's context."""
+        length = min(tokens.shape[1], facts["context"])
+        return tokens[: max(1, count // length), :length]
+
 
 def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":
     """Which tolerance applies to a graph of these forms."""
     used = set(facts["linear_forms"])
+    if facts.get("cache") == "int8":
+        return "activations"
     if used == {"float"}:
         return "float32"
     rounds = "token" in used or "tensor" in used or ("blocks" in used and forms.accuracy_level == 4)

@@ -6,15 +6,14 @@ little longer than the prompt and doubles when full. A prompt goes through in ch
 (heads, chunk, length) floats, not (heads, length, length). Threads are pinned to the number given.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
-Limits: float32, and the cache in main memory, whatever the provider (see providers.py). Rows of a batch may
-have unlike lengths where positions are rotary: attention takes a length per row, learned positions do not.
-Such rows get one token at a time.
+Limits: the cache in main memory, whatever the provider (see providers.py). Rows of a batch may have unlike
+lengths, since attention and positions go by each row's own; such rows get one token at a time.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,6 +25,7 @@ from compress.runtimes.onnx_session import graph_file, open_session
 from compress.tasks import Task
 
 _SPARE = 128  # positions a new cache has beyond its prompt
+_CACHE_TYPES: dict[str, type[Any]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 @dataclass
@@ -52,6 +52,7 @@ class OnnxRuntime:
     task: Task = "causal"
     mask_token: int | None = None
     rewinds = True
+    joins = True  # the graph takes a length per row
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class OnnxRuntime:
         self._session = open_session(graph, threads, provider)
         self.device = provider
         facts = self._session.get_modelmeta().custom_metadata_map
-        self._cache_shapes: dict[str, tuple[int, int]] = {
-            value.name: (value.shape[1], value.shape[3])
+        self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
+            value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
             for value in self._session.get_inputs()
             if value.name.startswith("past_key_values.")
         }
@@ -77,7 +78,6 @@ class OnnxRuntime:
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
         self._chunk = prefill_chunk
-        self.joins = _rotary(graph.with_name("config.json"))
         if provider != "cpu":
             self._try(graph)
 
@@ -168,11 +168,11 @@ class OnnxRuntime:
             capacity=capacity,
         )
 
-    def _empty(self, name: str, cache: Cache) -> NDArray[np.float32]:
-        heads, width = self._cache_shapes[name]
-        return np.zeros((len(cache.lengths), heads, cache.capacity, width), dtype=np.float32)
+    def _empty(self, name: str, cache: Cache) -> NDArray[Any]:
+        heads, width, kind = self._cache_shapes[name]
+        return np.zeros((len(cache.lengths), heads, cache.capacity, width), dtype=kind)
 
-    def _bind(self, cache: Cache, name: str, array: NDArray[np.float32]) -> None:
+    def _bind(self, cache: Cache, name: str, array: NDArray[Any]) -> None:
         """One buffer as past and present."""
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         cache.buffers[name] = value
@@ -207,12 +207,3 @@ class OnnxRuntime:
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         cache.lengths = lengths
-
-
-def _rotary(config: Path) -> bool:
-    """Whether a model's positions are rotary, by its configuration."""
-    try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return "rope_parameters" in fields or "rope_theta" in fields

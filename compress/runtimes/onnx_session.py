@@ -23,7 +23,7 @@ def graph_file(path: Path) -> Path:
 
 
 def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onnxruntime.InferenceSession:
-    """A session that runs what `provider` can of a graph, and the rest on the CPU; `threads` None: any number.
+    """A session that runs what `provider` can of a graph, and the rest on the CPU; `threads` None: any.
 
     Raises:
         UserError: no such provider, one that does not start, or a graph that ONNX Runtime cannot load.

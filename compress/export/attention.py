@@ -1,0 +1,123 @@
+"""Attention with its cache as one `GroupQueryAttention`, which turns positions, caps scores and looks through
+windows itself, and appends to a buffer that is given as past and present.
+
+It reads query, key and value side by side in one input where they come from one product, and apart where
+queries and keys are normed first. A cache of 8 bits holds code = round(value / scale) with one scale per
+column of a head and side (export/cache.py); scores and sums are taken from the codes.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.export.architecture import Attention, Rotary
+from compress.export.graph import MICROSOFT, GraphBuilder
+from compress.export.layers import counting, norm, unflatten
+from compress.export.linear import Forms, linear, stack, stackable
+from compress.export.rotary import arranged
+
+_FLOAT, _INT8 = 1, 3
+
+
+@dataclass(frozen=True)
+class Text:
+    """Values that tell where in the text the tokens of a call stand.
+
+    Attributes:
+        shape: [batch, sequence], int64.
+        last: tokens of each row so far less one, int32 (batch, 1).
+        total: tokens of the longest row so far, int32 (1,).
+        context: the most tokens a text can have.
+    """
+
+    shape: str
+    last: str
+    total: str
+    context: int
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """What a code of the cache is worth: (1, cache heads, 1, head width), for keys and for values."""
+
+    key: Tensor
+    value: Tensor
+
+
+def attention(
+    graph: GraphBuilder,
+    x: str,
+    index: int,
+    layer: Attention,
+    text: Text,
+    forms: Forms,
+    scales: CacheScales | None = None,
+) -> str:
+    """x (tokens, width) -> what the heads of block `index` gather, (batch, sequence, heads * head width)."""
+    layer = arranged(layer)
+    past, present = _cache(graph, index, layer, _FLOAT if scales is None else _INT8)
+    angles = ["", ""] if layer.rotary is None else _tables(graph, layer.rotary, text.context)
+    inputs = [*_states(graph, x, index, layer, text, forms), *past, text.last, text.total, *angles]
+    attributes: dict[str, int | float | str] = {
+        "num_heads": layer.heads,
+        "kv_num_heads": layer.cache_heads,
+        "scale": layer.scale,
+        "do_rotary": int(layer.rotary is not None),
+    }
+    if layer.window is not None:
+        attributes["local_window_size"] = layer.window
+    if layer.softcap is not None:
+        attributes["softcap"] = layer.softcap
+    if scales is not None:
+        names = (f"layers.{index}.key_scale", f"layers.{index}.value_scale")
+        stored = [graph.weight(n, s.numpy()) for n, s in zip(names, (scales.key, scales.value), strict=True)]
+        inputs += ["", "", "", *stored]  # no positions, no bias, no sinks
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+    while not inputs[-1]:
+        inputs.pop()  # absent inputs at the end are left out, as ONNX wants
+    return graph.node(
+        "GroupQueryAttention", inputs, [f"attention.{index}", *present], MICROSOFT, **attributes
+    )[0]
+
+
+def _cache(graph: GraphBuilder, index: int, layer: Attention, kind: int) -> tuple[list[str], list[str]]:
+    """Inputs and outputs of the graph that hold keys and values."""
+    heads, width = layer.cache_heads, layer.head_width
+    past, present = [], []
+    for side in ("key", "value"):
+        name = f"past_key_values.{index}.{side}"
+        past.append(graph.input(name, kind, ["batch", heads, "past", width]))
+        present.append(graph.output(f"present.{index}.{side}", kind, ["batch", heads, "present", width]))
+    return past, present
+
+
+def _states(
+    graph: GraphBuilder, x: str, index: int, layer: Attention, text: Text, forms: Forms
+) -> tuple[str, str, str]:
+    """Query, key, value; the latter two absent where the first holds all three."""
+    layers = (layer.query, layer.key, layer.value)
+    norms = (layer.query_norm, layer.key_norm, None)
+    if norms == (None, None, None) and stackable(layers, forms):
+        fused = stack(layers, f"layers.{index}.qkv")
+        return unflatten(graph, linear(graph, x, fused, forms), fused.outputs, text.shape), "", ""
+    states = []
+    for part, its_norm in zip(layers, norms, strict=True):
+        y = linear(graph, x, part, forms)
+        if its_norm is not None:
+            rows = graph.op("Reshape", y, graph.constant([-1, len(its_norm.weight)]))
+            y = norm(graph, rows, its_norm)  # the reshape below puts heads side by side again
+        states.append(unflatten(graph, y, part.outputs, text.shape))
+    return states[0], states[1], states[2]
+
+
+def _tables(graph: GraphBuilder, rotary: Rotary, context: int) -> list[str]:
+    """cos and sin (context, turned width / 2); folded at load, so the file holds the frequencies only."""
+    key = ("angles", rotary.frequencies.numpy().tobytes(), rotary.scaling)
+    if key not in graph.shared:
+        column = graph.op("Cast", counting(graph, context), to=_FLOAT)
+        column = graph.op("Reshape", column, graph.constant([-1, 1]))
+        graph.shared[key] = graph.op("Mul", column, graph.constant(rotary.frequencies.numpy()))
+        for name in ("Cos", "Sin"):
+            turned = graph.op(name, graph.shared[key])
+            graph.shared[key, name] = graph.op("Mul", turned, graph.constant(rotary.scaling))
+    return [graph.shared[key, name] for name in ("Cos", "Sin")]
