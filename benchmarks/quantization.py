@@ -7,6 +7,9 @@ What is compared and how is told in `bench.py`: the weights that the written cod
 torch against the original's logits. A line goes to `results/quantization.jsonl` for every point; table and
 picture are drawn from that file alone. Nothing else should run on the machine: seconds are part of the
 result. With a Hugging Face directory in place of the GGUF, llama.cpp is left out.
+
+`results/quantization-avx2.jsonl` holds two lines of one run on a processor without AVX512, for the ratio of
+their seconds.
 """
 
 import shutil
