@@ -156,7 +156,12 @@ def _failure(result: Agreement) -> str:
         what = f"logits differ by {result.max_difference:.3g} (largest logit {result.largest_logit:.3g})"
     else:
         what = f"KL is {result.kl:.3g}, through the cache {result.kl_cached:.3g}"
+    return refusal(result.kind, result.tokens, what, result.tolerance)
+
+
+def refusal(kind: Kind, tokens: int, what: str, tolerance: float) -> str:
+    """The line that says why an export does not count; `what`: by how much it differs."""
     return (
-        f"export_onnx: the {result.kind} graph fails its check on {result.tokens} held-out tokens: {what}; "
-        f"the tolerance is {result.tolerance:g}. Set another int8_form or accuracy_level, or raise tolerance"
+        f"export_onnx: the {kind} graph fails its check on {tokens} held-out tokens: {what}; "
+        f"the tolerance is {tolerance:g}. Set another int8_form or accuracy_level, or raise tolerance"
     )

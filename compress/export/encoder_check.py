@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.export.check import TOLERANCES, ExportCheckFailed, Kind, divergence
+from compress.export.check import TOLERANCES, ExportCheckFailed, Kind, divergence, refusal
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.tasks import Task
@@ -145,7 +145,4 @@ def _failure(result: EncoderAgreement) -> str:
     else:
         name = "KL" if result.task == "masked" else "1 - cosine"
         what = f"{name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
-    return (
-        f"export_onnx: the {result.kind} graph fails its check on {result.tokens} held-out tokens: {what}; "
-        f"the tolerance is {result.tolerance:g}. Set another int8_form or accuracy_level, or raise tolerance"
-    )
+    return refusal(result.kind, result.tokens, what, result.tolerance)

@@ -25,6 +25,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from compress.errors import UserError
+from compress.generation.plain import continue_tokens
+from compress.generation.sampling import Chooser, Sampling
 from compress.measure import latency, quality
 from compress.memory import peak_rss_bytes
 from compress.runtimes import open_runtime
@@ -97,16 +99,7 @@ class Worker:
         if runtime.task != "causal":
             return {"tokens": None}
         limit = min(limit, runtime.context - len(tokens))
-        state = runtime.prefill(np.array([tokens], np.int32))
-        written: list[int] = []
-        while len(written) < limit:
-            token = int(state.logits[0].argmax())
-            if token in stop:
-                break
-            written.append(token)
-            if len(written) < limit:
-                state = runtime.decode(state, np.array([token], np.int32))
-        return {"tokens": written}
+        return {"tokens": list(continue_tokens(runtime, tokens, Chooser(Sampling()), limit, stop))}
 
     @property
     def _loaded(self) -> Runtime:

@@ -10,16 +10,8 @@ from typing import Any
 import torch
 
 from compress.errors import UserError
-from compress.export.architecture import Attention, Block, Decoder, Mlp
-from compress.export.families.parts import (
-    ACTIVATIONS,
-    activation_name,
-    cut,
-    decoder,
-    layer_norm,
-    linear,
-    rotary,
-)
+from compress.export.architecture import Attention, Block, Decoder
+from compress.export.families.parts import cut, decoder, layer_norm, linear, plain_mlp, rotary
 
 
 def read_gpt2(model: Any) -> Decoder:
@@ -47,12 +39,7 @@ def read_gpt2(model: Any) -> Decoder:
                     rotary=None,
                 ),
                 mlp_norm=layer_norm(f"{name}.ln_2", layer.ln_2),
-                mlp=Mlp(
-                    gate=None,
-                    up=linear(f"{name}.mlp.c_fc", layer.mlp.c_fc),
-                    down=linear(f"{name}.mlp.c_proj", layer.mlp.c_proj),
-                    activation=ACTIVATIONS[activation_name(config)],
-                ),
+                mlp=plain_mlp(f"{name}.mlp", layer.mlp, "c_fc", "c_proj", config),
             )
         )
     positions = body.wpe.weight.detach().float().cpu()
@@ -66,7 +53,7 @@ def read_gpt_neox(model: Any) -> Decoder:
     blocks = []
     for index, layer in enumerate(body.layers):
         name = f"gpt_neox.layers.{index}"
-        attention, mlp = layer.attention, layer.mlp
+        attention = layer.attention
         width = int(attention.head_size)
         fused = linear(f"{name}.attention", attention.query_key_value)
         rows = torch.arange(fused.outputs).view(-1, 3, width)  # (heads, q k v, width)
@@ -88,12 +75,7 @@ def read_gpt_neox(model: Any) -> Decoder:
                     rotary=angles,
                 ),
                 mlp_norm=layer_norm(f"{name}.post_attention_layernorm", layer.post_attention_layernorm),
-                mlp=Mlp(
-                    gate=None,
-                    up=linear(f"{name}.mlp.dense_h_to_4h", mlp.dense_h_to_4h),
-                    down=linear(f"{name}.mlp.dense_4h_to_h", mlp.dense_4h_to_h),
-                    activation=ACTIVATIONS[activation_name(config)],
-                ),
+                mlp=plain_mlp(f"{name}.mlp", layer.mlp, "dense_h_to_4h", "dense_4h_to_h", config),
                 parallel=bool(layer.use_parallel_residual),
             )
         )

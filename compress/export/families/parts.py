@@ -98,6 +98,16 @@ def gated_mlp(name: str, module: Any, config: Any) -> Mlp:
     )
 
 
+def plain_mlp(name: str, module: Any, up: str, down: str, config: Any) -> Mlp:
+    """An MLP without a gate; `up` and `down` are what its two layers are called."""
+    return Mlp(
+        gate=None,
+        up=linear(f"{name}.{up}", getattr(module, up)),
+        down=linear(f"{name}.{down}", getattr(module, down)),
+        activation=ACTIVATIONS[activation_name(config)],
+    )
+
+
 def decoder(
     model: Any,
     table: Any,

@@ -14,6 +14,7 @@ from compress.export.families.parts import (
     decoder,
     layer_norm,
     linear,
+    plain_mlp,
     rms,
     rotary,
     window,
@@ -45,12 +46,7 @@ def read_phi(model: Any) -> Decoder:
                     rotary=angles,
                 ),
                 mlp_norm=norm,
-                mlp=Mlp(
-                    gate=None,
-                    up=linear(f"{name}.mlp.fc1", layer.mlp.fc1),
-                    down=linear(f"{name}.mlp.fc2", layer.mlp.fc2),
-                    activation=ACTIVATIONS[activation_name(config)],
-                ),
+                mlp=plain_mlp(f"{name}.mlp", layer.mlp, "fc1", "fc2", config),
                 parallel=True,
             )
         )
