@@ -80,7 +80,7 @@ def linear_bytes(folder: Path, is_linear: Any = None) -> int:
     import struct
 
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.rglob("*.safetensors")):
         with file.open("rb") as handle:
             header = json.loads(handle.read(struct.unpack("<Q", handle.read(8))[0]))
         for name, entry in header.items():

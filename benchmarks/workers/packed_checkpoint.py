@@ -15,10 +15,14 @@ from torch import Tensor
 
 
 def dequantized(folder: Path, bits: int) -> dict[str, Tensor]:
-    """Name -> weight (out, in) in float32, of all quantized layers, and the other tensors as they are."""
+    """Name -> weight (out, in) in float32, of all quantized layers, and the other tensors as they are.
+
+    Some tools write into a folder of their own inside `folder`.
+    """
     tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.rglob("*.safetensors")):
         tensors.update(load_file(file))
+    assert any(name.endswith(".qweight") for name in tensors), f"{folder}: holds no codes"
     result = {}
     for name, tensor in tensors.items():
         layer, _, leaf = name.rpartition(".")

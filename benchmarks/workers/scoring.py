@@ -59,8 +59,10 @@ def load(base: Path, out: Path) -> Any:
     if not weights.is_file():
         return floated(Bundle.load(out / "artifact").model)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    _, unexpected = model.load_state_dict(load_file(weights), strict=False)
+    missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
     assert not unexpected, f"{weights}: {unexpected[0]} is no weight of the base"
+    left = [name for name in missing if ".layers." in name and model.get_parameter(name).dim() == 2]
+    assert not left, f"{weights}: lacks {left[0]}, so the base would be scored"
     return model.eval()
 
 
