@@ -122,7 +122,8 @@ def test_codes_in_the_graph_stand_for_those_in_torch(name, format, forms, tolera
 def test_matrices_are_stored_once_and_as_codes_alone(format, write, tmp_path):
     held, runtime = write("bert", format, Forms(int8="token"))
     graph = onnx.load(tmp_path / "model.onnx").graph
-    stored = {x.name: numpy_helper.to_array(x) for x in graph.initializer}
+    # ".3d" has the bytes of the codes in another shape: see test_a_tied_matrix_is_stored_once
+    stored = {x.name: numpy_helper.to_array(x) for x in graph.initializer if not x.name.endswith(".3d")}
     table = "bert.embeddings.word_embeddings"  # the head's matrix, too
     assert not [name for name in stored if name.startswith("cls.predictions.decoder")]
     assert {n for n in stored if n.startswith(table) and not n.endswith("bias")} == {

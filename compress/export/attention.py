@@ -104,7 +104,9 @@ def _states(
     for part, its_norm in zip(layers, norms, strict=True):
         y = linear(graph, x, part, forms)
         if its_norm is not None:
-            rows = graph.op("Reshape", y, graph.constant([-1, len(its_norm.weight)]))
+            width = len(its_norm.weight)
+            rows = graph.op("Reshape", y, graph.constant([-1, width]))
+            graph.sized(rows, _FLOAT, [f"tokens x {part.outputs // width}", width])
             y = norm(graph, rows, its_norm)  # the reshape below puts heads side by side again
         states.append(unflatten(graph, y, part.outputs, text.shape))
     return states[0], states[1], states[2]
@@ -119,5 +121,8 @@ def _tables(graph: GraphBuilder, rotary: Rotary, context: int) -> list[str]:
         graph.shared[key] = graph.op("Mul", column, graph.constant(rotary.frequencies.numpy()))
         for name in ("Cos", "Sin"):
             turned = graph.op(name, graph.shared[key])
-            graph.shared[key, name] = graph.op("Mul", turned, graph.constant(rotary.scaling))
+            scaled = rotary.scaling != 1.0
+            graph.shared[key, name] = (
+                graph.op("Mul", turned, graph.constant(rotary.scaling)) if scaled else turned
+            )
     return [graph.shared[key, name] for name in ("Cos", "Sin")]

@@ -70,7 +70,7 @@ class _Writer:
     def write(self) -> None:
         """The graph from ids to logits."""
         graph, decoder = self.graph, self.decoder
-        flat_ids = graph.op("Reshape", self.ids, graph.constant([-1]))
+        flat_ids = graph.sized(graph.op("Reshape", self.ids, graph.constant([-1])), _INT64, ["tokens"])
         tied = decoder.head.name == "embedding"
         stream = embedding(
             graph, "embedding", flat_ids, decoder.embedding, self.forms, tied
@@ -96,11 +96,13 @@ class _Writer:
         """The stream (tokens, width) after the block, and its norm for what follows."""
         graph, heads = self.graph, block.attention
         mixed = attention(graph, normed, index, heads, self.text, self.forms, self.cache[index])
+        rows = "tokens"
         if index + 1 == len(self.decoder.blocks):
+            rows = "kept_tokens"
             mixed = self._kept(mixed)
             kept = self._kept(unflatten(graph, stream, self.width, self.text.shape))
-            stream = flatten(graph, kept, self.width)
-        mixed = flatten(graph, mixed, heads.heads * heads.head_width)
+            stream = flatten(graph, kept, self.width, rows)
+        mixed = flatten(graph, mixed, heads.heads * heads.head_width, rows)
         added = norm(graph, linear(graph, mixed, heads.output, self.forms), block.attention_output_norm)
         if block.parallel:
             read = norm(graph, stream, block.mlp_norm)

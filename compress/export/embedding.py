@@ -26,7 +26,7 @@ def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Fo
     if isinstance(table, Tensor):
         return graph.op("Gather", float_weight(graph, name, table), ids)
     if form_of(table, forms) == "blocks":
-        names = block_codes(graph, name, table)
+        names = block_codes(graph, name, table, rows=True)
         inputs = [names.codes, ids, names.scales, *([names.zeros] if names.zeros else [])]
         layout = names.layout
         rows = graph.op(

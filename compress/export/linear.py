@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def float_weight(graph: GraphBuilder, name: str, weight: Tensor) -> str:
 
 @dataclass(frozen=True)
 class BlockNames:
-    """Values that hold a blocked weight; `codes` is (out, blocks * block * bits / 8), two dimensions."""
+    """Values that hold a blocked weight; `codes` has the layout's three dimensions, or two: (out, bytes)."""
 
     codes: str
     scales: str
@@ -108,13 +109,14 @@ class BlockNames:
     layout: Blocks
 
 
-def block_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> BlockNames:
-    """Codes in blocks, their scales (out, blocks) widened, and packed zero-points or ""."""
+def block_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor, rows: bool = False) -> BlockNames:
+    """Codes in blocks, their scales (out, blocks) widened, and packed zero-points or "".
+
+    `rows`: codes of a row together, as an embedding gathers them. A tied head has both from the same bytes.
+    """
     layout = as_blocks(weight)
-    rows = layout.codes.shape[0]
-    codes = graph.once(
-        f"{name}.codes", lambda full: graph.weight(full, layout.codes.reshape(rows, -1).numpy())
-    )
+    array = layout.codes.numpy()
+    codes = _stored(graph, f"{name}.codes", array.reshape(len(array), -1) if rows else array)
     scales = graph.widened(f"{name}.scales", layout.scales.cpu().numpy())
     packed = layout.zeros
     zeros = ""
@@ -123,17 +125,25 @@ def block_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor) -> Bloc
     return BlockNames(codes, scales, zeros, layout)
 
 
+def _stored(graph: GraphBuilder, name: str, array: np.ndarray) -> str:
+    """A value of this shape; a Reshape in the graph would be folded as it loads, into a copy in memory."""
+
+    def make(key: tuple[str, tuple[int, ...]]) -> str:
+        if name in graph.shared:
+            return graph.view(f"{name}.{array.ndim}d", name, array)
+        return graph.once(name, lambda full: graph.weight(full, array))
+
+    return graph.once((name, array.shape), make)
+
+
 def _block_product(
     graph: GraphBuilder, x: str, name: str, weight: QuantizedTensor, bias: str, accuracy_level: int
 ) -> str:
     names = block_codes(graph, name, weight)
-    # Folded when the model loads. The file keeps two dimensions because that is what the embedding of a
-    # tied head gathers from, straight from the mapped file.
-    codes = graph.op("Reshape", names.codes, graph.constant(list(names.layout.codes.shape)))
     return graph.op(
         "MatMulNBits",
         x,
-        codes,
+        names.codes,
         names.scales,
         names.zeros,
         "",
