@@ -24,11 +24,11 @@ def tell(results: Path, table: Callable[[Groups], str], draw: Callable[[Groups, 
 
 
 def points(file: Path, model: str) -> Groups:
-    """The lines of each tool and setting, all seeds together, in the file's order."""
+    """The lines of each tool and setting (or weights), all seeds together, in the file's order."""
     found: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in map(json.loads, file.read_text().splitlines()):
         if line["model"] == model:
-            found[line["tool"], line["setting"]].append(line)
+            found[line["tool"], line.get("setting") or line["weights"]].append(line)
     return list(found.values())
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,31 @@ class WorkerError(UserError):
     """A worker failed or died: says which, what it answered, and the end of its standard error."""
 
 
+OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
+
+
 class WorkerProcess:
     """A fresh process `python -m compress.measure.worker`, used as a context manager.
 
     `what` names the artifact in errors; `log`: file for its standard error; `patience`: seconds without a
-    word after which it counts as hung.
+    word after which it counts as hung; `command`: another worker of the same language.
     """
 
-    def __init__(self, runtime: str, threads: int, *, what: str, log: Path, patience: float = 1800.0) -> None:
+    def __init__(
+        self,
+        runtime: str,
+        threads: int,
+        *,
+        what: str,
+        log: Path,
+        patience: float = 1800.0,
+        command: Sequence[str] = OWN_WORKER,
+    ) -> None:
         self.what, self._log, self.patience = what, log, patience
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "compress.measure.worker", runtime, str(threads)],
+                [*command, runtime, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -37,10 +37,19 @@ Fields = dict[str, Any]
 
 
 class Worker:
-    """One artifact in one runtime, and the commands that it understands (its public methods)."""
+    """One artifact in one runtime, and the commands that it understands (its public methods).
 
-    def __init__(self, runtime: str, threads: int, advance: Callable[[], None]) -> None:
-        self._name, self._threads, self._advance = runtime, threads, advance
+    `opener` opens it, with the arguments of `open_runtime`: others than ours are timed in the same way.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        threads: int,
+        advance: Callable[[], None],
+        opener: Callable[..., Runtime] = open_runtime,
+    ) -> None:
+        self._name, self._threads, self._advance, self._open = runtime, threads, advance, opener
         self._runtime: Runtime | None = None
 
     def ready(self) -> Fields:
@@ -51,7 +60,7 @@ class Worker:
         """Load the artifact; from now on the other commands work, and one loaded before is gone."""
         self._runtime = None
         start = time.perf_counter()
-        runtime = self._runtime = open_runtime(Path(path), self._name, self._threads, provider=provider)
+        runtime = self._runtime = self._open(Path(path), self._name, self._threads, provider=provider)
         return {
             "load_seconds": time.perf_counter() - start,
             "weight_bytes": runtime.weight_bytes,
@@ -112,12 +121,21 @@ COMMANDS = ("ready", "load", "time_round", "score", "count_parameters", "generat
 
 
 def main(arguments: list[str]) -> None:
-    """Answer commands until the input ends."""
+    """The process for one of our runtimes."""
+    runtime, threads = arguments
+
+    def make(advance: Callable[[], None]) -> Worker:
+        _import_runtime(runtime)
+        return Worker(runtime, int(threads), advance)
+
+    serve(make)
+
+
+def serve(make: Callable[[Callable[[], None]], Worker]) -> None:
+    """Answer commands until the input ends; `make` is given what tells progress, and may take its time."""
     replies = _claim_stdout()
     _end_with_parent()
-    runtime, threads = arguments
-    _import_runtime(runtime)
-    worker = Worker(runtime, int(threads), advance=lambda: _write(replies, {"advance": 1}))
+    worker = make(lambda: _write(replies, {"advance": 1}))
     for line in sys.stdin:
         message = json.loads(line)
         command = message.pop("do")

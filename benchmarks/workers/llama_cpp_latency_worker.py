@@ -1,0 +1,92 @@
+"""llama.cpp, timed as our runtimes are: `llama_decode` on given tokens, logits of each row's last one.
+
+    python llama_cpp_latency_worker.py llama_cpp THREADS
+
+Its own defaults but for the threads and the context, which is no longer than a case needs: its cache is
+allocated at once.
+"""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp as api
+import numpy as np
+
+from compress.measure.worker import Worker, serve
+
+SPARE = 64  # positions after the prompt
+BATCH = 2048  # tokens in a call, llama.cpp's default
+Array = np.ndarray
+
+
+@dataclass
+class State:
+    logits: Array
+    length: int
+
+
+class LlamaCpp:
+    """A GGUF file; the cache is one, so a state is used up by the next prefill."""
+
+    name, device, task, mask_token, context = "llama_cpp", "cpu", "causal", None, 8192
+
+    def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
+        self.threads = threads
+        # kept alive: llama.cpp prints every tensor otherwise
+        self.quiet = api.llama_log_callback(lambda level, text, user: None)
+        api.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        assert self.model, f"{path}: llama.cpp cannot load it"
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.weight_bytes = api.llama_model_size(self.model)
+        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.shape, self.session = (0, 0), None
+
+    def prefill(self, tokens: Array) -> State:
+        rows, length = tokens.shape
+        if self.session is None or self.shape[0] != rows or self.shape[1] < length + SPARE:
+            self._open(rows, length + SPARE)
+        api.llama_memory_clear(api.llama_get_memory(self.session), True)
+        flat = [(tokens[r, p], p, r, p == length - 1) for r in range(rows) for p in range(length)]
+        last = np.empty((rows, self.vocabulary), dtype=np.float32)
+        for start in range(0, len(flat), BATCH):
+            part = flat[start : start + BATCH]
+            self._run(part)
+            for i, (_, _, row, wanted) in enumerate(part):
+                if wanted:
+                    last[row] = self._logits(i)
+        return State(last, length)
+
+    def decode(self, state: State, tokens: Array) -> State:
+        self._run([(token, state.length, row, True) for row, token in enumerate(tokens)])
+        for row in range(len(tokens)):
+            state.logits[row] = self._logits(row)
+        return State(state.logits, state.length + 1)
+
+    def _open(self, rows: int, capacity: int) -> None:
+        if self.session is not None:
+            api.llama_free(self.session)
+        options = api.llama_context_default_params()
+        options.n_ctx, options.n_seq_max, options.n_batch = rows * capacity, rows, BATCH
+        options.n_threads = options.n_threads_batch = self.threads
+        self.session = api.llama_init_from_model(self.model, options)
+        assert self.session, "llama.cpp gives no context"
+        self.shape = (rows, capacity)
+
+    def _run(self, part: list[tuple[int, int, int, bool]]) -> None:
+        batch = self.batch
+        batch.n_tokens = len(part)
+        for i, (token, position, row, wanted) in enumerate(part):
+            batch.token[i], batch.pos[i] = int(token), position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, row, wanted
+        failed = api.llama_decode(self.session, batch)
+        assert failed == 0, f"llama_decode: {failed}"
+
+    def _logits(self, index: int) -> Array:
+        return np.ctypeslib.as_array(api.llama_get_logits_ith(self.session, index), (self.vocabulary,))
+
+
+serve(lambda advance: Worker(sys.argv[1], int(sys.argv[2]), advance, LlamaCpp))
