@@ -46,14 +46,16 @@ def ours(runtime: str, weights: str, *passes: dict[str, Any]) -> Point:
     return Point("ours", weights, runtime, {"passes": list(passes)})
 
 
-def rounded(kind: str, **export: Any) -> Passes:
+def rounded(format: Any, embeddings: Any = "int8", **export: Any) -> Passes:
     """Codes without calibration: speed does not depend on which codes they are."""
-    return [{"quantize_round": {"format": kind}}, {"export_onnx": export}]
+    return [{"quantize_round": {"format": format, "embeddings": embeddings}}, {"export_onnx": export}]
 
 
 FLOAT: Passes = [{"export_onnx": {}}]
 INT8, INT8_TOKEN = rounded("int8"), rounded("int8", int8_form="token", activation_bits=8)
 INT4 = rounded("int4")
+SYMMETRIC = {"kind": "int4", "group": 64, "symmetric": True}
+INT4_SYMMETRIC = rounded(SYMMETRIC, SYMMETRIC)
 
 POINTS = [
     ours("torch", "float32", *FLOAT),
@@ -63,6 +65,7 @@ POINTS = [
     ours("onnxruntime", "int8", *INT8),
     ours("onnxruntime", "int8, activations per token", *INT8_TOKEN),
     ours("onnxruntime", "int4", *INT4),
+    ours("onnxruntime", "int4 symmetric, embeddings too", *INT4_SYMMETRIC),
     Point("llama_cpp", "F16", settings={"type": "F16"}),
     Point("llama_cpp", "Q8_0", settings={"type": "Q8_0"}),
     Point("llama_cpp", "Q4_0", settings={"type": "Q4_0"}),

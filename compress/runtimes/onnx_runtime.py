@@ -31,13 +31,14 @@ _CACHE_TYPES: dict[str, type[Any]] = {"tensor(float)": np.float32, "tensor(int8)
 @dataclass
 class Cache:
     """Key-value buffers bound to a session, and how full each row is, (batch,). `logits` is (batch,
-    vocabulary)."""
+    vocabulary); `bound` tells the memory that is bound for them: address and shape."""
 
     binding: onnxruntime.IOBinding
     buffers: dict[str, onnxruntime.OrtValue]
     logits: Logits
     lengths: NDArray[np.int64]
     capacity: int
+    bound: tuple[int, tuple[int, ...]] = (0, ())
 
     @property
     def length(self) -> int:
@@ -193,17 +194,27 @@ class OnnxRuntime:
         cache.capacity += extra
 
     def _run(self, cache: Cache, tokens: Tokens, logits: Logits) -> None:
-        """Append tokens (batch, n), writing the last positions' logits into `logits` (batch, kept, vocab)."""
+        """Append tokens (batch, n), writing the last positions' logits into `logits` (batch, kept, vocab).
+
+        A token of a small model takes milliseconds, and every call of a binding a part of one: what is bound
+        already stays.
+        """
         lengths = cache.lengths + tokens.shape[1]
         binding = cache.binding
         binding.bind_cpu_input("input_ids", tokens.astype(np.int64))
         # (batch, longest): the graph takes a row's length from how many ones it has
-        seen = np.arange(lengths.max()) < lengths[:, None]
-        binding.bind_cpu_input("attention_mask", seen.astype(np.int64))
-        # an input with a default is unknown to bind_cpu_input
-        keep = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray([logits.shape[1]]))
-        binding.bind_ortvalue_input("logits_to_keep", keep)
+        longest = int(lengths.max())
+        mask = np.ones((len(lengths), longest), dtype=np.int64)
+        if len(lengths) > 1:
+            mask *= np.arange(longest) < lengths[:, None]
+        binding.bind_cpu_input("attention_mask", mask)
         # the caller's memory is bound as the output: nothing is copied
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        place = (logits.ctypes.data, logits.shape)
+        if place != cache.bound:
+            # an input with a default is unknown to bind_cpu_input
+            keep = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray([logits.shape[1]]))
+            binding.bind_ortvalue_input("logits_to_keep", keep)
+            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+            cache.bound = place
         self._session.run_with_iobinding(binding)
         cache.lengths = lengths
