@@ -53,7 +53,7 @@ def rounded(format: Any, embeddings: Any = "int8", **export: Any) -> Passes:
 
 FLOAT: Passes = [{"export_onnx": {}}]
 INT8, INT8_TOKEN = rounded("int8"), rounded("int8", int8_form="token", activation_bits=8)
-INT4 = rounded("int4")
+INT4, INT4_CACHE = rounded("int4"), rounded("int4", cache="int8")
 SYMMETRIC = {"kind": "int4", "group": 64, "symmetric": True}
 INT4_SYMMETRIC = rounded(SYMMETRIC, SYMMETRIC)
 
@@ -65,6 +65,7 @@ POINTS = [
     ours("onnxruntime", "int8", *INT8),
     ours("onnxruntime", "int8, activations per token", *INT8_TOKEN),
     ours("onnxruntime", "int4", *INT4),
+    ours("onnxruntime", "int4, cache int8", *INT4_CACHE),
     ours("onnxruntime", "int4 symmetric, embeddings too", *INT4_SYMMETRIC),
     Point("llama_cpp", "F16", settings={"type": "F16"}),
     Point("llama_cpp", "Q8_0", settings={"type": "Q8_0"}),

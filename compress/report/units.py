@@ -2,7 +2,7 @@
 
 Method: every function takes a plain SI value (bytes, seconds, nats, counts) or None and returns text.
 Sizes are decimal (1 MB = 10^6 bytes). The minus sign is the typographic one, so columns line up.
-Limits: values below 10^-5 are shown as "<0.00001"; use the raw records for more.
+Limits: values below 10^-5 are shown as "<0.00001", negative ones as 0; use the raw records for more.
 """
 
 import math
@@ -16,8 +16,8 @@ def significant(value: float | None, digits: int = 3) -> str:
 
     >>> significant(0.031234), significant(12345.6), significant(99.96), significant(None)
     ('0.0312', '12,300', '100', '–')
-    >>> significant(0.0), significant(3e-7), significant(-2.5)
-    ('0', '<0.00001', '−2.50')
+    >>> significant(0.0), significant(3e-7), significant(-3e-7), significant(-2.5)
+    ('0', '<0.00001', '0', '−2.50')
     """
     if value is None or not math.isfinite(value):
         return ABSENT
@@ -25,7 +25,7 @@ def significant(value: float | None, digits: int = 3) -> str:
         return "0"
     magnitude = abs(value)
     if magnitude < _SMALLEST:
-        return "<0.00001" if value > 0 else ">−0.00001"
+        return "<0.00001" if value > 0 else "0"
     exponent = math.floor(math.log10(magnitude))
     rounded = round(magnitude, digits - 1 - exponent)
     exponent = math.floor(math.log10(rounded))  # 99.96 became 100.0

@@ -6,8 +6,8 @@ a gain, a loss, no change, or unknown because it was not measured.
 - Size: a gain when the bytes fall by more than 1 %.
 - Speed: tokens/s in the same runtime, decode and prefill apart; a gain when either rises by more than
   20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run).
-- Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0;
-  otherwise it is "not significant". Each state's interval is for its difference to the base; for a
+- Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
+  reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference to the base; for a
   change between two states the half-widths are added in quadrature, which errs on the wide side as
   long as the two differences, taken over the same windows, rise and fall together.
 
@@ -24,6 +24,7 @@ from compress.report import units
 
 SIZE_TOLERANCE = 0.01
 SPEED_TOLERANCE = 0.20
+NOISE = 1e-5  # nats: less is arithmetic in another order, not quality
 RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
 Direction = Literal["gain", "loss", "same", "unknown"]
@@ -89,10 +90,15 @@ def state_of(result: Result, speed_key: str | None = None) -> State:
 def is_significant(bounds: Interval | None) -> bool | None:
     """Whether an interval leaves out 0; None where there is no interval.
 
-    >>> is_significant((0.01, 0.02)), is_significant((-0.01, 0.02)), is_significant((0.0, 0.0))
+    One that stays within `NOISE` of 0 does not: two runtimes add up the same numbers in another order.
+
+    >>> is_significant((0.01, 0.02)), is_significant((-0.01, 0.02)), is_significant((1e-8, 2e-8))
     (True, False, False)
     """
-    return None if bounds is None else bounds[0] > 0 or bounds[1] < 0
+    if bounds is None:
+        return None
+    low, high = bounds
+    return (low > 0 or high < 0) and max(abs(low), abs(high)) > NOISE
 
 
 def significance(bounds: Interval | None) -> str:
