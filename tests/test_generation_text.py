@@ -21,7 +21,7 @@ from compress.generation.chat import render
 from compress.generation.counts import Counts
 from compress.generation.generator import TextGenerator
 from compress.generation.sampling import Chooser, Sampling
-from compress.generation.text import Decoded, Stops, Writing, pieces
+from compress.generation.text import Decoded, Stops, Writing, end_tokens, pieces
 from compress.generation.together import continue_together
 from compress.records import Lineage
 from compress.runtimes import open_text_runtime
@@ -235,6 +235,14 @@ def test_text_gets_what_its_tokenizer_puts_before_it_and_not_what_it_puts_after(
     assert generator.encode("w5 w6") == [0, 5, 6]
     assert generator.encode("") == [0]
     assert generator.ends == [1]
+
+
+def test_an_export_ends_texts_where_its_model_does(tmp_path):
+    bundle = tiny_bundle("llama")
+    bundle.model.generation_config.eos_token_id = [5, 9]  # as chat models have it; their config tells one
+    bundle.save(tmp_path / "model")
+    exported(bundle, tmp_path / "onnx")
+    assert end_tokens(tmp_path / "onnx") == end_tokens(tmp_path / "model") == [5, 9]
 
 
 def test_the_repetition_penalty_divides_and_multiplies_what_was_there():

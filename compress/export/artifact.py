@@ -40,6 +40,8 @@ def write_artifact(
         facts = _write_encoder(bundle, folder, forms)
     with quiet_transformers():
         bundle.model.config.save_pretrained(folder)
+        if bundle.model.can_generate():  # what ends a text, which the model's configuration need not know
+            bundle.model.generation_config.save_pretrained(folder)
         bundle.tokenizer.save_pretrained(folder)
     file_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
     model_type = str(bundle.model.config.model_type)
