@@ -6,7 +6,8 @@ Every tool writes its files from the same float32 model (`latency_files.py`). Th
 length of prompt) each gets a fresh process, all of them alive together, with the same threads, and they take
 turns: prompts read, then tokens appended one by one to each row. Peak memory is that of the process in that
 case; `first_token_seconds` is loading and reading a prompt of 32, with the files in the system's cache and
-the imports done. What the machine could do at most is measured in the same run, just before (`ceilings.py`).
+the imports done. What the machine could do at most is measured before each round, and the best of all counts
+(`ceilings.py`).
 Appends a line per point to `results/latency.jsonl`; a case that the results hold for this model and threads
 is not run again, since lines of two runs must not be compared. Nothing else should run on the machine.
 """
@@ -70,7 +71,7 @@ def main(
 def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds: int) -> None:
     """One case: every point's process, the rounds, the lines."""
     base, _ = bench.prepared(0)
-    most = ceilings(threads, block_parameters(base))
+    most: dict[str, float] = {}
     text = np.load(bench.folder / "train.npy").astype(np.int32)
     folder = bench.folder / "deployed"
     timings = {point: Samples() for point in files}
@@ -83,6 +84,8 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
         for point, worker in workers.items():
             facts[point] = first_token(worker, files[point], text, folder)
         for number in range(min(rounds, 2) if large else rounds):
+            now = ceilings(threads)
+            most = {name: max(rate, most.get(name, 0.0)) for name, rate in now.items()}
             prompt, following = prompts(text, case, number, folder)
             repetitions = 2 if case.batch * case.prompt <= FIRST * 16 else 1
             for point in round_order(list(files), number):
@@ -91,6 +94,8 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
                 )
                 timings[point].extend(Samples(told["prefill"], told["decode"]))
                 facts[point]["peak_rss_bytes"] = told["peak_rss_bytes"]
+    products = max(most["float32"], most["int8"])
+    most["arithmetic"] = products / (2 * block_parameters(base))  # tokens a second of a prompt
     for point, samples in timings.items():
         add(bench, point, line(point, files[point], case, threads, samples, facts[point], most))
 
@@ -132,14 +137,13 @@ def prompts(text: Any, case: Case, number: int, folder: Path, decodes: int = DEC
     return str(prompt), str(following)
 
 
-def ceilings(threads: int, parameters: int) -> dict[str, float]:
-    """Bytes a second, and tokens a second of a prompt."""
+def ceilings(threads: int) -> dict[str, float]:
+    """What the machine could do at this moment."""
     told = subprocess.run(
         [sys.executable, HERE / "ceilings.py", str(threads)], check=True, capture_output=True, text=True
     )
-    found = json.loads(told.stdout)
-    products = max(found["float32"], found["int8"])
-    return {"bytes_per_second": found["bytes_per_second"], "arithmetic": products / (2 * parameters), **found}
+    found: dict[str, float] = json.loads(told.stdout)
+    return found
 
 
 def block_parameters(base: Path) -> int:

@@ -7,9 +7,9 @@ a gain, a loss, no change, or unknown because it was not measured.
 - Speed: tokens/s in the same runtime, decode and prefill apart; a gain when either rises by more than
   20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run).
 - Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
-  reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference to the base; for a
-  change between two states the half-widths are added in quadrature, which errs on the wide side as
-  long as the two differences, taken over the same windows, rise and fall together.
+  reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference
+  to the base; for a change between two states the half-widths are added in quadrature, which errs on the
+  wide side as long as the two differences, taken over the same windows, rise and fall together.
 
 Limits: a step with no gain in any of the three says "no gain", whatever was hoped of it.
 """
