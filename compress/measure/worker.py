@@ -39,7 +39,8 @@ Fields = dict[str, Any]
 class Worker:
     """One artifact in one runtime, and the commands that it understands (its public methods).
 
-    `opener` opens it, with the arguments of `open_runtime`: others than ours are timed in the same way.
+    `opener` opens it, with the arguments of `open_runtime`, which does unless told otherwise: runtimes that are
+    not ours are timed in the same way.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Worker:
         runtime: str,
         threads: int,
         advance: Callable[[], None],
-        opener: Callable[..., Runtime] = open_runtime,
+        opener: Callable[..., Runtime] | None = None,
     ) -> None:
-        self._name, self._threads, self._advance, self._open = runtime, threads, advance, opener
+        self._name, self._threads, self._advance = runtime, threads, advance
+        self._open = opener or open_runtime
         self._runtime: Runtime | None = None
 
     def ready(self) -> Fields:
