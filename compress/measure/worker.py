@@ -39,8 +39,8 @@ Fields = dict[str, Any]
 class Worker:
     """One artifact in one runtime, and the commands that it understands (its public methods).
 
-    `opener` opens it, with the arguments of `open_runtime`, which does unless told otherwise: runtimes that are
-    not ours are timed in the same way.
+    `opener` opens it, with the arguments of `open_runtime`, which does unless told otherwise: runtimes that
+    are not ours are timed in the same way.
     """
 
     def __init__(
