@@ -163,5 +163,6 @@ def refusal(kind: Kind, tokens: int, what: str, tolerance: float) -> str:
     """The line that says why an export does not count; `what`: by how much it differs."""
     return (
         f"export_onnx: the {kind} graph fails its check on {tokens} held-out tokens: {what}; "
-        f"the tolerance is {tolerance:g}. Set another int8_form or accuracy_level, or raise tolerance"
+        f"the tolerance is {tolerance:g}. Set another int8_form or accuracy_level, "
+        "activation_bits: 8 with the forms token and tensor, or raise tolerance"
     )
