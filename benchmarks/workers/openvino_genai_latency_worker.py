@@ -47,7 +47,7 @@ class OpenVinoWorker(Worker):
         pipe, tokens, decodes = self._loaded, np.load(prompt), np.load(following).shape[1]
         pipe.generate(tokens, 1)
         prefill = [pipe.generate(tokens, 1)[0] for _ in range(repetitions)]
-        times = pipe.generate(tokens, decodes + 1)
+        times = pipe.generate(tokens, decodes + 1) if decodes else []
         decode = np.diff(times)[warm_up:].tolist()
         return {"prefill": prefill, "decode": decode, "peak_rss_bytes": peak_rss_bytes()}
 
