@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from compress.bundle import CODES, Bundle, file_record
+from compress.checkpoints import save_configurations
 from compress.formats import IntegerFormat
 from compress.formats.packing import packed_bytes
 from compress.formats.swap import matrix
@@ -54,9 +55,7 @@ class ArtifactBytes:
         self.masked = tuple(sorted(bundle.masks))
         self.lineage = Lineage(source=bundle.lineage.source, steps=(*bundle.lineage.steps, record))
         scratch.mkdir(parents=True, exist_ok=True)
-        self.model.config.save_pretrained(scratch)
-        if self.model.can_generate():
-            self.model.generation_config.save_pretrained(scratch)
+        save_configurations(self.model, scratch)
         bundle.tokenizer.save_pretrained(scratch)
         self.files = {p.name: file_record(p) for p in sorted(scratch.iterdir()) if p.is_file()}
         self.shapes = {

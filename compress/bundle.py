@@ -30,6 +30,7 @@ from compress.checkpoints import (
     load_tokenizer,
     quiet_transformers,
     refuse_remote_code,
+    save_configurations,
     weight_files,
 )
 from compress.errors import UserError
@@ -116,9 +117,7 @@ class Bundle:
         sparse: dict[str, SparseRecord] = {}
         with quiet_transformers():
             if layers or self.storage != "dense":
-                self.model.config.save_pretrained(folder)
-                if self.model.can_generate():
-                    self.model.generation_config.save_pretrained(folder)
+                save_configurations(self.model, folder)
                 sparse = self._write_state(folder)
             elif self.parts:
                 self._write_shards(folder)
@@ -146,9 +145,7 @@ class Bundle:
         """A float model most of which is in files, as transformers would have saved it."""
         config = copy.copy(self.model.config)
         config.architectures, config.dtype = [type(self.model).__name__], "float32"
-        config.save_pretrained(folder)
-        if self.model.can_generate():
-            self.model.generation_config.save_pretrained(folder)
+        save_configurations(self.model, folder, config)
         shards = join((*self.parts, self._rest(unique_state(self.model))), folder, "model")
         if len(shards) > 1:
             write_index(shards)

@@ -123,6 +123,16 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     return content
 
 
+def save_configurations(model: Any, folder: Path, config: Any = None) -> None:
+    """Write the model's configuration, or `config`, and that of generation where the model writes text.
+
+    The latter says what ends a text, which the former need not know.
+    """
+    (config or model.config).save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hold back transformers' own bars and warnings while it loads; what matters we say ourselves."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.bundle import MANIFEST, Bundle, file_record, quantized_layers
-from compress.checkpoints import quiet_transformers
+from compress.checkpoints import quiet_transformers, save_configurations
 from compress.export.architecture import Decoder, Linear
 from compress.export.attention import CacheScales
 from compress.export.decoder import write_decoder
@@ -39,9 +39,7 @@ def write_artifact(
     else:
         facts = _write_encoder(bundle, folder, forms)
     with quiet_transformers():
-        bundle.model.config.save_pretrained(folder)
-        if bundle.model.can_generate():  # what ends a text, which the model's configuration need not know
-            bundle.model.generation_config.save_pretrained(folder)
+        save_configurations(bundle.model, folder)
         bundle.tokenizer.save_pretrained(folder)
     file_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
     model_type = str(bundle.model.config.model_type)

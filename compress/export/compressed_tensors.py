@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
-from compress.checkpoints import meta_model, quiet_transformers
+from compress.checkpoints import meta_model, quiet_transformers, save_configurations
 from compress.errors import UserError
 from compress.formats import IntegerFormat, Nf4, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack
@@ -126,9 +126,7 @@ def write_checkpoint(bundle: Bundle, folder: Path, dtype: FloatType) -> dict[str
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with quiet_transformers():
-        bundle.model.config.save_pretrained(folder)
-        if bundle.model.can_generate():
-            bundle.model.generation_config.save_pretrained(folder)
+        save_configurations(bundle.model, folder)
         bundle.tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = dtype
