@@ -56,6 +56,13 @@ def variation(setting: str, **fields: Any) -> Point:
 
 
 TUNE: dict[str, Any] = {"tune_scales": {}}
+
+
+def coded(rate: float, **more: Any) -> dict[str, Any]:
+    """quantize_gptq with codes that are entropy-coded in the file."""
+    return {"quantize_gptq": {"format": {"kind": "coded", "rate": rate}, "embeddings": None} | more}
+
+
 EIGHT = {"kind": "int8", "group": 64}
 FOUR = {"kind": "int4", "group": 64, "symmetric": True}
 
@@ -81,6 +88,10 @@ POINTS = [
     ours("4 bits", 4, 64, gptq(4)),
     ours("3 bits", 3, 64, gptq(3)),
     ours("2 bits", 2, 64, gptq(2)),
+    # no more bytes than the groups of 64 above
+    ours("coded, 4.3 bits", None, None, coded(4.3)),
+    ours("coded, 3.3 bits", None, None, coded(3.3)),
+    ours("coded, 2.28 bits", None, None, coded(2.28)),
     ours("8 bits group 64, embeddings too", 8, 64, gptq(8, embeddings=EIGHT)),
     # the fastest form in ONNX Runtime, which benchmarks/latency.py times
     ours("4 bits symmetric, embeddings too", 4, 64, gptq(4, format=FOUR, embeddings=FOUR), seeds=1),
@@ -91,6 +102,8 @@ POINTS = [
     ours("4 bits, tuned", 4, 64, gptq(4), TUNE, seeds=1),
     ours("3 bits, tuned", 3, 64, gptq(3), TUNE, seeds=1),
     ours("2 bits, tuned", 2, 64, gptq(2), TUNE, seeds=1),
+    ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE, seeds=1),
+    ours("coded, 3.3 bits, tuned", None, None, coded(3.3), TUNE, seeds=1),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
     variation("its full step", asymmetric=1),

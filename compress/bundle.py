@@ -33,6 +33,7 @@ from compress.checkpoints import (
     save_configurations,
     weight_files,
 )
+from compress.coded_files import deflated, inflated
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
@@ -158,7 +159,7 @@ class Bundle:
 
     def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
         """Codes, or bitmasks and values; returns what was stored so."""
-        state = unique_state(self.model)
+        state = deflated(unique_state(self.model), self.model)
         if self.storage != "dense":
             packed, records = compact(state, self.model)
             save_file(packed, folder / SPARSE, metadata={"format": "pt"})
@@ -302,7 +303,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     state: dict[str, Tensor] = {}
     for file in files:
         check_safetensors(file)
-        state |= load_file(file)
+        state |= inflated(load_file(file), manifest.layers, file)
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from compress.calibration import BlockStore, Visit, walk
 from compress.correction import Correction, aim_of
-from compress.formats import Grid, IntegerFormat, QuantizedTensor
+from compress.formats import Coded, Grid, IntegerFormat, QuantizedTensor
+from compress.formats.coded import RateControl
 from compress.formats.integer import float16_exact
 from compress.formats.swap import matrix, put_codes
 from compress.solvers.gptq import Factor, gptq, output_error
@@ -98,6 +99,12 @@ class _Run:
         self.errors: dict[str, float] = {}
         self.shares: list[float] = []
         self.raised: dict[str, float] = {}
+        weights: dict[Coded, int] = {}
+        for name, format in formats.items():
+            if isinstance(format, Coded):
+                layer = model.get_submodule(name).weight
+                weights[format] = weights.get(format, 0) + layer.numel()
+        self.rates = RateControl(weights)
 
     def notes(self) -> dict[str, Any]:
         worst = max(self.errors.items(), key=lambda item: item[1])
@@ -143,7 +150,10 @@ class _Run:
         del targets[:]
         if mask is not None:
             target *= mask
-        grid = format.fit(target, hessian.diagonal())
+        if isinstance(format, Coded):
+            grid = self.rates.fit(format, target)
+        else:
+            grid = format.fit(target, hessian.diagonal())
         together = max(1, _SLICE // columns)  # rows are independent of each other
         with factor.damped(hessian) as damped:
             for start in range(0, len(target), together):
@@ -157,10 +167,14 @@ class _Run:
         parts = zip(
             names, target.split(lengths), grid.scales.split(lengths), grid.zeros.split(lengths), strict=True
         )
+        found = []
         for name, new, scales, zeros in parts:
             part, old = Grid(scales, zeros), matrix(self.model.get_submodule(name))
-            put_codes(self.model, name, QuantizedTensor.from_codes(format, format.codes(new, part), part))
+            found.append(format.codes(new, part))
+            put_codes(self.model, name, QuantizedTensor.from_codes(format, found[-1], part))
             self.errors[name] = output_error(old, new, hessian)
+        if isinstance(format, Coded):
+            self.rates.spent(format, found)
 
     def _round(
         self,

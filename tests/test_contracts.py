@@ -36,7 +36,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 FORMATS = [member.model_fields["kind"].default for member in get_args(get_args(Format)[0])]
 QUANTIZERS = [name for name in names() if {"format", "embeddings"} <= pass_class(name).model_fields.keys()]
-REFUSED = {("quantize_hqq", "nf4")}  # nothing there that it could fit
+REFUSED = {("quantize_hqq", "nf4"), ("quantize_hqq", "coded")}  # nothing there that it could fit
 ACCEPTED = [(name, format) for name in QUANTIZERS for format in FORMATS if (name, format) not in REFUSED]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from compress.errors import UserError
+from compress.formats.coded import Coded
 from compress.formats.integer import Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
 from compress.formats.nf4 import Nf4
 
@@ -15,7 +16,9 @@ def _from_name(value: Any) -> Any:
 
 # In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
 Format = Annotated[
-    Int8 | Int6 | Int5 | Int4 | Int3 | Int2 | Nf4, Field(discriminator="kind"), BeforeValidator(_from_name)
+    Int8 | Int6 | Int5 | Int4 | Int3 | Int2 | Nf4 | Coded,
+    Field(discriminator="kind"),
+    BeforeValidator(_from_name),
 ]
 
 _ADAPTER: TypeAdapter[IntegerFormat] = TypeAdapter(Format)

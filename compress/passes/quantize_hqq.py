@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.bundle import Bundle
 from compress.calibration import decoder_blocks
-from compress.formats import Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
+from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
 from compress.passes.base import Context, Kind, Pass, linear_layers
@@ -51,6 +51,8 @@ class QuantizeHQQ(Pass):
     def _has_a_grid(cls, format: IntegerFormat) -> IntegerFormat:
         if isinstance(format, Nf4):
             raise ValueError("nf4 has fixed steps, so there is no grid to fit; use int4, or quantize_round")
+        if isinstance(format, Coded):
+            raise ValueError("coded clips nothing, so there is no grid to fit; use int4, or quantize_gptq")
         return format
 
     def layers(self, model: nn.Module) -> list[str]:
