@@ -34,9 +34,12 @@ def ours(setting: str, bits: int | None, group: int | None, *passes: dict[str, A
     return Point("ours", setting, bits, group, {"passes": list(passes)}, seeds)
 
 
-def auto(setting: str, models: str, **goal: float) -> Point:
-    """quantize_auto with a goal that fits some models."""
-    return replace(ours(f"auto, {setting}", None, 64, {"quantize_auto": goal}), models=models)
+def auto(setting: str, models: str, *more: dict[str, Any], seeds: int = 3, **fields: Any) -> Point:
+    """quantize_auto with a goal that fits some models, and passes after it."""
+    group = None if fields.get("coded") else 64
+    return replace(
+        ours(f"auto, {setting}", None, group, {"quantize_auto": fields}, *more, seeds=seeds), models=models
+    )
 
 
 def gptq(bits: int, group: int = 64, **more: Any) -> dict[str, Any]:
@@ -99,11 +102,24 @@ POINTS = [
     auto("91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000),
     auto("4.5 bits per weight", "demo*", bits_per_weight=4.5),
     auto("3.25 bits per weight", "demo*", bits_per_weight=3.25),
+    # embeddings at 7 bits leave 3.3 for the linear layers of this model
+    auto("coded, 3.3 bits", "SmolLM2-135M*", bits_per_weight=4.078, coded=True, embedding_widths=[8]),
+    auto("coded, 91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000, coded=True),
+    auto("coded, 60 MB", "SmolLM2-135M*", budget_bytes=60_000_000, coded=True),
     ours("4 bits, tuned", 4, 64, gptq(4), TUNE, seeds=1),
     ours("3 bits, tuned", 3, 64, gptq(3), TUNE, seeds=1),
     ours("2 bits, tuned", 2, 64, gptq(2), TUNE, seeds=1),
     ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE, seeds=1),
     ours("coded, 3.3 bits, tuned", None, None, coded(3.3), TUNE, seeds=1),
+    auto(
+        "coded, 3.3 bits, tuned",
+        "SmolLM2-135M*",
+        TUNE,
+        seeds=1,
+        bits_per_weight=4.078,
+        coded=True,
+        embedding_widths=[8],
+    ),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
     variation("its full step", asymmetric=1),

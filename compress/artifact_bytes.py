@@ -2,7 +2,8 @@
 
 All files of the folder: configuration and tokenizer are written to a scratch folder and weighed; the file
 of codes is a header, whose text is known from names, types and shapes, and the tensors; the manifest is
-built as it will be. What is added to a manifest later is the business of the caller, who leaves room.
+built as it will be. Streams of entropy-coded codes are taken to be as long as their rate says. What is added
+to a manifest later is the business of the caller, who leaves room.
 """
 
 import json
@@ -17,7 +18,7 @@ from torch import nn
 
 from compress.bundle import CODES, Bundle, file_record
 from compress.checkpoints import save_configurations
-from compress.formats import IntegerFormat
+from compress.formats import Coded, IntegerFormat
 from compress.formats.packing import packed_bytes
 from compress.formats.swap import matrix
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, PassRecord
@@ -111,9 +112,15 @@ class ArtifactBytes:
 
     def _codes(self, name: str, format: IntegerFormat) -> list[_Entry]:
         out, columns = self.shapes[name]
+        inner = f"{name}.quantized"
+        if isinstance(format, Coded):
+            stream = format.stored_bytes((out, columns)) - 2 * out
+            return [
+                (f"{inner}.deflated", "U8", (stream,), stream),
+                (f"{inner}.scales", "F16", (out, 1), 2 * out),
+            ]
         groups = format.groups(columns)
         packed = packed_bytes(format.group_width(columns), format.bits)
-        inner = f"{name}.quantized"
         found: list[_Entry] = [
             (f"{inner}.codes", "U8", (out, groups, packed), out * groups * packed),
             (f"{inner}.scales", "F16", (out, groups), 2 * out * groups),

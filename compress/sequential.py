@@ -99,12 +99,8 @@ class _Run:
         self.errors: dict[str, float] = {}
         self.shares: list[float] = []
         self.raised: dict[str, float] = {}
-        weights: dict[Coded, int] = {}
-        for name, format in formats.items():
-            if isinstance(format, Coded):
-                layer = model.get_submodule(name).weight
-                weights[format] = weights.get(format, 0) + layer.numel()
-        self.rates = RateControl(weights)
+        coded = [name for name, format in formats.items() if isinstance(format, Coded)]
+        self.rates = RateControl(sum(model.get_submodule(name).weight.numel() for name in coded))
 
     def notes(self) -> dict[str, Any]:
         worst = max(self.errors.items(), key=lambda item: item[1])

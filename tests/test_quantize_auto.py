@@ -4,6 +4,7 @@ matter."""
 import pytest
 import torch
 import training_set
+from safetensors.torch import load_file
 
 from compress.artifact_bytes import ArtifactBytes
 from compress.bundle import CODES, weight_bytes
@@ -201,6 +202,17 @@ class TestThePass:
         result = QuantizeAuto(bits_per_weight=5, group=32)(bundle, make_context(bundle))
         idle = result.model.get_submodule("model.layers.1.mlp.up_proj").quantized.format.bits
         assert idle == 2
+
+    def test_coded_rates_fill_the_budget_in_the_file(self, make_context, tmp_path):
+        bundle = training_set.tiny_bundle(hidden=64, intermediate=128)
+        step = QuantizeAuto(bits_per_weight=5, coded=True, widths=(4, 8), embedding_widths=(5, 6))
+        result = written(bundle, step, make_context, tmp_path / "artifact")
+        assert all(label.startswith("coded ") for label in result.notes["layers"])
+        tensors = {m for m in result.model.modules() if isinstance(m, QuantizedTensor)}
+        state = load_file(tmp_path / "artifact" / CODES)
+        stored = sum(t.numel() * t.element_size() for name, t in state.items() if ".quantized." in name)
+        bits = stored * 8 / sum(m.shape[0] * m.shape[1] for m in tensors)
+        assert 4.8 < bits < 5.05
 
     def test_exactly_one_goal(self):
         for fields in ({}, {"budget_bytes": 10**6, "largest_kl": 0.1}):

@@ -28,6 +28,7 @@ _ROUNDS = 8  # of the search; each is nearer by an order of magnitude while rate
 _CLOSE = 1e-3  # bits per weight
 _ZERO, _FURTHEST = 128, 127
 _LARGEST_CORRECTION = 0.25  # bits per weight
+_MARGIN = 0.002  # bits per weight left free, so that the last matrix does not overdraw
 _NEW = 0.25  # of the last matrix in the mean of what solving adds
 _WIDEST = 8.0  # log2 of the factor that one round may move by
 
@@ -77,24 +78,25 @@ class RateControl:
     what `fit` saw. What was spent too much so far is saved on those that are left.
 
     Args:
-        weights: how many there are of each format, all matrices together.
+        weights: how many there are in all matrices together.
     """
 
-    def __init__(self, weights: dict[Coded, int]) -> None:
-        self._left = dict(weights)
-        self._excess = dict.fromkeys(weights, 0.0)  # bits
-        self._added = dict.fromkeys(weights, 0.0)  # by a solver, bits per weight, in the mean
+    def __init__(self, weights: int) -> None:
+        self._left = weights
+        self._excess = _MARGIN * weights  # bits
+        self._added = 0.0  # by a solver, bits per weight, in the mean
+        self._asked = 0.0
 
     def fit(self, format: Coded, weight: Tensor) -> Grid:
         """A grid of `weight` (out, in) for which the rate is likely to be met after solving."""
-        self._asked = format.rate - self._added[format] - self._excess[format] / max(self._left[format], 1)
-        self._asked = max(format.rate - _LARGEST_CORRECTION, min(self._asked, format.rate))
+        wanted = format.rate - self._added - self._excess / max(self._left, 1)
+        self._asked = max(format.rate - _LARGEST_CORRECTION, min(wanted, format.rate))
         return format.model_copy(update={"rate": self._asked}).fit(weight)
 
     def spent(self, format: Coded, codes: list[Tensor]) -> None:
         """What became of the matrices (out, in) that the last grid was for."""
         count = sum(part.numel() for part in codes)
         bits = sum(bits_per_weight(part) * part.numel() for part in codes)
-        self._left[format] -= count
-        self._excess[format] += bits - format.rate * count
-        self._added[format] += _NEW * (bits / count - self._asked - self._added[format])
+        self._left -= count
+        self._excess += bits - format.rate * count
+        self._added += _NEW * (bits / count - self._asked - self._added)

@@ -6,6 +6,12 @@
        bytes for a summed loss);
     3. quantize as quantize_gptq does, each layer in its own format (sequential.py).
 
+With `coded` every tensor gets a rate in quarters of a bit (formats/coded.py): fewer bytes in the file for the
+same loss, a byte per weight in memory.
+
+The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
+towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
+
 `budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
 manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
 the manifest. Needs calibration text; its last windows serve to measure, the others to fit.
@@ -23,7 +29,7 @@ from torch import Tensor, nn
 from compress.artifact_bytes import ArtifactBytes
 from compress.bundle import Bundle
 from compress.errors import UserError
-from compress.formats import Int8, IntegerFormat
+from compress.formats import Coded, Int8, IntegerFormat
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -31,9 +37,13 @@ from compress.records import PassRecord
 from compress.sensitivity import Probe, embedding_losses, layer_losses
 from compress.sequential import LayerSolver, quantize_sequentially
 from compress.solvers.knapsack import cheapest, choose
+from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]
 _MEASURED_BITS = 3  # losses there stand far above the noise of bfloat16
+_COMPARED_AT = 3  # bits at which tensors' levels are compared
+_PER_BIT = 4  # coded rates to choose from
+_LARGEST_RATE = 7
 _REPAIRS = 20
 _DIGITS = 0.123456789012345678  # as long as a float gets in JSON
 Plan = dict[str, IntegerFormat]
@@ -56,6 +66,12 @@ class QuantizeAuto(Pass, LayerSolver):
     )
     embedding_widths: tuple[Width, ...] = Field(
         (4, 5, 6, 8), min_length=1, description="bits that embedding and head may get"
+    )
+    coded: bool = Field(
+        False, description="entropy-code all codes: fewer bytes in the file, a byte per weight in memory"
+    )
+    trust: float = Field(
+        0.5, ge=0, le=1, description="how far measured losses decide between layers; 0: all alike; 1: alone"
     )
     group: int = Field(64, ge=16, description="columns that share a scale below 8 bits; at 8 the row does")
     select: tuple[str, ...] = Field(
@@ -82,7 +98,7 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def writes(self) -> tuple[IntegerFormat, ...]:
         """All formats that it chooses from."""
-        return tuple(dict.fromkeys(self._format(b) for b in (*self.widths, *self.embedding_widths)))
+        return tuple(dict.fromkeys((*self._choices(self.widths), *self._choices(self.embedding_widths))))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """As quantize_gptq, and a forward pass from each layer on over the tokens measured."""
@@ -109,8 +125,8 @@ class QuantizeAuto(Pass, LayerSolver):
         sizes = ArtifactBytes(bundle, self._record(context, names), context.workdir / "weighed")
         plan, predicted = self._plan(names, tables, losses, sizes)
         notes: dict[str, Any] = {
-            "layers": dict(sorted(Counter(plan[name].kind for name in names).items())),
-            "embeddings": plan[tables[0]].kind,
+            "layers": dict(sorted(Counter(_label(plan[name]) for name in names).items())),
+            "embeddings": _label(plan[tables[0]]),
             "predicted_kl": predicted,
             "planned_bytes": sizes.total(plan),
             "measuring_seconds": seconds,
@@ -136,11 +152,11 @@ class QuantizeAuto(Pass, LayerSolver):
         apart = min(self.measured_windows, max(len(windows) - 1, 1))
         fitted = windows[:-apart][: self.moment_windows] if len(windows) > apart else windows
         probe = Probe(model, windows[-apart:, : self.measured_tokens], context.precision)
-        tables = embedding_losses(model, [self._format(b) for b in self.embedding_widths], probe)
+        tables = embedding_losses(model, self._measured(self.embedding_widths), probe)
         found = layer_losses(
             model,
             names,
-            [self._format(b) for b in self.widths],
+            self._measured(self.widths),
             self._format(_MEASURED_BITS),
             probe,
             fitted,
@@ -149,7 +165,10 @@ class QuantizeAuto(Pass, LayerSolver):
             batch=self.batch,
             precision=context.precision,
         )
-        return [*(found[name] for name in names), tables]
+        return [
+            *(self._for_choices(self.widths, found[name]) for name in names),
+            self._for_choices(self.embedding_widths, tables),
+        ]
 
     def _plan(
         self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
@@ -157,30 +176,38 @@ class QuantizeAuto(Pass, LayerSolver):
         """A format for every layer and for the embeddings, and the summed loss predicted for them."""
         whole = self.bits_per_weight is None
         size = sizes.share if whole else sizes.stored
-        costs = [[size(name, self._format(b)) for b in self.widths] for name in names]
-        formats = [self._format(b) for b in self.embedding_widths]
-        costs.append([sum(size(name, format) for name in tables) for format in formats])
+        choices = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
+        members = [*([name] for name in names), tables]  # of what gets one format
+        costs = [
+            [sum(size(name, format) for name in together) for format in formats]
+            for together, formats in zip(members, choices, strict=True)
+        ]
 
         def plan(chosen: list[int]) -> Plan:
-            found = {name: self._format(self.widths[k]) for name, k in zip(names, chosen, strict=False)}
-            return found | dict.fromkeys(tables, formats[chosen[-1]])
+            picked = [formats[k] for formats, k in zip(choices, chosen, strict=True)]
+            return {name: f for together, f in zip(members, picked, strict=True) for name in together}
 
         def total(chosen: list[int]) -> int:
             return sum(row[k] for row, k in zip(costs, chosen, strict=True))
 
+        weights = [sum(sizes.weights(name) for name in together) for together in members]
+        levels = [
+            row[min(range(len(row)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))]
+            for row, formats in zip(losses, choices, strict=True)
+        ]
+        valued = tempered(losses, levels, weights, self.trust)
         smallest = [row.index(min(row)) for row in costs]
         if self.largest_kl is not None:
             chosen = self._least_bytes(costs, losses)
         elif self.bits_per_weight is not None:
-            weights = sum(sizes.weights(name) for name in (*names, *tables))
-            budget = int(self.bits_per_weight * weights / 8)
+            budget = int(self.bits_per_weight * sum(weights) / 8)
             if total(smallest) > budget:
-                least = total(smallest) * 8 / weights
+                least = total(smallest) * 8 / sum(weights)
                 raise UserError(
                     f"bits_per_weight {self.bits_per_weight:g} is too small: the smallest widths need "
                     f"{least:.3f}; raise it, or allow fewer bits in widths and embedding_widths"
                 )
-            chosen = choose(costs, losses, budget)
+            chosen = choose(costs, valued, budget)
         else:
             assert self.budget_bytes is not None
             limit = self.budget_bytes - self.reserve_bytes
@@ -192,7 +219,7 @@ class QuantizeAuto(Pass, LayerSolver):
                 )
             budget = limit - sizes.total(plan(smallest)) + total(smallest)
             for _ in range(_REPAIRS):  # offsets of more digits: a few bytes per layer
-                chosen = choose(costs, losses, max(budget, total(smallest)))
+                chosen = choose(costs, valued, max(budget, total(smallest)))
                 excess = sizes.total(plan(chosen)) - limit
                 if excess <= 0:
                     break
@@ -209,11 +236,38 @@ class QuantizeAuto(Pass, LayerSolver):
         return cheapest(costs, losses, self.largest_kl)
 
     def _format(self, bits: int) -> IntegerFormat:
+        if self.coded:
+            return Coded(rate=min(bits, _LARGEST_RATE))
         return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
+
+    def _measured(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+        """Where losses are measured: at the widths, or at every whole bit between coded ones."""
+        if not self.coded:
+            return tuple(self._format(b) for b in widths)
+        low, high = (min(end, _LARGEST_RATE) for end in (min(widths), max(widths)))
+        return tuple(Coded(rate=rate) for rate in range(low, high + 1))
+
+    def _choices(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+        """What is chosen from: the widths, or coded rates between them."""
+        found = self._measured(widths)
+        if not self.coded:
+            return found
+        low, high = (int(_rate(end) * _PER_BIT) for end in (found[0], found[-1]))
+        return tuple(Coded(rate=quarters / _PER_BIT) for quarters in range(low, high + 1))
+
+    def _for_choices(self, widths: tuple[Width, ...], losses: list[float]) -> list[float]:
+        """The losses of all choices from those that were measured."""
+        if not self.coded:
+            return losses
+        at, wanted = (
+            [_rate(format) for format in formats]
+            for formats in (self._measured(widths), self._choices(widths))
+        )
+        return extended(losses, at, wanted)
 
     def _record(self, context: Context, names: list[str]) -> PassRecord:
         """As the pipeline will write it, every number as long as it can get."""
-        kinds = {self._format(b).kind for b in (*self.widths, *self.embedding_widths)}
+        kinds = {_label(format) for format in self.writes()}
         notes: Mapping[str, Any] = {
             "layers": dict.fromkeys(sorted(kinds), len(names)),
             "embeddings": max(kinds, key=len),
@@ -235,3 +289,11 @@ class QuantizeAuto(Pass, LayerSolver):
             seed=context.seed,
             notes=dict(notes),
         )
+
+
+def _rate(format: IntegerFormat) -> float:
+    return format.rate if isinstance(format, Coded) else format.bits
+
+
+def _label(format: IntegerFormat) -> str:
+    return f"coded {format.rate:g}" if isinstance(format, Coded) else format.kind
