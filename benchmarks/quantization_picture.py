@@ -30,6 +30,11 @@ def is_variation(line: Line) -> bool:
     return (line["tool"], line["setting"]) in VARIATIONS
 
 
+def is_coded(line: Line) -> bool:
+    """Whether its codes take fewer bytes in the file than in memory."""
+    return "coded" in line["setting"]
+
+
 def mean(lines: list[Line], field: str) -> float:
     """Over seeds."""
     return statistics.fmean(line[field] for line in lines)
@@ -49,16 +54,23 @@ def table(groups: list[list[Line]]) -> str:
             f"| {mean(lines, 'kl'):.4f} [{low:.4f}, {high:.4f}] | {mean(lines, 'top1_agreement'):.3f} "
             f"| {seconds} | {mean(lines, 'peak_rss_bytes') / 1e9:.2f} | {len(lines)} |"
         )
+    if any(is_coded(lines[0]) for lines in groups):
+        rows += ["", "coded: the bytes are those of the file; in memory such codes take a byte a weight."]
     return "\n".join(rows)
 
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
-    """One mark per tool and setting, one colour per tool; bars reach over the seeds."""
+    """One mark per tool and setting, one colour per tool, open marks for coded; bars reach over the seeds."""
     figure, axes = two_panels()
     bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
     for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):
-        for number, (tool, name) in enumerate(NAMES.items()):
-            own = [lines for lines in groups if lines[0]["tool"] == tool and not is_variation(lines[0])]
+        series = [(f"C{number}", *names, False) for number, names in enumerate(NAMES.items())]
+        for color, tool, name, coded in [*series, ("C0", "ours", "compress, coded in the file", True)]:
+            own = [
+                lines
+                for lines in groups
+                if lines[0]["tool"] == tool and not is_variation(lines[0]) and is_coded(lines[0]) == coded
+            ]
             if not own:
                 continue
             x = [mean(lines, field) / 1e6 for lines in own]
@@ -67,7 +79,10 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
             bars = [[a - r[1] for a, r in zip(y, reach, strict=True)],
                     [r[0] - a for a, r in zip(y, reach, strict=True)]]  # fmt: skip
             mark = "D" if tool == "ours" else "o"
-            axis.errorbar(x, y, yerr=bars, fmt=mark, color=f"C{number}", label=name, capsize=3, markersize=6)
+            fill = "none" if coded else "full"
+            axis.errorbar(
+                x, y, yerr=bars, fmt=mark, color=color, label=name, capsize=3, markersize=6, fillstyle=fill
+            )
             for lines, a, b in zip(own, x, y, strict=True):
                 axis.annotate(lines[0]["setting"], (a, b), (5, 4), textcoords="offset points", fontsize=6.5)
         axis.set(xlabel=label, yscale="log")

@@ -42,7 +42,12 @@ class LlamaCpp:
         assert self.model, f"{path}: llama.cpp cannot load it"
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.weight_bytes = api.llama_model_size(self.model)
-        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.batch = batch = api.llama_batch_init(BATCH, 0, 1)
+        view = np.ctypeslib.as_array  # so that filling it takes no time worth timing
+        self.token, self.position = view(batch.token, (BATCH,)), view(batch.pos, (BATCH,))
+        self.wanted = view(batch.logits, (BATCH,))
+        view(batch.n_seq_id, (BATCH,))[:] = 1
+        self.rows = np.full(BATCH, -1)  # what the batch's places are set to
         self.shape, self.session = (0, 0), None
 
     def prefill(self, tokens: Array) -> State:
@@ -50,18 +55,20 @@ class LlamaCpp:
         if self.session is None or self.shape[0] != rows or self.shape[1] < length + SPARE:
             self._open(rows, length + SPARE)
         api.llama_memory_clear(api.llama_get_memory(self.session), True)
-        flat = [(tokens[r, p], p, r, p == length - 1) for r in range(rows) for p in range(length)]
+        token, position = tokens.ravel(), np.tile(np.arange(length), rows)
+        row = np.repeat(np.arange(rows), length)
+        ends = position == length - 1
         last = np.empty((rows, self.vocabulary), dtype=np.float32)
-        for start in range(0, len(flat), BATCH):
-            part = flat[start : start + BATCH]
-            self._run(part)
-            for i, (_, _, row, wanted) in enumerate(part):
-                if wanted:
-                    last[row] = self._logits(i)
+        for start in range(0, len(token), BATCH):
+            part = slice(start, start + BATCH)
+            self._run(token[part], position[part], row[part], ends[part])
+            for i in np.flatnonzero(ends[part]):
+                last[row[part][i]] = self._logits(int(i))
         return State(last, length)
 
     def decode(self, state: State, tokens: Array) -> State:
-        self._run([(token, state.length, row, True) for row, token in enumerate(tokens)])
+        rows = np.arange(len(tokens))
+        self._run(tokens, np.full(len(tokens), state.length), rows, np.ones(len(tokens), dtype=bool))
         for row in range(len(tokens)):
             state.logits[row] = self._logits(row)
         return State(state.logits, state.length + 1)
@@ -76,12 +83,13 @@ class LlamaCpp:
         assert self.session, "llama.cpp gives no context"
         self.shape = (rows, capacity)
 
-    def _run(self, part: list[tuple[int, int, int, bool]]) -> None:
-        batch = self.batch
-        batch.n_tokens = len(part)
-        for i, (token, position, row, wanted) in enumerate(part):
-            batch.token[i], batch.pos[i] = int(token), position
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, row, wanted
+    def _run(self, token: Array, position: Array, row: Array, wanted: Array) -> None:
+        batch, count = self.batch, len(token)
+        batch.n_tokens = count
+        self.token[:count], self.position[:count], self.wanted[:count] = token, position, wanted
+        for i in np.flatnonzero(self.rows[:count] != row):
+            batch.seq_id[i][0] = int(row[i])
+        self.rows[:count] = row
         failed = api.llama_decode(self.session, batch)
         assert failed == 0, f"llama_decode: {failed}"
 
