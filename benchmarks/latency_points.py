@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress.machine import adds_products_in_32_bits
+
 Passes = list[dict[str, Any]]
 
 
@@ -53,6 +55,7 @@ def rounded(format: Any, embeddings: Any = "int8", **export: Any) -> Passes:
 
 FLOAT: Passes = [{"export_onnx": {}}]
 INT8, INT8_TOKEN = rounded("int8"), rounded("int8", int8_form="token", activation_bits=8)
+INT8_VNNI = rounded("int8", int8_form="token", processor="vnni")
 INT4, INT4_CACHE = rounded("int4"), rounded("int4", cache="int8")
 SYMMETRIC = {"kind": "int4", "group": 64, "symmetric": True}
 INT4_SYMMETRIC = rounded(SYMMETRIC, SYMMETRIC)
@@ -64,6 +67,7 @@ POINTS = [
     ours("onnxruntime", "float32", *FLOAT),
     ours("onnxruntime", "int8", *INT8),
     ours("onnxruntime", "int8, activations per token", *INT8_TOKEN),
+    *([ours("onnxruntime", "int8, per token for VNNI", *INT8_VNNI)] if adds_products_in_32_bits() else []),
     ours("onnxruntime", "int4", *INT4),
     ours("onnxruntime", "int4, cache int8", *INT4_CACHE),
     ours("onnxruntime", "int4 symmetric, embeddings too", *INT4_SYMMETRIC),

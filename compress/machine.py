@@ -62,6 +62,11 @@ def instruction_sets() -> list[str]:
     return [name for name in INSTRUCTION_SETS if name in words]
 
 
+def adds_products_in_32_bits() -> bool:
+    """Whether the processor reports products of bytes added in 32 bits: x86's VNNI, ARM's dot product."""
+    return not {"avx_vnni", "avx512_vnni", "asimddp"}.isdisjoint(instruction_sets())
+
+
 def _cpu_model() -> str:
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.processor()

@@ -40,7 +40,7 @@ MAKING = {
 }
 TELLING = {"measure", "report", "runtimes"}
 # The bottom of both: the telling wing reloads what the making wing saved.
-BOTTOM = {"bundle", "checkpoints", "shards", "sparse_files", "formats", "data", "text"}
+BOTTOM = {"bundle", "checkpoints", "shards", "sparse_files", "coded_files", "formats", "data", "text"}
 
 
 @cache

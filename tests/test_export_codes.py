@@ -7,12 +7,14 @@ import torch
 from export_models import exported, quantized, tiny_bundle, tokens, torch_logits
 from onnx import TensorProto, numpy_helper
 
+from compress.errors import UserError
 from compress.export.blocks import as_blocks
 from compress.export.graph import GraphBuilder
 from compress.export.integers import product
 from compress.export.linear import Forms
 from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.registry import format_from
+from compress.machine import adds_products_in_32_bits
 from compress.runtimes.onnx_session import graph_file, open_session
 
 INT4 = Int4(group=64)
@@ -47,14 +49,34 @@ def test_stacked_query_key_value_keep_their_codes(tmp_path):
     assert initializers(tmp_path)["layers.0.qkv.codes"].tobytes() == expected
 
 
-@pytest.mark.parametrize(("bits", "kind", "zero"), [(7, np.int8, 0), (8, np.uint8, 128)])
-def test_int8_codes_are_the_same_around_their_zero(bits, kind, zero, tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "processor", "kind", "zero"),
+    [(7, "any", np.int8, 0), (8, "any", np.uint8, 128), (8, "vnni", np.int8, 0)],
+)
+def test_int8_codes_are_the_same_around_their_zero(bits, processor, kind, zero, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.runtimes.onnx_session.adds_products_in_32_bits", lambda: True)
     bundle = quantized(tiny_bundle("llama"), INT8)
-    exported(bundle, tmp_path, Forms(int8="token", activation_bits=bits))
+    exported(bundle, tmp_path, Forms(int8="token", activation_bits=bits, processor=processor))
     stored = initializers(tmp_path)["model.layers.0.mlp.up_proj.codes"]
     held = layer(bundle, "model.layers.0.mlp.up_proj")
     assert stored.dtype == kind
     assert (stored.T.astype(np.int16) - zero + 128 == held.unpacked().numpy()).all()
+
+
+def test_a_graph_for_vnni_is_refused_where_sums_would_be_cut_off(tmp_path, monkeypatch):
+    bundle = quantized(tiny_bundle("llama"), INT8)
+    monkeypatch.setattr("compress.runtimes.onnx_session.adds_products_in_32_bits", lambda: False)
+    with pytest.raises(UserError, match="processors with vnni.*Export again without `processor`"):
+        exported(bundle, tmp_path, Forms(int8="token", activation_bits=8, processor="vnni"))
+
+
+@pytest.mark.skipif(not adds_products_in_32_bits(), reason="this processor has no VNNI")
+@pytest.mark.parametrize("form", ["token", "tensor"])
+def test_a_graph_for_vnni_equals_torch(form, tmp_path):
+    bundle, ids = quantized(tiny_bundle("llama"), INT8), tokens(batch=2, length=24)
+    expected = torch_logits(bundle.model, ids)
+    found = exported(bundle, tmp_path, Forms(int8=form, activation_bits=8, processor="vnni")).logits(ids)
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("format", [None, INT8, INT4])
@@ -95,7 +117,7 @@ def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, tmp
     weight.zeros = None if symmetric else torch.full((rows, 1), 7, dtype=torch.uint8)
     with GraphBuilder(tmp_path) as graph:
         graph.input("x", TensorProto.FLOAT, ["tokens", columns])
-        y = product(graph, "x", "layer", weight, "", form, bits)
+        y = product(graph, "x", "layer", weight, "", form, bits, "any")
         graph.node("Identity", [y], [graph.output("y", TensorProto.FLOAT, ["tokens", rows])])
         graph.save("product", {})
     found = open_session(graph_file(tmp_path), threads=1).run(None, {"x": x})[0]

@@ -19,6 +19,7 @@ from compress.export.genai import genai_config
 from compress.export.graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from compress.export.linear import Forms, form_of
 from compress.records import Manifest
+from compress.runtimes.onnx_session import PROCESSOR
 from compress.tasks import longest_text, task_of
 from compress.version import __version__
 
@@ -53,7 +54,8 @@ def _write_decoder(
     with GraphBuilder(folder) as graph:
         write_decoder(graph, decoder, forms, cache)
         weight_bytes = graph.weight_bytes
-        graph.save(decoder.model_type, {"context": str(decoder.context), "weight_bytes": str(weight_bytes)})
+        facts = {"context": str(decoder.context), "weight_bytes": str(weight_bytes)}
+        graph.save(decoder.model_type, facts | _needs(forms))
     settings = genai_config(bundle.model, bundle.tokenizer, decoder)
     (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
@@ -76,7 +78,7 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
         facts = {"task": task, "context": str(longest), "weight_bytes": str(weight_bytes)}
         if task == "masked" and tokenizer.mask_token_id is not None:
             facts["mask_token"] = str(tokenizer.mask_token_id)
-        graph.save(model.config.model_type, facts)
+        graph.save(model.config.model_type, facts | _needs(forms))
     return {
         "linear_forms": _used_forms(used, forms),
         "accuracy_level": forms.accuracy_level,
@@ -107,6 +109,11 @@ def _matrices(decoder: Decoder) -> list[Linear]:
         found += [attention.query, attention.key, attention.value, attention.output]
         found += [mlp.gate, mlp.up, mlp.down]
     return [layer for layer in found if layer is not None]
+
+
+def _needs(forms: Forms) -> dict[str, str]:
+    """What a runtime must know of the processor that the graph is for."""
+    return {} if forms.processor == "any" else {PROCESSOR: forms.processor}
 
 
 def _used_forms(layers: Iterable[Linear], forms: Forms) -> dict[str, int]:

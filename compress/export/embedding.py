@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.export.architecture import Weight
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.integers import row_codes
+from compress.export.integers import row_codes, signed_codes
 from compress.export.linear import Forms, block_codes, float_weight, form_of
 from compress.formats import QuantizedTensor
 
@@ -45,7 +45,7 @@ def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Fo
         return graph.op("Slice", rows, start, end, axis)
     if not tied:
         return _rows(graph, name, ids, table)
-    codes, scales, zeros = row_codes(graph, name, table, forms.activation_bits)
+    codes, scales, zeros = row_codes(graph, name, table, signed_codes(forms.activation_bits, forms.processor))
     columns = graph.op("Cast", graph.op("Gather", codes, ids, axis=1), to=_FLOAT)  # (width, tokens)
     if table.zeros is not None:
         zeros = graph.op("Gather", zeros, ids)  # (tokens,)

@@ -27,7 +27,7 @@ from torch import Tensor
 from compress.export.architecture import Linear, Weight
 from compress.export.blocks import Blocks, as_blocks
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.integers import ActivationBits, product
+from compress.export.integers import ActivationBits, Processor, product
 from compress.formats import QuantizedTensor
 
 Int8Form = Literal["token", "tensor", "blocks"]
@@ -40,6 +40,7 @@ class Forms:
     int8: Int8Form = "blocks"
     activation_bits: ActivationBits = 7
     accuracy_level: int = 4
+    processor: Processor = "any"
 
 
 def form_of(weight: Weight, forms: Forms) -> Literal["float", "blocks", "token", "tensor"]:
@@ -88,7 +89,7 @@ def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
         return graph.op("Gemm", x, float_weight(graph, layer.name, weight), bias, transB=1)
     form = form_of(weight, forms)
     if form == "token" or form == "tensor":
-        return product(graph, x, layer.name, weight, bias, form, forms.activation_bits)
+        return product(graph, x, layer.name, weight, bias, form, forms.activation_bits, forms.processor)
     return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
 
 

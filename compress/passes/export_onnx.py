@@ -44,8 +44,15 @@ class ExportOnnx(Pass):
         "(closest, fastest decode), per token (fastest prefill), or per tensor (loses quality); null: blocks "
         "for decoders, token for encoders",
     )
-    activation_bits: Literal[7, 8] = Field(
-        7, description="of the forms token and tensor: 7 is fastest, 8 half as coarse and slower"
+    activation_bits: Literal[7, 8] | None = Field(
+        None,
+        description="of the forms token and tensor: 7 is fastest, 8 half as coarse and slower, unless the "
+        "processor has VNNI; null: 7, with VNNI 8",
+    )
+    processor: Literal["any", "vnni"] = Field(
+        "any",
+        description="of the forms token and tensor: vnni is fast with 8-bit activations, and other "
+        "processors refuse the file",
     )
     accuracy_level: Literal[0, 1, 4] = Field(
         4, description="of MatMulNBits: 4 rounds activations per block to 8 bits; 0 and 1 keep float32"
@@ -91,7 +98,7 @@ class ExportOnnx(Pass):
         """Write and check the folder `context.workdir / "onnx"`; the model itself is not changed.
 
         Raises:
-            UserError: codes of a format without a kernel.
+            UserError: codes of a format without a kernel; a graph for VNNI on a processor without.
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
         from compress.export.artifact import write_artifact, write_manifest
@@ -105,7 +112,8 @@ class ExportOnnx(Pass):
         if reason is not None:
             raise UserError(f"{self.name()}: {reason}")
         form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
-        forms = Forms(form, self.activation_bits, self.accuracy_level)
+        bits = self.activation_bits or (8 if self.processor == "vnni" else 7)
+        forms = Forms(form, bits, self.accuracy_level, self.processor)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
         notes = self._check(bundle, folder, facts, forms, context)

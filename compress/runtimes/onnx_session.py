@@ -5,9 +5,11 @@ from pathlib import Path
 import onnxruntime
 
 from compress.errors import UserError
+from compress.machine import adds_products_in_32_bits
 from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"
+PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
 def graph_file(path: Path) -> Path:
@@ -26,7 +28,8 @@ def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onn
     """A session that runs what `provider` can of a graph, and the rest on the CPU; `threads` None: any.
 
     Raises:
-        UserError: no such provider, one that does not start, or a graph that ONNX Runtime cannot load.
+        UserError: no such provider, one that does not start, a graph that ONNX Runtime cannot load, or one
+            that this processor would compute wrongly.
     """
     wanted = require_provider(provider)
     options = onnxruntime.SessionOptions()
@@ -38,6 +41,12 @@ def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onn
         session = onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # onnxruntime raises bare classes of its own
         raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
+    needed = session.get_modelmeta().custom_metadata_map.get(PROCESSOR)
+    if needed is not None and not adds_products_in_32_bits():
+        raise UserError(
+            f"{graph}: made for processors with {needed}, which this one does not report; sums would be cut "
+            "off at 16 bits. Export again without `processor`"
+        )
     if wanted not in session.get_providers():
         raise UserError(
             f"provider: '{provider}' does not start here, and ONNX Runtime went on without it; see to "
