@@ -88,7 +88,7 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
         axis.set(xlabel=label, yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("KL to the original, nats per token")
-    axes[0].legend()
+    axes[0].legend(loc="lower left")
     figure.suptitle(f"{model}: what a quantizer loses at a size (lower left is better)")
     save(figure, file)
 
