@@ -191,10 +191,7 @@ class QuantizeAuto(Pass, LayerSolver):
             return sum(row[k] for row, k in zip(costs, chosen, strict=True))
 
         weights = [sum(sizes.weights(name) for name in together) for together in members]
-        levels = [
-            row[min(range(len(row)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))]
-            for row, formats in zip(losses, choices, strict=True)
-        ]
+        levels = [_level(row, formats) for row, formats in zip(losses, choices, strict=True)]
         valued = tempered(losses, levels, weights, self.trust)
         smallest = [row.index(min(row)) for row in costs]
         if self.largest_kl is not None:
@@ -289,6 +286,13 @@ class QuantizeAuto(Pass, LayerSolver):
             seed=context.seed,
             notes=dict(notes),
         )
+
+
+def _level(losses: list[float], formats: tuple[IntegerFormat, ...]) -> float:
+    """The loss at the rate at which tensors are compared, from that at the nearest there is: 6 dB a bit."""
+    distances = [_rate(format) - _COMPARED_AT for format in formats]
+    nearest = min(range(len(formats)), key=lambda k: abs(distances[k]))
+    return losses[nearest] * 4.0 ** distances[nearest]
 
 
 def _rate(format: IntegerFormat) -> float:
