@@ -21,11 +21,13 @@ def test_a_loss_that_falls_by_four_per_bit_is_extended_exactly():
 @given(st.lists(positive, min_size=2, max_size=5), st.floats(0, 1))
 def test_the_measured_losses_stay_when_wholly_trusted_and_level_out_when_not(levels, trust):
     rows, weights = [[x, x / 4] for x in levels], list(range(1, len(levels) + 1))
-    assert tempered(rows, levels, weights, 1.0) == rows
+    for found_row, row in zip(tempered(rows, levels, weights, 1.0), rows, strict=True):
+        assert found_row == pytest.approx(row)
     spread = [math.log(row[0] / w) for row, w in zip(rows, weights, strict=True)]
     drawn = tempered(rows, levels, weights, trust)
     found = [math.log(row[0] / w) for row, w in zip(drawn, weights, strict=True)]
     assert max(found) - min(found) == pytest.approx(trust * (max(spread) - min(spread)), abs=1e-6)
+    assert sum(row[0] for row in drawn) == pytest.approx(sum(levels))
     for row in drawn:
         assert row[0] == pytest.approx(4 * row[1])
 

@@ -11,6 +11,7 @@ same loss, a byte per weight in memory.
 
 The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
+Those of embedding and head are wholly trusted.
 
 `budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
 manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
@@ -191,8 +192,10 @@ class QuantizeAuto(Pass, LayerSolver):
             return sum(row[k] for row, k in zip(costs, chosen, strict=True))
 
         weights = [sum(sizes.weights(name) for name in together) for together in members]
-        levels = [_level(row, formats) for row, formats in zip(losses, choices, strict=True)]
-        valued = tempered(losses, levels, weights, self.trust)
+        # what embedding and head lose is measured at every width, with all that depends on them
+        layers, formats = losses[:-1], choices[0]
+        levels = [row[_nearest(formats)] for row in layers]
+        valued = [*tempered(layers, levels, weights[:-1], self.trust), losses[-1]]
         smallest = [row.index(min(row)) for row in costs]
         if self.largest_kl is not None:
             chosen = self._least_bytes(costs, losses)
@@ -288,11 +291,9 @@ class QuantizeAuto(Pass, LayerSolver):
         )
 
 
-def _level(losses: list[float], formats: tuple[IntegerFormat, ...]) -> float:
-    """The loss at the rate at which tensors are compared, from that at the nearest there is: 6 dB a bit."""
-    distances = [_rate(format) - _COMPARED_AT for format in formats]
-    nearest = min(range(len(formats)), key=lambda k: abs(distances[k]))
-    return losses[nearest] * 4.0 ** distances[nearest]
+def _nearest(formats: tuple[IntegerFormat, ...]) -> int:
+    """Which of them is the nearest to the rate at which layers are compared."""
+    return min(range(len(formats)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))
 
 
 def _rate(format: IntegerFormat) -> float:

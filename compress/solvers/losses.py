@@ -10,8 +10,8 @@ Theory, section 10.3.3), takes too much from tensors that seem not to matter. Wi
 
     L_i -> L_i (l_i / l)^(t - 1),
 
-so that rates differ by t times as much: t = 1 is the rule, t = 0 the same rate for all. The share is ours, as
-is its default (quantize_auto.py).
+times what keeps their sum, so that the tensors together weigh as much against others as they did; rates then
+differ by t times as much: t = 1 is the rule, t = 0 the same rate for all. The share is ours.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,9 @@ def tempered(
         trust: t, from 0 to 1.
 
     >>> tempered([[4.0, 1.0], [16.0, 4.0]], [4.0, 16.0], [1, 1], 0.0)
-    [[8.0, 2.0], [8.0, 2.0]]
+    [[10.0, 2.5], [10.0, 2.5]]
     """
-    per_weight = np.log(np.maximum(np.asarray(levels, dtype=np.float64), _LEAST) / np.asarray(weights))
-    mean = np.average(per_weight, weights=weights)
-    factors = np.exp((per_weight - mean) * (trust - 1))
+    found = np.maximum(np.asarray(levels, dtype=np.float64), _LEAST)
+    factors = np.exp(np.log(found / np.asarray(weights)) * (trust - 1))
+    factors *= found.sum() / (found * factors).sum()
     return [[loss * float(factor) for loss in row] for row, factor in zip(losses, factors, strict=True)]
