@@ -11,7 +11,7 @@ same loss, a byte per weight in memory.
 
 The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
-Those of embedding and head are wholly trusted.
+Those of embedding and head are wholly trusted, and nothing after them makes their errors good.
 
 `budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
 manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
@@ -43,6 +43,9 @@ from compress.solvers.losses import extended, tempered
 Width = Literal[2, 3, 4, 5, 6, 8]
 _MEASURED_BITS = 3  # losses there stand far above the noise of bfloat16
 _COMPARED_AT = 3  # bits at which tensors' levels are compared
+# Of the layers' summed loss, what is left when each makes good what those before it lost: on SmolLM2-135M the
+# whole model's KL was 0.51 to 0.64 of the sum, from 3.3 to 5.5 bits, with the embeddings' loss in both.
+_LEFT = 0.5
 _PER_BIT = 4  # coded rates to choose from
 _LARGEST_RATE = 7
 _REPAIRS = 20
@@ -195,7 +198,9 @@ class QuantizeAuto(Pass, LayerSolver):
         # what embedding and head lose is measured at every width, with all that depends on them
         layers, formats = losses[:-1], choices[0]
         levels = [row[_nearest(formats)] for row in layers]
-        valued = [*tempered(layers, levels, weights[:-1], self.trust), losses[-1]]
+        share = 1.0 if self.asymmetric == 0 else _LEFT
+        drawn = tempered(layers, levels, weights[:-1], self.trust)
+        valued = [*([share * loss for loss in row] for row in drawn), losses[-1]]
         smallest = [row.index(min(row)) for row in costs]
         if self.largest_kl is not None:
             chosen = self._least_bytes(costs, losses)
