@@ -170,10 +170,11 @@ def quality_only(
         for runtime in sorted({target.runtime for target in targets}):
             first = Target("the steps", runtime, Path())
             worker = run.start(first)
-            for target in [target for target in targets if target.runtime == runtime]:
+            for number, target in enumerate([t for t in targets if t.runtime == runtime], start=1):
                 worker.what = str(target)
                 facts = run.load(worker, target)
-                fields = _quality_fields(run.score(worker, target), reference, target, protocol)
+                scores = run.score(worker, target, f"step {number}")  # variants here are fingerprints
+                fields = _quality_fields(scores, reference, target, protocol)
                 results[target] = Result(**_identity(target, facts, common), **fields)
             run.close(first)
     return [results[target] for target in targets]
@@ -245,9 +246,9 @@ class _Run:
                 self.close(target)
         return timings
 
-    def score(self, worker: WorkerProcess, target: Target) -> quality.Scores:
-        """Scores of the loaded target; sees to it that the base is scored first."""
-        self.bar.advance(0, scoring=str(target))
+    def score(self, worker: WorkerProcess, target: Target, told: str | None = None) -> quality.Scores:
+        """Scores of the loaded target, `told` by the bar; sees to it that the base is scored first."""
+        self.bar.advance(0, scoring=told or str(target))
         reference = self.reference
         if reference.is_base(target.path, target.runtime):
             return reference.compute(worker, self._advance)
