@@ -18,6 +18,7 @@ from torch import nn
 
 from compress.bundle import CODES, Bundle, file_record
 from compress.checkpoints import save_configurations
+from compress.coded_files import STREAM
 from compress.formats import Coded, IntegerFormat
 from compress.formats.packing import packed_bytes
 from compress.formats.swap import matrix
@@ -116,7 +117,7 @@ class ArtifactBytes:
         if isinstance(format, Coded):
             stream = format.stored_bytes((out, columns)) - 2 * out
             return [
-                (f"{inner}.deflated", "U8", (stream,), stream),
+                (f"{inner}.{STREAM}", "U8", (stream,), stream),
                 (f"{inner}.scales", "F16", (out, 1), 2 * out),
             ]
         groups = format.groups(columns)

@@ -14,13 +14,14 @@ from compress.formats import Coded, QuantizedTensor
 from compress.formats.entropy_coding import deflate, inflate
 from compress.records import LayerRecord
 
-_CODES, _STREAM = "codes", "deflated"
+STREAM = "deflated"  # the name in files of what is `codes` in memory
+_CODES = "codes"
 
 
 def deflated(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state of a model with streams for the codes whose format has them in files."""
     names = {
-        f"{name}.{_CODES}": f"{name}.{_STREAM}"
+        f"{name}.{_CODES}": f"{name}.{STREAM}"
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, QuantizedTensor) and isinstance(module.format, Coded)
     }
@@ -43,7 +44,7 @@ def inflated(state: Mapping[str, Tensor], layers: Mapping[str, LayerRecord], fil
     result = {}
     for name, tensor in state.items():
         place, _, leaf = name.rpartition(".")
-        if leaf != _STREAM:
+        if leaf != STREAM:
             result[name] = tensor
             continue
         record = layers.get(place.removesuffix(".quantized"))
