@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.attention import panel_attention
 from compress.blockplan import Plan, plan_of
 from compress.blocks import Arguments, replaced_forward
 from compress.errors import UserError
@@ -124,6 +125,7 @@ def walk(
     with ExitStack() as stack:
         progress = stack.enter_context(track(len(blocks), what, "blocks"))
         stack.enter_context(_evaluating(model))
+        stack.enter_context(panel_attention(model, precision))
         if frugal:
             stack.enter_context(returned_at_once())
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
@@ -150,7 +152,7 @@ def walk(
                     trim()  # the forward passes leave holes
                 yield visit
                 del visit
-                if store is not None:
+                if frugal:
                     trim()
             compressed = streams[0].outputs()
             if original is not None:

@@ -36,6 +36,16 @@ def test_a_product_in_bfloat16_is_summed_in_float32():
     assert float(product(x[:1], x[:1], total)) == 1001.0
 
 
+def test_a_gram_of_bfloat16_rows_is_as_exact_as_of_float32():
+    x = normal(500, 300).bfloat16()
+    exact = x.double().T @ x.double()
+    setting = torch.backends.mkldnn.matmul.fp32_precision
+    assert (gram(x) - exact).norm() < 1e-6 * exact.norm()  # rounded once to bfloat16 it would be 1e-3
+    assert torch.backends.mkldnn.matmul.fp32_precision == setting  # others' products are as before
+    y = normal(500, 300)
+    assert (gram(y) - y.double().T @ y.double()).norm() < 1e-6 * exact.norm()
+
+
 def test_moments_of_batches_are_those_of_the_whole_text():
     x, original, moved = normal(60, 20), normal(60, 20, seed=1), normal(60, 8, seed=2)
     found = covariance([Rows(x[s], original[s], moved[s]) for s in (slice(0, 25), slice(25, 60))])

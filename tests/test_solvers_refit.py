@@ -11,7 +11,7 @@ from compress.formats import Grid, Int4, Int8
 from compress.formats.integer import float16_exact
 from compress.solvers import masks
 from compress.solvers.gptq import factorise, gptq, output_error
-from compress.solvers.refit import coordinate_descent, refine, refit_scales
+from compress.solvers.refit import Fit, coordinate_descent, refine, refit_scales
 
 ROWS, COLUMNS = 16, 100
 FORMAT = Int4(group=32)  # a ragged last group of 4
@@ -48,7 +48,7 @@ def refined(weight, h, format=FORMAT, mask=None, rounds=2):
 def test_scales_are_the_least_squares_solution():
     weight, h = normal(ROWS, COLUMNS), hessian()
     values, grid, _ = start(weight, h)
-    _, scales = refit_scales(weight, values, grid.scales, h, 32)
+    scales = refit_scales(weight, Fit.of(weight, values, grid.scales, h), h, 32).scales
     root = torch.linalg.cholesky(h.double() + 1e-12 * torch.eye(COLUMNS)).T  # |root d|^2 = d H d
     group = torch.arange(COLUMNS) // 32
     for row in range(ROWS):
@@ -62,8 +62,9 @@ def test_scales_are_the_least_squares_solution():
 def test_every_column_is_at_its_best_where_the_descent_ends():
     weight, h = normal(ROWS, COLUMNS), hessian()
     values, grid, rounder = start(weight, h)
-    settled = coordinate_descent(weight, values, h, rounder(grid.scales), sweeps=40)
-    again = coordinate_descent(weight, settled, h, rounder(grid.scales))
+    fit = Fit.of(weight, values, grid.scales, h)
+    settled = coordinate_descent(fit, h, rounder(grid.scales), sweeps=40).values
+    again = coordinate_descent(Fit.of(weight, settled, grid.scales, h), h, rounder(grid.scales)).values
     assert output_error(settled, again, h) < 1e-8
     spacing = grid.scales[:, torch.arange(COLUMNS) // 32].abs()
     for step in (spacing, -spacing):
@@ -80,16 +81,16 @@ def test_for_a_diagonal_hessian_the_descent_rounds():
     h = torch.diag(torch.linspace(0.1, 9.0, COLUMNS))
     grid = FORMAT.fit(weight)
     rounder = FORMAT.column_rounder(grid, COLUMNS)
-    settled = coordinate_descent(weight, torch.zeros_like(weight), h, rounder)
+    nothing = Fit.of(weight, torch.zeros_like(weight), grid.scales, h)
+    settled = coordinate_descent(nothing, h, rounder).values
     assert torch.equal(FORMAT.codes(settled, grid), FORMAT.codes(weight, grid))
 
 
 def test_lazy_blocks_change_nothing_but_the_speed():
     weight, h = normal(ROWS, COLUMNS), hessian()
     values, grid, rounder = start(weight, h)
-    one, many = (
-        coordinate_descent(weight, values, h, rounder(grid.scales), block=block) for block in (COLUMNS, 7)
-    )
+    fit = Fit.of(weight, values, grid.scales, h)
+    one, many = (coordinate_descent(fit, h, rounder(grid.scales), block=b).values for b in (COLUMNS, 7))
     assert output_error(one, many, h) < 1e-4  # not 0: a sum in another order may tip a tie
 
 
@@ -108,13 +109,15 @@ def test_the_error_never_rises(seed, width, sparsity):
     weight, h = normal(6, 40, seed=seed), hessian(40, seed=seed + 1)
     mask = masks.smallest(weight.abs(), int(sparsity * weight.numel()))
     values, grid, rounder = start(weight, h, format, mask)
-    scales = grid.scales
+    fit = Fit.of(weight, values, grid.scales, h)
     errors = [output_error(weight, values, h)]
     for _ in range(3):
-        values, scales = refit_scales(weight, values, scales, h, width, float16_exact)
-        errors.append(output_error(weight, values, h))
-        values = coordinate_descent(weight, values, h, rounder(scales), mask)
-        errors.append(output_error(weight, values, h))
+        fit = refit_scales(weight, fit, h, width, float16_exact)
+        errors.append(output_error(weight, fit.values, h))
+        fit = coordinate_descent(fit, h, rounder(fit.scales), mask)
+        errors.append(output_error(weight, fit.values, h))
+        afresh = Fit.of(weight, fit.values, fit.scales, h)
+        assert torch.allclose(fit.lost, afresh.lost, atol=1e-4 * float(weight.abs().max()) * float(h.max()))
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
 
 
