@@ -94,6 +94,7 @@ def walk(
     names: list[str],
     *,
     both_streams: bool = False,
+    residual: bool = True,
     heldout: int = 0,
     batch: int = 4,
     precision: Precision = "float32",
@@ -107,6 +108,7 @@ def walk(
         windows: token ids (n, length).
         names: full module names; those outside the blocks are an error.
         both_streams: also run the original activations.
+        residual: and look at how far the stream has moved that a layer's output is added to.
         heldout: so many of the last windows are kept apart, for choices that must not see the others.
         batch: windows per forward pass.
         precision: `bfloat16` runs the blocks under autocast; statistics are float32 either way.
@@ -147,7 +149,9 @@ def walk(
                     before = halved(before)
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
             for stage in plans[key].stages:
-                visit = Visit(index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, apart))
+                visit = Visit(
+                    index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
+                )
                 if store is not None:
                     trim()  # the forward passes leave holes
                 yield visit
@@ -164,16 +168,16 @@ def walk(
 
 
 def _statistics(
-    streams: list[Stream], stage: tuple[str, ...], apart: int
+    streams: list[Stream], stage: tuple[str, ...], residual: bool, apart: int
 ) -> tuple[Covariance, Covariance | None]:
     """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
     batches = len(streams[0].hidden)
-    with closing(_rows(streams, stage)) as rows:
+    with closing(_rows(streams, stage, residual)) as rows:
         seen = covariance(itertools.islice(rows, apart))
         return seen, covariance(rows) if apart < batches else None
 
 
-def _rows(streams: list[Stream], stage: tuple[str, ...]) -> Generator[Rows, None, None]:
+def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Generator[Rows, None, None]:
     """A stage's inputs in every stream, and how far what a single layer is added to has moved."""
     with ExitStack() as stack:
         running = [stack.enter_context(closing(stream.inputs(stage))) for stream in streams]
@@ -182,12 +186,18 @@ def _rows(streams: list[Stream], stage: tuple[str, ...]) -> Generator[Rows, None
             yield from (Rows(x) for (x,) in inputs)
             return
         compressed, original = streams
-        known = len(stage) == 1 and all(stream.knows_residual(stage[0]) for stream in streams)
+        alone = stage[0] if len(stage) == 1 else ""
+        known = residual and all(stream.knows_residual(alone) for stream in streams)
+        narrows = original.narrows(alone)
         for index, (changed, x) in enumerate(inputs):
             moved = None
             if known:
-                moved = original.residual(stage[0], index) - compressed.residual(stage[0], index)
-            yield Rows(changed, x, moved)
+                moved = original.residual(alone, index) - compressed.residual(alone, index)
+            if narrows:
+                lost = original.output(alone, index) - original.through(alone, changed)
+                yield Rows(changed, wanted=lost if moved is None else moved.add_(lost))
+            else:
+                yield Rows(changed, x, moved)
 
 
 def block_inputs(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.calibration import Visit
 from compress.moments import Covariance
-from compress.solvers.asymmetric import correction, heldout_share, wanted
+from compress.solvers.asymmetric import correction, heldout_share
 from compress.solvers.gptq import Factor, factorise
 
 
@@ -62,7 +62,7 @@ def aim_of(weights: list[Tensor], visit: Visit, settings: Correction, together: 
     """
     target = torch.cat(weights)
     texts = [visit.covariance] if visit.heldout is None else [visit.covariance, visit.heldout]
-    sums = [_sums(target, text, settings.residual) for text in texts]
+    sums = [_Sums(text.count, text.hessian, text.aim(target)) for text in texts]
     visit.covariance, visit.heldout = Covariance(1, sums[0].hessian), None
     del texts
     share = _share(sums, settings)
@@ -81,11 +81,6 @@ class _Sums:
     count: int
     hessian: Tensor
     aim: Tensor | None
-
-
-def _sums(weight: Tensor, seen: Covariance, residual: bool) -> _Sums:
-    aim = None if seen.drift is None else wanted(weight, seen.drift, seen.residual if residual else None)
-    return _Sums(seen.count, seen.hessian, aim)
 
 
 def _share(sums: list[_Sums], settings: Correction) -> float:

@@ -6,6 +6,11 @@ With x the input in the original model and x~ the input after everything before 
     drift     D = E[(x - x~) x~^T]           (in, in), so that E[x x~^T] = H + D
     residual  R = E[(r - r~) x~^T]           (out, in), r the stream that the layer's output is added to
 
+A solver needs D and R for W D + R alone (solvers/asymmetric.py). Of a layer with fewer outputs than inputs
+that is summed directly, which is cheaper than D and smaller:
+
+    wanted    W D + R = E[(W x + r - W x~ - r~) x~^T]    (out, in)
+
 Cost: H is a symmetric product, summed in float32, computed in little more than half the multiplications of
 a general one; of bfloat16 rows it is as exact, and twice as fast where the processor multiplies those.
 D and R are products with a small difference, so that even sums in bfloat16 lose nothing that matters: their
@@ -19,23 +24,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.solvers.asymmetric import wanted
+
 _PANEL = 192
 _ROWS = 1536
 
 
 @dataclass(frozen=True)
 class Covariance:
-    """Sums over `count` rows; `hessian`, `drift` and `residual` as above, the latter two if known."""
+    """Sums over `count` rows, as above; `hessian`, and what else is known."""
 
     count: int
     hessian: Tensor
     drift: Tensor | None = None
     residual: Tensor | None = None
+    wanted: Tensor | None = None
 
-    def means(self) -> tuple[Tensor, Tensor | None]:
-        """(E[x~ x~^T], E[x x~^T] or None)."""
-        hessian = self.hessian / self.count
-        return hessian, None if self.drift is None else hessian + self.drift / self.count
+    def aim(self, weight: Tensor) -> Tensor | None:
+        """W D + R of the weights (out, in) that read these inputs; None if D is unknown."""
+        if self.wanted is not None or self.drift is None:
+            return self.wanted
+        return wanted(weight, self.drift, self.residual)
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,13 @@ class Rows:
         inputs: x~, (rows, in).
         originals: x of the same positions; None leaves the drift out.
         moved: r - r~ of the same positions, (rows, out); None leaves the residual out.
+        wanted: W x + r - W x~ - r~, (rows, out), in the place of both.
     """
 
     inputs: Tensor
     originals: Tensor | None = None
     moved: Tensor | None = None
+    wanted: Tensor | None = None
 
 
 def covariance(batches: Iterable[Rows]) -> Covariance:
@@ -58,10 +69,10 @@ def covariance(batches: Iterable[Rows]) -> Covariance:
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
-    >>> covariance([Rows(x, x)]).means()[1].tolist()
-    [[0.5, 1.0], [1.0, 2.5]]
+    >>> covariance([Rows(x[:1]), Rows(x[1:])]).hessian.tolist()
+    [[1.0, 2.0], [2.0, 5.0]]
     """
-    count, hessian, drift, residual = 0, None, None, None
+    count, hessian, drift, residual, whole = 0, None, None, None, None
     for rows in batches:
         x = rows.inputs
         count += len(x)
@@ -70,8 +81,10 @@ def covariance(batches: Iterable[Rows]) -> Covariance:
             drift = product(rows.originals.sub(x), x, drift)
         if rows.moved is not None:
             residual = product(rows.moved, x, residual)
+        if rows.wanted is not None:
+            whole = product(rows.wanted, x, whole)
     assert hessian is not None, "no batches"
-    return Covariance(count, hessian, drift, residual)
+    return Covariance(count, hessian, drift, residual, whole)
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:

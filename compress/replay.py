@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compress.blockplan import Plan, Shortcut
 from compress.blocks import Arguments, call, replaced_forward
 from compress.formats import QuantizedLinear
+from compress.formats.swap import oriented
 from compress.training.forward import Precision, autocast
 
 
@@ -92,6 +93,22 @@ class Stream:
     def residual(self, layer: str, index: int) -> Tensor:
         """The stream that this layer's output is added to, (rows, width), of one batch."""
         return self._sum(self.plan.added[: self.plan.added.index(layer)], index).flatten(0, -2)
+
+    def narrows(self, layer: str) -> bool:
+        """Whether this layer ends a submodule and has fewer outputs than inputs."""
+        if layer not in self.plan.shortcuts:
+            return False
+        out, columns = oriented(self.block.get_submodule(layer)).shape
+        return out < columns
+
+    def output(self, layer: str, index: int) -> Tensor:
+        """What a layer that will not change gives for one batch, (rows, out), float32."""
+        return self._apply(layer, index).flatten(0, -2).float()
+
+    def through(self, layer: str, x: Tensor) -> Tensor:
+        """What a layer gives for other inputs (rows, in): (rows, out), float32."""
+        with autocast(x.device, self.precision):
+            return self.block.get_submodule(layer).forward(x).float()  # past any hook of ours
 
     def outputs(self) -> list[Tensor]:
         """What the block gives, per batch: put in the place of its inputs, to save their memory."""

@@ -74,6 +74,7 @@ def quantize_sequentially(
         windows,
         list(formats),
         both_streams=solver.asymmetric != 0,
+        residual=solver.residual,
         heldout=solver.kept_apart(windows),
         batch=solver.batch,
         precision=precision,

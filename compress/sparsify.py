@@ -75,6 +75,7 @@ def sparsify(
         windows,
         names,
         both_streams=correction.asymmetric != 0,
+        residual=correction.residual,
         heldout=correction.kept_apart(windows),
         batch=correction.batch,
         precision=context.precision,

@@ -10,6 +10,7 @@ from training_set import TINY, tiny_bundle
 from compress.architectures import random_model
 from compress.calibration import walk
 from compress.errors import UserError
+from compress.formats.swap import matrix
 from compress.passes.base import linear_layers
 
 WINDOWS = torch.randint(0, 300, (5, 24), generator=torch.Generator().manual_seed(0))
@@ -70,8 +71,8 @@ def test_the_walk_sees_what_a_plain_forward_pass_sees(model):
     expected = hooked(model, names)
     seen = []
     for visit in walk(model, WINDOWS, names, batch=2):
-        hessian, cross = visit.covariance.means()
-        assert cross is None
+        hessian = visit.covariance.hessian / visit.covariance.count
+        assert visit.covariance.drift is None
         assert visit.covariance.count == WINDOWS.numel()
         for name in visit.names:
             assert torch.allclose(hessian, expected[name], rtol=1e-3, atol=1e-5), name
@@ -82,8 +83,9 @@ def test_the_walk_sees_what_a_plain_forward_pass_sees(model):
 
 def test_both_streams_are_equal_while_nothing_changes(model):
     for visit in walk(model, WINDOWS, linear_layers(model), both_streams=True, batch=2):
-        hessian, cross = visit.covariance.means()
-        assert torch.allclose(hessian, cross, rtol=1e-4, atol=1e-6)
+        weight = torch.cat([matrix(model.get_submodule(name)) for name in visit.names])
+        aim = visit.covariance.aim(weight)
+        assert aim.norm() < 1e-4 * (weight @ visit.covariance.hessian).norm()
 
 
 def test_layers_with_one_input_are_visited_together_in_the_order_they_run():
@@ -132,38 +134,52 @@ def test_what_a_visit_changes_is_seen_by_all_later_ones(model):
     names = linear_layers(model)
     original = hooked(model, names)
     for visit in walk(model, WINDOWS, names, both_streams=True, batch=2):
-        hessian, cross = visit.covariance.means()
+        hessian = visit.covariance.hessian / visit.covariance.count
         now = hooked(model, visit.names)  # of the model as it has become
         for name in visit.names:
             assert torch.allclose(hessian, now[name], rtol=1e-3, atol=1e-5), name
         if visit.block > 0:
             assert not torch.allclose(hessian, original[visit.names[0]], rtol=1e-2)
-            assert not torch.allclose(cross, hessian, rtol=1e-2)
         with torch.no_grad():
             for name in visit.names:
                 model.get_submodule(name).weight.mul_(1.5)
 
 
-def test_the_cross_moments_pair_the_original_with_the_changed_inputs():
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_aim_pairs_the_original_with_the_changed_inputs(residual):
+    """W D + R by its definition; summed directly where a layer has fewer outputs than inputs."""
     model = MODELS["llama"]()
-    names = linear_layers(model)
-    last = "model.layers.3.mlp.down_proj"
-    inputs: dict[str, torch.Tensor] = {}
+    wide, narrow = "model.layers.3.mlp.up_proj", "model.layers.3.mlp.down_proj"
+    seen: dict[str, dict[str, torch.Tensor]] = {"original": {}, "changed": {}}
 
     def record(key: str) -> None:
-        handle = model.get_submodule(last).register_forward_pre_hook(
-            lambda _, args: inputs.__setitem__(key, args[0].flatten(0, -2))
-        )
+        def watch(name: str, module: str) -> Any:
+            def look(_: Any, args: Any) -> None:
+                seen[key][name] = args[0].flatten(0, -2)
+
+            return model.get_submodule(module).register_forward_pre_hook(look)
+
+        watched = {wide: wide, narrow: narrow, "stream": "model.layers.3.post_attention_layernorm"}
+        handles = [watch(name, module) for name, module in watched.items()]
         with torch.no_grad():
             model(input_ids=WINDOWS, use_cache=False)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
     record("original")
-    for visit in walk(model, WINDOWS, names, both_streams=True, batch=2):
-        if visit.names == [last]:
-            record("changed")
-            expected = inputs["original"].T @ inputs["changed"] / WINDOWS.numel()
-            assert torch.allclose(visit.covariance.means()[1], expected, rtol=1e-3, atol=1e-5)
+    for visit in walk(model, WINDOWS, linear_layers(model), both_streams=True, residual=residual, batch=2):
+        for name in visit.names:
+            if name in (wide, narrow):
+                weight = matrix(model.get_submodule(name))
+                out, columns = weight.shape
+                assert (visit.covariance.drift is None) == (out < columns) == (name == narrow)
+                record("changed")
+                original, changed = seen["original"], seen["changed"]
+                lacking = (original[name] - changed[name]) @ weight.T
+                if residual and name == narrow:
+                    lacking = lacking + original["stream"] - changed["stream"]
+                expected = lacking.T @ changed[name]
+                assert (visit.covariance.aim(weight) - expected).norm() < 1e-3 * expected.norm()
         with torch.no_grad():
             for name in visit.names:
                 model.get_submodule(name).weight.mul_(1.3)
@@ -205,11 +221,13 @@ def test_bfloat16_statistics_are_float32_and_close():
     names = linear_layers(model)
     expected = hooked(model, names)
     for visit in walk(model, WINDOWS, names, both_streams=True, precision="bfloat16"):
-        hessian, cross = visit.covariance.means()
-        assert hessian.dtype == cross.dtype == torch.float32
+        hessian = visit.covariance.hessian / visit.covariance.count
+        weight = torch.cat([matrix(model.get_submodule(name)) for name in visit.names])
+        aim = visit.covariance.aim(weight) / visit.covariance.count
+        assert hessian.dtype == aim.dtype == torch.float32
         wanted = expected[visit.names[0]]
         assert (hessian - wanted).norm() < 0.05 * wanted.norm()
-        assert (cross - wanted).norm() < 0.05 * wanted.norm()
+        assert aim.norm() < 0.05 * (weight @ wanted).norm()
 
 
 def test_a_layer_outside_the_blocks_is_refused():

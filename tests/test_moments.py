@@ -48,7 +48,8 @@ def test_a_gram_of_bfloat16_rows_is_as_exact_as_of_float32():
 
 def test_moments_of_batches_are_those_of_the_whole_text():
     x, original, moved = normal(60, 20), normal(60, 20, seed=1), normal(60, 8, seed=2)
-    found = covariance([Rows(x[s], original[s], moved[s]) for s in (slice(0, 25), slice(25, 60))])
+    parts = slice(0, 25), slice(25, 60)
+    found = covariance([Rows(x[s], original[s], moved[s]) for s in parts])
     assert found.count == 60
     for total, direct in (
         (found.hessian, x.T @ x),
@@ -57,3 +58,12 @@ def test_moments_of_batches_are_those_of_the_whole_text():
     ):
         assert total is not None
         assert torch.allclose(total, direct, atol=1e-4)
+    # and what a solver wants of D and R is the same summed directly
+    weight = normal(8, 20, seed=3)
+    lacking = (original - x) @ weight.T + moved
+    directly = covariance([Rows(x[s], wanted=lacking[s]) for s in parts]).aim(weight)
+    aim = found.aim(weight)
+    assert aim is not None
+    assert directly is not None
+    assert torch.allclose(directly, aim, atol=1e-3)
+    assert covariance([Rows(x)]).aim(weight) is None

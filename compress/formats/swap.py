@@ -12,10 +12,15 @@ from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, Quantiz
 
 
 def matrix(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in), float32; GPT-2's Conv1D stores it the other way round."""
+    """The weight of a linear layer as (out, in), float32."""
+    return oriented(module).float()
+
+
+def oriented(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in); GPT-2's Conv1D stores it the other way round."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return (weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()).float()
+    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:

@@ -23,7 +23,6 @@ from compress.formats.swap import matrix
 from compress.moments import Covariance
 from compress.pruning.importance import activation, magnitude
 from compress.pruning.structure import Structure, Sublayer
-from compress.solvers.asymmetric import wanted
 from compress.solvers.least_squares import refit, removal_order
 from compress.training.forward import Precision
 
@@ -95,6 +94,7 @@ def select(
         windows,
         list(fewer),
         both_streams=refitting is not None and settings.asymmetric > 0,
+        residual=settings.residual,
         batch=settings.batch,
         precision=precision,
         what="pruning",
@@ -139,9 +139,8 @@ def _prune(
     kept = _keep(model, sublayer, count, order, result)
     new = matrix(reader).clone()
     if refitting is not None:
-        aim = None
-        if seen.drift is not None:
-            aim = wanted(weight, seen.drift, seen.residual if settings.residual else None)
+        aim = seen.aim(weight)
+        if aim is not None:
             aim.mul_(settings.asymmetric / seen.count)
         allowed = None if mask is None else mask.to(kept.device)[:, kept]
         new[:, kept] = refit(weight, kept, hessian, aim, settings.damping, allowed)
