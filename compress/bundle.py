@@ -43,7 +43,7 @@ from compress.memory import EXPORTS
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
 from compress.sparse_files import SPARSE, compact, expand, keep_packed, widen
-from compress.tasks import auto_class
+from compress.tasks import auto_class, task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -188,8 +188,10 @@ class Bundle:
             UserError: as `load_checkpoint`, or the artifact is not whole.
         """
         folder = Path(path)
+        # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
+        stream = stream and folder.is_dir() and task_of(load_config(folder)) != "seq2seq"
         if not (folder / MANIFEST).is_file():
-            if stream and folder.is_dir():
+            if stream:
                 return cls._streaming(folder, Lineage(source=str(path)), ())
             model, tokenizer = load_checkpoint(path)
             return cls(model, tokenizer, Lineage(source=str(path)))

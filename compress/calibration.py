@@ -78,6 +78,8 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     Raises:
         UserError: the model has none.
     """
+    if task_of(model.config) == "seq2seq":
+        raise UserError(f"{type(model).__name__}: an encoder-decoder cannot be calibrated; round it instead")
     count = getattr(model.config, "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -20,7 +20,10 @@ from compress.memory import available_memory_bytes
 from compress.passes.base import Pass
 from compress.pipeline import native_precision
 from compress.recipe import Recipe
+from compress.registry import names as pass_names
+from compress.registry import pass_class
 from compress.runtimes.providers import require_provider
+from compress.tasks import task_of
 from compress.text import load_documents
 
 _FLOAT = 4  # bytes
@@ -173,6 +176,12 @@ def _where(name: str) -> str:
 
 
 def _layers(step: Pass, model: Any, where: str) -> list[str]:
+    if task_of(model.config) not in step.tasks:
+        takers = ", ".join(name for name in pass_names() if "seq2seq" in pass_class(name).tasks)
+        raise UserError(
+            f"{where}.{step.name()}: does not take an encoder-decoder (model_type "
+            f"'{model.config.model_type}'); those that do: {takers}"
+        )
     found = step.layers(model)
     if not found:
         select = getattr(step, "select", ())

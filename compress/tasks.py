@@ -1,14 +1,22 @@
-"""What a model is for: to continue text, to fill in masked tokens, or to embed text.
+"""What a model is for: to continue text, to answer it, to fill in masked tokens, or to embed text.
 
-Known from the class that its configuration names. All three are quantized by the same passes; they differ
-in how their quality is measured.
+Known from the class that its configuration names. All are quantized by the same passes; they differ in how
+their quality is measured.
+
+    causal     a decoder (Llama, GPT-2): every token from those before it
+    seq2seq    an encoder-decoder (T5, BART): the second half of a window from the whole first half and the
+               tokens of the second before each
+    masked     an encoder with a masked-LM head (BERT): tokens that are hidden from it
+    embedding  an encoder without a head (MiniLM): the mean of a text's last hidden states
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
-from compress.errors import UserError
+T = TypeVar("T", bound=Any)  # an array or a tensor
 
-Task = Literal["causal", "masked", "embedding"]
+Task = Literal["causal", "seq2seq", "masked", "embedding"]
+TASKS: frozenset[Task] = frozenset(get_args(Task))
+WRITERS: tuple[Task, ...] = ("causal", "seq2seq")  # those that give text, token by token
 
 
 def task_of(config: Any) -> Task:
@@ -20,6 +28,8 @@ def task_of(config: Any) -> Task:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
     name = (getattr(config, "architectures", None) or [""])[0]
     if name.endswith("ForMaskedLM"):
         return "masked"
@@ -29,16 +39,21 @@ def task_of(config: Any) -> Task:
 
 
 def auto_class(config: Any) -> Any:
-    """The `transformers` class that makes such a model. Raises UserError for an encoder-decoder."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+    """The `transformers` class that makes such a model."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"model: model_type '{config.model_type}' is an encoder-decoder, which is not supported; "
-            "use a decoder or an encoder"
-        )
-    classes = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "embedding": AutoModel}
-    return classes[task_of(config)]
+    return {
+        "causal": AutoModelForCausalLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+        "masked": AutoModelForMaskedLM,
+        "embedding": AutoModel,
+    }[task_of(config)]
+
+
+def halves(windows: T) -> tuple[T, T]:
+    """What an encoder-decoder reads of windows (..., length), arrays or tensors, and what it is to give."""
+    middle = windows.shape[-1] // 2
+    return windows[..., :middle], windows[..., middle:]
 
 
 def longest_text(model: Any) -> int:

@@ -30,7 +30,8 @@ SHARED = {
         "runtimes.base",
     ),
     # an export is checked in the runtime it is for
-    *("runtimes.onnx_runtime", "runtimes.onnx_encoder", "runtimes.onnx_session", "runtimes.providers"),
+    *("runtimes.onnx_runtime", "runtimes.onnx_encoder", "runtimes.onnx_seq2seq"),
+    *("runtimes.onnx_session", "runtimes.providers"),
 }
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),

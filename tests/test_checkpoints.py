@@ -252,11 +252,3 @@ def test_transformers_settings_are_put_back(folder):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     load_checkpoint(folder)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-
-
-def test_encoder_decoders_are_refused_by_name(tmp_path):
-    from transformers import T5Config
-
-    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="model_type 't5' is an encoder-decoder, which is not supported"):
-        meta_model(str(tmp_path))

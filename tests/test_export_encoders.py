@@ -44,7 +44,7 @@ def traced(name):
     bundle = tiny_encoder(name)
     inputs = encoder_export.encoder_inputs(bundle.model, bundle.tokenizer)
     task = "last_hidden_state" if name == "embedding" else "logits"
-    return bundle, trace(bundle.model, inputs, task)
+    return bundle, trace(bundle.model, dict.fromkeys(inputs, ("batch", "sequence")), task)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_model_that_cannot_be_traced_is_told_in_one_line(monkeypatch):
     with pytest.raises(
         UserError, match="torch cannot trace a BertForMaskedLM .*leave export_onnx out"
     ) as told:
-        trace(bundle.model, ["input_ids"], "logits")
+        trace(bundle.model, {"input_ids": ("batch", "sequence")}, "logits")
     assert "\n" not in str(told.value)
 
 

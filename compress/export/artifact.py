@@ -16,10 +16,12 @@ from compress.export.encoder import encoder_inputs, write_encoder
 from compress.export.families import describe
 from compress.export.genai import FILE as GENAI_FILE
 from compress.export.genai import genai_config
-from compress.export.graph import DATA_FILE, MODEL_FILE, GraphBuilder
+from compress.export.graph import DATA_FILE, GraphBuilder
 from compress.export.linear import Forms, form_of
+from compress.export.seq2seq import write_seq2seq
 from compress.records import Manifest
 from compress.runtimes.onnx_session import PROCESSOR
+from compress.seq2seq import start_token
 from compress.tasks import longest_text, task_of
 from compress.version import __version__
 
@@ -37,12 +39,14 @@ def write_artifact(
     task = task_of(bundle.model.config)
     if task == "causal":
         facts = _write_decoder(bundle, folder, forms, cache)
+    elif task == "seq2seq":
+        facts = _write_seq2seq(bundle, folder, forms)
     else:
         facts = _write_encoder(bundle, folder, forms)
     with quiet_transformers():
         save_configurations(bundle.model, folder)
         bundle.tokenizer.save_pretrained(folder)
-    file_bytes = sum((folder / name).stat().st_size for name in (MODEL_FILE, DATA_FILE))
+    file_bytes = sum(file.stat().st_size for file in (*folder.glob("*.onnx"), folder / DATA_FILE))
     model_type = str(bundle.model.config.model_type)
     return {"task": task, "model_type": model_type, "file_bytes": file_bytes, **facts}
 
@@ -85,6 +89,18 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
         "weight_bytes": weight_bytes,
         "context": longest,
         "inputs": inputs,
+    }
+
+
+def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
+    model, longest = bundle.model, longest_text(bundle.model)
+    facts = {"task": "seq2seq", "context": str(longest), "start_token": str(start_token(model))}
+    used, weight_bytes = write_seq2seq(folder, model, forms, facts | _needs(forms))
+    return {
+        "linear_forms": _used_forms(used, forms),
+        "accuracy_level": forms.accuracy_level,
+        "weight_bytes": weight_bytes,
+        "context": longest,
     }
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from compress.export.architecture import Linear
 from compress.export.families.parts import linear
-from compress.export.graph import GraphBuilder
+from compress.export.graph import GraphBuilder, Shape
 from compress.export.linear import Forms
 from compress.export.trace import trace
 from compress.export.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear
+from compress.formats.swap import tables
 from compress.passes.base import is_linear
 from compress.tasks import Task
 
@@ -33,7 +34,8 @@ def write_encoder(
         UserError: torch cannot trace it; a group of codes that no kernel takes.
     """
     output = "logits" if task == "masked" else "last_hidden_state"
-    return transcribe(graph, trace(model, inputs, output), layers(model), forms)
+    shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
+    return transcribe(graph, trace(model, shapes, output), layers(model), forms, shapes)
 
 
 def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:
@@ -46,14 +48,14 @@ def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:
 def layers(model: Any) -> dict[str, Linear]:
     """Every matrix by its module's name; one that is tied to another bears the name of the first of them."""
     first: dict[int, str] = {}
-    table = model.get_input_embeddings()
+    held = tables(model)
     found: dict[str, Linear] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
             found[name] = linear(first.setdefault(_identity(module), name), module)
         elif isinstance(module, QuantizedEmbedding):
             found[name] = Linear(first.setdefault(_identity(module), name), module.quantized, None)
-        elif module is table:
+        elif name in held:
             weight: Tensor = module.weight.detach()
             found[name] = Linear(first.setdefault(_identity(module), name), weight, None)
     return found

@@ -1,10 +1,10 @@
-"""Is the exported encoder the model that was exported? Asked on held-out text before the export counts.
+"""Is the exported encoder or encoder-decoder the model it came from? Asked on held-out text before it counts.
 
 The reference is the torch model of the same bundle, which reads texts of different lengths one by one. ONNX
 Runtime reads them so, too, and then all as one batch, padded on the right: both must give what torch gives.
 Of a masked-LM model every seventh token is hidden. Three kinds of graph, each with a tolerance:
 
-                          masked LM                              embedding
+                          masked LM, encoder-decoder             embedding
     float32               largest |difference| <= 0.002 of the largest logit or state
     weights in codes      mean KL(torch || ONNX Runtime) <= 0.001   1 - cosine of each mean state <= 0.0001
     activations in codes  mean KL <= 0.05 nats                      1 - cosine <= 0.01
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from compress.export.check import TOLERANCES, ExportCheckFailed, Kind, divergence, refusal
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
+from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+from compress.seq2seq import answers
 from compress.tasks import Task
 
 COSINE_TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
@@ -62,7 +64,7 @@ class EncoderAgreement:
 
 def compare_encoder(
     model: Any,
-    runtime: OnnxEncoder,
+    runtime: OnnxEncoder | OnnxSeq2Seq,
     windows: Tokens,
     kind: Kind,
     tolerance: float | None = None,
@@ -74,11 +76,11 @@ def compare_encoder(
         ExportCheckFailed: with the numbers.
     """
     task = runtime.task
-    limits = TOLERANCES if task == "masked" else COSINE_TOLERANCES
+    limits = COSINE_TOLERANCES if task == "embedding" else TOLERANCES
     texts = _texts(windows, runtime.mask_token)
-    expected = [_in_torch(model, text) for text in texts]
+    expected = [_in_torch(model, text, task) for text in texts]
     alone = [runtime.logits(text[None])[0] for text in texts]
-    padded = _as_one_batch(runtime, texts, padding)
+    padded = runtime.padded(texts, padding)
     result = EncoderAgreement(
         kind=kind,
         task=task,
@@ -106,20 +108,11 @@ def _texts(windows: Tokens, mask_token: int | None) -> list[Tokens]:
     return texts
 
 
-def _as_one_batch(runtime: OnnxEncoder, texts: list[Tokens], padding: int) -> Answers:
-    longest = max(len(text) for text in texts)
-    ids = np.full((len(texts), longest), padding, dtype=np.int32)
-    mask = np.zeros((len(texts), longest), dtype=np.int64)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)], mask[row, : len(text)] = text, 1
-    answers = runtime.masked(ids, mask)
-    return [answer[: len(text)] for answer, text in zip(answers, texts, strict=True)]
-
-
-def _in_torch(model: Any, text: Tokens) -> NDArray[np.float32]:
+def _in_torch(model: Any, text: Tokens, task: Task) -> NDArray[np.float32]:
     ids = torch.from_numpy(text.astype(np.int64))[None].to(model.device)
     with torch.inference_mode():
-        answer: NDArray[np.float32] = model(input_ids=ids)[0][0].float().cpu().numpy()
+        given = answers(model, ids) if task == "seq2seq" else model(input_ids=ids)[0]
+        answer: NDArray[np.float32] = given[0].float().cpu().numpy()
     return answer
 
 
@@ -130,7 +123,7 @@ def _largest_difference(expected: Answers, found: Answers) -> float:
 
 def _loss(task: Task, expected: Answers, found: Answers) -> float:
     """Mean KL per token, or mean of 1 - cosine of the texts' mean states."""
-    measure = divergence if task == "masked" else _cosine_distance
+    measure = _cosine_distance if task == "embedding" else divergence
     return float(np.mean([measure(a, b) for a, b in zip(expected, found, strict=True)]))
 
 
@@ -143,6 +136,6 @@ def _failure(result: EncoderAgreement) -> str:
     if result.kind == "float32":
         what = f"answers differ by {result.max_difference:.3g} (largest {result.largest:.3g})"
     else:
-        name = "KL" if result.task == "masked" else "1 - cosine"
+        name = "1 - cosine" if result.task == "embedding" else "KL"
         what = f"{name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
     return refusal(result.kind, result.tokens, what, result.tolerance)

@@ -6,6 +6,7 @@ memory. Offsets are multiples of 4096 bytes, which lets ONNX Runtime map the fil
 Limits: no subgraphs, no functions; opset 21 of ONNX and opset 1 of `com.microsoft`.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,19 @@ class GraphBuilder:
     """Collects a graph and writes it, with its weights beside it, into `folder`.
 
     A context manager: the external file is open inside it. `shared` remembers the values of weights that
-    more than one node reads, by any key the caller likes.
+    more than one node reads, by any key the caller likes. A graph that comes `after` another writes to that
+    one's external file, and shares its weights of the same names.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str = MODEL_FILE, after: "GraphBuilder | None" = None) -> None:
         self.shared: dict[Any, str] = {}
         self.weight_bytes = 0
-        self._folder = folder
-        self._data = (folder / DATA_FILE).open("wb")
+        self._graph = folder / file
+        self._data = (folder / DATA_FILE).open("wb" if after is None else "r+b")
+        self._data.seek(0, os.SEEK_END)
+        self._stored: dict[str, int] = (
+            {} if after is None else {**after._stored, **after._offsets}
+        )  # name -> offset
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -121,6 +127,10 @@ class GraphBuilder:
     def weight(self, name: str, array: Array) -> str:
         """A weight under its own name, in the external file unless it is tiny."""
         array = np.ascontiguousarray(array)
+        if name in self._stored:
+            self._offsets[name] = self._stored[name]
+            self._initializers.append(_external(name, array, self._stored[name]))
+            return name
         self.weight_bytes += array.nbytes
         if array.nbytes < _INLINE_BYTES:
             self._initializers.append(numpy_helper.from_array(array, name))
@@ -155,7 +165,7 @@ class GraphBuilder:
         return self.once(name, lambda full: self.op("Cast", self.weight(full, array), to=TensorProto.FLOAT))
 
     def save(self, name: str, metadata: dict[str, str]) -> None:
-        """Write `model.onnx`; the external file is complete afterwards."""
+        """Write the graph; the external file is complete afterwards."""
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers, value_info=self._sizes
         )
@@ -165,7 +175,7 @@ class GraphBuilder:
         )
         helper.set_model_props(model, metadata)
         self._data.close()
-        onnx.save(model, self._folder / MODEL_FILE)
+        onnx.save(model, self._graph)
 
 
 def _external(name: str, array: Array, offset: int) -> onnx.TensorProto:

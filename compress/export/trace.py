@@ -1,4 +1,4 @@
-"""The graph of an encoder with its matrices left out, traced by `torch.onnx.export`.
+"""The graph of an encoder or encoder-decoder with its matrices left out, traced by `torch.onnx.export`.
 
 Method. In a copy of the model every linear layer and the token table are replaced by a node of their own,
 `compress::Linear` or `compress::Embedding`, that knows only its layer's name: no weight of theirs, float or
@@ -15,7 +15,7 @@ Limits: what `torch.export` can follow; needs the extra `encoders`.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -26,14 +26,17 @@ from torch.overrides import TorchFunctionMode
 
 from compress.checkpoints import first_line, quiet_transformers
 from compress.errors import MissingExtra, UserError
-from compress.export.graph import MICROSOFT, OPSET
-from compress.formats import QuantizedEmbedding, QuantizedLinear
-from compress.formats.swap import embedding_scale
+from compress.export.graph import MICROSOFT, OPSET, Shape
+from compress.formats import QuantizedLinear
+from compress.formats.swap import embedding_scale, tables
 from compress.passes.base import is_linear
 
 DOMAIN = "compress"
 HOLDER = "model."  # what the tracer puts before the names of a model's own parameters
-_EXAMPLE = (2, 7)  # batch and length that are traced with; unlike any other size
+_EXAMPLE = {"batch": 2, "sequence": 7, "source": 5}  # sizes that are traced with; unlike any other size
+
+Inputs = Mapping[str, Shape]  # by name; sizes that change by theirs; int64, or float32 if the last is fixed
+Answer = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
 
 def require_tracer() -> None:
@@ -75,27 +78,34 @@ class _Embedding(nn.Module):
 
 
 class _Answer(nn.Module):
-    """A model called with named tensors in a fixed order; its first result."""
+    """A model called with named tensors in a fixed order."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, inputs: Iterable[str], answer: Answer) -> None:
         super().__init__()
-        self.model, self.inputs = model, tuple(inputs)
+        self.model, self.inputs, self.answer = model, tuple(inputs), answer
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.inputs, tensors, strict=True)), return_dict=False)[0]
+        return self.answer(self.model, dict(zip(self.inputs, tensors, strict=True)))
 
 
-def trace(model: Any, inputs: Sequence[str], output: str) -> Any:
-    """The graph (onnx.ModelProto) from int64 inputs (batch, sequence) to the model's first result.
+def _first(model: Any, given: Mapping[str, Tensor]) -> Any:
+    return model(**given, return_dict=False)[0]
+
+
+def trace(model: Any, inputs: Inputs, output: str, answer: Answer = _first) -> Any:
+    """The graph (onnx.ModelProto) from the inputs to `answer`, called with a model and tensors by name.
 
     Raises:
         MissingExtra: `onnxscript` is not installed.
         UserError: torch cannot trace this model.
     """
     require_tracer()
-    held = _Answer(without_matrices(model), inputs).eval()
-    example = tuple(torch.ones(_EXAMPLE, dtype=torch.int64) for _ in inputs)
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    held = _Answer(without_matrices(model), inputs, answer).eval()
+    example = tuple(_example(shape) for shape in inputs.values())
+    axes = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str)}
+        for shape in inputs.values()
+    )
     try:
         with _quiet(), torch.no_grad(), _FusedAttention():
             program = torch.onnx.export(
@@ -103,7 +113,7 @@ def trace(model: Any, inputs: Sequence[str], output: str) -> Any:
                 example,
                 input_names=list(inputs),
                 output_names=[output],
-                dynamic_shapes=(tuple(axes for _ in inputs),),
+                dynamic_shapes=(axes,),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -118,14 +128,19 @@ def trace(model: Any, inputs: Sequence[str], output: str) -> Any:
     return program.model_proto
 
 
+def _example(shape: Shape) -> Tensor:
+    sizes = [_EXAMPLE[size] if isinstance(size, str) else size for size in shape]
+    return torch.ones(sizes, dtype=torch.int64 if isinstance(shape[-1], str) else torch.float32)
+
+
 def without_matrices(model: nn.Module) -> nn.Module:
     """A copy in which every linear layer and the token table are nodes that know their names."""
-    table = model.get_input_embeddings()  # type: ignore[operator]
+    held = tables(model)
     stand_ins: dict[int, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
             stand_ins[id(module)] = _Linear(name, _outputs(module))
-        elif isinstance(module, QuantizedEmbedding) or module is table:
+        elif name in held:
             stand_ins[id(module)] = _Embedding(name, int(module.embedding_dim), embedding_scale(module))
     return copy.deepcopy(model, stand_ins)  # what is in the memo counts as copied
 

@@ -5,37 +5,43 @@ Nodes of ONNX are copied, after `simplify.py`. `compress::Linear` and `compress:
 graph; layers that read the same input share its rounding to 8 bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
 from compress.export.architecture import Linear
 from compress.export.embedding import embedding
-from compress.export.graph import GraphBuilder
+from compress.export.graph import GraphBuilder, Shape
 from compress.export.linear import Forms, linear
 from compress.export.simplify import attributes, simpler
 from compress.export.trace import DOMAIN, HOLDER
 
 
 def transcribe(
-    graph: GraphBuilder, traced: ModelProto, layers: Mapping[str, Linear], forms: Forms
+    graph: GraphBuilder,
+    traced: ModelProto,
+    layers: Mapping[str, Linear],
+    forms: Forms,
+    shapes: Mapping[str, Shape],
+    heads: Collection[str] = (),
 ) -> list[Linear]:
     """Write a traced graph into `graph`: its inputs, what of its constants is read, nodes, outputs.
 
-    `layers`: what the nodes of ours stand for, by module name; of a token table the rows are tokens. Returns
-    the linear layers among them that an output depends on.
+    `layers`: what the nodes of ours stand for, by module name; of a token table the rows are tokens.
+    `shapes`: of the inputs. `heads`: weights that another graph of the same file multiplies by. Returns the
+    linear layers among them that an output depends on.
     """
     nodes = simpler(traced)
     outputs = [value.name for value in traced.graph.output]
     read = {name for node in nodes for name in node.input}
     for value in traced.graph.input:
-        graph.input(value.name, value.type.tensor_type.elem_type, _shape(value, ("batch", "sequence")))
+        graph.input(value.name, value.type.tensor_type.elem_type, shapes[value.name])
     multiplied = {
         layers[attributes(node)["layer"].decode()].name
         for node in nodes
         if (node.domain, node.op_type) == (DOMAIN, "Linear")
-    }
+    }.union(heads)
     names: dict[str, str] = {}  # what is called otherwise here
     used: list[Linear] = []
     for tensor in traced.graph.initializer:

@@ -35,13 +35,27 @@ def quantize_embeddings(model: Any, format: IntegerFormat) -> list[str]:
     names = {id(module): name for name, module in model.named_modules()}
     changed = [names[id(embedding)]]
     table = QuantizedTensor.round(format, embedding.weight.detach())
+    others = {name: embedding_scale(module) for name, module in tables(model).items() if name != changed[0]}
     if head is not None:
         tied = head.weight is embedding.weight
         held = table if tied else QuantizedTensor.round(format, matrix(head))
         changed.append(names[id(head)])
         replace_module(model, changed[-1], QuantizedLinear(held, head.bias))
-    replace_module(model, changed[0], QuantizedEmbedding(table, embedding_scale(embedding)))
-    return changed
+    for name, scale in {changed[0]: embedding_scale(embedding), **others}.items():
+        replace_module(model, name, QuantizedEmbedding(table, scale))
+    return [*changed, *others]
+
+
+def tables(model: Any) -> dict[str, nn.Module]:
+    """The token embedding by its name, and those tied to it: an encoder-decoder has three."""
+    table = model.get_input_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedEmbedding)
+        or module is table
+        or (isinstance(module, nn.Embedding) and module.weight is table.weight)
+    }
 
 
 def embedding_names(model: Any) -> list[str]:
@@ -52,8 +66,11 @@ def embedding_names(model: Any) -> list[str]:
 
 
 def embedding_scale(embedding: nn.Module) -> float:
-    """The factor that some models' embeddings (Gemma's) apply to the rows they look up."""
-    return float(getattr(embedding, "scalar_embed_scale", 1.0))
+    """The factor that some models' embeddings (Gemma's, BART's) apply to the rows they look up."""
+    if isinstance(embedding, QuantizedEmbedding):
+        return embedding.scale
+    own = getattr(embedding, "embed_scale", 1.0)  # a number or, beside `scalar_embed_scale`, a tensor
+    return float(getattr(embedding, "scalar_embed_scale", own))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,6 +14,9 @@ A variant of a smaller vocabulary (vocabulary.py) is scored on the same text in 
 per predicted token of the base; KL and agreement are over the rows that both have, the base's distribution
 normalised over them, and absent where a token had to be written in pieces.
 
+An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
+from the first half and what comes before it in the second; bits_per_byte is left out.
+
 An encoder with a masked-LM head predicts tokens that are hidden from it: 15 % of each window's, drawn by
 the window's number and never the first or last (Devlin et al. 2018, all of them replaced by the mask
 token); the definitions above then hold over those. bits_per_byte is left out. A model that embeds is
@@ -48,7 +51,7 @@ import numpy.typing as npt
 
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
-from compress.tasks import Task
+from compress.tasks import Task, halves
 from compress.vocabulary import TranslatedWindows
 
 Logits = npt.NDArray[np.float32]
@@ -108,6 +111,8 @@ def question(
     """The question of a task about the window numbered `index`, [L]."""
     if task == "causal":
         return Question(window[:-1], slice(None), window[1:])
+    if task == "seq2seq":
+        return Question(window, slice(None), halves(window)[1])
     if task == "embedding":
         return Question(window, slice(None), window)
     if mask_token is None:

@@ -31,6 +31,7 @@ from compress.measure import latency, quality
 from compress.memory import peak_rss_bytes
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
+from compress.tasks import WRITERS
 from compress.vocabulary import TranslatedWindows
 
 Fields = dict[str, Any]
@@ -74,7 +75,7 @@ class Worker:
     def time_round(self, prompt: str, following: str, repetitions: int, warm_up: int) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
         after = np.load(following)
-        if self._loaded.task != "causal":
+        if self._loaded.task not in WRITERS:
             after = after[:, :0]  # an encoder reads whole texts and appends nothing
         samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
@@ -107,7 +108,7 @@ class Worker:
         None from an encoder, which continues nothing.
         """
         runtime = self._loaded
-        if runtime.task != "causal":
+        if runtime.task not in WRITERS:
             return {"tokens": None}
         limit = min(limit, runtime.context - len(tokens))
         return {"tokens": list(continue_tokens(runtime, tokens, Chooser(Sampling()), limit, stop))}

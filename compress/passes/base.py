@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compress.names import matches
+from compress.tasks import TASKS, Task
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.bundle import Bundle
@@ -62,6 +63,7 @@ class Pass(BaseModel):
     together: ClassVar[bool] = False  # all processes take part; else the main one alone
     in_base: ClassVar[bool] = True  # may be part of the base, which all variants are compared with
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
+    tasks: ClassVar[frozenset[Task]] = TASKS - {"seq2seq"}  # of the models that it takes
 
     def layers(self, model: nn.Module) -> list[str]:
         """Names of the modules this pass will change, from a model that may hold no data (meta device).
@@ -118,6 +120,15 @@ def linear_layers(
         and name.startswith(blocks)
         and any(matches(name, p) for p in select)
         and not any(matches(name, p) for p in skip)
+    ]
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the decoder or encoder blocks, an encoder-decoder's encoder first."""
+    return [
+        f"{prefix}{index}"
+        for prefix in block_lists(model)
+        for index, _ in enumerate(model.get_submodule(prefix[:-1]).children())
     ]
 
 

@@ -2,7 +2,8 @@
 
 Method. A decoder is described from its modules (export/families/) and written directly, without tracing:
 fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder (BERT and
-its relatives) is traced by torch with its matrices left out (export/trace.py); they are filled in afterwards.
+its relatives) or encoder-decoder (T5, BART: two graphs, export/seq2seq.py) is traced by torch with its
+matrices left out (export/trace.py); they are filled in afterwards.
 Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime must
 reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is an
 error, never a warning.
@@ -22,6 +23,7 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.passes.base import Context, Kind, Need, Pass
+from compress.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from compress.bundle import Bundle
@@ -35,6 +37,7 @@ class ExportOnnx(Pass):
     """Write `onnx/` and check it."""
 
     kind: ClassVar[Kind] = "export"
+    tasks: ClassVar[frozenset[Task]] = TASKS
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout", "calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
 
@@ -85,7 +88,7 @@ class ExportOnnx(Pass):
         else:
             require_tracer()
             if self.cache == "int8":
-                raise UserError(f"{self.name()}.cache: int8 is for decoders; an encoder keeps no cache")
+                raise UserError(f"{self.name()}.cache: int8 is for decoders; this graph keeps no cache")
         return linear_layers(model) + embedding_names(model)
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
@@ -135,13 +138,16 @@ class ExportOnnx(Pass):
         from compress.export.encoder_check import compare_encoder
         from compress.runtimes.onnx_encoder import OnnxEncoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
+        from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 
         windows = self._windows(context.data.heldout.tokens, self.check_tokens, facts)
         kind, threads = _kind(facts, forms), context.threads
         if facts["task"] == "causal":
             decoder = OnnxRuntime(folder, threads=threads)
             return compare(bundle.model, decoder, windows, kind, self.tolerance).notes()
-        encoder, padding = OnnxEncoder(folder, threads=threads), bundle.tokenizer.pad_token_id or 0
+        padding = bundle.tokenizer.pad_token_id or 0
+        opened = OnnxSeq2Seq if facts["task"] == "seq2seq" else OnnxEncoder
+        encoder = opened(folder, threads=threads)
         return compare_encoder(bundle.model, encoder, windows, kind, self.tolerance, padding).notes()
 
     @staticmethod

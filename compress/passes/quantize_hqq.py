@@ -16,13 +16,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
-from compress.calibration import decoder_blocks
 from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.passes.base import Context, Kind, Pass, block_names, linear_layers
 from compress.progress import track
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
+from compress.tasks import TASKS, Task
 
 _ROWS = 4096  # fitted at a time, so that scratch memory does not grow with the layer
 _ROUNDS = 2
@@ -34,6 +34,7 @@ class QuantizeHQQ(Pass):
     kind: ClassVar[Kind] = "quantize"
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: Format = Field(Int4(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
@@ -74,9 +75,8 @@ class QuantizeHQQ(Pass):
         result = bundle.clone()
         model, store = result.model, result.offload(context.workdir / "parts")
         names = linear_layers(model, self.select, self.skip)
-        prefix, blocks = decoder_blocks(model)
         with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
-            for block in [f"{prefix}.{index}" for index in range(len(blocks))]:
+            for block in block_names(model):
                 if store:
                     store.load(block)
                 for name in [name for name in names if name.startswith(f"{block}.")]:

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
-from compress.calibration import decoder_blocks
 from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
 from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.passes.base import Context, Kind, Pass, block_names, linear_layers
 from compress.progress import track
+from compress.tasks import TASKS, Task
 
 
 class QuantizeRound(Pass):
@@ -23,6 +23,7 @@ class QuantizeRound(Pass):
     kind: ClassVar[Kind] = "quantize"
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: Format = Field(Int8(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
@@ -45,9 +46,8 @@ class QuantizeRound(Pass):
         result = bundle.clone()
         model, store = result.model, result.offload(context.workdir / "parts")
         names = linear_layers(model, self.select, self.skip)
-        prefix, blocks = decoder_blocks(model)
         with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
-            for block in [f"{prefix}.{index}" for index in range(len(blocks))]:
+            for block in block_names(model):
                 if store:
                     store.load(block)
                 for name in [name for name in names if name.startswith(f"{block}.")]:

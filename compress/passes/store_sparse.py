@@ -21,12 +21,14 @@ from compress.bundle import Bundle, unique_state, weight_bytes
 from compress.errors import UserError
 from compress.passes.base import Context, Kind, Pass, linear_layers
 from compress.sparse_files import compact
+from compress.tasks import TASKS, Task
 
 
 class StoreSparse(Pass):
     """Save bitmasks and values in place of matrices with many zeros."""
 
     kind: ClassVar[Kind] = "store"
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="what float weights are rounded to, head and embeddings included"

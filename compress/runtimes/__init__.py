@@ -5,6 +5,7 @@ from typing import cast
 
 from compress.errors import UserError, nearest
 from compress.runtimes.base import PREFILL_CHUNK, Runtime, TextRuntime
+from compress.tasks import WRITERS
 
 RUNTIMES = ("torch", "onnxruntime")
 
@@ -30,9 +31,13 @@ def open_runtime(
     if runtime == "onnxruntime":
         from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
+        from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+        from compress.runtimes.onnx_session import DECODER
 
         if holds_encoder(path):
             return OnnxEncoder(path, threads, provider)
+        if any((folder / DECODER).is_file() for folder in (path, path / "onnx")):
+            return OnnxSeq2Seq(path, threads, provider)
         return OnnxRuntime(path, threads, prefill_chunk, provider)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
@@ -48,11 +53,12 @@ def open_text_runtime(
     runtime = open_runtime(
         path, detect_runtime(path), threads, prefill_chunk=prefill_chunk, provider=provider
     )
-    if runtime.task != "causal":
+    if runtime.task not in WRITERS:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
     return cast(TextRuntime, runtime)
 
 
 def detect_runtime(path: Path) -> str:
-    """`onnxruntime` for a folder that holds `model.onnx`, else `torch`."""
-    return "onnxruntime" if (path / "model.onnx").is_file() else "torch"
+    """`onnxruntime` for a folder that holds a graph of `export_onnx`, else `torch`."""
+    graphs = ("model.onnx", "decoder_model.onnx")
+    return "onnxruntime" if any((path / name).is_file() for name in graphs) else "torch"

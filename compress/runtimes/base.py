@@ -55,7 +55,7 @@ class Runtime(Protocol):
 
     @property
     def task(self) -> Task:
-        """What the model is for; only a causal one can `decode`."""
+        """What the model is for; only a `causal` or `seq2seq` one can `decode`."""
         ...
 
     @property
@@ -71,7 +71,8 @@ class Runtime(Protocol):
     def logits(self, tokens: Tokens) -> Logits:
         """Every position's logits: (batch, length) -> (batch, length, vocabulary), float32.
 
-        Of a model that embeds, every position's last hidden state: (batch, length, width).
+        Of a model that embeds, every position's last hidden state: (batch, length, width). Of an
+        encoder-decoder, the logits of the second half alone: (batch, length - length // 2, vocabulary).
         """
         ...
 

@@ -8,6 +8,7 @@ Imports neither torch nor transformers: their memory would be counted as this ru
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,15 @@ class OnnxEncoder:
             None, {name: value for name, value in given.items() if name in self._inputs}
         )[0]
         return answer
+
+    def padded(self, texts: Sequence[Tokens], padding: int) -> list[Logits]:
+        """`logits` of texts of any lengths, as one batch, padded on the right."""
+        longest = max(len(text) for text in texts)
+        ids = np.full((len(texts), longest), padding, dtype=np.int32)
+        mask = np.zeros((len(texts), longest), dtype=np.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)], mask[row, : len(text)] = text, 1
+        return [answer[: len(text)] for answer, text in zip(self.masked(ids, mask), texts, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
         """Read texts (batch, length): one forward pass."""

@@ -9,18 +9,19 @@ from compress.machine import adds_products_in_32_bits
 from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
-def graph_file(path: Path) -> Path:
-    """`model.onnx` in a folder, or in `onnx` inside it.
+def graph_file(path: Path, name: str = GRAPH) -> Path:
+    """A graph in a folder, or in `onnx` inside it.
 
     Raises:
         UserError: no such file.
     """
-    graph = next((p for p in (path / GRAPH, path / "onnx" / GRAPH) if p.is_file()), None)
+    graph = next((p for p in (path / name, path / "onnx" / name) if p.is_file()), None)
     if graph is None:
-        raise UserError(f"{path}: holds no {GRAPH}; export it first, with the pass export_onnx")
+        raise UserError(f"{path}: holds no {name}; export it first, with the pass export_onnx")
     return graph
 
 

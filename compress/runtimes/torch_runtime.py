@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from compress import seq2seq
 from compress.bundle import Bundle, parameter_counts, weight_bytes
 from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
 from compress.tasks import Task, longest_text, task_of
@@ -93,15 +94,23 @@ class TorchRuntime:
         return parameter_counts(self._model)
 
     def logits(self, tokens: Tokens) -> Logits:
-        """[batch, length] -> float32 [batch, length, V], or hidden states [batch, length, width]."""
+        """[batch, length] -> float32 [batch, length, V], or hidden states [batch, length, width].
+
+        Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V].
+        """
         with self._session():
             if self.task == "causal":
                 return _numpy(self._model(input_ids=self._ids(tokens), use_cache=False).logits)
+            if self.task == "seq2seq":
+                return _numpy(seq2seq.answers(self._model, self._ids(tokens)))
             return _numpy(self._model(input_ids=self._ids(tokens))[0])
 
     def prefill(self, tokens: Tokens) -> TorchState:
         """Read prompts [batch, length] into a fresh cache, in chunks."""
         with self._session():
+            if self.task == "seq2seq":
+                reading, first = seq2seq.read(self._model, self._ids(tokens))
+                return TorchState(reading, _numpy(first), tokens.shape[1])
             if self.task != "causal":
                 scores = self._model(input_ids=self._ids(tokens))[0]
                 return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
@@ -116,6 +125,9 @@ class TorchRuntime:
         if not isinstance(state, TorchState):
             raise TypeError(f"a state of the torch runtime is wanted, not {type(state).__name__}")
         with self._session():
+            if self.task == "seq2seq":
+                logits = seq2seq.proceed(self._model, state.cache, self._ids(tokens[:, None]))
+                return TorchState(state.cache, _numpy(logits), state.length + 1)
             out = self._call(tokens[:, None], state.cache, **_own_positions(state), **self._last_only)
         lengths = None if state.lengths is None else state.lengths + 1
         return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), state.length + 1, lengths)

@@ -1,0 +1,182 @@
+"""Encoder-decoders: asked as one half of a window by the other, rounded, exported as two graphs."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cli_helpers import invoke, refused, write_recipe, write_text
+from export_models import quantized, tokens
+from seq2seq_models import PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
+
+from compress import seq2seq
+from compress.bundle import Bundle
+from compress.calibration import walk
+from compress.errors import UserError
+from compress.export.artifact import write_artifact
+from compress.export.check import ExportCheckFailed
+from compress.export.encoder_check import compare_encoder
+from compress.export.linear import Forms
+from compress.formats import Int4, Int8
+from compress.formats.swap import quantize_embeddings, tables
+from compress.measure.quality import question, score
+from compress.records import Manifest
+from compress.runtimes import detect_runtime, open_runtime
+from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+
+KINDS = list(SEQ2SEQ)
+
+
+def in_torch(model, ids):
+    with torch.inference_mode():
+        return seq2seq.answers(model, torch.from_numpy(ids).long()).numpy()
+
+
+@pytest.mark.parametrize("name", KINDS)
+class TestInTorch:
+    def test_the_second_half_of_a_window_is_predicted_from_the_first(self, name):
+        model, windows = tiny_seq2seq(name).model, torch.from_numpy(tokens(2, 21)).long()
+        source, target = windows[:, :10], windows[:, 10:].clone()
+        with torch.inference_mode():
+            loss = model(input_ids=source, labels=target).loss
+            logits = seq2seq.answers(model, windows)
+        assert logits.shape == (2, 11, model.config.vocab_size)
+        own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+        assert own == pytest.approx(float(loss), rel=1e-5)
+        asked = [question(window, index, "seq2seq") for index, window in enumerate(windows.int().numpy())]
+        assert all(np.array_equal(a.targets, t) for a, t in zip(asked, target.numpy(), strict=True))
+        scores = score(lambda ids: in_torch(model, ids), windows.int().numpy(), task="seq2seq")
+        assert sum(scores.nats) / sum(scores.tokens) == pytest.approx(float(loss), rel=1e-5)
+
+    def test_all_tables_share_one_set_of_codes_when_it_is_saved_too(self, name, tmp_path):
+        bundle = tiny_seq2seq(name)
+        ids, before = tokens(2, 20), len(tables(bundle.model))
+        exact = in_torch(bundle.model, ids)
+        changed = quantize_embeddings(bundle.model, Int8())
+        assert len(changed) == before + 1 == 4
+        assert len({id(bundle.model.get_submodule(name).quantized) for name in changed}) == 1
+        found = in_torch(bundle.model, ids)
+        assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+        bundle.save(tmp_path / "out")
+        loaded = Bundle.load(tmp_path / "out").model
+        assert np.array_equal(in_torch(loaded, ids), found)
+        assert len({id(loaded.get_submodule(name).quantized) for name in changed}) == 1
+
+    def test_token_by_token_it_gives_the_same(self, name, tmp_path):
+        tiny_seq2seq(name).save(tmp_path / "out")
+        stepwise(open_runtime(tmp_path / "out", "torch", 1))
+
+    def test_what_calibrates_refuses_it(self, name):
+        model = tiny_seq2seq(name).model
+        with pytest.raises(UserError, match="an encoder-decoder cannot be calibrated"):
+            next(walk(model, torch.zeros(1, 8).long(), ["lm_head"]))
+
+
+def stepwise(runtime):
+    """Prefill and decode give what `logits` gives at once."""
+    ids = tokens(2, 16)
+    whole = runtime.logits(ids)
+    state = runtime.prefill(ids[:, :8])
+    for position in range(8):
+        assert np.abs(state.logits - whole[:, position]).max() < 1e-4 * np.abs(whole).max()
+        state = runtime.decode(state, ids[:, 8 + position])
+    assert state.length == 16
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory):
+    pytest.importorskip("onnxscript")
+    bundle = tiny_seq2seq(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    facts = write_artifact(bundle, folder, Forms("token"))
+    return bundle, folder, facts
+
+
+class TestExport:
+    def test_both_graphs_give_what_torch_gives_padded_or_not(self, exported):
+        bundle, folder, facts = exported
+        assert detect_runtime(folder) == "onnxruntime"
+        runtime = open_runtime(folder, "onnxruntime", 1)
+        assert isinstance(runtime, OnnxSeq2Seq)
+        stepwise(runtime)
+        found = compare_encoder(bundle.model, runtime, tokens(4, 30), "float32", padding=PADDING)
+        assert found.measure < 1e-4
+        assert set(facts["linear_forms"]) == {"float"}
+
+    def test_a_padded_source_is_not_read_past_its_end(self, exported):
+        _, folder, _ = exported
+        runtime = OnnxSeq2Seq(folder, 1)
+        texts = [tokens(1, 20)[0], tokens(1, 9, seed=5)[0]]
+        one, other = (runtime.padded(texts, padding)[1] for padding in (PADDING, 7))
+        assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
+
+    def test_the_table_lies_in_the_file_once(self, exported):
+        bundle, folder, facts = exported
+        parameters = sum(p.numel() for p in bundle.model.parameters())  # tied ones once
+        buffers = sum(b.numel() for b in bundle.model.buffers())
+        assert facts["weight_bytes"] <= 4 * (parameters + buffers)
+        assert (folder / "model.onnx.data").stat().st_size < 4 * parameters + 4096 * 200
+        for name in ("encoder_model.onnx", "decoder_model.onnx"):
+            onnx.checker.check_model(folder / name)
+
+    def test_a_decoder_of_other_weights_is_found_out(self, exported):
+        bundle, folder, _ = exported
+        other = tiny_seq2seq("t5" if bundle.model.config.model_type == "t5" else "bart", seed=1)
+        with pytest.raises(ExportCheckFailed, match="differ"):
+            compare_encoder(other.model, OnnxSeq2Seq(folder, 1), tokens(2, 20), "float32")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("format", "form", "kind"), [
+    (Int8(), "token", "activations"),
+    (Int8(), "blocks", "activations"),
+    (Int4(group=32), "blocks", "weights"),
+])  # fmt: skip
+def test_codes_are_exported_as_they_are(name, format, form, kind, tmp_path):
+    pytest.importorskip("onnxscript")
+    bundle = quantized(tiny_seq2seq(name), format)
+    write_artifact(bundle, tmp_path, Forms(form, accuracy_level=0 if kind == "weights" else 4))
+    found = compare_encoder(bundle.model, OnnxSeq2Seq(tmp_path, 1), tokens(4, 30), kind, padding=PADDING)
+    assert found.passed
+    assert found.tokens == sum(30 - i for i in range(4))
+
+
+def test_a_whole_run_with_its_report_and_a_text(tmp_path):
+    pytest.importorskip("onnxscript")
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    text = write_text(tmp_path / "text")
+    pieces = ByteLevelBPETokenizer()
+    pieces.train([str(p) for p in sorted(text.iterdir())], vocab_size=300, show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer)
+    checkpoint = write_seq2seq(tmp_path / "model", "t5", tokenizer)
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)},
+        variants={"int8": ["quantize_round", {"export_onnx": {"check_tokens": 128}}]},
+    )  # fmt: skip
+    outcome = invoke("run", recipe, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    found = {(r["variant"], r["runtime"]): r for r in map(json.loads, lines)}
+    assert set(found) == {("base", "torch"), ("int8", "torch"), ("int8", "onnxruntime")}
+    result = found["int8", "onnxruntime"]
+    facts = Manifest.read(tmp_path / "run" / "int8" / "onnx" / "manifest.json").onnx
+    assert facts["task"] == "seq2seq"
+    assert facts["check"]["passed"]
+    assert 0 < result["kl_to_base"] < 0.1
+    assert result["decode_tokens_per_second"] > 0
+    assert result["weight_bytes"] < 0.5 * found["base", "torch"]["weight_bytes"]
+    for folder in (tmp_path / "run" / "base", tmp_path / "run" / "int8" / "onnx"):
+        written = invoke("generate", folder, "-p", "the end of", "--tokens", 5)
+        assert written.code == 0, written.err
+    gptq = write_recipe(
+        tmp_path / "gptq.yaml",
+        text,
+        model={"checkpoint": str(checkpoint)},
+        variants={"four": ["quantize_gptq"]},
+    )
+    line = refused("run", gptq, "-o", tmp_path / "gptq")
+    assert "quantize_gptq: does not take an encoder-decoder (model_type 't5')" in line
+    assert "quantize_round" in line
