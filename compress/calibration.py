@@ -37,6 +37,7 @@ from compress.tasks import task_of
 from compress.training.forward import Precision
 
 _LARGE = 1 << 22  # elements
+_TOKENS = 2048  # per forward pass
 
 
 @dataclass
@@ -98,7 +99,7 @@ def walk(
     both_streams: bool = False,
     residual: bool = True,
     heldout: int = 0,
-    batch: int = 4,
+    batch: int | None = None,
     precision: Precision = "float32",
     store: BlockStore | None = None,
     what: str = "calibrating",
@@ -112,7 +113,7 @@ def walk(
         both_streams: also run the original activations.
         residual: and look at how far the stream has moved that a layer's output is added to.
         heldout: so many of the last windows are kept apart, for choices that must not see the others.
-        batch: windows per forward pass.
+        batch: windows per forward pass; None: about 2048 tokens, whose activations fit in caches.
         precision: `bfloat16` runs the blocks under autocast; statistics are float32 either way.
         store: loads each block before its visit and takes it back after; None: all are in memory.
         what: for the progress bar.
@@ -121,6 +122,7 @@ def walk(
     outside = [name for name in names if not name.startswith(prefix + ".")]
     if outside:
         raise UserError(f"'{outside[0]}' is not inside the blocks '{prefix}.*', so it cannot be calibrated")
+    batch = batch or max(1, _TOKENS // windows.shape[1])
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out

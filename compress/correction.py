@@ -32,7 +32,9 @@ class Correction(BaseModel):
     )
     heldout_windows: int = Field(4, ge=1, description="of the calibration windows, for `heldout`")
     damping: float = Field(0.01, gt=0, le=1, description="added to H, relative to its mean diagonal")
-    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+    batch: int | None = Field(
+        None, ge=1, le=1024, description="calibration windows per forward pass; null: about 2048 tokens"
+    )
 
     def kept_apart(self, windows: Tensor) -> int:
         """How many of the windows are only for choosing the share."""

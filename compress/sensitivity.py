@@ -133,7 +133,7 @@ def layer_losses(
     *,
     masks: Mapping[str, Tensor] | None = None,
     damping: float = 0.01,
-    batch: int = 4,
+    batch: int | None = None,
     precision: Precision = "float32",
 ) -> dict[str, list[float]]:
     """The loss that each layer alone causes in each format.

@@ -29,7 +29,9 @@ class PruneWanda(Pass, SparsityGoal):
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
 
-    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+    batch: int | None = Field(
+        None, ge=1, le=1024, description="calibration windows per forward pass; null: about 2048 tokens"
+    )
 
     def layers(self, model: nn.Module) -> list[str]:
         """The selected linear layers; raises UserError for one that the pattern does not fit."""

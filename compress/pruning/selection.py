@@ -40,7 +40,9 @@ class Refit(BaseModel):
     )
     residual: bool = Field(True, description="make good the drift of the residual stream, too")
     damping: float = Field(0.01, gt=0, le=1, description="added to H, relative to its mean diagonal")
-    batch: int = Field(4, ge=1, le=1024, description="calibration windows per forward pass")
+    batch: int | None = Field(
+        None, ge=1, le=1024, description="calibration windows per forward pass; null: about 2048 tokens"
+    )
 
 
 @dataclass

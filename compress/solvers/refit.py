@@ -165,15 +165,16 @@ def coordinate_descent(
             inner = around[:, start:stop]
             part = lost[start:stop].clone()  # (block, out), kept up to date inside the block
             changes = torch.empty_like(part)
-            for i in range(stop - start):
+            rows = zip(work[start:stop], part, changes, inner, strict=True)
+            for i, (value, falling, change, row) in enumerate(rows):
                 at = start + i
-                best = round_column(torch.add(work[at], part[i], alpha=inverse[at]), indices[at])
+                best = round_column(torch.add(value, falling, alpha=inverse[at]), indices[at])
                 if kept is not None:
                     best = best * kept[at]
-                torch.sub(best, work[at], out=changes[i])
-                work[at].copy_(best)
+                torch.sub(best, value, out=change)
+                value.copy_(best)
                 if at + 1 < stop:
-                    part[i + 1 :].addr_(inner[i, i + 1 :], changes[i], alpha=-1)
+                    part[i + 1 :].addr_(row[i + 1 :], change, alpha=-1)
             lost.addmm_(around.T, changes, alpha=-1)
     return Fit(_in_order(work, order), fit.scales, _in_order(lost, order))
 
