@@ -131,7 +131,7 @@ class Stream:
         """The block's input and what these layers add to it."""
         total = self.hidden[index]
         for layer in layers:
-            total = total + self._apply(layer, index).float()
+            total = total + self._apply(layer, index)
         return total
 
     def _apply(self, layer: str, index: int) -> Tensor:

@@ -34,7 +34,7 @@ class LayerSolver(Correction):
     """How one layer is solved: the fields that all sequential quantizers share."""
 
     refine: int = Field(
-        2, ge=0, le=20, description="rounds of refitted scales and coordinate descent after GPTQ"
+        1, ge=0, le=20, description="rounds of refitted scales and coordinate descent after GPTQ"
     )
 
 

@@ -48,7 +48,7 @@ def refined(weight, h, format=FORMAT, mask=None, rounds=2):
 def test_scales_are_the_least_squares_solution():
     weight, h = normal(ROWS, COLUMNS), hessian()
     values, grid, _ = start(weight, h)
-    scales = refit_scales(weight, Fit.of(weight, values, grid.scales, h), h, 32).scales
+    scales = refit_scales(Fit.of(weight, values, grid.scales, h), h, 32).scales
     root = torch.linalg.cholesky(h.double() + 1e-12 * torch.eye(COLUMNS)).T  # |root d|^2 = d H d
     group = torch.arange(COLUMNS) // 32
     for row in range(ROWS):
@@ -112,7 +112,7 @@ def test_the_error_never_rises(seed, width, sparsity):
     fit = Fit.of(weight, values, grid.scales, h)
     errors = [output_error(weight, values, h)]
     for _ in range(3):
-        fit = refit_scales(weight, fit, h, width, float16_exact)
+        fit = refit_scales(fit, h, width, float16_exact)
         errors.append(output_error(weight, fit.values, h))
         fit = coordinate_descent(fit, h, rounder(fit.scales), mask)
         errors.append(output_error(weight, fit.values, h))

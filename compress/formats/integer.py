@@ -105,7 +105,8 @@ class IntegerFormat(BaseModel):
         """What a solver needs to round one column at a time without knowing of bits."""
         # (groups, out): what one column needs is then contiguous
         scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.float()
-        return ColumnRounder(self.group_width(columns), scales, -zeros, self.levels - 1 - zeros)
+        ends = -zeros, self.levels - 1 - zeros
+        return ColumnRounder(self.group_width(columns), scales.unbind(), *(end.unbind() for end in ends))
 
     def _per_column(self, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
         width = self.group_width(columns)
@@ -210,12 +211,12 @@ class Int2(_FewBits):
 
 @dataclass(frozen=True)
 class ColumnRounder:
-    """Rounds one input column at a time; scales, and the range of whole steps, are (groups, out)."""
+    """Rounds one input column at a time; per group the scales, and the range of whole steps, (out,)."""
 
     width: int
-    scales: Tensor
-    lowest: Tensor
-    highest: Tensor
+    scales: tuple[Tensor, ...]
+    lowest: tuple[Tensor, ...]
+    highest: tuple[Tensor, ...]
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
         """The value on the grid nearest to `column` (out,), the column numbered `index`."""

@@ -82,7 +82,7 @@ class TextGenerator:
             UserError: an empty prompt, or one that fills the model's context; messages without a template.
         """
         ids = self.encode(prompt)
-        writing = Writing(self.tokenizer, ids, _strings(stop))
+        writing = self._writing(ids, stop)
         self.counts = Counts()
         return pieces(writing, self._tokens(ids, self._room(ids, tokens), Chooser(sampling or Sampling())))
 
@@ -106,7 +106,7 @@ class TextGenerator:
             raise UserError(f"batch: {batch} is not valid; it must be at least 1")
         sampling = sampling or Sampling()
         ids = [self.encode(prompt) for prompt in prompts]
-        writings = [Writing(self.tokenizer, i, _strings(stop)) for i in ids]
+        writings = [self._writing(i, stop) for i in ids]
         choosers = [Chooser(sampling, row) for row in range(len(ids))]
         self.counts = Counts()
         if self.draft is not None:
@@ -128,13 +128,15 @@ class TextGenerator:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt.
 
-        Text gets what the tokenizer puts before one (a beginning-of-text token), messages what their
-        template writes. Raises UserError as `stream`.
+        Text gets what the tokenizer puts before one (a beginning-of-text token) and, where an encoder reads
+        it, after it; messages what their template writes. Raises UserError as `stream`.
         """
         if isinstance(prompt, str):
             encoding = self.tokenizer.encode(prompt)
             ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
-            while added and added.pop():  # what the tokenizer puts after a text would end it
+            while (
+                self.runtime.task == "causal" and added and added.pop()
+            ):  # what the tokenizer puts after a text would end it
                 ids.pop()
             ids = ids or [i for i in encoding.ids if i not in self.ends]
         else:
@@ -147,6 +149,11 @@ class TextGenerator:
                 f"prompt: has {len(ids)} tokens, but the model takes at most {self.runtime.context}"
             )
         return ids
+
+    def _writing(self, ids: Sequence[int], stop: Sequence[str]) -> Writing:
+        """What is shown of a text: it goes on from its prompt, or answers one that an encoder read."""
+        before = ids if self.runtime.task == "causal" else []
+        return Writing(self.tokenizer, before, _strings(stop))
 
     def _room(self, ids: Sequence[int], tokens: int) -> int:
         if tokens < 1:

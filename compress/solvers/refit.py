@@ -85,13 +85,12 @@ def refine(
         return values, scales
     fit = Fit.of(target, values, scales, hessian)
     for _ in range(rounds):
-        fit = refit_scales(target, fit, hessian, width, exact)
+        fit = refit_scales(fit, hessian, width, exact)
         fit = coordinate_descent(fit, hessian, rounder(fit.scales), mask)
     return fit.values, fit.scales
 
 
 def refit_scales(
-    target: Tensor,
     fit: Fit,
     hessian: Tensor,
     width: int,
@@ -102,33 +101,28 @@ def refit_scales(
     A group whose codes are all at the zero-point keeps its scale.
 
     >>> w, codes, h = torch.tensor([[2.0, 4.0, 9.0]]), torch.tensor([[1.0, 2.0, 3.0]]), torch.eye(3)
-    >>> fit = refit_scales(w, Fit.of(w, codes, torch.ones(1, 2), h), h, width=2)
+    >>> fit = refit_scales(Fit.of(w, codes, torch.ones(1, 2), h), h, width=2)
     >>> fit.values.round(decimals=4).tolist(), fit.scales.round(decimals=4).tolist()
     ([[2.0, 4.0, 9.0]], [[2.0, 3.0]])
     """
     groups = fit.scales.shape[1]
     of_column = torch.arange(fit.values.shape[1], device=fit.values.device) // width
     h = hessian.float()
-    new = Fit(*(torch.empty_like(part) for part in (fit.values, fit.scales, fit.lost)))
+    new = Fit(torch.empty_like(fit.values), torch.empty_like(fit.scales), fit.lost.clone())
     together = max(1, _SLICE // groups**2)
-    for start in range(0, len(target), together):
+    for start in range(0, len(fit.values), together):
         rows = slice(start, start + together)
-        wanted, old, old_scales, lost = (
-            target[rows].float(),
-            fit.values[rows],
-            fit.scales[rows],
-            fit.lost[rows],
-        )
-        steps = old / old_scales[:, of_column]  # A, each row's nonzero entries
-        move = _solve(_normal(steps, h, width, groups), _by_group(steps * lost, width, groups))
-        fitted = exact(old_scales + move.float())
-        tried = steps.mul_(fitted[:, of_column])
-        left = wanted - tried
-        still_lost = left @ h
-        better = (still_lost * left).sum(1, keepdim=True) < (lost * (wanted - old)).sum(1, keepdim=True)
-        new.values[rows] = torch.where(better, tried, old)
-        new.scales[rows] = torch.where(better, fitted, old_scales)
-        new.lost[rows] = torch.where(better, still_lost, lost)
+        old, scales = fit.values[rows], fit.scales[rows]
+        steps = old / scales[:, of_column]  # A, each row's nonzero entries
+        normal, falling = _normal(steps, h, width, groups), _by_group(steps * fit.lost[rows], width, groups)
+        fitted = exact(scales + _solve(normal, falling).float())
+        move = (fitted - scales).double()
+        # E(s + m) - E(s) = m^T A^T H A m - 2 m^T A^T H (w - A s); a row that does not fall stays
+        rises = ((normal @ move[..., None])[..., 0] * move).sum(1) >= 2 * (falling * move).sum(1)
+        fitted[rises] = scales[rises]
+        values = torch.where(rises[:, None], old, steps.mul_(fitted[:, of_column]))
+        new.scales[rows], new.values[rows] = fitted, values
+        new.lost[rows] -= values.sub_(old) @ h
     return new
 
 
@@ -138,7 +132,7 @@ def coordinate_descent(
     round_column: RoundColumn,
     mask: Tensor | None = None,
     sweeps: int = 1,
-    block: int = 32,
+    block: int = 16,
 ) -> Fit:
     """Choose each column's codes again, given all others, on the grid of `round_column`; scales stay.
 
@@ -201,7 +195,7 @@ def _by_group(products: Tensor, width: int, groups: int) -> Tensor:
     """Sums over each group's columns: (rows, in) -> (rows, groups), float64."""
     padding = groups * width - products.shape[1]
     padded = torch.nn.functional.pad(products, (0, padding))
-    return padded.view(len(products), groups, width).sum(2, dtype=torch.float64)
+    return padded.view(len(products), groups, width).sum(2).double()
 
 
 def _solve(normal: Tensor, right: Tensor) -> Tensor:
