@@ -71,6 +71,11 @@ class TextGenerator:
             self.ends = sorted({*self.ends, found})
         self.counts = Counts()
 
+    @property
+    def continues(self) -> bool:
+        """Whether a text goes on from its prompt; that of an encoder-decoder answers it."""
+        return self.runtime.task == "causal"
+
     def stream(
         self, prompt: Prompt, tokens: int = TOKENS, sampling: Sampling | None = None, stop: Sequence[str] = ()
     ) -> Iterator[str]:
@@ -134,9 +139,8 @@ class TextGenerator:
         if isinstance(prompt, str):
             encoding = self.tokenizer.encode(prompt)
             ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
-            while (
-                self.runtime.task == "causal" and added and added.pop()
-            ):  # what the tokenizer puts after a text would end it
+            # what the tokenizer puts after a text would end it
+            while self.continues and added and added.pop():
                 ids.pop()
             ids = ids or [i for i in encoding.ids if i not in self.ends]
         else:
@@ -152,8 +156,7 @@ class TextGenerator:
 
     def _writing(self, ids: Sequence[int], stop: Sequence[str]) -> Writing:
         """What is shown of a text: it goes on from its prompt, or answers one that an encoder read."""
-        before = ids if self.runtime.task == "causal" else []
-        return Writing(self.tokenizer, before, _strings(stop))
+        return Writing(self.tokenizer, ids if self.continues else [], _strings(stop))
 
     def _room(self, ids: Sequence[int], tokens: int) -> int:
         if tokens < 1:

@@ -16,7 +16,7 @@ def print_texts(
     stop: Sequence[str],
     batch: int,
 ) -> None:
-    """Each prompt and its continuation, or a reply alone, to standard output; a blank line between texts.
+    """Each prompt and its continuation, or a reply or answer alone, to standard output; a blank line between texts.
 
     One text is printed as it comes, several when all are written.
     """
@@ -27,7 +27,8 @@ def print_texts(
         texts = [[text] for text in generator.generate(prompts, tokens, sampling, stop, batch)]
     # what can be refused has been, before anything is printed
     for number, (prompt, pieces) in enumerate(zip(prompts, texts, strict=True)):
-        print("\n" * (number > 0), prompt if isinstance(prompt, str) else "", sep="", end="", flush=True)
+        shown = prompt if isinstance(prompt, str) and generator.continues else ""
+        print("\n" * (number > 0), shown, sep="", end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
