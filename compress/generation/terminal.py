@@ -16,7 +16,7 @@ def print_texts(
     stop: Sequence[str],
     batch: int,
 ) -> None:
-    """Each prompt and its continuation, or a reply or answer alone, to standard output; a blank line between texts.
+    """Each prompt and its continuation, or a reply alone, to standard output; a blank line between texts.
 
     One text is printed as it comes, several when all are written.
     """
