@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
@@ -17,6 +18,7 @@ from compress.errors import UserError
 from compress.export.artifact import write_artifact
 from compress.export.check import ExportCheckFailed
 from compress.export.encoder_check import compare_encoder
+from compress.export.graph import GraphBuilder
 from compress.export.linear import Forms
 from compress.formats import Int4, Int8
 from compress.formats.swap import quantize_embeddings, tables
@@ -126,6 +128,23 @@ class TestExport:
         other = tiny_seq2seq("t5" if bundle.model.config.model_type == "t5" else "bart", seed=1)
         with pytest.raises(ExportCheckFailed, match="differ"):
             compare_encoder(other.model, OnnxSeq2Seq(folder, 1), tokens(2, 20), "float32")
+
+
+def test_two_graphs_share_weights_of_one_name_only_where_they_are_the_same(tmp_path):
+    table, first, second = (np.full((40, 40), value, dtype=np.float32) for value in (1, 2, 3))
+    arrays = []
+    before = None
+    for file, other in (("a.onnx", first), ("b.onnx", second)):
+        with GraphBuilder(tmp_path, file, after=before) as graph:
+            total = graph.op("Add", graph.weight("table", table), graph.weight("other", other))
+            graph.node("Identity", [total], ["y"])
+            graph.output("y", onnx.TensorProto.FLOAT, [40, 40])
+            graph.save("test", {})
+        arrays.append(onnxruntime.InferenceSession(tmp_path / file).run(None, {})[0])
+        before = graph
+    assert (arrays[0] == 3).all()
+    assert (arrays[1] == 4).all()
+    assert graph.weight_bytes == table.nbytes  # the table is there already
 
 
 @pytest.mark.parametrize("name", KINDS)

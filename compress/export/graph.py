@@ -35,7 +35,7 @@ class GraphBuilder:
 
     A context manager: the external file is open inside it. `shared` remembers the values of weights that
     more than one node reads, by any key the caller likes. A graph that comes `after` another writes to that
-    one's external file, and shares its weights of the same names.
+    one's external file, and shares its weights of the same names and bytes.
     """
 
     def __init__(self, folder: Path, file: str = MODEL_FILE, after: "GraphBuilder | None" = None) -> None:
@@ -127,7 +127,7 @@ class GraphBuilder:
     def weight(self, name: str, array: Array) -> str:
         """A weight under its own name, in the external file unless it is tiny."""
         array = np.ascontiguousarray(array)
-        if name in self._stored:
+        if name in self._stored and self._holds(self._stored[name], array):
             self._offsets[name] = self._stored[name]
             self._initializers.append(_external(name, array, self._stored[name]))
             return name
@@ -142,6 +142,13 @@ class GraphBuilder:
         self._offsets[name] = offset
         self._initializers.append(_external(name, array, offset))
         return name
+
+    def _holds(self, offset: int, array: Array) -> bool:
+        """Whether the file has these bytes there: a name may mean something else in another graph."""
+        self._data.seek(offset)
+        same = self._data.read(array.nbytes) == array.tobytes()
+        self._data.seek(0, os.SEEK_END)
+        return same
 
     def view(self, name: str, source: str, array: Array) -> str:
         """A weight that has the bytes of `source` in another shape: the file holds them once."""
