@@ -35,7 +35,8 @@ SHARED = {
 }
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
-    *("export", "architectures", "moments", "replay", "sequential", "sensitivity", "folding"),
+    *("export", "architectures", "moments", "replay", "attention", "sequential"),
+    *("sensitivity", "folding"),
     *("input_statistics", "artifact_bytes", "allocation", "correction", "sparsify", "subcloning"),
     "pruning",
 }
