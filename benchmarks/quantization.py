@@ -8,8 +8,8 @@ torch against the original's logits. A line goes to `results/quantization.jsonl`
 picture are drawn from that file alone. Nothing else should run on the machine: seconds are part of the
 result. With a Hugging Face directory in place of the GGUF, llama.cpp is left out.
 
-`results/quantization-avx2.jsonl` and `-vnni.jsonl` hold two lines each of one run, on a processor without AVX512
-and on one with bfloat16, for the ratio of their seconds.
+`results/quantization-avx2.jsonl` and `-vnni.jsonl` hold two lines each of one run, for the ratio of their
+seconds: on a processor without AVX512, and on one with bfloat16.
 """
 
 import shutil
