@@ -17,12 +17,11 @@ class Reading:
     past: Any = None
 
 
-def answers(model: Any, windows: Tensor, **more: Any) -> Tensor:
+def answers(model: Any, windows: Tensor) -> Tensor:
     """Logits (batch, targets, vocabulary) for the second halves of windows (batch, length)."""
     source, target = halves(windows)
-    return model(
-        input_ids=source, decoder_input_ids=shifted(target, start_token(model)), use_cache=False, **more
-    ).logits
+    text = shifted(target, start_token(model))
+    return model(input_ids=source, decoder_input_ids=text, use_cache=False).logits
 
 
 def read(model: Any, source: Tensor) -> tuple[Reading, Tensor]:
@@ -50,8 +49,5 @@ def shifted(targets: Tensor, start: int) -> Tensor:
 
 def start_token(model: Any) -> int:
     """What a decoder's text begins with."""
-    config = model.config
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        start = config.pad_token_id
-    return int(start or 0)
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return int((model.config.pad_token_id if start is None else start) or 0)

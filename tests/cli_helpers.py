@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -123,6 +124,12 @@ def write_recipe(path: Path, text: Path, **changes: Any) -> Path:
 def settings(*values: str) -> list[str]:
     """`--set` before each of them."""
     return [part for value in values for part in ("--set", value)]
+
+
+def results(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What a run measured, by variant and runtime."""
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    return {(line["variant"], line["runtime"]): line for line in lines}
 
 
 def tree(folder: Path) -> dict[str, int]:

@@ -140,6 +140,9 @@ def test_what_a_visit_changes_is_seen_by_all_later_ones(model):
             assert torch.allclose(hessian, now[name], rtol=1e-3, atol=1e-5), name
         if visit.block > 0:
             assert not torch.allclose(hessian, original[visit.names[0]], rtol=1e-2)
+            weight = torch.cat([matrix(model.get_submodule(name)) for name in visit.names])
+            aim = visit.covariance.aim(weight)
+            assert aim.norm() > 1e-2 * (weight @ visit.covariance.hessian).norm()
         with torch.no_grad():
             for name in visit.names:
                 model.get_submodule(name).weight.mul_(1.5)

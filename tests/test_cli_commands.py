@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cli_helpers import DATA, SHAPE, invoke, python, settings, write_recipe, write_text
+from cli_helpers import DATA, SHAPE, invoke, python, results, settings, write_recipe, write_text
 
 from compress.architectures import Architecture, create
 from compress.recipe import load_recipe, shipped
@@ -87,10 +87,9 @@ def test_a_pretrained_model_from_a_directory_runs_the_shipped_recipe(text, tmp_p
         ),
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
-    found = {(line["variant"], line["runtime"]): line for line in lines}
+    found = results(tmp_path / "run")
     assert set(found) == {(v, r) for v in ("base", "int8", "int4") for r in ("torch", "onnxruntime")}
-    assert all(abs(line["delta_nll"] or 0) < 0.05 for line in lines)
+    assert all(abs(line["delta_nll"] or 0) < 0.05 for line in found.values())
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["references"] == [], "nothing was trained here to compare a reference with"
     original, copied = (tmp_path / name / "model.safetensors" for name in ("model", "run/base"))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cli_helpers import DATA, SHAPE, built_once, invoke, settings, tree, write_text
+from cli_helpers import DATA, SHAPE, built_once, invoke, results, settings, tree, write_text
 
 from compress.bundle import Bundle, parameter_counts, weight_file_bytes
 
@@ -62,8 +62,7 @@ def run(place):
 
 @pytest.fixture
 def lines(run):
-    found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    return {(line["variant"], line["runtime"]): line for line in found}
+    return results(run)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """Encoders in ONNX Runtime give what torch gives: every family, every form, padded and not."""
 
-import json
 from functools import cache
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from cli_helpers import invoke, write_recipe, write_text
+from cli_helpers import invoke, results, write_recipe, write_text
 from encoder_models import CONTEXT, ENCODERS, tiny_encoder, write_encoder
 from export_models import quantized, tokens
 from hypothesis import given
@@ -236,8 +235,7 @@ def test_an_embedding_model_goes_through_a_whole_run(tmp_path):
     )  # fmt: skip
     outcome = invoke("run", recipe, "-o", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-    found = {(r["variant"], r["runtime"]): r for r in map(json.loads, lines)}
+    found = results(tmp_path / "run")
     assert set(found) == {("base", "torch"), ("int8", "torch"), ("int8", "onnxruntime")}
     result = found["int8", "onnxruntime"]
     facts = Manifest.read(tmp_path / "run" / "int8" / "onnx" / "manifest.json").onnx

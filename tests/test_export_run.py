@@ -1,11 +1,10 @@
 """All exports of one variant, from the command line: each in its folder, none counted as the artifact."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from cli_helpers import invoke, refused, write_recipe, write_text
+from cli_helpers import invoke, refused, results, write_recipe, write_text
 
 from compress.bundle import Bundle
 from compress.memory import EXPORTS, disk_bytes
@@ -54,8 +53,7 @@ def test_a_run_with_all_exports(tmp_path: Path) -> None:
     assert onnx["check"]["kl"] != onnx["kl_with_float32_cache"]
     assert max(onnx["check"]["kl"], onnx["kl_with_float32_cache"]) < 0.05
 
-    lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
-    found = {(line["variant"], line["runtime"]): line for line in lines}
+    found = results(tmp_path / "run")
     in_torch = {(name, "torch") for name in ("base", *variants)}
     assert set(found) == {*in_torch, ("int4", "onnxruntime")}
     own = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

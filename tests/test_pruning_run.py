@@ -1,13 +1,12 @@
 """Structured and vocabulary pruning from the command line: healed, quantized, exported, measured."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from cli_helpers import DATA, SHAPE, invoke, refused, write_recipe, write_text
+from cli_helpers import DATA, SHAPE, invoke, refused, results, write_recipe, write_text
 
 from compress.api import _trimmed
 from compress.bundle import Bundle, weight_file_bytes
@@ -38,8 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     outcome = invoke("run", recipe, "-o", folder / "run")
     assert outcome.code == 0, outcome.err
-    lines = (folder / "run" / "results.jsonl").read_text().splitlines()
-    return folder / "run", {(r["variant"], r["runtime"]): r for r in map(json.loads, lines)}
+    return folder / "run", results(folder / "run")
 
 
 def notes(folder: Path, step: str) -> dict[str, Any]:

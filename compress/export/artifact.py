@@ -63,10 +63,7 @@ def _write_decoder(
     settings = genai_config(bundle.model, bundle.tokenizer, decoder)
     (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
-        "linear_forms": _used_forms(_matrices(decoder), forms),
-        "accuracy_level": forms.accuracy_level,
-        "weight_bytes": weight_bytes,
-        "context": decoder.context,
+        **_facts(_matrices(decoder), forms, weight_bytes, decoder.context),
         "layers": len(decoder.blocks),
         "cache": "float32" if cache is None else "int8",
         "cache_bytes_per_token": _cache_bytes(decoder, 4 if cache is None else 1),
@@ -83,25 +80,14 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
         if task == "masked" and tokenizer.mask_token_id is not None:
             facts["mask_token"] = str(tokenizer.mask_token_id)
         graph.save(model.config.model_type, facts | _needs(forms))
-    return {
-        "linear_forms": _used_forms(used, forms),
-        "accuracy_level": forms.accuracy_level,
-        "weight_bytes": weight_bytes,
-        "context": longest,
-        "inputs": inputs,
-    }
+    return {**_facts(used, forms, weight_bytes, longest), "inputs": inputs}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     model, longest = bundle.model, longest_text(bundle.model)
     facts = {"task": "seq2seq", "context": str(longest), "start_token": str(start_token(model))}
     used, weight_bytes = write_seq2seq(folder, model, forms, facts | _needs(forms))
-    return {
-        "linear_forms": _used_forms(used, forms),
-        "accuracy_level": forms.accuracy_level,
-        "weight_bytes": weight_bytes,
-        "context": longest,
-    }
+    return _facts(used, forms, weight_bytes, longest)
 
 
 def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
@@ -132,9 +118,14 @@ def _needs(forms: Forms) -> dict[str, str]:
     return {} if forms.processor == "any" else {PROCESSOR: forms.processor}
 
 
-def _used_forms(layers: Iterable[Linear], forms: Forms) -> dict[str, int]:
-    """How many matrices take each form."""
-    return dict(Counter(form_of(layer.weight, forms) for layer in layers))
+def _facts(layers: Iterable[Linear], forms: Forms, weight_bytes: int, context: int) -> dict[str, Any]:
+    """What is noted of every graph; `linear_forms`: how many matrices take each form."""
+    return {
+        "linear_forms": dict(Counter(form_of(layer.weight, forms) for layer in layers)),
+        "accuracy_level": forms.accuracy_level,
+        "weight_bytes": weight_bytes,
+        "context": context,
+    }
 
 
 def _cache_bytes(decoder: Decoder, bytes_per_value: int) -> int:

@@ -53,10 +53,9 @@ def layers(model: Any) -> dict[str, Linear]:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
             found[name] = linear(first.setdefault(_identity(module), name), module)
-        elif isinstance(module, QuantizedEmbedding):
-            found[name] = Linear(first.setdefault(_identity(module), name), module.quantized, None)
         elif name in held:
-            weight: Tensor = module.weight.detach()
+            quantized = isinstance(module, QuantizedEmbedding)
+            weight = module.quantized if quantized else module.weight.detach()
             found[name] = Linear(first.setdefault(_identity(module), name), weight, None)
     return found
 

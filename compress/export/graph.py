@@ -44,9 +44,8 @@ class GraphBuilder:
         self._graph = folder / file
         self._data = (folder / DATA_FILE).open("wb" if after is None else "r+b")
         self._data.seek(0, os.SEEK_END)
-        self._stored: dict[str, int] = (
-            {} if after is None else {**after._stored, **after._offsets}
-        )  # name -> offset
+        # name -> offset, of the weights that are in the file already
+        self._stored: dict[str, int] = {} if after is None else {**after._stored, **after._offsets}
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []

@@ -36,8 +36,9 @@ def write_seq2seq(
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
     """
-    held, kind = layers(model), str(model.config.model_type)
-    heads = {layer.name for name, layer in held.items() if name not in tables(model)}
+    held, looked_up = layers(model), tables(model)
+    kind = str(model.config.model_type)
+    heads = {layer.name for name, layer in held.items() if name not in looked_up}
     reading: dict[str, Shape] = {"input_ids": _TEXT, "attention_mask": _TEXT}
     writing: dict[str, Shape] = {
         "input_ids": _TEXT,
@@ -45,9 +46,8 @@ def write_seq2seq(
         "encoder_hidden_states": ("batch", "source", int(model.config.hidden_size)),
     }
     with GraphBuilder(folder, ENCODER) as encoder:
-        used = transcribe(
-            encoder, trace(model, reading, "last_hidden_state", _encode), held, forms, reading, heads
-        )
+        traced = trace(model, reading, "last_hidden_state", _encode)
+        used = transcribe(encoder, traced, held, forms, reading, heads)
         encoder.save(kind, metadata)
     with GraphBuilder(folder, DECODER, after=encoder) as decoder:
         traced = trace(model, writing, "logits", _decode)

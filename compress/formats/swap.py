@@ -33,17 +33,17 @@ def quantize_embeddings(model: Any, format: IntegerFormat) -> list[str]:
     """Round the token embedding and the head to `format`; returns the names of what was changed."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    changed = [names[id(embedding)]]
+    found = tables(model)
+    changed = list(found)
     table = QuantizedTensor.round(format, embedding.weight.detach())
-    others = {name: embedding_scale(module) for name, module in tables(model).items() if name != changed[0]}
     if head is not None:
         tied = head.weight is embedding.weight
         held = table if tied else QuantizedTensor.round(format, matrix(head))
         changed.append(names[id(head)])
         replace_module(model, changed[-1], QuantizedLinear(held, head.bias))
-    for name, scale in {changed[0]: embedding_scale(embedding), **others}.items():
-        replace_module(model, name, QuantizedEmbedding(table, scale))
-    return [*changed, *others]
+    for name, module in found.items():
+        replace_module(model, name, QuantizedEmbedding(table, embedding_scale(module)))
+    return changed
 
 
 def tables(model: Any) -> dict[str, nn.Module]:

@@ -32,11 +32,11 @@ def open_runtime(
         from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
         from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
-        from compress.runtimes.onnx_session import DECODER
+        from compress.runtimes.onnx_session import DECODER, find_graph
 
         if holds_encoder(path):
             return OnnxEncoder(path, threads, provider)
-        if any((folder / DECODER).is_file() for folder in (path, path / "onnx")):
+        if find_graph(path, DECODER) is not None:
             return OnnxSeq2Seq(path, threads, provider)
         return OnnxRuntime(path, threads, prefill_chunk, provider)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")

@@ -5,7 +5,7 @@ torch: the peak memory that is reported for it would otherwise be torch's.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,17 @@ PREFILL_CHUNK = 512
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]  # tokens as a graph reads them
+
+
+def padded_rows(texts: Sequence[NDArray[np.integer[Any]]], padding: int) -> tuple[Ids, Ids]:
+    """Texts as rows (texts, longest), padded on the right, and their mask, 0 where they are."""
+    longest = max(len(text) for text in texts)
+    ids = np.full((len(texts), longest), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    return ids, mask
 
 
 class State(Protocol):

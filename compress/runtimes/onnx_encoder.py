@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compress.errors import UserError
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import GRAPH, graph_file, open_session
 from compress.tasks import Task
 
@@ -64,7 +63,7 @@ class OnnxEncoder:
         """Every position's logits, or last hidden states: (batch, length) -> (batch, length, width)."""
         return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64))
 
-    def masked(self, tokens: Tokens, mask: NDArray[np.int64]) -> Logits:
+    def masked(self, tokens: Tokens | Ids, mask: Ids) -> Logits:
         """The same for rows of which `mask` (batch, length) is 0 where they are padded.
 
         What is given for padded positions means nothing.
@@ -80,12 +79,8 @@ class OnnxEncoder:
 
     def padded(self, texts: Sequence[Tokens], padding: int) -> list[Logits]:
         """`logits` of texts of any lengths, as one batch, padded on the right."""
-        longest = max(len(text) for text in texts)
-        ids = np.full((len(texts), longest), padding, dtype=np.int32)
-        mask = np.zeros((len(texts), longest), dtype=np.int64)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)], mask[row, : len(text)] = text, 1
-        return [answer[: len(text)] for answer, text in zip(self.masked(ids, mask), texts, strict=True)]
+        answers = self.masked(*padded_rows(texts, padding))
+        return [answer[: len(text)] for answer, text in zip(answers, texts, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
         """Read texts (batch, length): one forward pass."""

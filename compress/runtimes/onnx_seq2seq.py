@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserError
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import DECODER, ENCODER, graph_file, open_session
 from compress.tasks import Task, halves
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,9 @@ class OnnxSeq2Seq:
 
     def padded(self, texts: Sequence[Tokens], padding: int) -> list[Logits]:
         """`logits` of texts of any lengths, their halves in one batch, padded on the right."""
-        parts = [halves(text.astype(np.int64)) for text in texts]
-        source, mask = _rows([source for source, _ in parts], padding)
-        target, _ = _rows([target for _, target in parts], padding)
-        answers = self._answers(source, mask, target)
-        return [answer[: len(target)] for answer, (_, target) in zip(answers, parts, strict=True)]
+        sources, targets = zip(*(halves(text) for text in texts), strict=True)
+        answers = self._answers(*padded_rows(sources, padding), padded_rows(targets, padding)[0])
+        return [answer[: len(target)] for answer, target in zip(answers, targets, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
         """Read sources (batch, length); the logits are those of the first token of the text."""
@@ -102,26 +98,17 @@ class OnnxSeq2Seq:
         return self._decode(self._encode(source, mask), mask, text)
 
     def _encode(self, source: Ids, mask: Ids) -> NDArray[np.float32]:
-        if source.shape[1] > self.context:
-            raise UserError(f"{source.shape[1]} tokens exceed the model's context of {self.context}")
-        states: NDArray[np.float32] = self._encoder.run(None, {"input_ids": source, "attention_mask": mask})[
-            0
-        ]
+        self._require_room(source)
+        given = {"input_ids": source, "attention_mask": mask}
+        states: NDArray[np.float32] = self._encoder.run(None, given)[0]
         return states
 
     def _decode(self, encoded: NDArray[np.float32], mask: Ids, text: Ids) -> Logits:
-        if text.shape[1] > self.context:
-            raise UserError(f"{text.shape[1]} tokens exceed the model's context of {self.context}")
+        self._require_room(text)
         given = {"input_ids": text, "encoder_attention_mask": mask, "encoder_hidden_states": encoded}
         logits: Logits = self._decoder.run(None, given)[0]
         return logits
 
-
-def _rows(parts: Sequence[Ids], padding: int) -> tuple[Ids, Ids]:
-    """Texts as rows, padded on the right, and their mask."""
-    longest = max(len(part) for part in parts)
-    ids = np.full((len(parts), longest), padding, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, part in enumerate(parts):
-        ids[row, : len(part)], mask[row, : len(part)] = part, 1
-    return ids, mask
+    def _require_room(self, ids: Ids) -> None:
+        if ids.shape[1] > self.context:
+            raise UserError(f"{ids.shape[1]} tokens exceed the model's context of {self.context}")

@@ -13,13 +13,18 @@ ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-d
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
+def find_graph(path: Path, name: str) -> Path | None:
+    """A graph in a folder, or in `onnx` inside it, if there is one."""
+    return next((p for p in (path / name, path / "onnx" / name) if p.is_file()), None)
+
+
 def graph_file(path: Path, name: str = GRAPH) -> Path:
     """A graph in a folder, or in `onnx` inside it.
 
     Raises:
         UserError: no such file.
     """
-    graph = next((p for p in (path / name, path / "onnx" / name) if p.is_file()), None)
+    graph = find_graph(path, name)
     if graph is None:
         raise UserError(f"{path}: holds no {name}; export it first, with the pass export_onnx")
     return graph
