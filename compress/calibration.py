@@ -29,6 +29,7 @@ from compress.attention import panel_attention
 from compress.blockplan import Plan, plan_of
 from compress.blocks import Arguments, replaced_forward
 from compress.errors import UserError
+from compress.float32 import fast_float32
 from compress.memory import returned_at_once, trim
 from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
@@ -132,6 +133,7 @@ def walk(
         progress = stack.enter_context(track(len(blocks), what, "blocks"))
         stack.enter_context(_evaluating(model))
         stack.enter_context(panel_attention(model, precision))
+        stack.enter_context(fast_float32())  # the caller's solvers too
         if frugal:
             stack.enter_context(returned_at_once())
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
@@ -152,6 +154,7 @@ def walk(
                 if precision == "bfloat16":
                     before = halved(before)
                 streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
+                del before  # the stream's alone, and let go when it is spent
             for stage in plans[key].stages:
                 visit = Visit(
                     index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
@@ -217,7 +220,7 @@ def block_inputs(
     def passing(index: int) -> Callable[..., Tensor]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if index == 0:
-                inputs.append(hidden_states.detach())
+                inputs.append(hidden_states.clone())  # written over later, whoever else holds it
             calls[index].append((args, kwargs))
             return hidden_states
 

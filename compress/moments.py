@@ -17,13 +17,13 @@ D and R are products with a small difference, so that even sums in bfloat16 lose
 error is relative to the difference.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from compress.float32 import rounded_factors
 from compress.solvers.asymmetric import wanted
 
 _PANEL = 192
@@ -96,28 +96,14 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     rows = x.float()
     n = rows.shape[1]
     result = rows.new_zeros(n, n) if total is None else total
-    with _bfloat16_factors(x.dtype == torch.bfloat16):
+    # no product on the CPU of bfloat16 factors has a float32 result; rounding them again changes nothing
+    with rounded_factors(allowed=x.dtype == torch.bfloat16):
         for start in range(0, n, _PANEL):
             stop = min(start + _PANEL, n)
             part = rows[:, start:stop].T @ rows[:, :stop]
             result[start:stop, :stop] += part
             result[:start, start:stop] += part[:, :start].T
     return result
-
-
-@contextmanager
-def _bfloat16_factors(exact: bool) -> Iterator[None]:
-    """Let the CPU multiply float32 matrices as bfloat16 and sum in float32, where that is exact.
-
-    torch has no product on the CPU of bfloat16 factors whose result is float32.
-    """
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16" if exact else before
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:

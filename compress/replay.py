@@ -37,7 +37,8 @@ class Stream:
         arguments: what else it is called with, per batch.
         precision: what it computes in.
         plan: of this block.
-        final: its layers will not change, so that none of their inputs need be kept.
+        final: its layers will not change, so that none of their inputs need be kept, and the block itself is
+            let go as soon as all that it gives is known.
     """
 
     block: nn.Module
@@ -72,6 +73,13 @@ class Stream:
                     yield x.flatten(0, -2)
         finally:
             handle.remove()
+            if self.final and self._complete():
+                self.block = nn.Module()  # its weights are in nobody's way while the last layers are solved
+
+    def _complete(self) -> bool:
+        """Whether the block's output is its input and what known layers add to it."""
+        added = self.plan.added
+        return bool(added) and all(len(self._known.get(name, {})) == len(self.hidden) for name in added)
 
     def _keep(self, stage: tuple[str, ...], index: int, x: Tensor) -> None:
         """Of a batch's input, what later stages need."""
@@ -92,7 +100,10 @@ class Stream:
 
     def residual(self, layer: str, index: int) -> Tensor:
         """The stream that this layer's output is added to, (rows, width), of one batch."""
-        return self._sum(self.plan.added[: self.plan.added.index(layer)], index).flatten(0, -2)
+        total = self.hidden[index]
+        for before in self.plan.added[: self.plan.added.index(layer)]:
+            total = total + self._apply(before, index)
+        return total.flatten(0, -2)
 
     def narrows(self, layer: str) -> bool:
         """Whether this layer ends a submodule and has fewer outputs than inputs."""
@@ -111,28 +122,23 @@ class Stream:
             return self.block.get_submodule(layer).forward(x).float()  # past any hook of ours
 
     def outputs(self) -> list[Tensor]:
-        """What the block gives, per batch: put in the place of its inputs, to save their memory."""
-        complete = bool(self.plan.added) and all(name in self._known for name in self.plan.added)
-        with self._skipping() as at:
+        """What the block gives, per batch: in the memory of its inputs, which are gone."""
+        complete = self._complete()
+        once = _weights_rebuilt_once(self.block, self.precision)
+        with once if complete else self._skipping() as at:
             for index, hidden in enumerate(self.hidden):
-                at(index)
-                if complete:
-                    self.hidden[index] = self._sum(self.plan.added, index)
+                if at is None:
+                    for layer in self.plan.added:
+                        hidden += self._apply(layer, index)
                 else:
-                    self.hidden[index] = call(self.block, hidden, self.arguments[index], self.precision)
+                    at(index)
+                    hidden.copy_(call(self.block, hidden, self.arguments[index], self.precision))
                 for kept in (*self._known.values(), *self._fed.values()):
                     kept.pop(index, None)
         self._known.clear()
         self._applied.clear()
         self._fed.clear()
         return self.hidden
-
-    def _sum(self, layers: tuple[str, ...], index: int) -> Tensor:
-        """The block's input and what these layers add to it."""
-        total = self.hidden[index]
-        for layer in layers:
-            total = total + self._apply(layer, index)
-        return total
 
     def _apply(self, layer: str, index: int) -> Tensor:
         """The output of a layer that will not change any more."""
@@ -172,21 +178,27 @@ def _unchanged(x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 @contextmanager
 def _weights_rebuilt_once(block: nn.Module, precision: Precision) -> Iterator[None]:
-    """Layers that rebuild or convert their weight at every call do it once for all batches here."""
+    """Layers that rebuild or convert their weight at every call do it once, at the first, for all batches."""
     with ExitStack() as stack:
         for module in block.modules():
             coded = isinstance(module, QuantizedLinear) and module.activations is None
             if coded or (type(module) is nn.Linear and precision == "bfloat16"):
-                weight: Tensor = module.weight  # type: ignore[assignment]
-                bias: Tensor | None = module.bias  # type: ignore[assignment]
-                if precision == "bfloat16":
-                    weight = weight.to(torch.bfloat16)
-
-                def forward(x: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
-                    return nn.functional.linear(x, weight, bias)
-
-                stack.enter_context(replaced_forward(module, forward))
+                stack.enter_context(replaced_forward(module, _remembering(module, precision)))
         yield
+
+
+def _remembering(module: nn.Module, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """The forward of a linear layer that looks at its weight once."""
+    kept: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        if not kept:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            kept.append(weight.to(torch.bfloat16) if precision == "bfloat16" else weight)
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        return nn.functional.linear(x, kept[0], bias)
+
+    return forward
 
 
 def halved(block: nn.Module) -> nn.Module:

@@ -26,8 +26,8 @@ from compress.solvers.gptq import Factor, gptq, output_error
 from compress.solvers.refit import refine
 from compress.training.forward import Precision
 
-# Elements of the rows that are solved together: 16 MB each copy.
-_SLICE = 1 << 22
+# Elements of the rows that are solved together: 8 MB each copy.
+_SLICE = 1 << 21
 
 
 class LayerSolver(Correction):

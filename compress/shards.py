@@ -115,8 +115,7 @@ class Offload:
         module.load_state_dict(
             {key: found[stored] for key, stored in wanted.items()}, strict=False, assign=True
         )
-        if any(len(self._names[stored]) > 1 for stored in wanted.values()):
-            self.model.tie_weights()
+        self._tie(name)
 
     def release(self, name: str) -> None:
         """Write what the module has become into a file, and free its memory."""
@@ -131,7 +130,7 @@ class Offload:
             raise UserError(f"{path}: cannot be written ({error}); free some space and run again") from None
         self.parts.append(path)
         self._released.append(name)
-        module.to("meta")
+        self._empty(name)
 
     def load_rest(self) -> None:
         """Read what belongs to no module that was released: embedding, head, the last norm."""
@@ -150,13 +149,24 @@ class Offload:
             yield
         finally:
             for name in names:
-                self.model.get_submodule(name).to("meta")
+                self._empty(name)
 
     def __post_init__(self) -> None:
         groups: dict[int, list[str]] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             groups.setdefault(id(parameter), []).append(name)
         self._names = {name: names for names in groups.values() for name in names}
+
+    def _empty(self, name: str) -> None:
+        """Free the memory of the module `name`, which whatever is tied to it would hold on to."""
+        self.model.get_submodule(name).to("meta")
+        self._tie(name)
+
+    def _tie(self, name: str) -> None:
+        """Where parameters of the module `name` are those of others, make them so again."""
+        own = self.model.get_submodule(name).named_parameters(prefix=name)
+        if any(len(self._names.get(key, ())) > 1 for key, _ in own):
+            self.model.tie_weights()
 
     def _stored(self, name: str) -> str:
         """The name under which the files hold a tensor: its own, or that of one it is tied to."""

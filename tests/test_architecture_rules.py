@@ -35,7 +35,7 @@ SHARED = {
 }
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
-    *("export", "architectures", "moments", "replay", "attention", "sequential"),
+    *("export", "architectures", "moments", "replay", "attention", "float32", "sequential"),
     *("sensitivity", "folding"),
     *("input_statistics", "artifact_bytes", "allocation", "correction", "sparsify", "subcloning"),
     "pruning",

@@ -1,5 +1,6 @@
 """The walk: its statistics are those of a plain forward pass, and what changes on the way is seen."""
 
+import gc
 import itertools
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_what_a_visit_changes_is_seen_by_all_later_ones(model):
         with torch.no_grad():
             for name in visit.names:
                 model.get_submodule(name).weight.mul_(1.5)
+
+
+def test_the_original_of_a_block_is_gone_while_the_last_layers_are_solved(model):
+    """Its memory is a block's, and the last layer of a block has the largest statistics."""
+    kind = type(next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0])
+    copies: dict[int, list[int]] = {}
+    for visit in walk(model, WINDOWS, linear_layers(model), both_streams=True):
+        gc.collect()
+        living = sum(type(thing) is kind for thing in gc.get_objects())
+        copies.setdefault(visit.block, []).append(living)
+    assert all(found[0] - found[-1] == 1 for found in copies.values())
 
 
 @pytest.mark.parametrize("residual", [True, False])

@@ -101,3 +101,15 @@ def test_a_tensor_that_is_in_no_file_is_named(tmp_path):
     assert "a" in reader
     with pytest.raises(UserError, match="no tensor 'b'"):
         reader.read(["a", "b"])
+
+
+def test_a_tied_table_leaves_memory_with_the_module_that_read_it(bundle, tmp_path):
+    bundle.save(tmp_path / "float")
+    clone = Bundle.load(tmp_path / "float", stream=True).clone()
+    store = clone.offload(tmp_path / "parts")
+    model = clone.model
+    with store.loaded(["model.embed_tokens"]):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert not model.lm_head.weight.is_meta
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.is_meta

@@ -86,8 +86,13 @@ class IntegerFormat(BaseModel):
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
         """Round to the nearest code: (out, in) -> uint8 (out, in)."""
-        scales, zeros = self._per_column(grid, weight.shape[1])
-        return _round(weight.float(), scales, zeros, self.levels).to(torch.uint8)
+        codes = torch.empty_like(weight, dtype=torch.uint8)
+        together = max(1, _FIT_SLICE // weight.shape[1])
+        for start in range(0, len(weight), together):
+            rows = slice(start, start + together)
+            scales, zeros = self._per_column(Grid(grid.scales[rows], grid.zeros[rows]), weight.shape[1])
+            codes[rows] = _round(weight[rows].float(), scales, zeros, self.levels)
+        return codes
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""

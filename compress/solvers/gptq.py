@@ -24,6 +24,7 @@ from compress.errors import UserError
 
 _TRIES = 4
 _PANEL = 256
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Factor:
 
     def divide(self, rows: Tensor) -> Tensor:
         """rows (n, in) times the damped H^-1, float32 (n, in)."""
-        permuted = rows.float()[:, self.order]
-        result = torch.empty_like(permuted)
-        result[:, self.order] = (permuted @ self.upper.T) @ self.upper
+        result = torch.empty_like(rows, dtype=torch.float32)
+        for part, divided in zip(rows.split(_ROWS), result.split(_ROWS), strict=True):
+            divided[:, self.order] = (part.float()[:, self.order] @ self.upper.T) @ self.upper
         return result
 
 
@@ -186,8 +187,11 @@ def gptq(
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """Relative squared error of the layer's output: tr(D H D^T) / tr(W H W^T), D = W - W^."""
-    difference = weight.float() - rounded.float()
     h = hessian.float()
-    lost = ((difference @ h) * difference).sum()
-    whole = ((weight.float() @ h) * weight.float()).sum()
-    return float(lost / whole.clamp(min=1e-30))
+    lost = whole = 0.0
+    for before, after in zip(weight.split(_ROWS), rounded.split(_ROWS), strict=True):
+        old = before.float()
+        difference = old - after
+        lost += float(((difference @ h) * difference).sum())
+        whole += float(((old @ h) * old).sum())
+    return lost / max(whole, 1e-30)
