@@ -159,6 +159,8 @@ def walk(
                 visit = Visit(
                     index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
                 )
+                if original is not None and stage == plans[key].stages[-1]:
+                    streams[1].let_go()  # nobody asks for its layers while the last ones are solved
                 if store is not None:
                     trim()  # the forward passes leave holes
                 yield visit
@@ -202,9 +204,12 @@ def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Gene
                 moved = original.residual(alone, index) - compressed.residual(alone, index)
             if narrows:
                 lost = original.output(alone, index) - original.through(alone, changed)
-                yield Rows(changed, wanted=lost if moved is None else moved.add_(lost))
+                rows = Rows(changed, wanted=lost if moved is None else moved.add_(lost))
             else:
-                yield Rows(changed, x, moved)
+                rows = Rows(changed, x, moved)
+            if stage == original.plan.stages[-1]:
+                original.settle(index)
+            yield rows
 
 
 def block_inputs(

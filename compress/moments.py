@@ -84,13 +84,13 @@ def covariance(batches: Iterable[Rows]) -> Covariance:
         if rows.wanted is not None:
             whole = product(rows.wanted, x, whole)
     assert hessian is not None, "no batches"
-    return Covariance(count, hessian, drift, residual, whole)
+    return Covariance(count, mirrored(hessian), drift, residual, whole)
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
-    """x^T x in float32, (rows, n) -> (n, n); added to `total`, in its memory, if there is one.
+    """x^T x in float32, (rows, n) -> (n, n), only what `mirrored` needs: on and below the diagonal.
 
-    Panel by panel, only what lies below the diagonal. (BLAS has a product for this, which numpy calls and
+    Added to `total`, in its memory, if there is one. (BLAS has a product for this, which numpy calls and
     torch does not; but numpy's threads and torch's, each waiting busily for work, hold up one another.)
     """
     rows = x.float()
@@ -99,11 +99,17 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     # no product on the CPU of bfloat16 factors has a float32 result; rounding them again changes nothing
     with rounded_factors(allowed=x.dtype == torch.bfloat16):
         for start in range(0, n, _PANEL):
-            stop = min(start + _PANEL, n)
-            part = rows[:, start:stop].T @ rows[:, :stop]
-            result[start:stop, :stop] += part
-            result[:start, start:stop] += part[:, :start].T
+            panel = slice(start, start + _PANEL)
+            result[panel, : panel.stop].addmm_(rows[:, panel].T, rows[:, : panel.stop])
     return result
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """What `gram` summed (n, n), with the part above the diagonal filled in, in place."""
+    for start in range(_PANEL, len(lower), _PANEL):
+        panel = slice(start, start + _PANEL)
+        lower[:start, panel] = lower[panel, :start].T
+    return lower
 
 
 def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:

@@ -37,8 +37,7 @@ class Stream:
         arguments: what else it is called with, per batch.
         precision: what it computes in.
         plan: of this block.
-        final: its layers will not change, so that none of their inputs need be kept, and the block itself is
-            let go as soon as all that it gives is known.
+        final: its layers will not change, so that none of their inputs need be kept.
     """
 
     block: nn.Module
@@ -50,6 +49,7 @@ class Stream:
     # of layers that end a submodule: their inputs, and in place of those, once asked for, their outputs
     _known: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     _applied: set[tuple[str, int]] = field(default_factory=set)
+    _settled: set[int] = field(default_factory=set)
     _fed: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # outputs of feeders
 
     def inputs(self, stage: tuple[str, ...]) -> Generator[Tensor, None, None]:
@@ -73,13 +73,6 @@ class Stream:
                     yield x.flatten(0, -2)
         finally:
             handle.remove()
-            if self.final and self._complete():
-                self.block = nn.Module()  # its weights are in nobody's way while the last layers are solved
-
-    def _complete(self) -> bool:
-        """Whether the block's output is its input and what known layers add to it."""
-        added = self.plan.added
-        return bool(added) and all(len(self._known.get(name, {})) == len(self.hidden) for name in added)
 
     def _keep(self, stage: tuple[str, ...], index: int, x: Tensor) -> None:
         """Of a batch's input, what later stages need."""
@@ -121,23 +114,35 @@ class Stream:
         with autocast(x.device, self.precision):
             return self.block.get_submodule(layer).forward(x).float()  # past any hook of ours
 
+    def settle(self, index: int) -> None:
+        """Put what the block gives for one batch in the memory of its input, if all that is added is known."""
+        added = self.plan.added
+        if index in self._settled or not added or any(index not in self._known.get(n, {}) for n in added):
+            return
+        for layer in added:
+            self.hidden[index] += self._apply(layer, index)
+        for kept in (*self._known.values(), *self._fed.values()):
+            kept.pop(index, None)
+        self._settled.add(index)
+
+    def let_go(self) -> None:
+        """Free the block's weights if every batch is settled."""
+        if len(self._settled) == len(self.hidden):
+            self.block = nn.Module()
+
     def outputs(self) -> list[Tensor]:
         """What the block gives, per batch: in the memory of its inputs, which are gone."""
-        complete = self._complete()
-        once = _weights_rebuilt_once(self.block, self.precision)
-        with once if complete else self._skipping() as at:
-            for index, hidden in enumerate(self.hidden):
-                if at is None:
-                    for layer in self.plan.added:
-                        hidden += self._apply(layer, index)
-                else:
-                    at(index)
-                    hidden.copy_(call(self.block, hidden, self.arguments[index], self.precision))
-                for kept in (*self._known.values(), *self._fed.values()):
-                    kept.pop(index, None)
-        self._known.clear()
-        self._applied.clear()
-        self._fed.clear()
+        with _weights_rebuilt_once(self.block, self.precision):
+            for index in range(len(self.hidden)):
+                self.settle(index)
+        if len(self._settled) < len(self.hidden):
+            with self._skipping() as at:
+                for index, hidden in enumerate(self.hidden):
+                    if index not in self._settled:
+                        at(index)
+                        hidden.copy_(call(self.block, hidden, self.arguments[index], self.precision))
+        for memory in (self._known, self._applied, self._fed, self._settled):
+            memory.clear()
         return self.hidden
 
     def _apply(self, layer: str, index: int) -> Tensor:
