@@ -115,7 +115,7 @@ class Stream:
             return self.block.get_submodule(layer).forward(x).float()  # past any hook of ours
 
     def settle(self, index: int) -> None:
-        """Put what the block gives for one batch in the memory of its input, if all that is added is known."""
+        """Put what the block gives for one batch in the memory of its input, if all it adds is known."""
         added = self.plan.added
         if index in self._settled or not added or any(index not in self._known.get(n, {}) for n in added):
             return

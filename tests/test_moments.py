@@ -40,7 +40,7 @@ def test_a_gram_of_bfloat16_rows_is_as_exact_as_of_float32():
     x = normal(500, 300).bfloat16()
     exact = x.double().T @ x.double()
     setting = torch.backends.mkldnn.matmul.fp32_precision
-    assert (mirrored(gram(x)) - exact).norm() < 1e-6 * exact.norm()  # rounded once to bfloat16 it would be 1e-3
+    assert (mirrored(gram(x)) - exact).norm() < 1e-6 * exact.norm()  # once rounded: 1e-3
     assert torch.backends.mkldnn.matmul.fp32_precision == setting  # others' products are as before
     y = normal(500, 300)
     assert (mirrored(gram(y)) - y.double().T @ y.double()).norm() < 1e-6 * exact.norm()

@@ -168,15 +168,15 @@ def gptq(
         part = work[start:stop]  # (block, out), in place: first what is to be rounded, then the values
         errors = torch.empty_like(part)
         u = upper[start:stop, start:stop]
-        scaled = 1.0 / u.diagonal()
-        for i in range(stop - start):
-            rounded = round_column(part[i], indices[start + i])
+        scaled = (1.0 / u.diagonal()).tolist()
+        for i, (value, error, row) in enumerate(zip(part, errors, u, strict=True)):
+            rounded = round_column(value, indices[start + i])
             if kept is not None:
                 rounded = rounded * kept[start + i]
-            torch.mul(part[i] - rounded, scaled[i], out=errors[i])
-            part[i] = rounded
+            torch.sub(value, rounded, out=error).mul_(scaled[i])
+            value.copy_(rounded)
             if i + 1 < stop - start:
-                part[i + 1 :].addr_(u[i, i + 1 :], errors[i], alpha=-1)
+                part[i + 1 :].addr_(row[i + 1 :], error, alpha=-1)
         if stop < columns:
             work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     values = torch.empty_like(work)
