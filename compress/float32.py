@@ -1,9 +1,9 @@
 """Products of float32 matrices on a CPU, as exact as ever, and faster where that can be had.
 
-torch multiplies float32 through MKL, which takes half of its time's worth from processors that are not
-Intel's: 220 G operations a second where oneDNN, which torch carries too, does 500 (two threads of an AMD
-EPYC with AVX512). torch goes to oneDNN once it may round factors to bfloat16; oneDNN rounds only where tiles
-for that exist (AMX), and computes in float32 elsewhere. Whether it does is found out by multiplying.
+torch multiplies float32 through MKL, which reaches half of what processors other than Intel's can do: 220 G
+operations a second where oneDNN, which torch carries too, does 500 (two threads of an AMD EPYC with AVX512).
+torch goes to oneDNN once it may round factors to bfloat16; oneDNN rounds only where there are tiles for that
+(AMX), and computes in float32 elsewhere. Whether it does is found out by multiplying.
 """
 
 import functools
