@@ -133,9 +133,8 @@ def walk(
         progress = stack.enter_context(track(len(blocks), what, "blocks"))
         stack.enter_context(_evaluating(model))
         stack.enter_context(panel_attention(model, precision))
-        stack.enter_context(fast_float32())  # the caller's solvers too
-        if frugal:
-            stack.enter_context(returned_at_once())
+        # the faster library packs a copy of a factor, which a wide layer's statistics have no room for
+        stack.enter_context(returned_at_once() if frugal else fast_float32())  # the caller's solvers too
         with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
             compressed, arguments = block_inputs(model, blocks, batches)
         original = [x.clone() for x in compressed] if both_streams else None
