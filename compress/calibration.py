@@ -158,8 +158,8 @@ def walk(
                 visit = Visit(
                     index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
                 )
-                if original is not None and stage == plans[key].stages[-1]:
-                    streams[1].let_go()  # nobody asks for its layers while the last ones are solved
+                if original is not None:
+                    streams[1].let_go()  # once all is settled; the last layers are solved without it
                 if store is not None:
                     trim()  # the forward passes leave holes
                 yield visit
