@@ -1,5 +1,7 @@
 """Encoder-decoders: asked as one half of a window by the other, rounded, exported as two graphs."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,7 +9,7 @@ import pytest
 import torch
 from cli_helpers import invoke, refused, results, write_recipe, write_text
 from export_models import quantized, tokens
-from seq2seq_models import PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
+from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
 from compress import seq2seq
 from compress.bundle import Bundle
@@ -20,7 +22,7 @@ from compress.export.graph import GraphBuilder
 from compress.export.linear import Forms
 from compress.formats import Int4, Int8
 from compress.formats.swap import quantize_embeddings, tables
-from compress.generation.generator import generate
+from compress.generation.generator import TextGenerator, generate
 from compress.measure.quality import question, score
 from compress.records import Manifest
 from compress.runtimes import detect_runtime, open_runtime
@@ -121,6 +123,29 @@ class TestExport:
         for name in ("encoder_model.onnx", "decoder_model.onnx"):
             onnx.checker.check_model(folder / name)
 
+    def test_a_decoder_that_forgets_is_found_out(self, exported, monkeypatch):
+        bundle, folder, _ = exported
+        runtime = OnnxSeq2Seq(folder, 1)
+        decode = runtime.decode
+        monkeypatch.setattr(
+            runtime, "decode", lambda state, tokens: decode(replace(state, text=runtime._nothing(1)), tokens)
+        )
+        with pytest.raises(ExportCheckFailed, match="differ"):
+            compare_encoder(bundle.model, runtime, tokens(2, 20), "float32")
+
+    def test_a_token_costs_one_token_and_the_source_is_read_once(self, exported):
+        _, folder, _ = exported
+        runtime = OnnxSeq2Seq(folder, 1)
+        state = runtime.prefill(tokens(2, 9))
+        grown = runtime.decode(state, tokens(2, 1)[:, 0])
+        assert grown.source is state.source
+        for name, kept in grown.text.items():
+            assert kept.shape() == [2, 4, 2, 16]
+            assert np.array_equal(kept.numpy()[:, :, :1], state.text[name].numpy())
+        reading = onnxruntime.InferenceSession(folder / "encoder_model.onnx")
+        sides = [f"present.{i}.encoder.{kind}" for i in range(2) for kind in ("key", "value")]
+        assert [output.name for output in reading.get_outputs()] == sides
+
     def test_a_decoder_of_other_weights_is_found_out(self, exported):
         bundle, folder, _ = exported
         other = tiny_seq2seq(bundle.model.config.model_type, seed=1)
@@ -202,3 +227,31 @@ def test_a_whole_run_with_its_report_and_a_text(tmp_path):
     line = refused("run", gptq, "-o", tmp_path / "gptq")
     assert "quantize_gptq: does not take an encoder-decoder (model_type 't5')" in line
     assert "quantize_round" in line
+
+
+def test_an_answer_begins_with_the_token_that_is_forced_upon_it(tmp_path):
+    bundle = tiny_seq2seq("bart")
+    bundle.save(tmp_path / "out")
+    free = TextGenerator(tmp_path / "out")
+    prompt = "w5 w6 w7"
+    bundle.model.generation_config.forced_bos_token_id = 9
+    bundle.save(tmp_path / "forced")
+    source = torch.tensor([free.encode(prompt)])
+    for folder in ("out", "forced"):
+        ours = TextGenerator(tmp_path / folder)
+        model = Bundle.load(tmp_path / folder).model
+        theirs = model.generate(source, max_new_tokens=6, do_sample=False, num_beams=1, min_length=0)[0, 1:]
+        expected = ours.tokenizer.decode(theirs.tolist()).removesuffix("w2")  # the end of a text
+        assert "".join(ours.stream(prompt, 6)).strip() == expected.strip()
+        assert ours.generate([prompt, prompt], 6) == [ours.generate([prompt], 6)[0]] * 2
+    assert free.first is None
+    assert ours.first == 9
+    assert expected.startswith("w9")
+
+
+def test_the_room_of_an_answer_is_not_taken_by_its_source(tmp_path):
+    tiny_seq2seq("bart").save(tmp_path / "out")
+    generator = TextGenerator(tmp_path / "out")
+    generator.ends = []
+    list(generator.stream(" ".join(["w5"] * (CONTEXT - 1)), 1000))
+    assert generator.counts.tokens == CONTEXT

@@ -35,7 +35,7 @@ def write_encoder(
     """
     output = "logits" if task == "masked" else "last_hidden_state"
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
-    return transcribe(graph, trace(model, shapes, output), layers(model), forms, shapes)
+    return transcribe(graph, trace(model, shapes, [output]), layers(model), forms, shapes)
 
 
 def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:

@@ -33,10 +33,10 @@ from compress.passes.base import is_linear
 
 DOMAIN = "compress"
 HOLDER = "model."  # what the tracer puts before the names of a model's own parameters
-_EXAMPLE = {"batch": 2, "sequence": 7, "source": 5}  # sizes that are traced with; unlike any other size
+_EXAMPLE = {"batch": 2, "sequence": 7, "source": 5, "past": 3}  # traced with; unlike any other size
 
 Inputs = Mapping[str, Shape]  # by name; sizes that change by theirs; int64, or float32 if the last is fixed
-Answer = Callable[[Any, Mapping[str, Tensor]], Tensor]
+Answer = Callable[[Any, Mapping[str, Tensor]], tuple[Tensor, ...]]  # in the order of the outputs' names
 
 
 def require_tracer() -> None:
@@ -84,16 +84,21 @@ class _Answer(nn.Module):
         super().__init__()
         self.model, self.inputs, self.answer = model, tuple(inputs), answer
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self.answer(self.model, dict(zip(self.inputs, tensors, strict=True)))
 
 
-def _first(model: Any, given: Mapping[str, Tensor]) -> Any:
-    return model(**given, return_dict=False)[0]
+def _first(model: Any, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (model(**given, return_dict=False)[0],)
 
 
-def trace(model: Any, inputs: Inputs, output: str, answer: Answer = _first) -> Any:
+def trace(
+    model: Any, inputs: Inputs, outputs: Iterable[str], answer: Answer = _first, *, cached: bool = False
+) -> Any:
     """The graph (onnx.ModelProto) from the inputs to `answer`, called with a model and tensors by name.
+
+    With `cached`, attention reads keys and values as a cache holds them, (batch, heads, tokens, width), and
+    they are not turned for every token; without, as a product gives them, (batch, tokens, heads * width).
 
     Raises:
         MissingExtra: `onnxscript` is not installed.
@@ -107,12 +112,12 @@ def trace(model: Any, inputs: Inputs, output: str, answer: Answer = _first) -> A
         for shape in inputs.values()
     )
     try:
-        with _quiet(), torch.no_grad(), _FusedAttention():
+        with _quiet(), torch.no_grad(), _FusedAttention(cached):
             program = torch.onnx.export(
                 held,
                 example,
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=list(outputs),
                 dynamic_shapes=(axes,),
                 opset_version=OPSET,
                 dynamo=True,
@@ -166,6 +171,10 @@ def _outputs(module: Any) -> int:
 class _FusedAttention(TorchFunctionMode):
     """Within it, scaled dot-product attention is one node of ONNX Runtime's own."""
 
+    def __init__(self, cached: bool) -> None:
+        super().__init__()
+        self.cached = cached
+
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -173,7 +182,7 @@ class _FusedAttention(TorchFunctionMode):
         given = dict(kwargs or {})
         if function is not torch.nn.functional.scaled_dot_product_attention or given.get("enable_gqa"):
             return function(*args, **given)
-        return _attention(*args, **given)
+        return _attention(*args, **given, cached=self.cached)
 
 
 def _attention(
@@ -184,15 +193,18 @@ def _attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    *,
+    cached: bool,
 ) -> Tensor:
     """query, key, value (batch, heads, tokens, width) -> (batch, heads, tokens, width)."""
     batch, heads, length, width = query.shape
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # True where a token is seen
         lowest = torch.finfo(query.dtype).min
         attn_mask = torch.where(attn_mask, torch.tensor(0.0), torch.tensor(lowest))
+    past = (key, value) if cached else (_side_by_side(key), _side_by_side(value))
     mixed = torch.onnx.ops.symbolic(
         f"{MICROSOFT}::MultiHeadAttention",
-        (*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), None, None, attn_mask),
+        (_side_by_side(query), *past, None, None, attn_mask),
         {
             "num_heads": int(heads),
             "scale": float(width**-0.5 if scale is None else scale),
@@ -203,3 +215,8 @@ def _attention(
         version=1,
     )
     return mixed.unflatten(2, (heads, value.shape[3])).transpose(1, 2)
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """(batch, heads, tokens, width) -> (batch, tokens, heads * width)."""
+    return x.transpose(1, 2).flatten(2)

@@ -5,7 +5,7 @@ Nodes of ONNX are copied, after `simplify.py`. `compress::Linear` and `compress:
 graph; layers that read the same input share its rounding to 8 bits.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
@@ -16,6 +16,8 @@ from compress.export.graph import GraphBuilder, Shape
 from compress.export.linear import Forms, linear
 from compress.export.simplify import attributes, simpler
 from compress.export.trace import DOMAIN, HOLDER
+
+_ROWS: Shape = ("batch", "sequence")
 
 
 def transcribe(
@@ -29,8 +31,9 @@ def transcribe(
     """Write a traced graph into `graph`: its inputs, what of its constants is read, nodes, outputs.
 
     `layers`: what the nodes of ours stand for, by module name; of a token table the rows are tokens.
-    `shapes`: of the inputs. `heads`: weights that another graph of the same file multiplies by. Returns the
-    linear layers among them that an output depends on.
+    `shapes`: of the inputs, and of outputs that are not (batch, sequence, a width). `heads`: weights that
+    another graph of the same file multiplies by. Returns the linear layers among them that an output
+    depends on.
     """
     nodes = simpler(traced)
     outputs = [value.name for value in traced.graph.output]
@@ -67,7 +70,8 @@ def transcribe(
         else:
             names[node.output[0]] = result
     for value in traced.graph.output:
-        graph.output(value.name, value.type.tensor_type.elem_type, _shape(value, ("batch", "sequence")))
+        shape = _shape(value, shapes.get(value.name, _ROWS))
+        graph.output(value.name, value.type.tensor_type.elem_type, shape)
     return used
 
 
@@ -95,7 +99,7 @@ def _with_last(graph: GraphBuilder, leading: str, last: int) -> str:
     return graph.op("Concat", leading, graph.constant([last]), axis=0)
 
 
-def _shape(value: ValueInfoProto, changing: Sequence[str]) -> list[int | str]:
+def _shape(value: ValueInfoProto, changing: Shape) -> list[int | str]:
     """A declared shape in which the sizes that change have names of ours."""
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") else changing[i] for i, d in enumerate(dims)]

@@ -10,7 +10,7 @@ from compress.generation.counts import Counts
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.generation.speculative import speculate
-from compress.generation.text import Writing, end_tokens, load_tokenizer, pieces
+from compress.generation.text import Writing, end_tokens, forced_first_token, load_tokenizer, pieces
 from compress.generation.together import continue_together
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import PREFILL_CHUNK, TextRuntime
@@ -69,6 +69,7 @@ class TextGenerator:
         own_end = special_token(self.folder, "eos_token")
         if own_end is not None and (found := self.tokenizer.token_to_id(own_end)) is not None:
             self.ends = sorted({*self.ends, found})
+        self.first = None if self.continues else forced_first_token(self.folder)
         self.counts = Counts()
 
     @property
@@ -89,7 +90,8 @@ class TextGenerator:
         ids = self.encode(prompt)
         writing = self._writing(ids, stop)
         self.counts = Counts()
-        return pieces(writing, self._tokens(ids, self._room(ids, tokens), Chooser(sampling or Sampling())))
+        choose = Chooser(sampling or Sampling(), first=self.first)
+        return pieces(writing, self._tokens(ids, self._room(ids, tokens), choose))
 
     def generate(
         self,
@@ -112,7 +114,7 @@ class TextGenerator:
         sampling = sampling or Sampling()
         ids = [self.encode(prompt) for prompt in prompts]
         writings = [self._writing(i, stop) for i in ids]
-        choosers = [Chooser(sampling, row) for row in range(len(ids))]
+        choosers = [Chooser(sampling, row, self.first) for row in range(len(ids))]
         self.counts = Counts()
         if self.draft is not None:
             return [
@@ -161,7 +163,8 @@ class TextGenerator:
     def _room(self, ids: Sequence[int], tokens: int) -> int:
         if tokens < 1:
             raise UserError(f"tokens: {tokens} is not valid; it must be at least 1")
-        return min(tokens, self.runtime.context - len(ids))
+        read = len(ids) if self.continues else 0  # a prompt that an encoder reads is no part of the text
+        return min(tokens, self.runtime.context - read)
 
     def _tokens(self, ids: list[int], limit: int, choose: Chooser) -> Iterator[int]:
         if self.draft is None:

@@ -106,14 +106,20 @@ class Sampling:
 
 
 class Chooser:
-    """Draws tokens by one `Sampling`; the same seed draws the same. `row` tells texts of a batch apart."""
+    """Draws tokens by one `Sampling`; the same seed draws the same. `row` tells texts of a batch apart.
 
-    def __init__(self, sampling: Sampling, row: int = 0) -> None:
-        self.sampling = sampling
+    `first`: the token that a text begins with, whatever its logits.
+    """
+
+    def __init__(self, sampling: Sampling, row: int = 0, first: int | None = None) -> None:
+        self.sampling, self._first = sampling, first
         self.random = np.random.default_rng(sampling.seed + row)
 
     def __call__(self, logits: NDArray[np.float32], text: Sequence[int]) -> int:
         """The token after `text`, from its logits (vocabulary,)."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         if self.sampling.temperature == 0:
             return self.sampling.greedy(logits, text)
         return self.draw(self.sampling.distribution(logits, text))

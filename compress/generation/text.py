@@ -34,12 +34,24 @@ def load_tokenizer(artifact: Path) -> Any:
 
 def end_tokens(artifact: Path) -> list[int]:
     """Ids that end a text, from the generation config or the model's."""
+    ends = _configured(artifact, "eos_token_id")
+    return list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def forced_first_token(artifact: Path) -> int | None:
+    """What every answer of an encoder-decoder begins with (a language, say), if it is told."""
+    first = _configured(artifact, "forced_bos_token_id")
+    return None if first is None else int(first)
+
+
+def _configured(artifact: Path, field: str) -> Any:
+    """A field of the generation config, or else of the model's."""
     for name in ("generation_config.json", "config.json"):
         if (artifact / name).is_file():
-            ends = read_json(artifact / name, "").get("eos_token_id")
-            if ends is not None:
-                return list(ends) if isinstance(ends, list) else [ends]
-    return []
+            value = read_json(artifact / name, "").get(field)
+            if value is not None:
+                return value
+    return None
 
 
 class Decoded:

@@ -16,7 +16,7 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
-from compress.runtimes.onnx_session import GRAPH, graph_file, open_session
+from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
 from compress.tasks import Task
 
 _TASKS: tuple[Task, ...] = ("masked", "embedding")
@@ -52,7 +52,7 @@ class OnnxEncoder:
         """
         self._session = open_session(graph_file(path), threads, provider)
         self.device = provider
-        facts = self._session.get_modelmeta().custom_metadata_map
+        facts = facts_of(self._session, path)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self.task: Task = next(task for task in _TASKS if task == facts["task"])
         self.mask_token: int | None = int(facts["mask_token"]) if "mask_token" in facts else None

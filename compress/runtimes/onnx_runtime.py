@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
-from compress.runtimes.onnx_session import graph_file, open_session
+from compress.runtimes.onnx_session import facts_of, graph_file, open_session
 from compress.tasks import Task
 
 _SPARE = 128  # positions a new cache has beyond its prompt
@@ -69,7 +69,7 @@ class OnnxRuntime:
         graph = graph_file(path)
         self._session = open_session(graph, threads, provider)
         self.device = provider
-        facts = self._session.get_modelmeta().custom_metadata_map
+        facts = facts_of(self._session, path)
         self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
             value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
             for value in self._session.get_inputs()

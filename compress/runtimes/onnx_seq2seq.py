@@ -1,7 +1,7 @@
 """ONNX Runtime behind the one face, for encoder-decoders: a source in, a text out, token by token.
 
-The encoder runs once per source, the decoder once per token, on the whole text so far: it keeps no keys and
-values, so a text of n tokens costs n passes over its own length.
+The encoder runs once per source and leaves what each block of the decoder reads of it, keys and values; the
+decoder takes one token at a time and keeps its own. They stay where ONNX Runtime put them.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
 """
@@ -11,21 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import onnxruntime
 
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
-from compress.runtimes.onnx_session import DECODER, ENCODER, graph_file, open_session
+from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, facts_of, graph_file, open_session
 from compress.tasks import Task, halves
+
+Values = dict[str, onnxruntime.OrtValue]  # by the names under which the decoder reads them
 
 
 @dataclass(frozen=True)
 class Written:
-    """What the encoder made of a source, its mask, the decoder's text so far, and the next token's logits."""
+    """A source that was read, with its mask; keys and values of the text so far; the next token's logits."""
 
-    encoded: NDArray[np.float32]
-    mask: Ids
-    text: Ids
+    source: Values
+    text: Values
     logits: Logits
     length: int
 
@@ -46,8 +47,9 @@ class OnnxSeq2Seq:
         """
         self._decoder = open_session(graph_file(path, DECODER), threads, provider)
         self._encoder = open_session(graph_file(path, ENCODER), threads, provider)
+        self._own = {x.name: x.shape for x in self._decoder.get_inputs() if ".decoder." in x.name}
         self.device = provider
-        facts = self._decoder.get_modelmeta().custom_metadata_map
+        facts = facts_of(self._decoder, path)
         self._start = int(facts["start_token"])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
@@ -66,15 +68,14 @@ class OnnxSeq2Seq:
     def prefill(self, tokens: Tokens) -> State:
         """Read sources (batch, length); the logits are those of the first token of the text."""
         source = tokens.astype(np.int64)
-        mask = np.ones_like(source)
-        text = np.full_like(source[:, :1], self._start)
-        return self._next(self._encode(source, mask), mask, text, tokens.shape[1])
+        read = self._encode(source, np.ones_like(source))
+        start = np.full_like(source[:, :1], self._start)
+        return self._next(read, self._nothing(len(source)), start, source.shape[1])
 
     def decode(self, state: State, tokens: Tokens) -> State:
         """Append one token per row, (batch,), to the text."""
         assert isinstance(state, Written)
-        text = np.concatenate([state.text, tokens[:, None].astype(np.int64)], axis=1)
-        return self._next(state.encoded, state.mask, text, state.length + 1)
+        return self._next(state.source, state.text, tokens[:, None].astype(np.int64), state.length + 1)
 
     def join(self, parts: Sequence[tuple[State, int]]) -> State:
         """Refused, as `joins` says."""
@@ -88,27 +89,47 @@ class OnnxSeq2Seq:
         """Refused, as `rewinds` says."""
         raise UserError("an encoder-decoder cannot step back in its text; leave the draft out")
 
-    def _next(self, encoded: NDArray[np.float32], mask: Ids, text: Ids, length: int) -> Written:
-        logits = self._decode(encoded, mask, text)[:, -1]
-        return Written(encoded, mask, text, logits, length)
+    def _next(self, source: Values, text: Values, tokens: Ids, length: int) -> Written:
+        logits, text = self._decode(source, text, tokens)
+        return Written(source, text, logits[:, -1], length)
 
     def _answers(self, source: Ids, mask: Ids, target: Ids) -> Logits:
         start = np.full_like(target[:, :1], self._start)
         text = np.concatenate([start, target[:, :-1]], axis=1)
-        return self._decode(self._encode(source, mask), mask, text)
+        return self._decode(self._encode(source, mask), self._nothing(len(text)), text)[0]
 
-    def _encode(self, source: Ids, mask: Ids) -> NDArray[np.float32]:
-        self._require_room(source)
-        given = {"input_ids": source, "attention_mask": mask}
-        states: NDArray[np.float32] = self._encoder.run(None, given)[0]
-        return states
+    def _encode(self, source: Ids, mask: Ids) -> Values:
+        """Keys and values of sources (batch, length), and their mask."""
+        self._require_room(source.shape[1])
+        given = {"input_ids": _value(source), "attention_mask": _value(mask)}
+        return {"encoder_attention_mask": given["attention_mask"], **_run(self._encoder, given)}
 
-    def _decode(self, encoded: NDArray[np.float32], mask: Ids, text: Ids) -> Logits:
-        self._require_room(text)
-        given = {"input_ids": text, "encoder_attention_mask": mask, "encoder_hidden_states": encoded}
-        logits: Logits = self._decoder.run(None, given)[0]
-        return logits
+    def _decode(self, source: Values, text: Values, tokens: Ids) -> tuple[Logits, Values]:
+        """Logits (batch, length, vocabulary) after each of tokens (batch, length), and what is then kept."""
+        past = next(iter(text.values())).shape()[2]
+        self._require_room(past + tokens.shape[1])
+        kept = _run(self._decoder, {"input_ids": _value(tokens), **source, **text})
+        logits: Logits = kept.pop("logits").numpy()
+        return logits, kept
 
-    def _require_room(self, ids: Ids) -> None:
-        if ids.shape[1] > self.context:
-            raise UserError(f"{ids.shape[1]} tokens exceed the model's context of {self.context}")
+    def _nothing(self, batch: int) -> Values:
+        """Keys and values before there is a text."""
+        return {
+            name: _value(np.zeros((batch, heads, 0, width), np.float32))
+            for name, (_, heads, _, width) in self._own.items()
+        }
+
+    def _require_room(self, length: int) -> None:
+        if length > self.context:
+            raise UserError(f"{length} tokens exceed the model's context of {self.context}")
+
+
+def _value(array: Ids | Logits) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _run(session: onnxruntime.InferenceSession, given: Values) -> Values:
+    """All outputs, keys and values by the names under which they are read again."""
+    names = [output.name for output in session.get_outputs()]
+    found = session.run_with_ort_values(names, given)
+    return {name.replace(PRESENT, PAST): value for name, value in zip(names, found, strict=True)}

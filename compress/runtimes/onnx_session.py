@@ -10,6 +10,7 @@ from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
+PRESENT, PAST = "present", "past_key_values"  # keys and values of a text, as a graph gives and takes them
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
@@ -28,6 +29,18 @@ def graph_file(path: Path, name: str = GRAPH) -> Path:
     if graph is None:
         raise UserError(f"{path}: holds no {name}; export it first, with the pass export_onnx")
     return graph
+
+
+def facts_of(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str]:
+    """What `export_onnx` noted in a graph: `context`, `weight_bytes`, and what a kind of model needs.
+
+    Raises:
+        UserError: another tool's graph.
+    """
+    facts: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    if "context" not in facts:
+        raise UserError(f"{path}: holds a graph of another tool; give one that export_onnx wrote")
+    return facts
 
 
 def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onnxruntime.InferenceSession:
