@@ -23,7 +23,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.formats.swap import matrix
 from compress.input_statistics import input_statistics
@@ -32,6 +31,8 @@ from compress.solvers import outliers
 from compress.solvers.knapsack import choose
 from compress.solvers.masks import Target, best, spread
 from compress.solvers.wanda import scores
+from compress.stacks import decoder_blocks
+from compress.tasks import task_of
 from compress.training.forward import Precision
 
 _STEP = 0.01  # of the shares that the knapsack chooses from
@@ -91,6 +92,20 @@ class SparsityGoal(Sparsity):
                 f"{self.pattern}; use `sparsity`, or allocation: uniform"
             )
         return self
+
+
+def check_goal(goal: SparsityGoal, model: Any, names: list[str]) -> list[str]:
+    """The names; the model may be on the meta device.
+
+    Raises:
+        UserError: as `check_pattern`, or the zeros of an encoder-decoder are to be shared out.
+    """
+    if goal.allocation != "uniform" and task_of(model.config) == "seq2seq":
+        raise UserError(
+            f"allocation: '{goal.allocation}' shares zeros out over one list of blocks, and an "
+            "encoder-decoder has two; take uniform"
+        )
+    return check_pattern(goal, model, names)
 
 
 def check_pattern(goal: Sparsity, model: nn.Module, names: list[str]) -> list[str]:

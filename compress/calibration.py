@@ -17,7 +17,7 @@ also when the caller breaks out of the loop.
 
 import copy
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from compress.attention import panel_attention
 from compress.blockplan import Plan, plan_of
-from compress.blocks import Arguments, replaced_forward
+from compress.blocks import Arguments
 from compress.errors import UserError
 from compress.float32 import fast_float32
 from compress.memory import returned_at_once, trim
 from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
 from compress.replay import Stream, halved
-from compress.tasks import task_of
+from compress.stacks import Stack, stacks
 from compress.training.forward import Precision
 
 _LARGE = 1 << 22  # elements
@@ -74,23 +74,6 @@ class BlockStore(Protocol):
         ...
 
 
-def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """The name and the list of a model's blocks: the first ModuleList as long as `num_hidden_layers`.
-
-    Raises:
-        UserError: the model has none.
-    """
-    if task_of(model.config) == "seq2seq":
-        raise UserError(f"{type(model).__name__}: an encoder-decoder cannot be calibrated; round it instead")
-    count = getattr(model.config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise UserError(
-        f"{type(model).__name__}: has no list of {count} blocks; this architecture is not supported"
-    )
-
-
 @torch.no_grad()
 def walk(
     model: Any,
@@ -119,60 +102,91 @@ def walk(
         store: loads each block before its visit and takes it back after; None: all are in memory.
         what: for the progress bar.
     """
-    prefix, blocks = decoder_blocks(model)
-    outside = [name for name in names if not name.startswith(prefix + ".")]
+    parts = stacks(model)
+    prefixes = tuple(f"{part.prefix}." for part in parts)
+    outside = [name for name in names if not name.startswith(prefixes)]
     if outside:
-        raise UserError(f"'{outside[0]}' is not inside the blocks '{prefix}.*', so it cannot be calibrated")
+        lists = " or ".join(f"'{prefix}*'" for prefix in prefixes)
+        raise UserError(f"'{outside[0]}' is not inside the blocks {lists}, so it cannot be calibrated")
     batch = batch or max(1, _TOKENS // windows.shape[1])
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
     apart = -(-fitting // batch)  # batches from here on are held out
     # giving every array back takes time, and is worth it where they are large
-    frugal = store is not None and max(p.numel() for p in blocks.parameters()) >= _LARGE
+    largest = max(p.numel() for part in parts for p in part.blocks.parameters())
+    frugal = store is not None and largest >= _LARGE
     with ExitStack() as stack:
-        progress = stack.enter_context(track(len(blocks), what, "blocks"))
+        progress = stack.enter_context(track(sum(len(part.blocks) for part in parts), what, "blocks"))
         stack.enter_context(_evaluating(model))
         stack.enter_context(panel_attention(model, precision))
         # the faster library packs a copy of a factor, which a wide layer's statistics have no room for
         stack.enter_context(returned_at_once() if frugal else fast_float32())  # the caller's solvers too
-        with nullcontext() if store is None else store.loaded(_before_the_blocks(model, prefix)):
-            compressed, arguments = block_inputs(model, blocks, batches)
-        original = [x.clone() for x in compressed] if both_streams else None
-        plans: dict[Any, Plan] = {}
-        for index, block in enumerate(blocks):
-            name = f"{prefix}.{index}"
-            if store is not None:
-                store.load(name)
-            inner = [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
-            key = (type(block), *inner)  # blocks of one kind run in one order
-            if key not in plans:
-                plans[key] = plan_of(block, inner, compressed[0], arguments[index][0])
-            streams = [Stream(block, compressed, arguments[index], precision, plans[key])]
-            if original is not None:
-                before = copy.deepcopy(block)
-                if precision == "bfloat16":
-                    before = halved(before)
-                streams.append(Stream(before, original, arguments[index], precision, plans[key], final=True))
-                del before  # the stream's alone, and let go when it is spent
-            for stage in plans[key].stages:
-                visit = Visit(
-                    index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
-                )
-                if original is not None:
-                    streams[1].let_go()  # once all is settled; the last layers are solved without it
+        encoded: list[list[Tensor]] = []  # what an encoder made of the windows, in each flow
+        for part in parts:
+            with nullcontext() if store is None else store.loaded(_before_the_blocks(model, part.prefix)):
+                flows = _flows(part, batches, both_streams, encoded)
+            plans: dict[Any, Plan] = {}
+            for index, block in enumerate(part.blocks):
+                name = f"{part.prefix}.{index}"
                 if store is not None:
-                    trim()  # the forward passes leave holes
-                yield visit
-                del visit
-                if frugal:
-                    trim()
-            compressed = streams[0].outputs()
-            if original is not None:
-                original = streams[1].outputs()
-            if store is not None:
-                store.release(name)
-            trim()
-            progress.advance()
+                    store.load(name)
+                inner = [n.removeprefix(f"{name}.") for n in names if n.startswith(f"{name}.")]
+                key = (type(block), *inner)  # blocks of one kind run in one order
+                if key not in plans:
+                    plans[key] = plan_of(block, inner, flows[0].hidden[0], flows[0].arguments[index][0])
+                streams = [flow.stream(block, index, precision, plans[key]) for flow in flows]
+                for stage in plans[key].stages:
+                    visit = Visit(
+                        index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
+                    )
+                    if both_streams:
+                        streams[1].let_go()  # once all is settled; the last layers are solved without it
+                    if store is not None:
+                        trim()  # the forward passes leave holes
+                    yield visit
+                    del visit
+                    if frugal:
+                        trim()
+                for flow, stream in zip(flows, streams, strict=True):
+                    flow.hidden = stream.outputs()
+                if store is not None:
+                    store.release(name)
+                trim()
+                progress.advance()
+            if part is not parts[-1]:
+                encoded = [part.after(batches, flow.hidden) for flow in flows]
+
+
+@dataclass
+class _Flow:
+    """Activations that run through the blocks of a part of the model.
+
+    Attributes:
+        hidden: inputs of the block that is visited, per batch.
+        arguments: what else each block is called with, per batch.
+        original: through the blocks as they were; each is copied for as long as it is visited.
+    """
+
+    hidden: list[Tensor]
+    arguments: list[Arguments]
+    original: bool = False
+
+    def stream(self, block: nn.Module, index: int, precision: Precision, plan: Plan) -> Stream:
+        if self.original:
+            block = copy.deepcopy(block)
+            if precision == "bfloat16":
+                block = halved(block)
+        return Stream(block, self.hidden, self.arguments[index], precision, plan, final=self.original)
+
+
+def _flows(part: Stack, batches: list[Tensor], both: bool, encoded: list[list[Tensor]]) -> list[_Flow]:
+    """What reaches a part of the model; behind an encoder, with what each flow has made of it."""
+    flows = [_Flow(*part.inputs(batches, encoded[0] if encoded else None))]
+    if both and encoded:
+        flows.append(_Flow(*part.inputs(batches, encoded[1]), original=True))
+    elif both:
+        flows.append(_Flow([x.clone() for x in flows[0].hidden], flows[0].arguments, original=True))
+    return flows
 
 
 def _statistics(
@@ -211,34 +225,14 @@ def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Gene
             yield rows
 
 
-def block_inputs(
-    model: Any, blocks: nn.ModuleList, batches: list[Tensor]
-) -> tuple[list[Tensor], list[Arguments]]:
-    """Inputs of the first block, and what every block is called with: per block, per batch.
-
-    Runs the model once with blocks that pass their input through.
-    """
-    inputs: list[Tensor] = []
-    calls: list[Arguments] = [[] for _ in blocks]
-
-    def passing(index: int) -> Callable[..., Tensor]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if index == 0:
-                inputs.append(hidden_states.clone())  # written over later, whoever else holds it
-            calls[index].append((args, kwargs))
-            return hidden_states
-
-        return forward
-
-    backbone = getattr(model, "model", None) or getattr(model, model.base_model_prefix, model)
-    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
-    device = model.get_input_embeddings().weight.device
-    with ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            stack.enter_context(replaced_forward(block, passing(index)))
-        for tokens in batches:
-            backbone(input_ids=tokens.to(device), **cache)
-    return inputs, calls
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
 
 
 def _before_the_blocks(model: Any, prefix: str) -> list[str]:
@@ -250,13 +244,3 @@ def _before_the_blocks(model: Any, prefix: str) -> list[str]:
         and not name.startswith(prefix + ".")
         and module is not model.get_output_embeddings()
     ]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

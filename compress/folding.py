@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.formats.swap import matrix
+from compress.stacks import decoder_blocks
 
 Place = Literal["attention_in", "attention_out", "mlp_in", "mlp_out"]
 

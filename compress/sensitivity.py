@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.blocks import call, replaced_forward
-from compress.calibration import block_inputs, decoder_blocks, walk
+from compress.calibration import walk
 from compress.formats import IntegerFormat, QuantizedTensor
 from compress.formats.swap import matrix
 from compress.solvers.gptq import Factor, factorise, gptq
+from compress.stacks import only_stack
 from compress.training.forward import Precision
 
 _MAGNIFIED = 2.0  # a
@@ -56,9 +57,10 @@ class Probe:
     @torch.no_grad()
     def __init__(self, model: Any, windows: Tensor, precision: Precision, stride: int = 4) -> None:
         self.model, self.precision, self.stride = model, precision, stride
-        _, self.blocks = decoder_blocks(model)
+        self.stack = only_stack(model)
+        self.blocks = self.stack.blocks
         self.batches = list(windows.split(_TOGETHER))  # bfloat16 weights are made anew for every batch
-        self.hidden, self.arguments = block_inputs(model, self.blocks, self.batches)
+        self.hidden, self.arguments = self.stack.inputs(self.batches)
         self.at = 0
         self.has_logits = False  # known once the model has run
         self.original = [self._output(index, h) for index, h in enumerate(self.hidden)]
@@ -79,7 +81,7 @@ class Probe:
     def whole_loss(self) -> float:
         """With whatever has been changed, embeddings included; only before the first `advance`."""
         assert self.at == 0
-        return self._mean(block_inputs(self.model, self.blocks, self.batches)[0])
+        return self._mean(self.stack.inputs(self.batches)[0])
 
     @torch.no_grad()
     def noise(self, module: nn.Module, *, whole: bool = False) -> float:

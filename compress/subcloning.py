@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.checkpoints import quiet_transformers
 from compress.errors import UserError
 from compress.pruning.blocks import keep_in_config
+from compress.stacks import decoder_blocks
 from compress.tasks import auto_class
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")

@@ -1,6 +1,7 @@
 """Encoder-decoders: asked as one half of a window by the other, rounded, exported as two graphs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,13 +21,18 @@ from compress.export.check import ExportCheckFailed
 from compress.export.encoder_check import compare_encoder
 from compress.export.graph import GraphBuilder
 from compress.export.linear import Forms
-from compress.formats import Int4, Int8
-from compress.formats.swap import quantize_embeddings, tables
+from compress.formats import Int4, Int8, QuantizedTensor
+from compress.formats.swap import matrix, put_codes, quantize_embeddings, tables
 from compress.generation.generator import TextGenerator, generate
 from compress.measure.quality import question, score
+from compress.passes.base import linear_layers
+from compress.passes.prune_magnitude import PruneMagnitude
+from compress.passes.prune_sparsegpt import PruneSparsegpt
+from compress.passes.prune_wanda import PruneWanda
 from compress.records import Manifest
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+from compress.sequential import LayerSolver, quantize_sequentially
 
 KINDS = list(SEQ2SEQ)
 
@@ -70,10 +76,90 @@ class TestInTorch:
         tiny_seq2seq(name).save(tmp_path / "out")
         stepwise(open_runtime(tmp_path / "out", "torch", 1))
 
-    def test_what_calibrates_refuses_it(self, name):
+
+@pytest.mark.parametrize("name", KINDS)
+class TestCalibration:
+    def test_the_walk_sees_what_a_plain_forward_pass_sees(self, name):
         model = tiny_seq2seq(name).model
-        with pytest.raises(UserError, match="an encoder-decoder cannot be calibrated"):
-            next(walk(model, torch.zeros(1, 8).long(), ["lm_head"]))
+        names, windows = linear_layers(model), torch.from_numpy(tokens(6, 20)).long()
+        seen: dict[str, torch.Tensor] = {}
+        handles = [
+            model.get_submodule(n).register_forward_pre_hook(lambda _, args, n=n: seen.update({n: args[0]}))
+            for n in names
+        ]
+        with torch.inference_mode():
+            seq2seq.answers(model, windows)
+        for handle in handles:
+            handle.remove()
+        visited = []
+        for visit in walk(model, windows, names, both_streams=True, batch=4):
+            visited += visit.names
+            x = seen[visit.names[0]].flatten(0, -2)
+            expected = x.T @ x
+            assert (visit.covariance.hessian - expected).norm() < 1e-5 * expected.norm()
+            aim = visit.covariance.aim(torch.ones(1, x.shape[1]))
+            assert aim is None or aim.norm() < 1e-5 * expected.norm()  # nothing has been changed
+        assert sorted(visited) == sorted(names)
+
+    def test_a_decoder_sees_what_its_encoder_has_become(self, name):
+        model = tiny_seq2seq(name).model
+        names, windows = linear_layers(model), torch.from_numpy(tokens(4, 20)).long()
+        moved = {}
+        for visit in walk(model, windows, names, both_streams=True):
+            weight = model.get_submodule(visit.names[0]).weight.detach()
+            aim = visit.covariance.aim(weight)
+            moved[visit.names[0]] = 0.0 if aim is None else float(aim.norm())
+            if ".encoder." in f".{visit.names[0]}":
+                weight *= 1.1
+        across = [n for n in moved if ("EncDecAttention.k" in n or "encoder_attn.k_proj" in n)]
+        own = next(n for n in moved if ".decoder." in f".{n}")
+        assert len(across) == 2
+        assert all(moved[n] > 1e-3 for n in across)
+        assert moved[own] < 1e-6
+
+    def test_gptq_loses_less_than_rounding(self, name):
+        original = tiny_seq2seq(name).model
+        names, format = linear_layers(original), Int4(group=16)
+        windows, heldout = (torch.from_numpy(tokens(n, 48, seed=n)).long() for n in (32, 8))
+        with torch.inference_mode():
+            wanted = seq2seq.answers(original, heldout).log_softmax(-1)
+
+        def loss(model):
+            with torch.inference_mode():
+                found = seq2seq.answers(model, heldout).log_softmax(-1)
+            return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+        rounded, plain, aimed = (tiny_seq2seq(name).model for _ in range(3))
+        for n in names:
+            put_codes(rounded, n, QuantizedTensor.round(format, matrix(rounded.get_submodule(n))))
+        for model, share in ((plain, 0), (aimed, 0.5)):
+            solver = LayerSolver(asymmetric=share)
+            quantize_sequentially(model, windows, dict.fromkeys(names, format), solver)
+        assert loss(plain) < 0.7 * loss(rounded)
+        assert loss(aimed) < 0.9 * loss(plain)
+
+    def test_pruning_solvers_keep_their_order(self, name, tmp_path):
+        original = tiny_seq2seq(name)
+        calibration = SimpleNamespace(tokens=tokens(32, 48, seed=1))
+        context = SimpleNamespace(
+            data=SimpleNamespace(calibration=calibration),
+            device=torch.device("cpu"),
+            precision="float32",
+            workdir=tmp_path,
+        )
+        heldout = torch.from_numpy(tokens(8, 48, seed=2)).long()
+        with torch.inference_mode():
+            wanted = seq2seq.answers(original.model, heldout)
+        lost = []
+        for step in (PruneMagnitude(sparsity=0.5), PruneWanda(sparsity=0.5), PruneSparsegpt(sparsity=0.5)):
+            pruned = step(original, context)
+            assert all(float(mask.float().mean()) == 0.5 for mask in pruned.masks.values())
+            with torch.inference_mode():
+                lost.append(float((seq2seq.answers(pruned.model, heldout) - wanted).norm()))
+        assert lost[2] < lost[1]
+        assert lost[2] < lost[0]
+        with pytest.raises(UserError, match="shares zeros out over one list"):
+            PruneWanda(sparsity=0.5, allocation="owl").layers(original.model)
 
 
 def stepwise(runtime):
@@ -197,12 +283,15 @@ def test_a_whole_run_with_its_report_and_a_text(tmp_path):
     checkpoint = write_seq2seq(tmp_path / "model", "t5", tokenizer)
     recipe = write_recipe(
         tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)}, base=["export_onnx"],
-        variants={"int8": ["quantize_round", {"export_onnx": {"check_tokens": 128}}]},
+        variants={
+            "int8": ["quantize_round", {"export_onnx": {"check_tokens": 128}}],
+            "four": ["quantize_gptq", {"export_onnx": {"check_tokens": 128}}],
+        },
     )  # fmt: skip
     outcome = invoke("run", recipe, "-o", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "run")
-    assert set(found) == {(v, r) for v in ("base", "int8") for r in ("torch", "onnxruntime")}
+    assert set(found) == {(v, r) for v in ("base", "int8", "four") for r in ("torch", "onnxruntime")}
     result = found["int8", "onnxruntime"]
     facts = Manifest.read(tmp_path / "run" / "int8" / "onnx" / "manifest.json").onnx
     assert facts["task"] == "seq2seq"
@@ -218,15 +307,15 @@ def test_a_whole_run_with_its_report_and_a_text(tmp_path):
     assert texts[0] == texts[1]
     together = generate(tmp_path / "run" / "base" / "onnx", ["the end of", "a"], tokens=5)
     assert together[0].strip() == texts[0].strip()
-    gptq = write_recipe(
-        tmp_path / "gptq.yaml",
+    tuned = write_recipe(
+        tmp_path / "tuned.yaml",
         text,
         model={"checkpoint": str(checkpoint)},
-        variants={"four": ["quantize_gptq"]},
+        variants={"four": ["quantize_gptq", "tune_scales"]},
     )
-    line = refused("run", gptq, "-o", tmp_path / "gptq")
-    assert "quantize_gptq: does not take an encoder-decoder (model_type 't5')" in line
-    assert "quantize_round" in line
+    line = refused("run", tuned, "-o", tmp_path / "tuned")
+    assert "tune_scales: does not take an encoder-decoder (model_type 't5')" in line
+    assert "quantize_gptq" in line
 
 
 def test_an_answer_begins_with_the_token_that_is_forced_upon_it(tmp_path):

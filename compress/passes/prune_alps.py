@@ -14,12 +14,13 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal, check_pattern
+from compress.allocation import SparsityGoal, check_goal
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers.alps import alps, spectrum
 from compress.sparsify import Prune, sparsify
+from compress.tasks import TASKS, Task
 
 
 class PruneAlps(Pass, Correction, SparsityGoal):
@@ -29,13 +30,14 @@ class PruneAlps(Pass, Correction, SparsityGoal):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     steps: int = Field(300, ge=1, le=10_000, description="of ADMM at most; it ends when the support settles")
     fitting: int = Field(10, ge=0, le=1000, description="conjugate-gradient steps on the final support")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers; raises UserError for one that the pattern does not fit."""
-        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+        """The selected linear layers; raises UserError where the goal does not fit them."""
+        return check_goal(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """As prune_sparsegpt, and some 50 steps of ADMM on matrices about 1000 wide."""

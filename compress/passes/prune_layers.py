@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.passes.base import Context, Kind, Need, Pass
 from compress.pruning.blocks import block_influence, keep_blocks, renamed, spread
+from compress.stacks import decoder_blocks
 
 
 class PruneLayers(Pass):

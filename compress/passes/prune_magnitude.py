@@ -14,12 +14,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal, check_pattern, targets
+from compress.allocation import SparsityGoal, check_goal, targets
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers import masks as solve
 from compress.sparsify import counts, put_weight
+from compress.tasks import TASKS, Task
 
 
 class PruneMagnitude(Pass, SparsityGoal):
@@ -28,6 +29,7 @@ class PruneMagnitude(Pass, SparsityGoal):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
 
@@ -41,8 +43,8 @@ class PruneMagnitude(Pass, SparsityGoal):
         return self
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers; raises UserError for one that the pattern does not fit."""
-        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+        """The selected linear layers; raises UserError where the goal does not fit them."""
+        return check_goal(self, model, linear_layers(model, self.select, self.skip))
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Prune; the new masks are added to those the bundle already carries."""

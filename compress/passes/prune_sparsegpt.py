@@ -12,12 +12,13 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal, check_pattern
+from compress.allocation import SparsityGoal, check_goal
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers.sparsegpt import sparsegpt
 from compress.sparsify import Prune, sparsify
+from compress.tasks import TASKS, Task
 
 
 class PruneSparsegpt(Pass, Correction, SparsityGoal):
@@ -27,12 +28,13 @@ class PruneSparsegpt(Pass, Correction, SparsityGoal):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     block: int = Field(128, ge=1, description="columns whose zeros are chosen together")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers; raises UserError for one that the pattern does not fit."""
-        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+        """The selected linear layers; raises UserError where the goal does not fit them."""
+        return check_goal(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """About two forward passes over the calibration text, their second moments, and the solver."""

@@ -26,7 +26,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.pruning.procedure import How, Shape, prune
@@ -34,6 +33,7 @@ from compress.pruning.selection import Importance, Refit
 from compress.pruning.slicing import Counts
 from compress.pruning.structure import Structure, find_structure, require_torch_pruning
 from compress.pruning.target import Costs, Target, best_shape, shapes_within
+from compress.stacks import decoder_blocks
 
 
 class PruneStructured(Pass):

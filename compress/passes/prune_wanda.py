@@ -12,13 +12,14 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal, check_pattern
+from compress.allocation import SparsityGoal, check_goal
 from compress.bundle import Bundle
 from compress.correction import Aim, Correction
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers.masks import Target
 from compress.solvers.wanda import wanda
 from compress.sparsify import Prune, sparsify
+from compress.tasks import TASKS, Task
 
 
 class PruneWanda(Pass, SparsityGoal):
@@ -28,14 +29,15 @@ class PruneWanda(Pass, SparsityGoal):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     batch: int | None = Field(
         None, ge=1, le=1024, description="calibration windows per forward pass; null: about 2048 tokens"
     )
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers; raises UserError for one that the pattern does not fit."""
-        return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+        """The selected linear layers; raises UserError where the goal does not fit them."""
+        return check_goal(self, model, linear_layers(model, self.select, self.skip))
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """A forward pass over the calibration text, and its second moments."""

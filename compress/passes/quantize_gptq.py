@@ -15,6 +15,7 @@ from compress.formats import Format, Int4, Int8, IntegerFormat
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.sequential import LayerSolver, quantize_sequentially
+from compress.tasks import TASKS, Task
 
 
 class QuantizeGPTQ(Pass, LayerSolver):
@@ -24,6 +25,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     streams: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: Format = Field(Int4(), description="of the linear layers")
     embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")

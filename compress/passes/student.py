@@ -13,8 +13,8 @@ from torch import nn
 
 from compress import subcloning
 from compress.bundle import Bundle
-from compress.calibration import decoder_blocks
 from compress.passes.base import Context, Kind, Pass
+from compress.stacks import decoder_blocks
 
 
 class Student(Pass):

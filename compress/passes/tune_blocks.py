@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from compress.blocks import Arguments, call, replaced_forward
 from compress.bundle import Bundle
-from compress.calibration import block_inputs, decoder_blocks
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.progress import track
 from compress.solvers.block_tuning import descend
+from compress.stacks import decoder_blocks, only_stack
 from compress.training.forward import plain_attention
 from compress.training.rounding import TunableRounding
 from compress.training.scales import digest_of_state
@@ -100,12 +100,12 @@ class _Run:
         self.identity = hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
     def all_blocks(self) -> dict[str, Any]:
-        prefix, blocks = decoder_blocks(self.model)
-        _, originals = decoder_blocks(self.teacher)
+        tuned, teaching = only_stack(self.model), only_stack(self.teacher)
+        prefix, blocks, originals = tuned.prefix, tuned.blocks, teaching.blocks
         precision, total, moved, falls = self.context.precision, 0, 0, []
         with torch.no_grad():
-            hidden, arguments = block_inputs(self.model, blocks, self.batches)
-            wanted, original_arguments = block_inputs(self.teacher, originals, self.batches)
+            hidden, arguments = tuned.inputs(self.batches)
+            wanted, original_arguments = teaching.inputs(self.batches)
         with track(len(blocks), self.settings.name(), "blocks") as bar:
             for index, block in enumerate(blocks):
                 with torch.no_grad():

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.formats.swap import matrix
 from compress.progress import track
 from compress.pruning.structure import Part, Structure, Sublayer
+from compress.stacks import decoder_blocks
 from compress.tasks import task_of
 from compress.training.forward import gradients
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.pruning.blocks import block_influence, keep_blocks, renamed
 from compress.pruning.importance import kl, taylor
@@ -24,6 +23,7 @@ from compress.pruning.selection import Importance, Refit, select
 from compress.pruning.slicing import Counts, Kept, slice_masks, slice_model, smaller_config
 from compress.pruning.structure import Structure
 from compress.pruning.width import channel_scores, kept_channels, match_norms
+from compress.stacks import decoder_blocks
 from compress.training.forward import Precision
 
 _CHECK_TOKENS = 64

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.errors import MissingExtra, UserError
+from compress.stacks import decoder_blocks
 from compress.tasks import task_of
 from compress.training.forward import gradients
 

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from compress.artifact_bytes import float_file_bytes
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
 from compress.pruning.blocks import keep_blocks
 from compress.pruning.procedure import Shape
 from compress.pruning.slicing import Counts, Kept, possible, slice_model
 from compress.pruning.structure import Structure
+from compress.stacks import decoder_blocks
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
 Source = Literal["neurons", "heads", "layers"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
+from compress.stacks import decoder_blocks
 
 
 class Devices:

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.calibration import decoder_blocks
 from compress.errors import UserError
+from compress.stacks import decoder_blocks
 
 _SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 _PACKED = ("c_attn",)  # queries, keys and values side by side, one third each
