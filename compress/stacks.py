@@ -138,6 +138,24 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     )
 
 
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the decoder or encoder blocks, an encoder-decoder's encoder first."""
+    return [
+        f"{prefix}{index}"
+        for prefix in block_lists(model)
+        for index, _ in enumerate(model.get_submodule(prefix[:-1]).children())
+    ]
+
+
+def block_lists(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the names of everything in the model's outermost lists of modules."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
+            found.append(f"{name}.")
+    return tuple(found)
+
+
 def _list_inside(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleList]:
     """The first list of modules inside a part of a model, with its name in the model."""
     inside = {id(module) for module in part.modules()}

@@ -164,5 +164,6 @@ def refusal(kind: Kind, tokens: int, what: str, tolerance: float) -> str:
     return (
         f"export_onnx: the {kind} graph fails its check on {tokens} held-out tokens: {what}; "
         f"the tolerance is {tolerance:g}. Set another int8_form or accuracy_level, "
-        "activation_bits: 8 with the forms token and tensor, or raise tolerance"
+        "activation_bits: 8 with the forms token and tensor (where the processor has VNNI, processor: vnni, "
+        "which is faster), or raise tolerance"
     )

@@ -59,10 +59,10 @@ def tables(model: Any) -> dict[str, nn.Module]:
 
 
 def embedding_names(model: Any) -> list[str]:
-    """Names of the token embedding and of the head, if there is one."""
-    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    """Names of the token embedding, of those tied to it, and of the head, if there is one."""
+    head = model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    return [names[id(module)] for module in wanted if module is not None]
+    return [*tables(model), *([] if head is None else [names[id(head)]])]
 
 
 def embedding_scale(embedding: nn.Module) -> float:

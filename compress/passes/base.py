@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compress.names import matches
+from compress.stacks import block_lists
 from compress.tasks import TASKS, Task
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
@@ -121,21 +122,3 @@ def linear_layers(
         and any(matches(name, p) for p in select)
         and not any(matches(name, p) for p in skip)
     ]
-
-
-def block_names(model: nn.Module) -> list[str]:
-    """Names of the decoder or encoder blocks, an encoder-decoder's encoder first."""
-    return [
-        f"{prefix}{index}"
-        for prefix in block_lists(model)
-        for index, _ in enumerate(model.get_submodule(prefix[:-1]).children())
-    ]
-
-
-def block_lists(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the names of everything in the model's outermost lists of modules."""
-    found: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
-            found.append(f"{name}.")
-    return tuple(found)

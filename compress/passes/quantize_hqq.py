@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from compress.bundle import Bundle
 from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
-from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
-from compress.passes.base import Context, Kind, Pass, block_names, linear_layers
-from compress.progress import track
+from compress.formats.swap import embedding_names
+from compress.one_by_one import quantize_one_by_one
+from compress.passes.base import Context, Kind, Pass, linear_layers
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
 from compress.tasks import TASKS, Task
 
@@ -71,28 +71,15 @@ class QuantizeHQQ(Pass):
         return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
-        """Quantize. Zero is on every grid, so weights that were pruned stay zero."""
-        result = bundle.clone()
-        model, store = result.model, result.offload(context.workdir / "parts")
-        names = linear_layers(model, self.select, self.skip)
-        with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
-            for block in block_names(model):
-                if store:
-                    store.load(block)
-                for name in [name for name in names if name.startswith(f"{block}.")]:
-                    weight = matrix(model.get_submodule(name))
-                    grid = self.grid(weight)
-                    codes = self.format.codes(weight, grid)
-                    put_codes(model, name, QuantizedTensor.from_codes(self.format, codes, grid))
-                    progress.advance()
-                if store:
-                    store.release(block)
-        if store:
-            store.load_rest()
-        if self.embeddings is not None:
-            quantize_embeddings(model, self.embeddings)
-        notes = {"format": self.format.model_dump(), "layers": len(names)}
-        return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())
+        """Quantize; weights that were pruned stay zero."""
+        names = linear_layers(bundle.model, self.select, self.skip)
+        what = f"{self.name()} {self.format.kind}"
+        result = quantize_one_by_one(bundle, context, names, self._quantized, self.embeddings, what)
+        return result.evolve(notes={"format": self.format.model_dump(), "layers": len(names)})
+
+    def _quantized(self, weight: Tensor) -> QuantizedTensor:
+        grid = self.grid(weight)
+        return QuantizedTensor.from_codes(self.format, self.format.codes(weight, grid), grid)
 
     def _grid_of_rows(self, weight: Tensor) -> Grid:
         start = self.format.model_copy(update={"clip_search": 0}).fit(weight)

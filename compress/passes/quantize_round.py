@@ -4,6 +4,7 @@ At 8 bits there is little left to win; at 4 bits `quantize_gptq` is far better. 
 search on squared weight error (formats/integer.py). Covers the whole model, embeddings and head included.
 """
 
+from functools import partial
 from typing import ClassVar
 
 from pydantic import Field
@@ -11,9 +12,9 @@ from torch import nn
 
 from compress.bundle import Bundle
 from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
-from compress.formats.swap import embedding_names, matrix, put_codes, quantize_embeddings
-from compress.passes.base import Context, Kind, Pass, block_names, linear_layers
-from compress.progress import track
+from compress.formats.swap import embedding_names
+from compress.one_by_one import quantize_one_by_one
+from compress.passes.base import Context, Kind, Pass, linear_layers
 from compress.tasks import TASKS, Task
 
 
@@ -42,23 +43,10 @@ class QuantizeRound(Pass):
         return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
-        """Quantize. Zero is on every grid, so weights that were pruned stay zero."""
-        result = bundle.clone()
-        model, store = result.model, result.offload(context.workdir / "parts")
-        names = linear_layers(model, self.select, self.skip)
-        with track(len(names), f"{self.name()} {self.format.kind}", "layers") as progress:
-            for block in block_names(model):
-                if store:
-                    store.load(block)
-                for name in [name for name in names if name.startswith(f"{block}.")]:
-                    weight = matrix(model.get_submodule(name))
-                    put_codes(model, name, QuantizedTensor.round(self.format, weight))
-                    progress.advance()
-                if store:
-                    store.release(block)
-        if store:
-            store.load_rest()
-        if self.embeddings is not None:
-            quantize_embeddings(model, self.embeddings)
-        notes = {"format": self.format.model_dump(), "layers": len(names)}
-        return result.evolve(notes=notes, shards=None, parts=tuple(store.parts) if store else ())
+        """Quantize; weights that were pruned stay zero."""
+        names = linear_layers(bundle.model, self.select, self.skip)
+        what = f"{self.name()} {self.format.kind}"
+        result = quantize_one_by_one(
+            bundle, context, names, partial(QuantizedTensor.round, self.format), self.embeddings, what
+        )
+        return result.evolve(notes={"format": self.format.model_dump(), "layers": len(names)})

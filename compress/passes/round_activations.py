@@ -20,8 +20,9 @@ from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
 from compress.names import matches
-from compress.passes.base import Context, Kind, Need, Pass, block_lists, linear_layers
+from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.progress import track
+from compress.stacks import block_lists
 
 
 class RoundActivations(Pass):

@@ -1,0 +1,53 @@
+"""Codes for matrices that are looked at one by one: what all quantizers without calibration text share."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from compress.bundle import Bundle
+from compress.formats import IntegerFormat, QuantizedTensor
+from compress.formats.swap import matrix, put_codes, quantize_embeddings
+from compress.progress import track
+from compress.stacks import block_names
+
+if TYPE_CHECKING:  # what a pass is lent, not what it is
+    from compress.passes.base import Context
+
+
+def quantize_one_by_one(
+    bundle: Bundle,
+    context: "Context",
+    names: list[str],
+    quantized: Callable[[Tensor], QuantizedTensor],
+    embeddings: IntegerFormat | None,
+    what: str,
+) -> Bundle:
+    """A copy with codes in the place of the layers named, a block at a time where the weights are in files.
+
+    Args:
+        bundle: in float.
+        context: lends a folder for blocks that are done.
+        names: of linear layers inside the blocks.
+        quantized: a matrix (out, in), float32, as codes. Zero is on every grid of ours, so what was pruned
+            stays zero.
+        embeddings: of embedding and head, which are rounded to nearest; None leaves them float.
+        what: the label of the progress bar.
+    """
+    result = bundle.clone()
+    model: nn.Module = result.model
+    store = result.offload(context.workdir / "parts")
+    with track(len(names), what, "layers") as progress:
+        for block in block_names(model):
+            if store:
+                store.load(block)
+            for name in [name for name in names if name.startswith(f"{block}.")]:
+                put_codes(model, name, quantized(matrix(model.get_submodule(name))))
+                progress.advance()
+            if store:
+                store.release(block)
+    if store:
+        store.load_rest()
+    if embeddings is not None:
+        quantize_embeddings(model, embeddings)
+    return result.evolve(shards=None, parts=tuple(store.parts) if store else ())
