@@ -29,15 +29,14 @@ from torch import Tensor, nn
 
 from compress.artifact_bytes import ArtifactBytes
 from compress.bundle import Bundle
-from compress.errors import UserError
 from compress.formats import Coded, Int8, IntegerFormat
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
+from compress.offers import Offers, Plan
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.records import PassRecord
 from compress.sensitivity import Probe, embedding_losses, layer_losses
 from compress.sequential import LayerSolver, quantize_sequentially
-from compress.solvers.knapsack import cheapest, choose
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]
@@ -48,9 +47,7 @@ _COMPARED_AT = 3  # bits at which tensors' levels are compared
 _LEFT = 0.5
 _PER_BIT = 4  # coded rates to choose from
 _LARGEST_RATE = 7
-_REPAIRS = 20
 _DIGITS = 0.123456789012345678  # as long as a float gets in JSON
-Plan = dict[str, IntegerFormat]
 
 
 class QuantizeAuto(Pass, LayerSolver):
@@ -178,67 +175,36 @@ class QuantizeAuto(Pass, LayerSolver):
         self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
     ) -> tuple[Plan, float]:
         """A format for every layer and for the embeddings, and the summed loss predicted for them."""
-        whole = self.bits_per_weight is None
-        size = sizes.share if whole else sizes.stored
-        choices = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
+        size = sizes.share if self.bits_per_weight is None else sizes.stored
+        formats = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
         members = [*([name] for name in names), tables]  # of what gets one format
         costs = [
-            [sum(size(name, format) for name in together) for format in formats]
-            for together, formats in zip(members, choices, strict=True)
+            [sum(size(name, format) for name in together) for format in each]
+            for together, each in zip(members, formats, strict=True)
         ]
-
-        def plan(chosen: list[int]) -> Plan:
-            picked = [formats[k] for formats, k in zip(choices, chosen, strict=True)]
-            return {name: f for together, f in zip(members, picked, strict=True) for name in together}
-
-        def total(chosen: list[int]) -> int:
-            return sum(row[k] for row, k in zip(costs, chosen, strict=True))
-
+        offers = Offers(members, formats, costs)
         weights = [sum(sizes.weights(name) for name in together) for together in members]
-        # what embedding and head lose is measured at every width, with all that depends on them
-        layers, formats = losses[:-1], choices[0]
+        if self.largest_kl is not None:
+            chosen = offers.within_loss(losses, self.largest_kl)
+        else:
+            valued = self._valued(losses, formats[0], weights)
+            if self.bits_per_weight is not None:
+                chosen = offers.within_bits(valued, sum(weights), self.bits_per_weight)
+            else:
+                assert self.budget_bytes is not None
+                chosen = offers.within_bytes(valued, sizes.total, self.budget_bytes, self.reserve_bytes)
+        return offers.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
+
+    def _valued(
+        self, losses: list[list[float]], formats: tuple[IntegerFormat, ...], weights: list[int]
+    ) -> list[list[float]]:
+        """The losses as they count in the choice: layers drawn towards each other, and less of them."""
+        *layers, embeddings = losses
         levels = [row[_nearest(formats)] for row in layers]
         share = 1.0 if self.asymmetric == 0 else _LEFT
         drawn = tempered(layers, levels, weights[:-1], self.trust)
-        valued = [*([share * loss for loss in row] for row in drawn), losses[-1]]
-        smallest = [row.index(min(row)) for row in costs]
-        if self.largest_kl is not None:
-            chosen = self._least_bytes(costs, losses)
-        elif self.bits_per_weight is not None:
-            budget = int(self.bits_per_weight * sum(weights) / 8)
-            if total(smallest) > budget:
-                least = total(smallest) * 8 / sum(weights)
-                raise UserError(
-                    f"bits_per_weight {self.bits_per_weight:g} is too small: the smallest widths need "
-                    f"{least:.3f}; raise it, or allow fewer bits in widths and embedding_widths"
-                )
-            chosen = choose(costs, valued, budget)
-        else:
-            assert self.budget_bytes is not None
-            limit = self.budget_bytes - self.reserve_bytes
-            if sizes.total(plan(smallest)) > limit:
-                least = sizes.total(plan(smallest)) + self.reserve_bytes
-                raise UserError(
-                    f"budget_bytes {self.budget_bytes:,} is too small: with the smallest widths the artifact "
-                    f"takes {least:,}; raise it, or allow fewer bits in widths and embedding_widths"
-                )
-            budget = limit - sizes.total(plan(smallest)) + total(smallest)
-            for _ in range(_REPAIRS):  # offsets of more digits: a few bytes per layer
-                chosen = choose(costs, valued, max(budget, total(smallest)))
-                excess = sizes.total(plan(chosen)) - limit
-                if excess <= 0:
-                    break
-                budget -= excess
-        return plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
-
-    def _least_bytes(self, costs: list[list[int]], losses: list[list[float]]) -> list[int]:
-        assert self.largest_kl is not None
-        least = sum(min(row) for row in losses)
-        if least > self.largest_kl:
-            raise UserError(
-                f"largest_kl {self.largest_kl:g} is too small: the largest widths lose {least:.4g}; raise it"
-            )
-        return cheapest(costs, losses, self.largest_kl)
+        # what embedding and head lose is measured at every width, with all that depends on them
+        return [*([share * loss for loss in row] for row in drawn), embeddings]
 
     def _format(self, bits: int) -> IntegerFormat:
         if self.coded:
