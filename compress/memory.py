@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3  # in malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # in malloc.h
+_LEARNT, _MAPPED = 32 << 20, 1 << 16  # what glibc comes to by itself: bytes, a number of arrays
 EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
 
 
@@ -78,12 +79,34 @@ def returned_at_once() -> Iterator[None]:
     try:
         yield
     finally:
-        _keep_below(32 << 20)
+        _keep_below(_LEARNT)
+
+
+@contextmanager
+def kept_for_reuse() -> Iterator[None]:
+    """While the block runs, freed memory stays with the process, for the next array of its size (glibc).
+
+    For loops that ask for the same large arrays again and again. By itself glibc gives each back and gets
+    fresh pages, which the system has to find and to clear: a third of a training step of a model of 135 M
+    parameters. The peak is about the same.
+    """
+    _set_malloc(_M_MMAP_MAX, 0)
+    _set_malloc(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        _set_malloc(_M_MMAP_MAX, _MAPPED)
+        _set_malloc(_M_TRIM_THRESHOLD, 2 * _LEARNT)
+        trim()
 
 
 def _keep_below(size: int) -> None:
+    _set_malloc(_M_MMAP_THRESHOLD, size)
+
+
+def _set_malloc(option: int, value: int) -> None:
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def total_memory_bytes() -> int:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.float32 import fast_float32
+from compress.memory import kept_for_reuse
 from compress.progress import SILENT, track
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
@@ -77,6 +78,7 @@ def optimise(
     plan.check(model)
     run = _Run(model, plan, task, around)
     with ExitStack() as during:
+        during.enter_context(kept_for_reuse())
         during.enter_context(fast_float32())
         during.enter_context(plain_attention(run.model, run.batches.window))
         during.enter_context(_random_numbers(run.device))
