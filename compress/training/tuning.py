@@ -19,6 +19,7 @@ Same seed, same thread count: same result, also across kills.
 import hashlib
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from compress.float32 import fast_float32
+from compress.memory import kept_for_reuse
 from compress.progress import Tracker, track
 from compress.training import checkpoint
 from compress.training.batches import Batches
@@ -165,7 +168,11 @@ def tune(
     path = workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
-    with plain_attention(model, window), plain_attention(teacher, window):
+    with ExitStack() as during:
+        during.enter_context(kept_for_reuse())
+        during.enter_context(fast_float32())
+        during.enter_context(plain_attention(model, window))
+        during.enter_context(plain_attention(teacher, window))
         restored = checkpoint.restore(path, state, [optimizer], identity)
         if restored is None:
             began = time.monotonic()
