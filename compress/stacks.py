@@ -87,10 +87,18 @@ def stacks(model: Any) -> list[Stack]:
     """The model's only list of blocks, or an encoder's and then its decoder's.
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has none, or an encoder-decoder has another number of them than two.
     """
     if task_of(model.config) != "seq2seq":
         return [only_stack(model)]
+    prefixes = block_lists(model)
+    if len(prefixes) != 2:
+        found = ", ".join(prefixes) or "none"
+        raise UserError(
+            f"{type(model).__name__}: should have one list of blocks in its encoder and one in its decoder, "
+            f"but has {found}; this architecture is not supported"
+        )
+    first, second = ((prefix[:-1], model.get_submodule(prefix[:-1])) for prefix in prefixes)
     encoder, decoder = model.get_encoder(), model.get_decoder()
 
     def read(windows: Tensor, _: Tensor | None) -> Any:
@@ -100,10 +108,7 @@ def stacks(model: Any) -> list[Stack]:
         text = shifted(halves(windows.to(_device(model)))[1], start_token(model))
         return decoder(input_ids=text, encoder_hidden_states=encoded, use_cache=False)
 
-    return [
-        Stack(*_list_inside(model, encoder), read, more=0),
-        Stack(*_list_inside(model, decoder), write, more=0),
-    ]
+    return [Stack(*first, read, more=0), Stack(*second, write, more=0)]
 
 
 def only_stack(model: Any) -> Stack:
@@ -148,21 +153,12 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def block_lists(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the names of everything in the model's outermost lists of modules."""
+    """Prefixes of the names of everything in the model's outermost lists of modules, an encoder's first."""
     found: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
             found.append(f"{name}.")
     return tuple(found)
-
-
-def _list_inside(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The first list of modules inside a part of a model, with its name in the model."""
-    inside = {id(module) for module in part.modules()}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and id(module) in inside:
-            return name, module
-    raise UserError(f"{type(part).__name__}: has no list of blocks; this architecture is not supported")
 
 
 def _device(model: Any) -> Any:

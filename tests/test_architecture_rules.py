@@ -36,7 +36,7 @@ SHARED = {
 MAKING = {
     *("search", "pipeline", "steps", "recipe", "registry", "passes", "calibration", "training", "solvers"),
     *("export", "architectures", "moments", "replay", "attention", "float32", "sequential"),
-    *("sensitivity", "folding"),
+    *("sensitivity", "folding", "output_fisher"),
     *("input_statistics", "artifact_bytes", "allocation", "correction", "sparsify", "subcloning"),
     "pruning",
 }

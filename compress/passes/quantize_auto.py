@@ -94,6 +94,7 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def layers(self, model: nn.Module) -> list[str]:
         """The selected linear layers, then embedding and head."""
+        self.check_outputs(model)
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if linears else [])
 
@@ -104,7 +105,8 @@ class QuantizeAuto(Pass, LayerSolver):
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """As quantize_gptq, and a forward pass from each layer on over the tokens measured."""
         measured = 2.0 * parameters * self.measured_windows * self.measured_tokens
-        return (4.0 + 6.0) * parameters * calibration_tokens + 100 * measured
+        solving = (4.0 + 6.0) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
+        return solving + 100 * measured
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Measure, choose, quantize.
@@ -139,6 +141,7 @@ class QuantizeAuto(Pass, LayerSolver):
             self,
             masks=bundle.masks,
             precision=context.precision,
+            seed=context.seed,
             what=self.name(),
         )
         quantize_embeddings(model, plan[tables[0]])

@@ -36,6 +36,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
 
     def layers(self, model: nn.Module) -> list[str]:
         """The selected linear layers, then embedding and head."""
+        self.check_outputs(model)
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if self.embeddings and linears else [])
 
@@ -45,12 +46,15 @@ class QuantizeGPTQ(Pass, LayerSolver):
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """About two forward passes over the calibration text, their second moments, and the solver."""
-        return (4.0 + 6.0) * parameters * calibration_tokens
+        return (4.0 + 6.0) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize; notes tell the layers' output errors and any damping that had to be raised."""
         result = bundle.clone()
         store = result.offload(context.workdir / "parts")
+        if store and self.outputs == "fisher":  # which looks at the whole model
+            store.load_rest()
+            store = None
         model = result.model if store else result.model.to(context.device)
         windows = torch.from_numpy(context.data.calibration.tokens).long()
         names = linear_layers(model, self.select, self.skip)
@@ -62,6 +66,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
             masks=bundle.masks,
             precision=context.precision,
             store=store,
+            seed=context.seed,
             what=f"{self.name()} {self.format.kind}",
         )
         notes["format"] = self.format.model_dump()
