@@ -66,6 +66,9 @@ def coded(rate: float, **more: Any) -> dict[str, Any]:
     return {"quantize_gptq": {"format": {"kind": "coded", "rate": rate}, "embeddings": None} | more}
 
 
+CODED_3_BITS: dict[str, Any] = {
+    "bits_per_weight": 4.11, "coded": True, "embedding_widths": [8], "outputs": "fisher"
+}  # fmt: skip
 EIGHT = {"kind": "int8", "group": 64}
 FOUR = {"kind": "int4", "group": 64, "symmetric": True}
 
@@ -95,6 +98,10 @@ POINTS = [
     ours("coded, 4.3 bits", None, None, coded(4.3)),
     ours("coded, 3.3 bits", None, None, coded(3.3)),
     ours("coded, 2.28 bits", None, None, coded(2.28)),
+    # outputs by what they do to the loss: less of it for twice the time
+    ours("4 bits, outputs weighed", 4, 64, gptq(4, outputs="fisher")),
+    ours("3 bits, outputs weighed", 3, 64, gptq(3, outputs="fisher")),
+    ours("2 bits, outputs weighed", 2, 64, gptq(2, outputs="fisher")),
     ours("8 bits group 64, embeddings too", 8, 64, gptq(8, embeddings=EIGHT)),
     # the fastest form in ONNX Runtime, which benchmarks/latency.py times
     ours("4 bits symmetric, embeddings too", 4, 64, gptq(4, format=FOUR, embeddings=FOUR), seeds=1),
@@ -120,6 +127,9 @@ POINTS = [
         coded=True,
         embedding_widths=[8],
     ),
+    ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE, seeds=1),
+    # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits
+    auto("coded, 3.33 bits, outputs weighed, tuned", "SmolLM2-135M*", TUNE, seeds=1, **CODED_3_BITS),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
     variation("its full step", asymmetric=1),

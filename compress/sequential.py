@@ -43,7 +43,7 @@ class LayerSolver(Correction):
     outputs: Literal["alike", "fisher"] = Field(
         "alike",
         description="how errors of a layer's outputs count: all alike, or by what they do to a decoder's "
-        "loss, which loses a third less, takes twice as long, and needs the whole model in memory",
+        "loss, which loses less, takes twice as long, and needs the whole model in memory",
     )
     fisher_tokens: int = Field(8192, ge=64, description="calibration tokens to learn that from")
 
