@@ -16,7 +16,7 @@ Inside a block rows are taken for independent, as ever: small blocks lose less a
 
 F comes from few tokens, and the product is an approximation: it is drawn towards its mean diagonal, by 0.3,
 which on SmolLM2-135M served better than less. How much is won depends on how far F is from diagonal: at 3
-bits in groups of 64 the KL became 0.75 x on the demo's base of 4 M parameters, 0.93 x on SmolLM2-135M.
+bits in groups of 64 the KL became 0.76 x on the demo's base of 4 M parameters, 0.93 x on SmolLM2-135M.
 
 Tseng, Sun, De Sa: Model-Preserving Adaptive Rounding (YAQA, 2025), arXiv 2505.22988, who take feedback from
 both sides, entry by entry; Martens and Grosse: K-FAC (2015), arXiv 1503.05671, for the product.
