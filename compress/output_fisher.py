@@ -52,7 +52,7 @@ def output_fisher(
     """F of the layers `names`, float32: of each a list for consecutive outputs, (part, part) each.
 
     Args:
-        model: in eval mode; all of it in memory.
+        model: all of it in memory.
         windows: calibration token ids (n, length); of each the first tokens are taken.
         names: of linear layers. One that saw no token has zeros.
         tokens: how many to look at in all.
@@ -70,6 +70,8 @@ def output_fisher(
     random = torch.Generator(device).manual_seed(seed)
     found = {name: _zeros(model.get_submodule(name), device) for name in names}
     with ExitStack() as stack, torch.enable_grad():
+        stack.callback(model.train, model.training)
+        model.eval()
         stack.enter_context(kept_for_reuse())
         stack.enter_context(fast_float32())
         stack.enter_context(plain_attention(model, length))

@@ -26,10 +26,8 @@ from torch import Tensor, nn
 from compress.blocks import Arguments, call, replaced_forward
 from compress.bundle import Bundle
 from compress.errors import UserError
-from compress.float32 import fast_float32
 from compress.formats import QuantizedLinear
 from compress.formats.swap import matrix
-from compress.memory import kept_for_reuse
 from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
 from compress.progress import track
 from compress.solvers.block_tuning import descend
@@ -81,11 +79,7 @@ class TuneBlocks(Pass):
         result = bundle.clone()
         _same_blocks(result.model, teacher, self.name())
         run = _Run(self, result, teacher, windows, context)
-        with ExitStack() as during:
-            during.enter_context(kept_for_reuse())
-            during.enter_context(fast_float32())
-            during.enter_context(plain_attention(result.model, windows.shape[1]))
-            during.enter_context(plain_attention(teacher, windows.shape[1]))
+        with plain_attention(result.model, windows.shape[1]), plain_attention(teacher, windows.shape[1]):
             notes = run.all_blocks()
         result.model.cpu()
         return result.evolve(exports={}, notes=notes)
