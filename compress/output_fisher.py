@@ -37,7 +37,10 @@ def require_decoder(model: Any) -> None:
         UserError: names the field.
     """
     if task_of(model.config) != "causal":
-        raise UserError("outputs: 'fisher' draws a decoder's next tokens, and this is none; take 'alike'")
+        raise UserError(
+            "outputs: 'fisher' draws a decoder's next tokens, which "
+            f"{type(model).__name__} does not give; take 'alike'"
+        )
 
 
 def output_fisher(
