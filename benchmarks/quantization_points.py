@@ -66,9 +66,6 @@ def coded(rate: float, **more: Any) -> dict[str, Any]:
     return {"quantize_gptq": {"format": {"kind": "coded", "rate": rate}, "embeddings": None} | more}
 
 
-CODED_3_BITS: dict[str, Any] = {
-    "bits_per_weight": 4.11, "coded": True, "embedding_widths": [8], "outputs": "fisher"
-}  # fmt: skip
 EIGHT = {"kind": "int8", "group": 64}
 FOUR = {"kind": "int4", "group": 64, "symmetric": True}
 
@@ -129,7 +126,16 @@ POINTS = [
     ),
     ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE, seeds=1),
     # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits
-    auto("coded, 3.33 bits, outputs weighed, tuned", "SmolLM2-135M*", TUNE, seeds=1, **CODED_3_BITS),
+    auto(
+        "coded, 3.33 bits, outputs weighed, tuned",
+        "SmolLM2-135M*",
+        TUNE,
+        seeds=1,
+        bits_per_weight=4.11,
+        coded=True,
+        embedding_widths=[8],
+        outputs="fisher",
+    ),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
     variation("its full step", asymmetric=1),

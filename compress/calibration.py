@@ -18,7 +18,7 @@ also when the caller breaks out of the loop.
 import copy
 import itertools
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from compress.moments import Covariance, Rows, covariance
 from compress.progress import track
 from compress.replay import Stream, halved
 from compress.stacks import Stack, stacks
-from compress.training.forward import Precision
+from compress.training.forward import Precision, evaluating
 
 _LARGE = 1 << 22  # elements
 _TOKENS = 2048  # per forward pass
@@ -117,7 +117,7 @@ def walk(
     frugal = store is not None and largest >= _LARGE
     with ExitStack() as stack:
         progress = stack.enter_context(track(sum(len(part.blocks) for part in parts), what, "blocks"))
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(panel_attention(model, precision))
         # the faster library packs a copy of a factor, which a wide layer's statistics have no room for
         stack.enter_context(returned_at_once() if frugal else fast_float32())  # the caller's solvers too
@@ -223,16 +223,6 @@ def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Gene
             if stage == original.plan.stages[-1]:
                 original.settle(index)
             yield rows
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
 
 
 def _before_the_blocks(model: Any, prefix: str) -> list[str]:

@@ -19,12 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.float32 import fast_float32
-from compress.memory import kept_for_reuse
+from compress.formats.swap import oriented
 from compress.moments import gram, mirrored
 from compress.progress import track
 from compress.tasks import task_of
-from compress.training.forward import Precision, autocast, gradients, plain_attention
+from compress.training.forward import (
+    Precision,
+    autocast,
+    backward_passes,
+    evaluating,
+    gradients_of_activations,
+)
 
 _TOGETHER = 2048  # outputs
 _PASS = 512  # tokens
@@ -72,15 +77,10 @@ def output_fisher(
     batches = texts.split(max(1, _PASS // length))
     random = torch.Generator(device).manual_seed(seed)
     found = {name: _zeros(model.get_submodule(name), device) for name in names}
-    with ExitStack() as stack, torch.enable_grad():
-        stack.callback(model.train, model.training)
-        model.eval()
-        stack.enter_context(kept_for_reuse())
-        stack.enter_context(fast_float32())
-        stack.enter_context(plain_attention(model, length))
-        stack.enter_context(gradients(model, False))
-        embedding = model.get_input_embeddings()
-        stack.callback(embedding.register_forward_hook(lambda *given: given[2].requires_grad_()).remove)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(backward_passes(length, model))
+        stack.enter_context(gradients_of_activations(model))
         for name, parts in found.items():
             stack.callback(model.get_submodule(name).register_forward_hook(_watching(parts)).remove)
         bar = stack.enter_context(track(texts.numel(), "weighing outputs", "tokens"))
@@ -97,8 +97,7 @@ def output_fisher(
 
 
 def _zeros(module: Any, device: torch.device) -> list[Tensor]:
-    weight = module.weight
-    outputs = weight.shape[1 if type(module).__name__ == "Conv1D" else 0]
+    outputs = len(oriented(module))
     sizes = [min(_TOGETHER, outputs - start) for start in range(0, outputs, _TOGETHER)]
     return [torch.zeros(size, size, device=device) for size in sizes]
 

@@ -27,7 +27,7 @@ from compress.progress import track
 from compress.pruning.structure import Part, Structure, Sublayer
 from compress.stacks import decoder_blocks
 from compress.tasks import task_of
-from compress.training.forward import gradients
+from compress.training.forward import gradients_of_activations
 
 _GROUPS = 8  # of neurons, for KL
 
@@ -65,11 +65,8 @@ def taylor(model: Any, windows: Tensor, structure: Structure) -> tuple[dict[str,
 
         x.register_hook(add)
 
-    with ExitStack() as stack, torch.enable_grad():
-        embedding = model.get_input_embeddings()
-        stack.enter_context(gradients(model, False))
-        hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-        stack.callback(hook.remove)
+    with ExitStack() as stack:
+        stack.enter_context(gradients_of_activations(model))
         for sublayer in structure.sublayers:
             columns, total = sublayer.columns, scores[sublayer.reader]
             reader = model.get_submodule(sublayer.reader)

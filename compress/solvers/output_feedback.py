@@ -71,8 +71,8 @@ def row_blocks(fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN) -> Itera
     [[0.25], [0.5]]
     """
     mean = fisher.diagonal().mean()
-    whole = fisher / mean if mean > 0 else torch.zeros_like(fisher)
-    whole.mul_(1 - drawn).diagonal().add_(drawn if mean > 0 else 1.0)
+    whole = fisher * (1 - drawn)
+    whole.diagonal().add_(drawn * mean if mean > 0 else 1.0)
     factor = factorise(whole, damping=1e-6)
     for start in range(0, len(fisher), size):
         stop = min(start + size, len(fisher))

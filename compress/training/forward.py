@@ -1,7 +1,7 @@
 """How a model is run while it trains: precision, attention, and its held-out loss."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.float32 import fast_float32
+from compress.memory import kept_for_reuse
 
 Precision = Literal["float32", "bfloat16"]
 _PLAIN_ATTENTION_UP_TO = 512  # tokens; beyond, its scores cost more memory than its speed is worth
@@ -39,6 +41,28 @@ def plain_attention(model: Any, window: int) -> Iterator[None]:
 
 
 @contextmanager
+def backward_passes(window: int, *models: Any) -> Iterator[None]:
+    """What makes many passes, back and forth, over windows of so many tokens fast, while the block runs."""
+    with ExitStack() as stack:
+        stack.enter_context(kept_for_reuse())
+        stack.enter_context(fast_float32())
+        for model in models:
+            stack.enter_context(plain_attention(model, window))
+        yield
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode while the block runs."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@contextmanager
 def gradients(model: Any, wanted: bool) -> Iterator[None]:
     """All weights need a gradient, or none does, while the block runs."""
     needed = [p.requires_grad for p in model.parameters()]
@@ -48,6 +72,18 @@ def gradients(model: Any, wanted: bool) -> Iterator[None]:
     finally:
         for parameter, own in zip(model.parameters(), needed, strict=True):
             parameter.requires_grad_(own)
+
+
+@contextmanager
+def gradients_of_activations(model: Any) -> Iterator[None]:
+    """Everything that is computed from the tokens has a gradient, and no weight, while the block runs."""
+    embedding = model.get_input_embeddings()
+    with gradients(model, False), torch.enable_grad():
+        hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 @contextmanager
@@ -78,12 +114,11 @@ def heldout_nll(model: Any, windows: Tensor, precision: Precision) -> float:
 
     For curves and for stopping; the reported quality is `compress.measure`'s, from the saved artifact.
     """
-    training = model.training
-    model.eval()
     total = 0.0
-    for rows in windows.split(max(1, _HELDOUT_TOKENS // windows.shape[1])):
-        with autocast(windows.device, precision):
-            logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (rows, length - 1, vocab)
-        total += float(F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
-    model.train(training)
+    with evaluating(model):
+        for rows in windows.split(max(1, _HELDOUT_TOKENS // windows.shape[1])):
+            with autocast(windows.device, precision):
+                logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (rows, length - 1, vocab)
+            wanted = rows[:, 1:].flatten()
+            total += float(F.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="sum"))
     return total / (windows.shape[0] * (windows.shape[1] - 1))

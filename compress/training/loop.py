@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.float32 import fast_float32
-from compress.memory import kept_for_reuse
 from compress.progress import SILENT, track
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
@@ -31,9 +29,9 @@ from compress.training.batches import Batches
 from compress.training.devices import Devices
 from compress.training.forward import (
     autocast,
+    backward_passes,
     gradient_checkpointing,
     heldout_nll,
-    plain_attention,
 )
 from compress.training.masking import Masks
 from compress.training.plan import Optimization
@@ -78,9 +76,7 @@ def optimise(
     plan.check(model)
     run = _Run(model, plan, task, around)
     with ExitStack() as during:
-        during.enter_context(kept_for_reuse())
-        during.enter_context(fast_float32())
-        during.enter_context(plain_attention(run.model, run.batches.window))
+        during.enter_context(backward_passes(run.batches.window, run.model))
         during.enter_context(_random_numbers(run.device))
         during.enter_context(rates.frozen(run.model, plan.freeze))
         during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))

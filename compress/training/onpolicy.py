@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.training.forward import Precision, autocast
+from compress.training.forward import Precision, autocast, evaluating
 
 
 def on_policy(share: float, seed: int, step: int) -> bool:
@@ -24,15 +24,13 @@ def on_policy(share: float, seed: int, step: int) -> bool:
 @torch.no_grad()
 def continued(model: Any, rows: Tensor, prompt: int, precision: Precision) -> Tensor:
     """Rows (n, length) whose tokens from `prompt` on are sampled from the model at temperature 1."""
-    training = model.training
-    model.eval()
     tokens = feed = rows[:, :prompt]
     cache = None
-    for _ in range(rows.shape[1] - prompt):
-        with autocast(rows.device, precision):
-            outputs = model(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = outputs.past_key_values
-        feed = torch.multinomial(torch.softmax(outputs.logits[:, -1].float(), dim=-1), 1)  # (n, 1)
-        tokens = torch.cat([tokens, feed], dim=1)
-    model.train(training)
+    with evaluating(model):
+        for _ in range(rows.shape[1] - prompt):
+            with autocast(rows.device, precision):
+                outputs = model(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = outputs.past_key_values
+            feed = torch.multinomial(torch.softmax(outputs.logits[:, -1].float(), dim=-1), 1)  # (n, 1)
+            tokens = torch.cat([tokens, feed], dim=1)
     return tokens

@@ -19,7 +19,6 @@ Same seed, same thread count: same result, also across kills.
 import hashlib
 import json
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from compress.float32 import fast_float32
-from compress.memory import kept_for_reuse
 from compress.progress import Tracker, track
 from compress.training import checkpoint
 from compress.training.batches import Batches
-from compress.training.forward import Precision, autocast, plain_attention
+from compress.training.forward import Precision, autocast, backward_passes
 from compress.training.objectives import chunked, forward_kl
 from compress.training.optimizers import schedule_factor
 from compress.training.scales import use_masters
@@ -168,11 +165,7 @@ def tune(
     path = workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
-    with ExitStack() as during:
-        during.enter_context(kept_for_reuse())
-        during.enter_context(fast_float32())
-        during.enter_context(plain_attention(model, window))
-        during.enter_context(plain_attention(teacher, window))
+    with backward_passes(window, model, teacher):
         restored = checkpoint.restore(path, state, [optimizer], identity)
         if restored is None:
             began = time.monotonic()
