@@ -68,6 +68,7 @@ def coded(rate: float, **more: Any) -> dict[str, Any]:
 
 EIGHT = {"kind": "int8", "group": 64}
 FOUR = {"kind": "int4", "group": 64, "symmetric": True}
+THREE: dict[str, Any] = {"bits_per_weight": 4.11, "coded": True, "embedding_widths": [8]}
 
 POINTS = [
     Point("gptqmodel", "4 bits", 4, 64, {"bits": 4, "group": 64}),
@@ -106,36 +107,16 @@ POINTS = [
     auto("91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000),
     auto("4.5 bits per weight", "demo*", bits_per_weight=4.5),
     auto("3.25 bits per weight", "demo*", bits_per_weight=3.25),
-    # embeddings at 7 bits leave 3.3 for the linear layers of this model
-    auto("coded, 3.3 bits", "SmolLM2-135M*", bits_per_weight=4.078, coded=True, embedding_widths=[8]),
     auto("coded, 91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000, coded=True),
     auto("coded, 60 MB", "SmolLM2-135M*", budget_bytes=60_000_000, coded=True),
-    ours("4 bits, tuned", 4, 64, gptq(4), TUNE, seeds=1),
-    ours("3 bits, tuned", 3, 64, gptq(3), TUNE, seeds=1),
-    ours("2 bits, tuned", 2, 64, gptq(2), TUNE, seeds=1),
-    ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE, seeds=1),
-    ours("coded, 3.3 bits, tuned", None, None, coded(3.3), TUNE, seeds=1),
-    auto(
-        "coded, 3.3 bits, tuned",
-        "SmolLM2-135M*",
-        TUNE,
-        seeds=1,
-        bits_per_weight=4.078,
-        coded=True,
-        embedding_widths=[8],
-    ),
-    ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE, seeds=1),
-    # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits
-    auto(
-        "coded, 3.33 bits, outputs weighed, tuned",
-        "SmolLM2-135M*",
-        TUNE,
-        seeds=1,
-        bits_per_weight=4.11,
-        coded=True,
-        embedding_widths=[8],
-        outputs="fisher",
-    ),
+    # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits, embeddings at 7
+    auto("coded, 3.33 bits", "SmolLM2-135M*", **THREE),
+    ours("4 bits, tuned", 4, 64, gptq(4), TUNE),
+    ours("3 bits, tuned", 3, 64, gptq(3), TUNE),
+    ours("2 bits, tuned", 2, 64, gptq(2), TUNE),
+    ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE),
+    ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE),
+    auto("coded, 3.33 bits, tuned", "SmolLM2-135M*", TUNE, **THREE),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
     variation("its full step", asymmetric=1),

@@ -20,6 +20,7 @@ from compress.bundle import CODES, Bundle, file_record
 from compress.checkpoints import save_configurations
 from compress.coded_files import STREAM
 from compress.formats import Coded, IntegerFormat
+from compress.formats.coded import longest_stream
 from compress.formats.packing import packed_bytes
 from compress.formats.swap import matrix
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, PassRecord
@@ -66,6 +67,7 @@ class ArtifactBytes:
             if (w := _matrix_or_none(module)) is not None
         }
         self.owners = _owners(self.model)
+        self._longest: dict[str, int] = {}
 
     def total(self, formats: Mapping[str, IntegerFormat]) -> int:
         """Bytes of the whole folder when the modules named in `formats` hold codes."""
@@ -96,7 +98,10 @@ class ArtifactBytes:
 
     def stored(self, name: str, format: IntegerFormat) -> int:
         """Bytes of codes, scales and zero-points alone; none for a module that shares another's."""
-        return format.stored_bytes(self.shapes[name]) if self.owners[name] == name else 0
+        if self.owners[name] != name:
+            return 0
+        stored = format.stored_bytes(self.shapes[name])
+        return min(stored, self._longest_stream(name)) if isinstance(format, Coded) else stored
 
     def weights(self, name: str) -> int:
         """How many weights a module holds; none if it shares another's."""
@@ -115,11 +120,8 @@ class ArtifactBytes:
         out, columns = self.shapes[name]
         inner = f"{name}.quantized"
         if isinstance(format, Coded):
-            stream = format.stored_bytes((out, columns)) - 2 * out
-            return [
-                (f"{inner}.{STREAM}", "U8", (stream,), stream),
-                (f"{inner}.scales", "F16", (out, 1), 2 * out),
-            ]
+            stream = self.stored(name, format)
+            return [(f"{inner}.{STREAM}", "U8", (stream,), stream)]
         groups = format.groups(columns)
         packed = packed_bytes(format.group_width(columns), format.bits)
         found: list[_Entry] = [
@@ -130,6 +132,12 @@ class ArtifactBytes:
             zeros = packed_bytes(groups, format.bits)
             found.append((f"{inner}.zeros", "U8", (out, zeros), out * zeros))
         return found
+
+    def _longest_stream(self, name: str) -> int:
+        """Bytes at the finest steps of 8-bit codes: higher rates get no more."""
+        if name not in self._longest:
+            self._longest[name] = longest_stream(matrix(self.model.get_submodule(name)))
+        return self._longest[name]
 
     def _entries(self, formats: Mapping[str, IntegerFormat]) -> list[_Entry]:
         """Every tensor of the file, in its order."""

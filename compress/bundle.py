@@ -33,7 +33,7 @@ from compress.checkpoints import (
     save_configurations,
     weight_files,
 )
-from compress.coded_files import deflated, inflated
+from compress.coded_files import with_streams, without_streams
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
@@ -159,7 +159,7 @@ class Bundle:
 
     def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
         """Codes, or bitmasks and values; returns what was stored so."""
-        state = deflated(unique_state(self.model), self.model)
+        state = with_streams(unique_state(self.model), self.model)
         if self.storage != "dense":
             packed, records = compact(state, self.model)
             save_file(packed, folder / SPARSE, metadata={"format": "pt"})
@@ -305,7 +305,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     state: dict[str, Tensor] = {}
     for file in files:
         check_safetensors(file)
-        state |= inflated(load_file(file), manifest.layers, file)
+        state |= without_streams(load_file(file), manifest.layers, file)
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)

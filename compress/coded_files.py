@@ -1,7 +1,7 @@
-"""The codes of `Coded` matrices in a file: a stream in place of the bytes.
+"""`Coded` matrices in a file: one stream in place of codes and scales.
 
-A tensor NAME.codes of the state is stored as `NAME.deflated` (formats/entropy_coding.py). Reading gives back
-the state that was written.
+What a state has as NAME.codes and NAME.scales is stored as `NAME.stream` (formats/coded.py). Reading gives
+back the state that was written.
 """
 
 from collections.abc import Mapping
@@ -11,27 +11,29 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.formats import Coded, QuantizedTensor
-from compress.formats.entropy_coding import deflate, inflate
+from compress.formats.coded import from_stream, to_stream
 from compress.records import LayerRecord
 
-STREAM = "deflated"  # the name in files of what is `codes` in memory
-_CODES = "codes"
+STREAM = "stream"
+_CODES, _SCALES = "codes", "scales"
 
 
-def deflated(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with streams for the codes whose format has them in files."""
-    names = {
-        f"{name}.{_CODES}": f"{name}.{STREAM}"
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, QuantizedTensor) and isinstance(module.format, Coded)
-    }
-    return {
-        names.get(name, name): deflate(tensor) if name in names else tensor for name, tensor in state.items()
-    }
+def with_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with streams for the matrices whose format has them in files."""
+    result = dict(state)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not (isinstance(module, QuantizedTensor) and isinstance(module.format, Coded)):
+            continue
+        if (codes := result.pop(f"{name}.{_CODES}", None)) is not None:
+            scales = result.pop(f"{name}.{_SCALES}")
+            result[f"{name}.{STREAM}"] = to_stream(codes[:, 0], scales)
+    return result
 
 
-def inflated(state: Mapping[str, Tensor], layers: Mapping[str, LayerRecord], file: Path) -> dict[str, Tensor]:
-    """Undo `deflated`.
+def without_streams(
+    state: Mapping[str, Tensor], layers: Mapping[str, LayerRecord], file: Path
+) -> dict[str, Tensor]:
+    """Undo `with_streams`.
 
     Args:
         state: what was read.
@@ -52,8 +54,8 @@ def inflated(state: Mapping[str, Tensor], layers: Mapping[str, LayerRecord], fil
             raise UserError(f"{file}: '{name}' is of no layer of its manifest; write the artifact again")
         out, columns = record.shape
         try:
-            codes = inflate(tensor, out * columns)
+            codes, scales = from_stream(tensor, (out, columns))
         except UserError as error:
             raise UserError(f"{file}: '{name}': {error}; write the artifact again") from None
-        result[f"{place}.{_CODES}"] = codes.view(out, 1, columns)
+        result |= {f"{place}.{_CODES}": codes.view(out, 1, columns), f"{place}.{_SCALES}": scales}
     return result

@@ -29,8 +29,7 @@ def quantize_one_by_one(
         bundle: in float.
         context: lends a folder for blocks that are done.
         names: of linear layers inside the blocks.
-        quantized: a matrix (out, in), float32, as codes. Zero is on every grid of ours, so what was pruned
-            stays zero.
+        quantized: a matrix (out, in), float32, as codes; zeros to zeros where the bundle has masks.
         embeddings: of embedding and head, which are rounded to nearest; None leaves them float.
         what: the label of the progress bar.
     """

@@ -21,9 +21,10 @@ from torch import Tensor
 from compress.calibration import BlockStore, Visit, walk
 from compress.correction import Correction, aim_of
 from compress.formats import Coded, Grid, IntegerFormat, QuantizedTensor
-from compress.formats.coded import RateControl
+from compress.formats.coded import RateControl, takes_turns
 from compress.formats.integer import float16_exact
 from compress.formats.swap import matrix, put_codes
+from compress.formats.trellis import RUN
 from compress.output_fisher import output_fisher, require_decoder
 from compress.solvers.gptq import Factor, gptq, output_error
 from compress.solvers.output_feedback import RowBlock, side_by_side
@@ -161,8 +162,7 @@ class _Run:
         parts = aim.weight.split([len(weight) for weight in weights])
         targets = dict(zip(visit.names, parts, strict=True))
         del weights, aim, parts
-        for format in dict.fromkeys(self.formats[name] for name in visit.names):
-            names = [name for name in visit.names if self.formats[name] == format]
+        for format, names in _stacks({name: (self.formats[name], len(targets[name])) for name in targets}):
             self._solve(names, format, [targets.pop(name) for name in names], hessian, factor)
 
     def _solve(
@@ -179,13 +179,14 @@ class _Run:
         del targets[:]
         if mask is not None:
             target *= mask
+            format = format.keeping_zeros()
         if isinstance(format, Coded):
             grid = self.rates.fit(format, target)
         else:
             grid = format.fit(target, hessian.diagonal())
         weighed = [part for name in names for part in self.fisher.pop(name, [])]
         with factor.damped(hessian) as damped:
-            for rows, blocks in _row_order(len(target), columns, weighed):
+            for rows, blocks in _row_order(len(target), columns, weighed, takes_turns(format)):
                 kept = None if mask is None else mask[rows]
                 part = Grid(grid.scales[rows], grid.zeros[rows])
                 values, grid.scales[rows] = self._round(target[rows], format, part, damped, factor, kept)
@@ -200,8 +201,8 @@ class _Run:
         found = []
         for name, new, scales, zeros in parts:
             part, old = Grid(scales, zeros), matrix(self.model.get_submodule(name))
-            found.append(format.codes(new, part))
-            put_codes(self.model, name, QuantizedTensor.from_codes(format, found[-1], part))
+            found.append((format.codes(new, part), scales))
+            put_codes(self.model, name, QuantizedTensor.from_codes(format, found[-1][0], part))
             self.errors[name] = output_error(old, new, hessian)
         if isinstance(format, Coded):
             self.rates.spent(format, found)
@@ -230,15 +231,28 @@ class _Run:
         )
 
 
+def _stacks(layers: Mapping[str, tuple[IntegerFormat, int]]) -> Iterator[tuple[IntegerFormat, list[str]]]:
+    """Layers, (format, rows), that are solved as one matrix: of one format, with runs that stay whole."""
+    stacks: dict[tuple[IntegerFormat, str], list[str]] = {}
+    for name, (format, rows) in layers.items():
+        alone = takes_turns(format) and rows % RUN
+        stacks.setdefault((format, name if alone else ""), []).append(name)
+    for (format, _), names in stacks.items():
+        yield format, names
+
+
 def _row_order(
-    count: int, columns: int, fisher: Sequence[Tensor]
+    count: int, columns: int, fisher: Sequence[Tensor], in_runs: bool
 ) -> Iterator[tuple[slice | Tensor, Sequence[RowBlock]]]:
-    """Rows to round together, and what of their errors is passed on: of independent rows nothing is."""
+    """Rows to round together, and what of their errors is passed on: of independent rows nothing is.
+
+    With `in_runs` those of a run of a trellis stay together, in their order.
+    """
     if fisher:
-        for blocks in side_by_side(fisher):
+        for blocks in side_by_side(fisher, size=RUN, neighbours=in_runs):
             yield torch.cat([block.rows for block in blocks]), blocks
         return
-    together = max(1, _SLICE // columns)
+    together = -(-max(1, _SLICE // columns) // RUN) * RUN
     for start in range(0, count, together):
         yield slice(start, start + together), ()
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.coded_files import deflated
+from compress.coded_files import with_streams
 from compress.errors import UserError
 from compress.tasks import auto_class
 
@@ -122,7 +122,7 @@ class Offload:
         module = self.model.get_submodule(name)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{len(self.parts):05d}.safetensors"
-        kept = deflated(module.state_dict(), module)
+        kept = with_streams(module.state_dict(), module)
         state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in kept.items()}
         try:
             save_file(state, path)

@@ -214,6 +214,15 @@ class TestThePass:
         bits = stored * 8 / sum(m.shape[0] * m.shape[1] for m in tensors)
         assert 4.8 < bits < 5.05
 
+    def test_coded_tables_with_outliers_are_weighed_as_they_are_written(self, make_context, tmp_path):
+        bundle = training_set.tiny_bundle(hidden=64, intermediate=128)
+        with torch.no_grad():
+            bundle.model.get_input_embeddings().weight[:, 5] *= 40.0
+        step = QuantizeAuto(bits_per_weight=6, coded=True, embedding_widths=(8,))
+        result = written(bundle, step, make_context, tmp_path / "artifact")
+        files = sum(p.stat().st_size for p in (tmp_path / "artifact").iterdir())
+        assert 0.97 < files / result.notes["planned_bytes"] < 1.0
+
     def test_exactly_one_goal(self):
         for fields in ({}, {"budget_bytes": 10**6, "largest_kl": 0.1}):
             with pytest.raises(ValueError, match="exactly one of budget_bytes"):

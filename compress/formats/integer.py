@@ -58,6 +58,10 @@ class IntegerFormat(BaseModel):
         """The code of 0 where no zero-point is stored."""
         return self.levels // 2 if self.zero_code is None else self.zero_code
 
+    def keeping_zeros(self) -> "IntegerFormat":
+        """What rounds every zero to zero: the same format, or the next one to it that does."""
+        return self
+
     def group_width(self, columns: int) -> int:
         """Columns per group for a matrix of this width."""
         return columns if self.group is None else min(self.group, columns)

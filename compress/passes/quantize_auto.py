@@ -211,15 +211,15 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def _format(self, bits: int) -> IntegerFormat:
         if self.coded:
-            return Coded(rate=min(bits, _LARGEST_RATE))
+            return Coded(rate=min(bits, _LARGEST_RATE), trellis=False)
         return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
 
     def _measured(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
-        """Where losses are measured: at the widths, or at every whole bit between coded ones."""
+        """Where losses are measured: at the widths, or at the whole bits between, without a trellis."""
         if not self.coded:
             return tuple(self._format(b) for b in widths)
         low, high = (min(end, _LARGEST_RATE) for end in (min(widths), max(widths)))
-        return tuple(Coded(rate=rate) for rate in range(low, high + 1))
+        return tuple(Coded(rate=rate, trellis=False) for rate in range(low, high + 1))
 
     def _choices(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
         """What is chosen from: the widths, or coded rates between them."""

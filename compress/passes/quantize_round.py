@@ -46,7 +46,8 @@ class QuantizeRound(Pass):
         """Quantize; weights that were pruned stay zero."""
         names = linear_layers(bundle.model, self.select, self.skip)
         what = f"{self.name()} {self.format.kind}"
+        format = self.format.keeping_zeros() if bundle.masks else self.format
         result = quantize_one_by_one(
-            bundle, context, names, partial(QuantizedTensor.round, self.format), self.embeddings, what
+            bundle, context, names, partial(QuantizedTensor.round, format), self.embeddings, what
         )
         return result.evolve(notes={"format": self.format.model_dump(), "layers": len(names)})

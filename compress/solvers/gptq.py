@@ -57,7 +57,7 @@ class Factor:
 def factorise(hessian: Tensor, damping: float = 0.01, together: int = 1) -> Factor:
     """Order the columns of H (in, in) by falling diagonal and factorise its damped inverse.
 
-    So many neighbours, `together`, stay together, ordered by their mean; it divides the columns.
+    So many neighbours, `together`, stay together, ordered by their mean; fewer, left at the end, come last.
     `damping` is relative to the mean diagonal. Should the factorisation fail, the damping is raised tenfold,
     up to three times; the caller can see that in the result. Columns that never see an input (H_ii = 0)
     have the damping alone: their weights are rounded plainly, and cost little to remove.
@@ -68,8 +68,11 @@ def factorise(hessian: Tensor, damping: float = 0.01, together: int = 1) -> Fact
     if not _finite(hessian):
         raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
     diagonal = hessian.diagonal().double()
-    groups = torch.argsort(diagonal.view(-1, together).mean(1), descending=True, stable=True)
+    short = -len(diagonal) % together
+    filled = torch.nn.functional.pad(diagonal, (0, short), value=-torch.inf).view(-1, together)
+    groups = torch.argsort(filled.mean(1), descending=True, stable=True)
     order = (groups[:, None] * together + torch.arange(together, device=groups.device)).flatten()
+    order = order[: len(diagonal)]
     seen = diagonal[diagonal > 0]
     mean = seen.mean() if len(seen) else diagonal.new_ones(())
     backwards = order.flip(0)

@@ -55,13 +55,16 @@ class RowBlock:
             target.index_add_(0, self.later, self.gain @ errors, alpha=-1)
 
 
-def row_blocks(fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN) -> Iterator[RowBlock]:
+def row_blocks(
+    fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN, neighbours: bool = False
+) -> Iterator[RowBlock]:
     """Blocks of at most `size` rows, in the order in which they are to be rounded.
 
     Args:
         fisher: F (out, out); all zero: nothing is known, and the rows are independent.
         size: rows per block.
         drawn: share of the way to the mean diagonal.
+        neighbours: a block's rows are those that follow each other in the matrix.
 
     >>> together = torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # only the sum of both outputs counts
     >>> first, second = row_blocks(together, size=1, drawn=1e-6)
@@ -73,7 +76,7 @@ def row_blocks(fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN) -> Itera
     mean = fisher.diagonal().mean()
     whole = fisher * (1 - drawn)
     whole.diagonal().add_(drawn * mean if mean > 0 else 1.0)
-    factor = factorise(whole, damping=1e-6)
+    factor = factorise(whole, damping=1e-6, together=size if neighbours else 1)
     for start in range(0, len(fisher), size):
         stop = min(start + size, len(fisher))
         corner, right = factor.upper[start:stop, start:stop], factor.upper[start:stop, stop:]
@@ -81,15 +84,17 @@ def row_blocks(fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN) -> Itera
         yield RowBlock(factor.order[start:stop], factor.order[stop:], gain)
 
 
-def side_by_side(fishers: Sequence[Tensor], size: int = SIZE) -> Iterator[list[RowBlock]]:
+def side_by_side(
+    fishers: Sequence[Tensor], size: int = SIZE, neighbours: bool = False
+) -> Iterator[list[RowBlock]]:
     """The blocks of stacked matrices that do not depend on each other, one of each at a time.
 
-    `fishers` are theirs in the order of the stack; indices count through all of it.
+    `fishers` are theirs in the order of the stack; indices count through all of it. Else as `row_blocks`.
     """
     starts = [0]
     for fisher in fishers:
         starts.append(starts[-1] + len(fisher))
-    running = [row_blocks(fisher, size) for fisher in fishers]
+    running = [row_blocks(fisher, size, neighbours=neighbours) for fisher in fishers]
     for blocks in zip_longest(*running):
         yield [
             RowBlock(block.rows + start, block.later + start, block.gain)
