@@ -1,6 +1,6 @@
 """`Coded` matrices in a file: one stream in place of codes and scales.
 
-What a state has as NAME.codes and NAME.scales is stored as `NAME.stream` (formats/coded.py). Reading gives
+What a state has as NAME.codes and NAME.scales is stored as `NAME.stream` (formats/streams.py). Reading gives
 back the state that was written.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.formats import Coded, QuantizedTensor
-from compress.formats.coded import from_stream, to_stream
+from compress.formats.streams import from_stream, to_stream
 from compress.records import LayerRecord
 
 STREAM = "stream"

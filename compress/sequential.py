@@ -21,8 +21,9 @@ from torch import Tensor
 from compress.calibration import BlockStore, Visit, walk
 from compress.correction import Correction, aim_of
 from compress.formats import Coded, Grid, IntegerFormat, QuantizedTensor
-from compress.formats.coded import RateControl, takes_turns
+from compress.formats.coded import takes_turns
 from compress.formats.integer import float16_exact
+from compress.formats.rate_control import RateControl
 from compress.formats.swap import matrix, put_codes
 from compress.formats.trellis import RUN
 from compress.output_fisher import output_fisher, require_decoder

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from compress.bundle import CODES, Bundle, weight_bytes
 from compress.errors import UserError
 from compress.formats import Coded, Int3, Int8, QuantizedTensor
-from compress.formats.coded import RateControl, bits_per_weight, from_stream, longest_stream, to_stream
+from compress.formats.coded import longest_stream
+from compress.formats.rate_control import RateControl
+from compress.formats.streams import bits_per_weight, from_stream, to_stream
 from compress.formats.trellis import RUN, halved
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
@@ -105,7 +107,7 @@ def test_outputs_weighed_keep_to_the_trellis(bundle, make_context):
 
 
 @pytest.mark.parametrize("heavy", [False, True])
-def test_at_the_same_bytes_groups_err_by_twice_as_much(heavy):
+def test_at_the_same_bytes_groups_err_more_than_twice_as_much(heavy):
     weight = gaussian(256, 512)
     if heavy:
         weight = weight * (1 + gaussian(256, 512, seed=1).square())
