@@ -250,7 +250,7 @@ def _row_order(
     With `in_runs` those of a run of a trellis stay together, in their order.
     """
     if fisher:
-        for blocks in side_by_side(fisher, size=RUN, neighbours=in_runs):
+        for blocks in side_by_side(fisher, run=RUN if in_runs else None):
             yield torch.cat([block.rows for block in blocks]), blocks
         return
     together = -(-max(1, _SLICE // columns) // RUN) * RUN

@@ -46,6 +46,18 @@ def rounded(weight, fisher, size):
     return values
 
 
+def test_runs_stay_whole_and_in_their_order():
+    fisher = moments(OUT)
+    blocks = list(row_blocks(fisher, run=10))
+    starts = [int(block.rows[0]) for block in blocks]
+    assert sorted(starts[:2]) == [0, 10]
+    assert [block.rows.tolist() for block in blocks] == [
+        list(range(start, min(start + 10, OUT))) for start in starts
+    ]
+    means = [float(fisher.diagonal()[block.rows].mean()) for block in blocks[:2]]
+    assert means[0] > means[1], "the shorter one, at the end, comes last"
+
+
 def test_later_rows_go_where_the_cost_is_least():
     """The closed form: with D_b given, F_rb D_b + F_rr D_r = 0; rows that move by M have the error -M."""
     fisher = moments(OUT)

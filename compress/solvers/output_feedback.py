@@ -31,7 +31,7 @@ from torch import Tensor
 
 from compress.solvers.gptq import factorise
 
-SIZE = 32
+_SIZE = 32
 _DRAWN = 0.3
 
 
@@ -56,7 +56,7 @@ class RowBlock:
 
 
 def row_blocks(
-    fisher: Tensor, size: int = SIZE, drawn: float = _DRAWN, neighbours: bool = False
+    fisher: Tensor, size: int = _SIZE, drawn: float = _DRAWN, run: int | None = None
 ) -> Iterator[RowBlock]:
     """Blocks of at most `size` rows, in the order in which they are to be rounded.
 
@@ -64,7 +64,7 @@ def row_blocks(
         fisher: F (out, out); all zero: nothing is known, and the rows are independent.
         size: rows per block.
         drawn: share of the way to the mean diagonal.
-        neighbours: a block's rows are those that follow each other in the matrix.
+        run: a block is so many rows that follow each other in the matrix, whatever `size` is.
 
     >>> together = torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # only the sum of both outputs counts
     >>> first, second = row_blocks(together, size=1, drawn=1e-6)
@@ -76,7 +76,8 @@ def row_blocks(
     mean = fisher.diagonal().mean()
     whole = fisher * (1 - drawn)
     whole.diagonal().add_(drawn * mean if mean > 0 else 1.0)
-    factor = factorise(whole, damping=1e-6, together=size if neighbours else 1)
+    factor = factorise(whole, damping=1e-6, together=run or 1)
+    size = run or size
     for start in range(0, len(fisher), size):
         stop = min(start + size, len(fisher))
         corner, right = factor.upper[start:stop, start:stop], factor.upper[start:stop, stop:]
@@ -85,7 +86,7 @@ def row_blocks(
 
 
 def side_by_side(
-    fishers: Sequence[Tensor], size: int = SIZE, neighbours: bool = False
+    fishers: Sequence[Tensor], size: int = _SIZE, run: int | None = None
 ) -> Iterator[list[RowBlock]]:
     """The blocks of stacked matrices that do not depend on each other, one of each at a time.
 
@@ -94,7 +95,7 @@ def side_by_side(
     starts = [0]
     for fisher in fishers:
         starts.append(starts[-1] + len(fisher))
-    running = [row_blocks(fisher, size, neighbours=neighbours) for fisher in fishers]
+    running = [row_blocks(fisher, size, run=run) for fisher in fishers]
     for blocks in zip_longest(*running):
         yield [
             RowBlock(block.rows + start, block.later + start, block.gain)
