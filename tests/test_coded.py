@@ -38,15 +38,32 @@ def test_a_damaged_stream_is_refused(where, change):
     tensor = QuantizedTensor.round(Coded(), gaussian(32, 32))
     stream = to_stream(tensor.unpacked(), tensor.scales)
     stream[where % len(stream)] ^= change
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="stream is damaged"):
         from_stream(stream, (32, 32))
 
 
 @pytest.mark.parametrize("length", [0, 3, 20])
 def test_a_stream_that_was_cut_is_refused(length):
     tensor = QuantizedTensor.round(Coded(), gaussian(32, 32))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="stream is damaged"):
         from_stream(to_stream(tensor.unpacked(), tensor.scales)[:length], (32, 32))
+
+
+@pytest.mark.parametrize("shape", [(31, 32), (32, 31), (1, 1), (64, 64)])
+def test_a_stream_of_another_shape_is_refused(shape):
+    tensor = QuantizedTensor.round(Coded(), gaussian(32, 32))
+    with pytest.raises(UserError, match="stream is not of a matrix"):
+        from_stream(to_stream(tensor.unpacked(), tensor.scales), shape)
+
+
+@pytest.mark.parametrize("rate", [2.0, 3.3, 4.3])
+@pytest.mark.parametrize("laplace", [False, True])
+def test_the_rate_is_met_through_the_trellis(rate, laplace):
+    weight = gaussian(256, 512)
+    if laplace:
+        weight = weight.sign() * weight.square()
+    tensor = QuantizedTensor.round(Coded(rate=rate), weight)
+    assert bits_per_weight(tensor.unpacked(), tensor.scales) == pytest.approx(rate, abs=0.01)
 
 
 @pytest.mark.parametrize("rate", [2.0, 3.3, 5.0])

@@ -1,4 +1,4 @@
-"""The arithmetic coder of codes: nothing is lost, little is wasted, damage is found."""
+"""The arithmetic coder of codes: nothing is lost, little is wasted."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_rows_and_columns_of_any_spread_come_back():
     assert (decode(encode(codes), (200, 300)) == codes.numpy()).all()
 
 
-def test_codes_that_are_all_alike_take_a_hundredth_of_their_entropy():
+def test_codes_of_one_spread_take_little_more_than_their_entropy():
     """Half a percent over the entropy, tables and classes included."""
     codes = codes_of(torch.full((512, 1024), 2.4))
     bits = 8 * len(encode(codes)) / codes.numel()

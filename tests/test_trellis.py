@@ -21,8 +21,8 @@ def uniform(rows, columns, reach=100.0, seed=0):
     return (torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * reach
 
 
-def nearest(target, **kwargs):
-    return follow(target, torch.ones(len(target), 1), -128, 127, **kwargs)
+def nearest(target):
+    return follow(target, torch.ones(len(target), 1), -128, 127)
 
 
 def test_the_error_is_most_of_a_decibel_below_that_of_the_coarse_grid():

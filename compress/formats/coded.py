@@ -31,6 +31,8 @@ from compress.formats.streams import ZERO, bits_per_weight, written_bits
 from compress.formats.trellis import follow
 
 _ROUNDS = 8  # of the search; each is nearer by an order of magnitude while rates fall by a bit per doubling
+_CORRECTIONS = 3  # for what codes of a trellis take more than plain ones
+_LARGEST_CORRECTION = 0.5  # bits per weight
 _CLOSE = 1e-3  # bits per weight
 _FURTHEST = 127  # steps
 _HIGHEST_TRELLIS_RATE = 5.0
@@ -64,17 +66,28 @@ class Coded(IntegerFormat):
         A matrix too small for the rate, whose stream is longer even with nothing but zeros in it, is rounded
         to zeros: such matrices are better left in another format.
         """
-        return self.fit_to(self.rate, weight)
+        grid, asked = self.fit_to(self.rate, weight), self.rate
+        if not takes_turns(self):
+            return grid
+        for _ in range(_CORRECTIONS):
+            excess = bits_per_weight(self.codes(weight, grid), grid.scales) - self.rate
+            if abs(excess) < _CLOSE:
+                break
+            asked = max(self.rate - _LARGEST_CORRECTION, min(asked - excess, self.rate + _LARGEST_CORRECTION))
+            grid = self.fit_to(asked, weight)
+        return grid
 
     def fit_to(self, rate: float, weight: Tensor) -> Grid:
-        """As `fit`, for another rate."""
+        """The step for another rate, nearly: codes of a trellis are taken to need what plain ones do.
+
+        That holds but for weights that crowd around zero, which no odd step stands for.
+        """
         weight = weight.float()
         largest = weight.abs().amax(1, keepdim=True)  # (out, 1)
         apart = 2 if takes_turns(self) else 1  # steps between neighbours that a code chooses from
         step = float(weight.std(correction=0)) * 2.0 ** (2.0 - rate)
         for _ in range(_ROUNDS):
             grid = _grid(largest, step / apart)
-            # plainly rounded, since a code of the trellis takes as many bits
             plainly = super().codes(weight, Grid(apart * grid.scales, grid.zeros))
             excess = written_bits(plainly, grid.scales) - rate
             if abs(excess) < _CLOSE or not step:

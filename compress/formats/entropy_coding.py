@@ -91,8 +91,7 @@ class _Tables:
     @classmethod
     def unpacked(cls, data: bytes, out: int, columns: int) -> "_Tables":
         """Undo `packed`."""
-        coder = zlib.decompressobj()
-        raw = coder.decompress(data, out + columns + 2 + _CODES * (2 + 2 * _CODES) + 1)
+        raw = inflate(data, out + columns + 2 + _CODES * (2 + 2 * _CODES))
         classes = np.frombuffer(raw, np.uint8, out + columns)
         first, count, *ends = np.frombuffer(raw, np.uint8, offset=out + columns).tolist()
         frequencies = np.zeros((count, _CODES), np.int64)
@@ -100,7 +99,7 @@ class _Tables:
         for table, low, high in zip(frequencies, ends[: 2 * count : 2], ends[1 : 2 * count : 2], strict=True):
             table[low : high + 1] = np.frombuffer(raw, "<u2", high + 1 - low, at)
             at += 2 * (high + 1 - low)
-        if at != len(raw) or not coder.eof or coder.unused_data or not frequencies.any(1).all():
+        if at != len(raw) or not frequencies.any(1).all():
             raise ValueError("tables of another length")
         return cls(classes[:out], classes[out:], first, frequencies)
 
@@ -158,6 +157,19 @@ def stream_bytes(codes: Tensor) -> float:
     share = tables.frequencies / tables.frequencies.sum(1, keepdims=True)
     bits = -(seen * np.log2(np.where(seen > 0, share, 1.0))).sum()
     return _FIXED + len(tables.packed()) + float(bits) / 8
+
+
+def inflate(data: bytes, most: int) -> bytes:
+    """What a zlib stream holds; never makes more than `most` bytes and one, whatever the stream says.
+
+    Raises:
+        ValueError, zlib.error: it is damaged, holds more, or is followed by something.
+    """
+    coder = zlib.decompressobj()
+    raw = coder.decompress(data, most + 1)
+    if len(raw) > most or not coder.eof or coder.unused_data:
+        raise ValueError("a part of another length")
+    return raw
 
 
 def _classes(squares: NDArray[np.float32]) -> _Bytes:

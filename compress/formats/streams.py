@@ -74,8 +74,5 @@ def _packed(scales: Tensor) -> bytes:
 
 
 def _unpacked(data: bytes, rows: int) -> Tensor:
-    coder = zlib.decompressobj()
-    planes = np.frombuffer(coder.decompress(data, 2 * rows + 1), np.uint8).reshape(2, rows)
-    if not coder.eof or coder.unused_data:
-        raise ValueError("scales of another length")
+    planes = np.frombuffer(entropy_coding.inflate(data, 2 * rows), np.uint8).reshape(2, rows)
     return torch.from_numpy(planes.T.copy().view("<f2").astype(np.float16))
