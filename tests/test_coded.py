@@ -123,6 +123,15 @@ def test_outputs_weighed_keep_to_the_trellis(bundle, make_context):
             assert halved(module.quantized.unpacked().to(torch.int16) - 128) is not None
 
 
+def test_codes_of_what_was_rounded_are_those_of_the_way():
+    """A solver's values are read back without going through the trellis again."""
+    weight, format = gaussian(96, 160), Coded(rate=3)
+    grid = format.fit(weight)
+    codes = format.round(weight, grid)
+    assert torch.equal(format.codes(format.values(codes, grid), grid), codes)
+    assert not torch.equal(format.codes(weight, grid), codes)
+
+
 @pytest.mark.parametrize("heavy", [False, True])
 def test_at_the_same_bytes_groups_err_more_than_twice_as_much(heavy):
     weight = gaussian(256, 512)
@@ -146,7 +155,7 @@ def test_an_outlier_costs_its_own_row_alone():
     assert len(grid.scales[others].unique()) == 1
     assert grid.scales[3] > 50 * grid.scales[0]
     assert float(grid.scales[0]) == pytest.approx(float(plain[0]), rel=0.1)
-    values = Coded().values(Coded().codes(weight, grid), grid)
+    values = Coded().values(Coded().round(weight, grid), grid)
     assert float(values[3, 7]) == pytest.approx(1000.0, rel=0.01)
 
 
@@ -172,7 +181,7 @@ def test_what_solving_adds_is_saved_on_the_matrices_to_come():
     for seed in range(40):
         weight = gaussian(64, 256, seed)
         grid = control.fit(format, weight)
-        codes = format.codes(1.1 * weight, grid)  # as a solver might: more spread than what was fitted
+        codes = format.round(1.1 * weight, grid)  # as a solver might: more spread than what was fitted
         control.spent(format, [(codes, grid.scales)])
         spent += bits_per_weight(codes, grid.scales) * codes.numel()
         count += codes.numel()

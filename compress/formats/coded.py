@@ -70,7 +70,7 @@ class Coded(IntegerFormat):
         if not takes_turns(self):
             return grid
         for _ in range(_CORRECTIONS):
-            excess = bits_per_weight(self.codes(weight, grid), grid.scales) - self.rate
+            excess = bits_per_weight(self.round(weight, grid), grid.scales) - self.rate
             if abs(excess) < _CLOSE:
                 break
             asked = max(self.rate - _LARGEST_CORRECTION, min(asked - excess, self.rate + _LARGEST_CORRECTION))
@@ -88,17 +88,17 @@ class Coded(IntegerFormat):
         step = float(weight.std(correction=0)) * 2.0 ** (2.0 - rate)
         for _ in range(_ROUNDS):
             grid = _grid(largest, step / apart)
-            plainly = super().codes(weight, Grid(apart * grid.scales, grid.zeros))
+            plainly = self.codes(weight, Grid(apart * grid.scales, grid.zeros))
             excess = written_bits(plainly, grid.scales) - rate
             if abs(excess) < _CLOSE or not step:
                 break
             step *= 2.0 ** max(-_WIDEST, min(excess, _WIDEST))
         return grid
 
-    def codes(self, weight: Tensor, grid: Grid) -> Tensor:
+    def round(self, weight: Tensor, grid: Grid) -> Tensor:
         """The nearest codes, or the nearest way through the trellis: (out, in) -> uint8 (out, in)."""
         if not takes_turns(self):
-            return super().codes(weight, grid)
+            return self.codes(weight, grid)
         steps = follow(weight.float() / grid.scales, grid.scales.square(), -ZERO, _FURTHEST)
         return steps.add_(ZERO).to(torch.uint8)
 

@@ -89,7 +89,7 @@ class IntegerFormat(BaseModel):
         return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
-        """Round to the nearest code: (out, in) -> uint8 (out, in)."""
+        """The nearest codes, of what is on the grid its own: (out, in) -> uint8 (out, in)."""
         codes = torch.empty_like(weight, dtype=torch.uint8)
         together = max(1, _FIT_SLICE // weight.shape[1])
         for start in range(0, len(weight), together):
@@ -97,6 +97,10 @@ class IntegerFormat(BaseModel):
             scales, zeros = self._per_column(Grid(grid.scales[rows], grid.zeros[rows]), weight.shape[1])
             codes[rows] = _round(weight[rows].float(), scales, zeros, self.levels)
         return codes
+
+    def round(self, weight: Tensor, grid: Grid) -> Tensor:
+        """The codes that lose least of `weight` alone: (out, in) -> uint8 (out, in)."""
+        return self.codes(weight, grid)
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""

@@ -58,7 +58,7 @@ class QuantizedTensor(nn.Module):
     ) -> "QuantizedTensor":
         """Round `weight` (out, in) to the nearest codes of a freshly fitted grid."""
         grid = format.fit(weight, importance)
-        return cls.from_codes(format, format.codes(weight, grid), grid)
+        return cls.from_codes(format, format.round(weight, grid), grid)
 
     @property
     def grid(self) -> Grid:

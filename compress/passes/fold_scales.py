@@ -136,7 +136,7 @@ class FoldScales(Pass):
 
     def _rounded(self, weight: Tensor) -> Tensor:
         grid = self.format.fit(weight)
-        return self.format.values(self.format.codes(weight, grid), grid)
+        return self.format.values(self.format.round(weight, grid), grid)
 
 
 @torch.no_grad()
