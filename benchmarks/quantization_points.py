@@ -107,6 +107,7 @@ POINTS = [
     auto("91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000),
     auto("4.5 bits per weight", "demo*", bits_per_weight=4.5),
     auto("3.25 bits per weight", "demo*", bits_per_weight=3.25),
+    auto("coded, 3.25 bits per weight", "demo*", bits_per_weight=3.25, coded=True),
     auto("coded, 91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000, coded=True),
     auto("coded, 60 MB", "SmolLM2-135M*", budget_bytes=60_000_000, coded=True),
     # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits, embeddings at 6.5

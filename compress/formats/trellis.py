@@ -72,25 +72,24 @@ def _nearest_way(
     near = np.clip(near * 4 + sets, lowest + sets, highest - 3 + sets)  # (4, RUN, runs)
     squares = np.square(near - steps) * weights
     # (RUN, 2, 4, 2, runs): by where a way comes from, and where it goes to
-    branches = squares[_SETS.ravel()].swapaxes(0, 1).reshape(length, 2, _HALF, 2, runs)
+    ways = squares[_SETS.ravel()].swapaxes(0, 1).reshape(length, 2, _HALF, 2, runs)
     cost = np.full((_STATES, runs), np.inf, np.float32)
     cost[0] = 0.0
-    upper = np.empty((length, _STATES, runs), np.bool_)
-    ways = np.empty((2, _HALF, 2, runs), np.float32)
-    for branch, from_upper in zip(branches, upper, strict=True):
-        np.add(cost.reshape(2, _HALF, 1, runs), branch, out=ways)
-        low, high = ways.reshape(2, _STATES, runs)
-        np.less(high, low, out=from_upper)
-        np.minimum(low, high, out=cost)
+    so_far = cost.reshape(2, _HALF, 1, runs)
+    from_lower, from_upper = ways.reshape(length, 2, _STATES, runs).swapaxes(0, 1)
+    for both, lower, upper in zip(ways, from_lower, from_upper, strict=True):
+        both += so_far
+        np.minimum(lower, upper, out=cost)
     # where each state was reached from, as an index into what lies behind it, (RUN, 8 * runs)
-    before = np.arange(_STATES, dtype=np.intp)[:, None] // 2 + _HALF * upper.astype(np.intp)
+    before = np.arange(_STATES, dtype=np.intp)[:, None] // 2 + _HALF * (from_upper < from_lower)
     each = np.arange(runs, dtype=np.intp)
     before *= runs
     before += each
+    before = before.reshape(length, -1)
     visited = np.empty((length + 1, runs), np.intp)
     visited[length] = cost.argmin(0) * runs + each
     for i in range(length - 1, -1, -1):
-        before[i].ravel().take(visited[i + 1], out=visited[i])
+        before[i].take(visited[i + 1], out=visited[i], mode="clip")  # the others write through a copy
     states = visited[1:] // runs
     sets = _SETS[(visited[:-1] >= _HALF * runs).astype(np.intp), states]
     return np.take_along_axis(near, sets[None], 0)[0]
