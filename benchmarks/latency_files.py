@@ -21,7 +21,7 @@ def files_of(point: Point, bench: Bench) -> Path:
     folder = bench.folder / "deployed"
     folder.mkdir(exist_ok=True)
     if "passes" in point.settings:
-        made = _own(point.settings["passes"], base, folder)
+        made = exported(point.settings["passes"], base, folder)
         return made if point.runtime == "torch" else made / "onnx"
     out = folder / f"{point.tool} {point.weights}".replace(" ", "_")
     if not out.is_dir():
@@ -41,8 +41,8 @@ def file_bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in files if "tokenizer" not in f.name)
 
 
-def _own(passes: Passes, base: Path, folder: Path) -> Path:
-    """An artifact of ours in a run of its own, which is made once."""
+def exported(passes: Passes, base: Path, folder: Path) -> Path:
+    """An artifact of ours in a run of its own inside `folder`, which is made once; its graph is in `onnx`."""
     words = json.dumps(passes)
     name = "ours-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
     recipe = {

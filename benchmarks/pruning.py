@@ -3,9 +3,10 @@
     python benchmarks/pruning.py MODEL.gguf --text TEXT... [--environments FOLDER] [--only PATTERN]
     python benchmarks/pruning.py runs/demo/base --text stdlib --window 256
 
-What is compared and how is told in `bench.py`. Where parameters were taken out, decoding is timed in torch in
-float32, in turns with the original, on the threads of this machine. A line goes to `results/pruning.jsonl`
-for every point; table and pictures are drawn from that file alone. Nothing else should run on the machine.
+What is compared and how is told in `bench.py`. Where parameters were taken out, decoding is timed in float32
+in ONNX Runtime, in turns with the original, on the threads of this machine; every tool's model goes through
+our export. A line goes to `results/pruning.jsonl` for every point; table and pictures are drawn from that
+file alone. Nothing else should run on the machine.
 """
 
 import json
@@ -16,6 +17,8 @@ from typing import Annotated
 
 import typer
 from bench import HERE, WORKERS, Bench, call
+from latency_files import exported
+from latency_points import FLOAT
 from pruning_picture import draw, table
 from pruning_points import POINTS, Point
 from results_files import Line, tell
@@ -59,9 +62,13 @@ def run(bench: Bench, points: list[Point], only: str, seeds: int) -> None:
 
 def decoding(bench: Bench, out: Path) -> Line:
     """Tokens per second of the artifact and, in turns with it, of the original."""
-    threads = usable_cores()
-    command = [sys.executable, WORKERS / "speed.py", bench.folder / "base", bench.folder / "evaluation.npy"]
-    found: Line = json.loads(call([*command, out, threads], out / "speed.txt").splitlines()[-1])
+    (deployed := bench.folder / "deployed").mkdir(exist_ok=True)
+    graphs = [
+        exported(FLOAT, path, folder) / "onnx"
+        for path, folder in ((bench.folder / "base", deployed), (out / "artifact", out))
+    ]
+    command = [sys.executable, WORKERS / "speed.py", *graphs, bench.folder / "evaluation.npy", usable_cores()]
+    found: Line = json.loads(call(command, out / "speed.txt").splitlines()[-1])
     return found
 
 

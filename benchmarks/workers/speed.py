@@ -1,9 +1,9 @@
-"""Decode speed of what a tool wrote beside the original's, in torch, in float32, in turns.
+"""Decode speed of one model beside another's, in ONNX Runtime, in turns.
 
-    python speed.py BASE EVALUATION OUT THREADS
+    python speed.py BASE OUT EVALUATION THREADS
 
-One process holds both models; they are timed in turns, so that a drifting machine hits both alike. Prints a
-JSON object of tokens per second, of the medians.
+BASE and OUT are folders that `export_onnx` wrote. One process holds both; they are timed in turns, so that a
+drifting machine hits both alike. Prints a JSON object of tokens per second, of the medians.
 """
 
 import json
@@ -13,18 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from compress.measure.latency import Samples, round_order, summarise, time_round
-from compress.runtimes.torch_runtime import TorchRuntime
+from compress.runtimes.onnx_runtime import OnnxRuntime
 
 PROMPT, DECODES, WARM_UP, ROUNDS, PREFILLS = 32, 20, 4, 6, 2
 
 
 def main() -> None:
-    base, evaluation, out, threads = sys.argv[1:]
+    base, out, evaluation, threads = sys.argv[1:]
     text = np.load(evaluation).astype(np.int32)
-    artifact = Path(out) / "artifact"
-    runtimes = {
-        name: TorchRuntime(path, int(threads)) for name, path in (("base", Path(base)), ("own", artifact))
-    }
+    runtimes = {name: OnnxRuntime(Path(path), int(threads)) for name, path in (("base", base), ("own", out))}
     samples = {name: Samples() for name in runtimes}
     for number in range(ROUNDS):
         row = text[number % len(text)][None]
