@@ -68,6 +68,9 @@ def coded(rate: float, **more: Any) -> dict[str, Any]:
 
 EIGHT = {"kind": "int8", "group": 64}
 FOUR = {"kind": "int4", "group": 64, "symmetric": True}
+# as many bytes of linear layers as GPTQModel's and AutoRound's 4 bits, embeddings at 8
+WIDTHS: dict[str, Any] = {"bits_per_weight": 5.12, "embedding_widths": [8]}
+# the same for 3 bits, embeddings at 6.5
 THREE: dict[str, Any] = {"bits_per_weight": 3.993, "coded": True, "embedding_widths": [8]}
 
 POINTS = [
@@ -87,6 +90,11 @@ POINTS = [
     Point("llama_cpp", "Q4_K_M", None, None, {"type": "Q4_K_M"}),
     Point("llama_cpp", "Q3_K_M", None, None, {"type": "Q3_K_M"}),
     Point("llama_cpp", "Q2_K", None, None, {"type": "Q2_K"}),
+    # with an importance matrix of the same calibration tokens
+    *(
+        Point("llama_cpp", f"{kind}, imatrix", bits, 32 if bits else None, {"type": kind, "imatrix": True})
+        for kind, bits in (("Q4_0", 4), ("IQ4_XS", None), ("Q4_K_M", None), ("Q3_K_M", None), ("Q2_K", None))
+    ),
     ours("4 bits, round to nearest", 4, 64, rounded(4), seeds=1),
     ours("2 bits, round to nearest", 2, 64, rounded(2), seeds=1),
     ours("4 bits", 4, 64, gptq(4)),
@@ -110,13 +118,14 @@ POINTS = [
     auto("coded, 3.25 bits per weight", "demo*", bits_per_weight=3.25, coded=True),
     auto("coded, 91.7 MB", "SmolLM2-135M*", budget_bytes=91_700_000, coded=True),
     auto("coded, 60 MB", "SmolLM2-135M*", budget_bytes=60_000_000, coded=True),
-    # as many bytes of linear layers as GPTQModel's and AutoRound's 3 bits, embeddings at 6.5
+    auto("4.35 bits", "SmolLM2-135M*", **WIDTHS),
     auto("coded, 3.33 bits", "SmolLM2-135M*", **THREE),
     ours("4 bits, tuned", 4, 64, gptq(4), TUNE),
     ours("3 bits, tuned", 3, 64, gptq(3), TUNE),
     ours("2 bits, tuned", 2, 64, gptq(2), TUNE),
     ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE),
     ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE),
+    auto("4.35 bits, outputs weighed, tuned", "SmolLM2-135M*", TUNE, outputs="fisher", **WIDTHS),
     auto("coded, 3.33 bits, tuned", "SmolLM2-135M*", TUNE, **THREE),
     variation("no asymmetric target", asymmetric=0),
     variation("its share by held-out text", asymmetric="heldout"),
