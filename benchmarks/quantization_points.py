@@ -124,7 +124,6 @@ POINTS = [
     ours("3 bits, tuned", 3, 64, gptq(3), TUNE),
     ours("2 bits, tuned", 2, 64, gptq(2), TUNE),
     ours("4 bits, outputs weighed, tuned", 4, 64, gptq(4, outputs="fisher"), TUNE),
-    ours("coded, 4.3 bits, tuned", None, None, coded(4.3), TUNE),
     auto("4.35 bits, outputs weighed, tuned", "SmolLM2-135M*", TUNE, outputs="fisher", **WIDTHS),
     auto("coded, 3.33 bits, tuned", "SmolLM2-135M*", TUNE, **THREE),
     variation("no asymmetric target", asymmetric=0),

@@ -11,7 +11,6 @@ from pathlib import Path
 from compress.errors import UserError
 from compress.records import Reference, Result, RunRecord, read_results
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README = Path(__file__).parent.parent / "README.md"
 HEADER = (
     "Variant", "Runtime", "Disk, MB", "Perplexity", "Δ NLL, nats [95 %]", "KL, nats", "Top-1, %",
@@ -35,17 +34,18 @@ def block(record: RunRecord, results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with `text` between the markers.
+def insert(readme: str, text: str, name: str = "results") -> str:
+    """The README with `text` between the markers of that name.
 
     Raises:
         UserError: a marker is missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = readme.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise UserError(f"{README.name}: needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise UserError(f"{README.name}: needs the lines {first} and {last}")
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 def main(folder: Path) -> None:

@@ -200,3 +200,23 @@ def test_results_table_comes_from_records() -> None:
     assert readme_table.insert(once, text) == once
     with pytest.raises(compress.UserError, match="results:begin"):
         readme_table.insert("no markers", text)
+
+
+def test_quantizers_table_is_what_the_benchmark_measured() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import readme_quantizers
+        from readme_table import insert
+        from results_files import points
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    groups = points(ROOT / "benchmarks/results/quantization.jsonl", readme_quantizers.MODEL)
+    assert insert(README, readme_quantizers.block(groups), "quantizers") == README
+    with pytest.raises(compress.UserError, match="4 bits: has no line"):
+        readme_quantizers.block([])
+    for lines in groups:  # as if ours took more bytes than what they stand beside
+        for line in lines:
+            if line["tool"] == "ours":
+                line["linear_bytes"] *= 2
+    with pytest.raises(compress.UserError, match="ours: 4 bits: takes 114"):
+        readme_quantizers.block(groups)
