@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from results_files import Groups, Line, save, tell
+from results_files import Groups, Line, put_labels, save, tell
 
 NAMES = {
     "ours_torch": "compress, PyTorch",
@@ -71,21 +71,23 @@ def draw(groups: Groups, model: str, file: Path) -> None:
     drawn = [lines for (_, *case), lines in cases(groups).items() if tuple(case) == DRAWN]
     lines = drawn[0] if drawn else next(iter(cases(groups).values()))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
-    _decoding(left, lines)
+    marks = _decoding(left, lines)
     _prefill(right, lines)
     batch, prompt = lines[0]["batch"], lines[0]["prompt"]
     figure.suptitle(f"{model}: batch {batch}, prompt {prompt}, {lines[0]['threads']} threads")
+    put_labels(left, marks)
     save(figure, file)
 
 
-def _decoding(axis: Any, lines: list[Line]) -> None:
+def _decoding(axis: Any, lines: list[Line]) -> list[tuple[float, float, str]]:
+    """The marks, which want labels."""
+    marks: list[tuple[float, float, str]] = []
     for number, (tool, name) in enumerate(NAMES.items()):
         own = [line for line in lines if line["tool"] == tool]
         x = [line["file_bytes"] / 1e6 for line in own]
         y = [line["decode_tokens_per_second"] for line in own]
         axis.scatter(x, y, color=f"C{number}", label=name)
-        for line, a, b in zip(own, x, y, strict=True):
-            axis.annotate(line["weights"], (a, b), (5, 4), textcoords="offset points", fontsize=6.5)
+        marks += [(a, b, line["weights"]) for line, a, b in zip(own, x, y, strict=True)]
     sizes = sorted(line["file_bytes"] for line in lines)
     span = [sizes[0] * (sizes[-1] / sizes[0]) ** (i / 50) for i in range(51)]
     speed = lines[0]["batch"] * lines[0]["read_bytes_per_second"]
@@ -93,6 +95,7 @@ def _decoding(axis: Any, lines: list[Line]) -> None:
     axis.set(xlabel="weights, MB", ylabel="decode, tokens/s", xscale="log", yscale="log")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=7)
+    return marks
 
 
 def _prefill(axis: Any, lines: list[Line]) -> None:

@@ -6,8 +6,9 @@ python benchmarks/pruning_picture.py benchmarks/results/pruning.jsonl
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
-from results_files import Line, save, tell, two_panels
+from results_files import Line, put_labels, save, tell, two_panels
 
 NAMES = {
     "ours": "compress",
@@ -65,7 +66,8 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """Loss against parameters that are not zero, and against speed; larger: more tokens."""
-    figure, axes = two_panels()
+    figure, axes = two_panels(stacked=True)
+    written: dict[Any, list[tuple[float, float, str]]] = {axis: [] for axis in axes}
     for number, (tool, name) in enumerate(NAMES.items()):
         own = [lines for lines in groups if lines[0]["tool"] == tool]
         for axis, place in zip(axes, (millions, faster), strict=True):
@@ -76,17 +78,20 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
                     continue
                 size = 20 + 100 * (line["tokens"] / 250_000)
                 axis.scatter(x, y, s=size, color=f"C{number}", label=label, alpha=0.8)
-                axis.annotate(line["setting"], (x, y), (5, 4), textcoords="offset points", fontsize=6)
+                written[axis].append((x, y, line["setting"]))
                 label = "_"
-    axes[0].set(
-        xlabel="parameters that are not zero, millions", ylabel="Δ NLL to the original, nats per token"
-    )
+    axes[0].set(xlabel="parameters that are not zero, millions")
     axes[1].set(xlabel="decoding, times as fast as the original (ONNX Runtime, float32)")
     for axis in axes:
+        axis.set(ylabel="Δ NLL to the original, nats per token")
         axis.grid(alpha=0.3)
         if axis.has_data():
             axis.legend()
+        else:
+            axis.set_visible(False)
     figure.suptitle(f"{model}: what removing weights costs (lower is better; larger marks: more tokens)")
+    for axis in axes:
+        put_labels(axis, written[axis])
     save(figure, file)
 
 

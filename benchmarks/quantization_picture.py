@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from quantization_points import POINTS
-from results_files import Line, save, tell, two_panels
+from results_files import Line, put_labels, save, tell, two_panels
 
 VARIATIONS = {(point.tool, point.setting) for point in POINTS if point.variation}
 NAMES = {
@@ -61,8 +61,9 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """One mark per tool and setting, one colour per tool, open marks for coded; bars reach over the seeds."""
-    figure, axes = two_panels()
+    figure, axes = two_panels(stacked=True)
     bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
+    marks: dict[str, list[tuple[float, float, str]]] = {field: [] for field in bytes_of}
     for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):
         series = [(f"C{number}", *names, False) for number, names in enumerate(NAMES.items())]
         for color, tool, name, coded in [*series, ("C0", "ours", "compress, coded in the file", True)]:
@@ -83,13 +84,13 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
             axis.errorbar(
                 x, y, yerr=bars, fmt=mark, color=color, label=name, capsize=3, markersize=6, fillstyle=fill
             )
-            for lines, a, b in zip(own, x, y, strict=True):
-                axis.annotate(lines[0]["setting"], (a, b), (5, 4), textcoords="offset points", fontsize=6.5)
-        axis.set(xlabel=label, yscale="log")
+            marks[field] += [(a, b, lines[0]["setting"]) for lines, a, b in zip(own, x, y, strict=True)]
+        axis.set(xlabel=label, ylabel="KL to the original, nats per token", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("KL to the original, nats per token")
-    axes[0].legend(loc="lower left")
+    axes[0].legend(loc="upper right")
     figure.suptitle(f"{model}: what a quantizer loses at a size (lower left is better)")
+    for axis, field in zip(axes, bytes_of, strict=True):
+        put_labels(axis, marks[field])
     save(figure, file)
 
 

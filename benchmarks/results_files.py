@@ -2,12 +2,26 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
 Groups = list[list[Line]]
+_REACHES = (7, 16, 26, 38, 52, 68, 86)  # points from a mark to its label
+_TURNS = (
+    (1, 0),
+    (1, 0.6),
+    (1, -0.6),
+    (-1, 0),
+    (-1, 0.6),
+    (-1, -0.6),
+    (0.4, 1),
+    (0.4, -1),
+    (-0.4, 1),
+    (-0.4, -1),
+)
 
 
 def tell(results: Path, table: Callable[[Groups], str], draw: Callable[[Groups, str, Path], None]) -> None:
@@ -32,15 +46,57 @@ def points(file: Path, model: str) -> Groups:
     return list(found.values())
 
 
-def two_panels() -> tuple[Any, Any]:
-    """A figure and its two axes, side by side, with one y."""
+def two_panels(stacked: bool = False) -> tuple[Any, Any]:
+    """A figure and its two axes with one y, side by side or, with room for labels, one above the other."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
-    return plt.subplots(1, 2, figsize=(11, 4.8), sharey=True)
+    shape, size = ((2, 1), (11, 14)) if stacked else ((1, 2), (11, 4.8))
+    return plt.subplots(*shape, figsize=size, sharey=True)
+
+
+def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
+    """Write beside every mark, (x, y, text), at the nearest place where nothing is written yet.
+
+    Limits, scales and legend of the axis must be as they will be.
+    """
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    if not marks:
+        return
+    figure = axis.figure
+    figure.tight_layout()
+    figure.canvas.draw()
+    inside = axis.get_window_extent()
+    taken = [axis.get_legend().get_window_extent()] if axis.get_legend() else []
+    around = axis.transData.transform([mark[:2] for mark in marks])
+    taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in around]
+    for x, y, text in sorted(marks, key=lambda mark: mark[1]):
+        for reach, turn in product(_REACHES, _TURNS):
+            right, up = reach * turn[0], reach * turn[1]
+            note = axis.annotate(
+                text,
+                (x, y),
+                (right, up),
+                textcoords="offset points",
+                fontsize=7,
+                ha="left" if right > 0 else "right" if right < 0 else "center",
+                va="center",
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if reach > _REACHES[0] else None,
+            )
+            note.get_window_extent()  # puts it where it will be
+            place = Text.get_window_extent(note)  # without its line
+            free = not any(place.overlaps(other) for other in taken)
+            if free and inside.containsx(place.x0) and inside.containsx(place.x1):
+                break
+            note.remove()
+        else:
+            continue  # no room: the table tells
+        taken.append(place)
 
 
 def save(figure: Any, file: Path) -> None:
