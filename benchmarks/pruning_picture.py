@@ -66,7 +66,7 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """Loss against parameters that are not zero, and against speed; larger: more tokens."""
-    figure, axes = two_panels(stacked=True)
+    figure, axes = two_panels()
     written: dict[Any, list[tuple[float, float, str]]] = {axis: [] for axis in axes}
     for number, (tool, name) in enumerate(NAMES.items()):
         own = [lines for lines in groups if lines[0]["tool"] == tool]

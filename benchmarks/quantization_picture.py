@@ -61,7 +61,7 @@ def table(groups: list[list[Line]]) -> str:
 
 def draw(groups: list[list[Line]], model: str, file: Path) -> None:
     """One mark per tool and setting, one colour per tool, open marks for coded; bars reach over the seeds."""
-    figure, axes = two_panels(stacked=True)
+    figure, axes = two_panels()
     bytes_of = {"linear_bytes": "linear layers, MB", "file_bytes": "whole file, MB"}
     marks: dict[str, list[tuple[float, float, str]]] = {field: [] for field in bytes_of}
     for axis, (field, label) in zip(axes, bytes_of.items(), strict=True):

@@ -46,16 +46,15 @@ def points(file: Path, model: str) -> Groups:
     return list(found.values())
 
 
-def two_panels(stacked: bool = False) -> tuple[Any, Any]:
-    """A figure and its two axes with one y, side by side or, with room for labels, one above the other."""
+def two_panels() -> tuple[Any, Any]:
+    """A figure and its two axes with one y, one above the other."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "compress", "font.size": 9})
-    shape, size = ((2, 1), (11, 14)) if stacked else ((1, 2), (11, 4.8))
-    return plt.subplots(*shape, figsize=size, sharey=True)
+    return plt.subplots(2, 1, figsize=(11, 14), sharey=True)
 
 
 def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
