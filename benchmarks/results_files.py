@@ -11,17 +11,8 @@ Line = dict[str, Any]
 Groups = list[list[Line]]
 _REACHES = (7, 16, 26, 38, 52, 68, 86)  # points from a mark to its label
 _TURNS = (
-    (1, 0),
-    (1, 0.6),
-    (1, -0.6),
-    (-1, 0),
-    (-1, 0.6),
-    (-1, -0.6),
-    (0.4, 1),
-    (0.4, -1),
-    (-0.4, 1),
-    (-0.4, -1),
-)
+    (1, 0), (1, 0.6), (1, -0.6), (-1, 0), (-1, 0.6), (-1, -0.6), (0.4, 1), (0.4, -1), (-0.4, 1), (-0.4, -1),
+)  # fmt: skip
 
 
 def tell(results: Path, table: Callable[[Groups], str], draw: Callable[[Groups, str, Path], None]) -> None:
