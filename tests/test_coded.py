@@ -42,6 +42,12 @@ def test_a_damaged_stream_is_refused(where, change):
         from_stream(stream, (32, 32))
 
 
+def drawn(laplace):
+    """(256, 512): Gaussian, or crowded around zero."""
+    weight = gaussian(256, 512)
+    return weight.sign() * weight.square() if laplace else weight
+
+
 @pytest.mark.parametrize("length", [0, 3, 20])
 def test_a_stream_that_was_cut_is_refused(length):
     tensor = QuantizedTensor.round(Coded(), gaussian(32, 32))
@@ -59,9 +65,7 @@ def test_a_stream_of_another_shape_is_refused(shape):
 @pytest.mark.parametrize("rate", [2.0, 3.3, 4.3])
 @pytest.mark.parametrize("laplace", [False, True])
 def test_the_rate_is_met_through_the_trellis(rate, laplace):
-    weight = gaussian(256, 512)
-    if laplace:
-        weight = weight.sign() * weight.square()
+    weight = drawn(laplace)
     tensor = QuantizedTensor.round(Coded(rate=rate), weight)
     assert bits_per_weight(tensor.unpacked(), tensor.scales) == pytest.approx(rate, abs=0.01)
 
@@ -69,9 +73,7 @@ def test_the_rate_is_met_through_the_trellis(rate, laplace):
 @pytest.mark.parametrize("rate", [2.0, 3.3, 5.0])
 @pytest.mark.parametrize("laplace", [False, True])
 def test_the_rate_is_met_and_nothing_is_clipped(rate, laplace):
-    weight = gaussian(256, 512)
-    if laplace:
-        weight = weight.sign() * weight.square()
+    weight = drawn(laplace)
     format = Coded(rate=rate, trellis=False)
     grid = format.fit(weight)
     codes = format.codes(weight, grid)

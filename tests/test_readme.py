@@ -177,12 +177,15 @@ def test_links_lead_somewhere() -> None:
         assert "://" in target or (ROOT / target).exists(), target
 
 
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files import each other by name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_results_table_comes_from_records() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import readme_table
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    import readme_table
     from report_records import demo_run
 
     record, results, _ = demo_run()
@@ -202,14 +205,12 @@ def test_results_table_comes_from_records() -> None:
         readme_table.insert("no markers", text)
 
 
+@pytest.mark.usefixtures("benchmarks")
 def test_quantizers_table_is_what_the_benchmark_measured() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import readme_quantizers
-        from readme_table import insert
-        from results_files import points
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    import readme_quantizers
+    from readme_table import insert
+    from results_files import points
+
     groups = points(ROOT / "benchmarks/results/quantization.jsonl", readme_quantizers.MODEL)
     assert insert(README, readme_quantizers.block(groups), "quantizers") == README
     with pytest.raises(compress.UserError, match="4 bits: has no line"):

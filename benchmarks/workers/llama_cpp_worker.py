@@ -22,10 +22,10 @@ parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{job.settings['type']
 parameters.allow_requantize = True
 parameters.nthread = 2
 if job.settings.get("imatrix"):
-    kept = {name.encode(): total.contiguous() for name, total in importance(job.base, job.windows()).items()}
+    kept = importance(job.base, job.windows())  # held while pointers into it are in use
     entries = (llama_cpp.llama_model_imatrix_data * (len(kept) + 1))()  # the last, all zero, ends the list
     for entry, (name, total) in zip(entries, kept.items(), strict=False):
-        entry.name, entry.size = name, total.numel()
+        entry.name, entry.size = name.encode(), total.numel()
         entry.data = ctypes.cast(total.data_ptr(), ctypes.POINTER(ctypes.c_float))
     parameters.imatrix = entries
 source = job.base.parent / "base.gguf"
