@@ -184,8 +184,9 @@ def generate(
     draft_tokens: Annotated[int, typer.Option(min=1, help="At most this many guesses at a time.")] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
     prefill_chunk: Annotated[
-        int, typer.Option(min=1, help="Read prompts this many tokens at a time; fewer take less memory.")
-    ] = 512,
+        int | None,
+        typer.Option(min=1, help="Read prompts this many tokens at a time; default: as many as is fast."),
+    ] = None,
     provider: Provider = "cpu",
     stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
 ) -> None:

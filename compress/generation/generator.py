@@ -13,7 +13,7 @@ from compress.generation.speculative import speculate
 from compress.generation.text import Writing, end_tokens, forced_first_token, load_tokenizer, pieces
 from compress.generation.together import continue_together
 from compress.runtimes import detect_runtime, open_text_runtime
-from compress.runtimes.base import PREFILL_CHUNK, TextRuntime
+from compress.runtimes.base import TextRuntime
 
 Prompt: TypeAlias = str | Sequence[Message]  # text to continue, or messages to reply to
 
@@ -32,7 +32,7 @@ class TextGenerator:
         draft: Path | str | None = None,
         draft_tokens: int = DRAFT_TOKENS,
         threads: int | None = None,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = None,
         provider: str = "cpu",
     ) -> None:
         """Load `artifact`, and `draft`, an artifact with the same tokenizer that guesses up to
@@ -47,7 +47,7 @@ class TextGenerator:
         self.tokenizer = load_tokenizer(self.folder)
         if draft is not None:
             _check_draft(self.folder, self.tokenizer, Path(draft), draft_tokens)
-        if prefill_chunk < 1:
+        if prefill_chunk is not None and prefill_chunk < 1:
             raise UserError(f"prefill_chunk: {prefill_chunk} is not valid; it must be at least 1")
 
         def opened(path: Path, count: int | None = threads) -> TextRuntime:
@@ -193,7 +193,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     provider: str = "cpu",
 ) -> str: ...
 @overload
@@ -208,7 +208,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     provider: str = "cpu",
 ) -> list[str]: ...
 def generate(
@@ -222,7 +222,7 @@ def generate(
     draft: Path | str | None = None,
     draft_tokens: int = DRAFT_TOKENS,
     threads: int | None = None,
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     provider: str = "cpu",
 ) -> str | list[str]:
     """Load `artifact`, continue `prompt`, and give the new text.
@@ -237,7 +237,7 @@ def generate(
         batch: at most this many texts at once.
         draft: an artifact with the same tokenizer that guesses up to `draft_tokens` tokens at a time.
         threads: of the CPU; None leaves the number to the runtime.
-        prefill_chunk: tokens of a prompt that are read at a time: fewer take less memory.
+        prefill_chunk: tokens of a prompt that are read at a time, fewer in less memory; None: what is fast.
         provider: what runs ONNX graphs: cpu, cuda, openvino or coreml.
 
     Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from compress.errors import UserError, nearest
-from compress.runtimes.base import PREFILL_CHUNK, Runtime, TextRuntime
+from compress.runtimes.base import Runtime, TextRuntime
 from compress.tasks import WRITERS
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -15,11 +15,12 @@ def open_runtime(
     runtime: str,
     threads: int | None = None,
     *,
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     provider: str = "cpu",
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
-    tokens of a prompt go through at once, `provider` is ONNX Runtime's and of no meaning in torch.
+    tokens of a prompt go through at once (None: what is fast), `provider` is ONNX Runtime's and of no
+    meaning in torch.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
@@ -43,7 +44,7 @@ def open_runtime(
 
 
 def open_text_runtime(
-    path: Path, threads: int | None = None, *, prefill_chunk: int = PREFILL_CHUNK, provider: str = "cpu"
+    path: Path, threads: int | None = None, *, prefill_chunk: int | None = None, provider: str = "cpu"
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 

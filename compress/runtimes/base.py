@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 
 from compress.tasks import Task
 
-# Tokens of a prompt that go through the model at once. 8192 tokens through 4 blocks of width 256, whose cache
-# is 34 MB, took 152 MB at once and 42 MB by 512 in ONNX Runtime (36 by 128); in torch 198 and 116 MB (89 by
-# 128, in nearly twice the time).
-PREFILL_CHUNK = 512
-
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]  # tokens as a graph reads them

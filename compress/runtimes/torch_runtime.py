@@ -27,8 +27,12 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from compress import seq2seq
 from compress.bundle import Bundle, parameter_counts, weight_bytes
-from compress.runtimes.base import PREFILL_CHUNK, Logits, State, Tokens
+from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks import Task, longest_text, task_of
+
+# Tokens of a prompt that go through the model at once. 8192 tokens through 4 blocks of width 256, whose cache
+# is 34 MB, took 198 MB at once, 116 MB by 512, and 89 MB by 128, in nearly twice the time.
+_CHUNK = 512
 
 
 @dataclass
@@ -49,11 +53,11 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int | None = None) -> None:
         """Load; `threads` None leaves the number to torch, prompts go through `prefill_chunk` tokens at a
         time. Raises UserError as `Bundle.load`.
         """
-        self._chunk = prefill_chunk
+        self._chunk = prefill_chunk or _CHUNK
         self._threads = threads or torch.get_num_threads()
         with self._session():
             bundle = Bundle.load(path, masks=False)
