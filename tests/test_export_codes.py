@@ -105,7 +105,8 @@ def test_a_tied_matrix_is_stored_once(format, tmp_path):
 @pytest.mark.parametrize("form", ["token", "tensor"])
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, tmp_path):
+@pytest.mark.parametrize("many_rows", [False, True])
+def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, many_rows, tmp_path):
     """Largest codes times largest activations, of one sign: what sums of 16 bits cut off."""
     largest, (rows, columns) = 63 if bits == 7 else 127, (8, 96)
     random = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, tmp
     weight.zeros = None if symmetric else torch.full((rows, 1), 7, dtype=torch.uint8)
     with GraphBuilder(tmp_path) as graph:
         graph.input("x", TensorProto.FLOAT, ["tokens", columns])
-        y = product(graph, "x", "layer", weight, "", form, bits, "any")
+        y = product(graph, "x", "layer", weight, "", form, bits, "any", many_rows)
         graph.node("Identity", [y], [graph.output("y", TensorProto.FLOAT, ["tokens", rows])])
         graph.save("product", {})
     found = open_session(graph_file(tmp_path), threads=1).run(None, {"x": x})[0]

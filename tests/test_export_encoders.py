@@ -153,6 +153,53 @@ def test_attention_is_one_node_and_nothing_is_left_of_ours(write, tmp_path):
     assert "Transpose" not in count  # they came in pairs
 
 
+def test_attention_adds_the_biases_of_integer_products(tmp_path):
+    bundle = quantized(tiny_encoder("bert"), Int8())
+    random = torch.Generator().manual_seed(0)
+    for name, part in bundle.model.named_parameters():
+        if name.endswith(("query.bias", "key.bias", "value.bias")):
+            part.data = torch.randn(part.shape, generator=random)
+    traced_graph = traced("bert")[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_export, "trace", lambda *arguments: traced_graph)
+        write_artifact(bundle, tmp_path, Forms(int8="token", activation_bits=8))
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    (attention,) = [node for node in nodes if node.op_type == "MultiHeadAttention"]
+    assert attention.input[3] == "bert.encoder.layer.0.attention.self.query.biases"
+    ids = tokens(2, 24)
+    expected = in_torch(bundle.model, ids)
+    difference = np.abs(OnnxEncoder(tmp_path, threads=1).logits(ids) - expected).mean()
+    assert difference < 0.05 * np.abs(expected).max()
+    for part in (part for name, part in bundle.model.named_parameters() if name.endswith("query.bias")):
+        part.data = torch.zeros_like(part)
+    assert np.abs(in_torch(bundle.model, ids) - expected).mean() > 2 * difference  # they matter
+
+
+@given(st.lists(st.sampled_from([(24,), (4, 6), (2, 3, 4), (6, 4)]), min_size=1, max_size=6))
+def test_leaving_reshapes_out_changes_no_value(sizes):
+    value = np.arange(24, dtype=np.float32).reshape(4, 6)
+    names = ["x", *(f"r{i}" for i in range(len(sizes)))]
+    known = dict(zip(names, [value.shape, *sizes], strict=True))
+    shapes = [numpy_helper.from_array(np.asarray(size), f"s{i}") for i, size in enumerate(sizes)]
+    nodes = [helper.make_node("Reshape", [names[i], f"s{i}"], [names[i + 1]]) for i in range(len(sizes))] + [
+        helper.make_node("Identity", [names[-1]], ["y"]),
+        helper.make_node("Neg", ["y"], ["z"]),
+    ]
+
+    def run(chosen):
+        ends = [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, value.shape),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, sizes[-1]),
+        ]
+        graph = helper.make_graph(chosen, "g", ends[:1], ends[1:], shapes)
+        return ReferenceEvaluator(helper.make_model(graph)).run(None, {"x": value})[0]
+
+    fewer = needed(without_turns(nodes, ["z"], known), ["z"])
+    assert [node.op_type for node in fewer].count("Reshape") <= (sizes[-1] != value.shape) * len(sizes)
+    assert "Identity" not in [node.op_type for node in fewer]
+    assert (run(fewer) == run(nodes)).all()
+
+
 @given(st.lists(st.permutations(range(3)), min_size=1, max_size=6))
 def test_leaving_transposes_out_changes_no_value(turns):
     names = ["x", *(f"t{i}" for i in range(len(turns)))]

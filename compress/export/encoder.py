@@ -9,6 +9,7 @@ Names and shapes are those of `optimum`. Matrices that are one in the model (a h
 one in the file.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ def write_encoder(
     """
     output = "logits" if task == "masked" else "last_hidden_state"
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
+    forms = replace(forms, many_rows=True)
     return transcribe(graph, trace(model, shapes, [output]), layers(model), forms, shapes)
 
 

@@ -76,8 +76,9 @@ def product(
     form: Literal["token", "tensor"],
     bits: ActivationBits,
     processor: Processor,
+    many_rows: bool,
 ) -> str:
-    """x (tokens, in) -> (tokens, out), with the bias named, if any."""
+    """x (..., in) -> (..., out), with the bias named, if any; `many_rows`: x usually has."""
     codes, scales, zeros = row_codes(graph, name, weight, signed_codes(bits, processor))
     largest = 63 if bits == 7 else 127
     middle = graph.constant(np.asarray(largest + 1, dtype=np.uint8))
@@ -87,13 +88,29 @@ def product(
         q = graph.once(("rounded", x), lambda _: graph.op("QuantizeLinear", x, step, middle))
         return graph.op(_FUSED, q, codes, step, scales, middle, zeros, bias, domain=MICROSOFT)
     a = graph.once(("magnitude", x), lambda _: _magnitude(graph, x, rows=True))
-    q = graph.once(("rounded", x), lambda _: graph.op("QuantizeLinear", graph.op("Div", x, a), unit, middle))
+    columns = weight.shape[1] if many_rows else None
+    q = graph.once(("rounded", x), lambda _: _rounded(graph, x, a, unit, middle, columns))
     y = graph.op(_FUSED, q, codes, unit, scales, middle, zeros, domain=MICROSOFT)
     y = graph.op("Mul", y, a)  # (tokens, out) * (tokens, 1)
-    return graph.op("Add", y, bias) if bias else y
+    # less its negative, which is folded: ONNX Runtime makes one node of an Add and a Gelu, which takes longer
+    # than both (1.31, 1024 x 1536, 2 threads: 0.6 ms and 0.4)
+    return graph.op("Sub", y, graph.op("Neg", bias)) if bias else y
 
 
 _FUSED = "MatMulIntegerToFloat"
+
+
+def _rounded(graph: GraphBuilder, x: str, a: str, unit: str, middle: str, columns: int | None) -> str:
+    """x in steps a / L, a (..., 1).
+
+    With the number of columns given, each row is a block with a step of its own, and is read once: 0.8 of the
+    time for 1024 rows of 1536, two thirds for 384, and more for one row, since it takes another node.
+    """
+    if columns is None:
+        return graph.op("QuantizeLinear", graph.op("Div", x, a), unit, middle)
+    # as many middles as rows: whatever a row's magnitude, it is nothing to a step so large
+    middles = graph.op("QuantizeLinear", a, graph.constant(3e38), middle)
+    return graph.op("QuantizeLinear", x, graph.op("Mul", a, unit), middles, axis=-1, block_size=columns)
 
 
 def _magnitude(graph: GraphBuilder, x: str, rows: bool) -> str:

@@ -35,12 +35,13 @@ Int8Form = Literal["token", "tensor", "blocks"]
 
 @dataclass(frozen=True)
 class Forms:
-    """Which form integer layers take."""
+    """Which form integer layers take; `many_rows`: what goes through at once has many, as in an encoder."""
 
     int8: Int8Form = "blocks"
     activation_bits: ActivationBits = 7
     accuracy_level: int = 4
     processor: Processor = "any"
+    many_rows: bool = False
 
 
 def form_of(weight: Weight, forms: Forms) -> Literal["float", "blocks", "token", "tensor"]:
@@ -89,7 +90,8 @@ def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
         return graph.op("Gemm", x, float_weight(graph, layer.name, weight), bias, transB=1)
     form = form_of(weight, forms)
     if form == "token" or form == "tensor":
-        return product(graph, x, layer.name, weight, bias, form, forms.activation_bits, forms.processor)
+        grid = forms.activation_bits, forms.processor
+        return product(graph, x, layer.name, weight, bias, form, *grid, forms.many_rows)
     return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
 
 

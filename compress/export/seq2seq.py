@@ -15,6 +15,7 @@ what they share (the token table) lies once.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_seq2seq(
     reading: dict[str, Shape] = {"input_ids": _TEXT, "attention_mask": _TEXT}
     with GraphBuilder(folder, ENCODER) as encoder:
         traced = trace(model, reading, read, _read)
-        used = transcribe(encoder, traced, held, forms, reading | read, heads)
+        used = transcribe(encoder, traced, held, replace(forms, many_rows=True), reading | read, heads)
         encoder.save(kind, metadata)
     written = _cache(PRESENT, "decoder", sizes, "total")
     writing: dict[str, Shape] = {

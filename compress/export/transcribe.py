@@ -6,14 +6,16 @@ graph; layers that read the same input share its rounding to 8 bits.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
 from compress.export.architecture import Linear
+from compress.export.biases import adding_biases, attention_with_biases
 from compress.export.embedding import embedding
 from compress.export.graph import GraphBuilder, Shape
-from compress.export.linear import Forms, linear
+from compress.export.linear import Forms, form_of, linear
 from compress.export.simplify import attributes, simpler
 from compress.export.trace import DOMAIN, HOLDER
 
@@ -40,11 +42,14 @@ def transcribe(
     read = {name for node in nodes for name in node.input}
     for value in traced.graph.input:
         graph.input(value.name, value.type.tensor_type.elem_type, shapes[value.name])
-    multiplied = {
-        layers[attributes(node)["layer"].decode()].name
+    products = {
+        node.output[0]: layers[attributes(node)["layer"].decode()]
         for node in nodes
         if (node.domain, node.op_type) == (DOMAIN, "Linear")
-    }.union(heads)
+    }
+    multiplied = {layer.name for layer in products.values()}.union(heads)
+    adding = adding_biases(nodes, products, forms)
+    without_bias = {id(layer) for layers in adding.values() for layer in layers}
     names: dict[str, str] = {}  # what is called otherwise here
     used: list[Linear] = []
     for tensor in traced.graph.initializer:
@@ -56,6 +61,9 @@ def transcribe(
                 names[tensor.name] = graph.constant(array)
     for node in nodes:
         inputs = [names.get(name, name) for name in node.input]
+        if node.output[0] in adding:
+            attention_with_biases(graph, node, inputs, adding[node.output[0]])
+            continue
         if node.domain != DOMAIN:
             graph.node(node.op_type, inputs, list(node.output), node.domain, **attributes(node))
             continue
@@ -63,7 +71,8 @@ def transcribe(
         if node.op_type == "Embedding":
             result = _rows(graph, layer, inputs[0], forms, layer.name in multiplied)
         else:
-            result = _product(graph, layer, inputs[0], forms)
+            bare = replace(layer, bias=None) if id(layer) in without_bias else layer
+            result = _product(graph, bare, inputs[0], forms)
             used.append(layer)
         if node.output[0] in outputs:
             graph.node("Identity", [result], [node.output[0]])
@@ -84,6 +93,8 @@ def _rows(graph: GraphBuilder, table: Linear, ids: str, forms: Forms, tied: bool
 
 def _product(graph: GraphBuilder, layer: Linear, x: str, forms: Forms) -> str:
     """x (..., in) -> (..., out)."""
+    if form_of(layer.weight, forms) != "float":
+        return linear(graph, x, layer, forms)
     y = linear(graph, _flat(graph, x, int(layer.weight.shape[1])), layer, forms)
     return graph.op("Reshape", y, _with_last(graph, graph.op("Shape", x, end=-1), layer.outputs))
 
