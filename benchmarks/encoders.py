@@ -58,7 +58,7 @@ def main(
             seconds[name].append(float(told.stdout.splitlines()[-1]))
     for name, facts in found.items():
         line = {
-            "model": Path(model).name,
+            "model": name_of(Path(model)),
             "weights": name,
             "batch": batch,
             "tokens": tokens,
@@ -69,6 +69,11 @@ def main(
         print(f"{name:8s} {1e3 * line['seconds']:.1f} ms  {line['ratio']:.2f} x  {facts}")
         with output.open("a") as file:
             file.write(json.dumps(line | {"machine": machine(), "versions": versions()}) + "\n")
+
+
+def name_of(model: Path) -> str:
+    """Of the folder and the one around it, which often says more."""
+    return f"{model.parent.name}-{model.name}" if model.is_dir() else str(model)
 
 
 def variants(model: str, text: str, window: int, work: Path) -> dict[str, dict[str, Any]]:
