@@ -57,16 +57,11 @@ def main(
             )
             seconds[name].append(float(told.stdout.splitlines()[-1]))
     for name, facts in found.items():
-        line = {
-            "model": name_of(Path(model)),
-            "weights": name,
-            "batch": batch,
-            "tokens": tokens,
-            "threads": count,
-        }
-        line |= {"seconds": median(seconds[name]), "ratio": median(seconds["base"]) / median(seconds[name])}
-        line |= {"ratios": [a / b for a, b in zip(seconds["base"], seconds[name], strict=True)], **facts}
-        print(f"{name:8s} {1e3 * line['seconds']:.1f} ms  {line['ratio']:.2f} x  {facts}")
+        own, float32 = median(seconds[name]), median(seconds["base"])
+        line = {"model": name_of(Path(model)), "weights": name, "batch": batch, "tokens": tokens}
+        line |= {"threads": count, "seconds": own, "ratio": float32 / own, **facts}
+        line["ratios"] = [a / b for a, b in zip(seconds["base"], seconds[name], strict=True)]
+        print(f"{name:10s} {1e3 * own:.1f} ms  {float32 / own:.2f} x  {facts}")
         with output.open("a") as file:
             file.write(json.dumps(line | {"machine": machine(), "versions": versions()}) + "\n")
 

@@ -11,6 +11,7 @@ from compress.runtimes.providers import require_provider
 GRAPH = "model.onnx"
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 PRESENT, PAST = "present", "past_key_values"  # keys and values of a text, as a graph gives and takes them
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
@@ -56,8 +57,12 @@ def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onn
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
+        model: Path | bytes = graph
+        if provider == "openvino":
+            model = without_defaults(graph)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
-        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime raises bare classes of its own
         raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
     needed = session.get_modelmeta().custom_metadata_map.get(PROCESSOR)
@@ -72,3 +77,15 @@ def open_session(graph: Path, threads: int | None, provider: str = "cpu") -> onn
             "its driver and libraries, or take cpu"
         )
     return session
+
+
+def without_defaults(graph: Path) -> bytes:
+    """A graph in which every input must be given: OpenVINO takes one with a default for a constant."""
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    inputs = {value.name for value in model.graph.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+    return model.SerializeToString()
