@@ -37,6 +37,11 @@ class InputStatistics:
         """E|x_j|, (in,)."""
         return self.total / max(self.count, 1)
 
+    @property
+    def rms(self) -> Tensor:
+        """sqrt(E x_j^2), (in,)."""
+        return (self.squares / max(self.count, 1)).sqrt()
+
     def add(self, x: Tensor, rows: int) -> None:
         """Take in x (positions, in); keep about `rows` evenly spaced ones."""
         size = x.abs()

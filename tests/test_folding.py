@@ -157,8 +157,13 @@ def test_statistics_are_those_of_all_positions():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize(
     "step",
-    [FoldScales(), FoldScales(betas=(0.25,)), FoldScales(method="smoothquant")],
-    ids=["awq", "awq at 0.25", "smoothquant"],
+    [
+        FoldScales(),
+        FoldScales(betas=(0.25,)),
+        FoldScales(method="smoothquant"),
+        FoldScales(method="smoothquant", inputs="rms"),
+    ],
+    ids=["awq", "awq at 0.25", "smoothquant", "smoothquant by rms"],
 )
 def test_the_pass_changes_weights_and_no_outputs_and_keeps_masks(step, family, make_context):
     bundle = tiny_bundle(family=family)

@@ -38,6 +38,25 @@ def test_the_error_of_eight_bit_weights_and_activations_falls():
     assert w8a8_error(*smoothed(weight, apart, fitted)) < 0.25 * w8a8_error(weight, apart)
 
 
+def test_with_a_step_per_token_typical_sizes_are_better_than_the_largest():
+    weight, x = layer()
+    x[0, 7] = 2000  # once, as in a language model's first token
+    largest, rms = x.abs().amax(0), x.square().mean(0).sqrt()
+
+    def error(s: torch.Tensor) -> float:
+        scaled, divided = weight * s, x[1:] / s
+        grid = FORMAT.fit(scaled)
+        rounded = FORMAT.values(FORMAT.codes(scaled, grid), grid)
+        step = divided.abs().amax(1, keepdim=True) / 127
+        exact = x[1:] @ weight.T
+        found = ((divided / step).round() * step) @ rounded.T
+        return float((found - exact).square().sum() / exact.square().sum())
+
+    sizes = weight.abs().amax(0)
+    assert error(smooth_scales(rms, sizes)) < 0.5 * error(smooth_scales(largest, sizes))
+    assert error(smooth_scales(rms, sizes)) < 0.5 * error(torch.ones(128))
+
+
 def test_at_one_half_weights_and_inputs_get_the_same_range_per_channel():
     weight, x = layer()
     scaled, divided = smoothed(weight, x, x)

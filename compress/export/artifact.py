@@ -11,7 +11,7 @@ from compress.bundle import MANIFEST, Bundle, file_record, quantized_layers
 from compress.checkpoints import quiet_transformers, save_configurations
 from compress.export.architecture import Decoder, Linear
 from compress.export.attention import CacheScales
-from compress.export.decoder import write_decoder
+from compress.export.decoder import forms_of_ends, write_decoder
 from compress.export.encoder import encoder_inputs, write_encoder
 from compress.export.families import describe
 from compress.export.genai import FILE as GENAI_FILE
@@ -63,7 +63,12 @@ def _write_decoder(
     settings = genai_config(bundle.model, bundle.tokenizer, decoder)
     (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
-        **_facts(_matrices(decoder), forms, weight_bytes, decoder.context),
+        **_facts(
+            _forms(_matrices(decoder), forms) + _forms([decoder.head], forms_of_ends(forms)),
+            forms,
+            weight_bytes,
+            decoder.context,
+        ),
         "layers": len(decoder.blocks),
         "cache": "float32" if cache is None else "int8",
         "cache_bytes_per_token": _cache_bytes(decoder, 4 if cache is None else 1),
@@ -80,14 +85,14 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
         if task == "masked" and tokenizer.mask_token_id is not None:
             facts["mask_token"] = str(tokenizer.mask_token_id)
         graph.save(model.config.model_type, facts | _needs(forms))
-    return {**_facts(used, forms, weight_bytes, longest), "inputs": inputs}
+    return {**_facts(_forms(used, forms), forms, weight_bytes, longest), "inputs": inputs}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     model, longest = bundle.model, longest_text(bundle.model)
     facts = {"task": "seq2seq", "context": str(longest), "start_token": str(start_token(model))}
     used, weight_bytes = write_seq2seq(folder, model, forms, facts | _needs(forms))
-    return _facts(used, forms, weight_bytes, longest)
+    return _facts(_forms(used, forms), forms, weight_bytes, longest)
 
 
 def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
@@ -105,7 +110,8 @@ def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _matrices(decoder: Decoder) -> list[Linear]:
-    found: list[Linear | None] = [decoder.head]
+    """Those of the blocks."""
+    found: list[Linear | None] = []
     for block in decoder.blocks:
         attention, mlp = block.attention, block.mlp
         found += [attention.query, attention.key, attention.value, attention.output]
@@ -118,10 +124,14 @@ def _needs(forms: Forms) -> dict[str, str]:
     return {} if forms.processor == "any" else {PROCESSOR: forms.processor}
 
 
-def _facts(layers: Iterable[Linear], forms: Forms, weight_bytes: int, context: int) -> dict[str, Any]:
-    """What is noted of every graph; `linear_forms`: how many matrices take each form."""
+def _forms(layers: Iterable[Linear], forms: Forms) -> list[str]:
+    return [form_of(layer.weight, forms) for layer in layers]
+
+
+def _facts(used: Iterable[str], forms: Forms, weight_bytes: int, context: int) -> dict[str, Any]:
+    """What is noted of every graph; `used`: the form of each matrix."""
     return {
-        "linear_forms": dict(Counter(form_of(layer.weight, forms) for layer in layers)),
+        "linear_forms": dict(Counter(used)),
         "accuracy_level": forms.accuracy_level,
         "weight_bytes": weight_bytes,
         "context": context,

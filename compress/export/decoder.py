@@ -21,6 +21,7 @@ Limit: padding may stand in the first call for a text only, not in a later one o
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,12 @@ def write_decoder(
     _Writer(graph, decoder, forms, cache).write()
 
 
+def forms_of_ends(forms: Forms) -> Forms:
+    """Of the embedding and the head: of a prompt the head reads one row, for which blocks are closer and no
+    slower (SmolLM2-135M, int8 per token, KL to torch 0.030 and 0.027)."""
+    return replace(forms, int8="blocks")
+
+
 class _Writer:
     """Holds the values that every block reads."""
 
@@ -49,6 +56,7 @@ class _Writer:
         self, graph: GraphBuilder, decoder: Decoder, forms: Forms, cache: Sequence[CacheScales] | None
     ) -> None:
         self.graph, self.decoder, self.forms = graph, decoder, forms
+        self.ends = forms_of_ends(forms)
         self.cache: Sequence[CacheScales | None] = cache or [None] * len(decoder.blocks)
         self.width = int(decoder.embedding.shape[1])
         self.ids = graph.input("input_ids", _INT64, ["batch", "sequence"])
@@ -73,7 +81,7 @@ class _Writer:
         flat_ids = graph.sized(graph.op("Reshape", self.ids, graph.constant([-1])), _INT64, ["tokens"])
         tied = decoder.head.name == "embedding"
         stream = embedding(
-            graph, "embedding", flat_ids, decoder.embedding, self.forms, tied
+            graph, "embedding", flat_ids, decoder.embedding, self.ends, tied
         )  # (tokens, width)
         if decoder.embedding_scale != 1.0:
             stream = graph.op("Mul", stream, graph.constant(decoder.embedding_scale))
@@ -83,7 +91,7 @@ class _Writer:
         normed = norm(graph, stream, norms[0])
         for index, (block, following) in enumerate(zip(decoder.blocks, norms[1:], strict=True)):
             stream, normed = self._block(index, block, stream, normed, following)
-        logits = softcapped(graph, linear(graph, normed, decoder.head, self.forms), decoder.softcap)
+        logits = softcapped(graph, linear(graph, normed, decoder.head, self.ends), decoder.softcap)
         batch = graph.op("Shape", self.ids, end=1)
         shape = graph.op("Concat", batch, graph.constant([-1, decoder.vocabulary]), axis=0)
         graph.node("Reshape", [logits, shape], [self.logits])

@@ -42,6 +42,11 @@ class FoldScales(Pass):
     )
     format: Format = Field(Int4(), description="awq: the grid that betas are tried on")
     alpha: float = Field(0.5, ge=0, le=1, description="smoothquant: share of the difficulty put on weights")
+    inputs: Literal["largest", "rms"] = Field(
+        "largest",
+        description="smoothquant: how large an input channel is: at most, for activations in fixed steps, or "
+        "in root mean square, closer where every token has a step of its own",
+    )
     places: tuple[Place, ...] = Field(
         ("attention_in", "attention_out", "mlp_in", "mlp_out"),
         min_length=1,
@@ -129,9 +134,8 @@ class FoldScales(Pass):
         return scales_for(magnitudes, beta), beta, errors[beta] / first
 
     def _smooth(self, model: Any, fold: Fold, weight: Tensor, seen: InputStatistics) -> Tensor:
-        inputs, weights = (
-            shared(model, fold, largest, torch.amax) for largest in (seen.largest, weight.abs().amax(0))
-        )
+        size = seen.largest if self.inputs == "largest" else seen.rms
+        inputs, weights = (shared(model, fold, x, torch.amax) for x in (size, weight.abs().amax(0)))
         return smooth_scales(inputs, weights, self.alpha)
 
     def _rounded(self, weight: Tensor) -> Tensor:
