@@ -18,6 +18,7 @@ from compress.passes.distill import Distill
 from compress.passes.train import Train
 from compress.training import checkpoint
 from compress.training.batches import Batches
+from compress.training.forward import heldout_nll
 
 SETTINGS = {"tokens": 48 * 4 * WINDOW, "batch": 4, "heldout_points": 3}
 
@@ -243,3 +244,21 @@ def test_bfloat16_forward_keeps_float32_weights_and_learns(tmp_path):
     result = Train(**SETTINGS)(bundle, context)
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
     assert result.notes["heldout_after"] < result.notes["heldout_before"] - 1
+
+
+def test_a_large_vocabulary_is_scored_in_smaller_pieces_with_the_same_result(monkeypatch):
+    model = tiny_bundle().model
+    windows = torch.randint(
+        0, model.config.vocab_size, (6, WINDOW), generator=torch.Generator().manual_seed(0)
+    )
+    sizes = []
+    model.register_forward_hook(lambda module, given, answer: sizes.append(answer.logits.numel()))
+    expected = heldout_nll(model, windows, "float32")
+    whole = sizes.pop()
+    assert not sizes
+    monkeypatch.setattr("compress.training.forward._HELDOUT_LOGITS", whole // 2)
+    assert heldout_nll(model, windows, "float32") == pytest.approx(expected, rel=1e-6)
+    assert sizes == [whole // 2] * 2
+    monkeypatch.setattr("compress.training.forward._HELDOUT_LOGITS", 1)
+    assert heldout_nll(model, windows, "float32") == pytest.approx(expected, rel=1e-6)
+    assert sizes[2:] == [whole // 6] * 6

@@ -14,7 +14,7 @@ from compress.memory import kept_for_reuse
 
 Precision = Literal["float32", "bfloat16"]
 _PLAIN_ATTENTION_UP_TO = 512  # tokens; beyond, its scores cost more memory than its speed is worth
-_HELDOUT_TOKENS = 8192  # per forward pass
+_HELDOUT_LOGITS = 1 << 24  # per forward pass, or one window's; they are there four times over in between
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -116,7 +116,7 @@ def heldout_nll(model: Any, windows: Tensor, precision: Precision) -> float:
     """
     total = 0.0
     with evaluating(model):
-        for rows in windows.split(max(1, _HELDOUT_TOKENS // windows.shape[1])):
+        for rows in windows.split(max(1, _HELDOUT_LOGITS // (model.config.vocab_size * windows.shape[1]))):
             with autocast(windows.device, precision):
                 logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (rows, length - 1, vocab)
             wanted = rows[:, 1:].flatten()
