@@ -17,6 +17,8 @@ NAMES = {
     "fine_tuning": "fine-tuning",
     "alone": "trained alone",
 }
+_EVEN = 0.5  # nats up to which their axis is linear
+_TICKS = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 HEADER = (
     "| Tool | Setting | Parameters, M | Not zero, M | Tokens, M | Δ NLL | KL [95 %] | Decode | Time, s "
     "| RSS, GB | n |",
@@ -82,8 +84,13 @@ def draw(groups: list[list[Line]], model: str, file: Path) -> None:
                 label = "_"
     axes[0].set(xlabel="parameters that are not zero, millions")
     axes[1].set(xlabel="decoding, times as fast as the original (ONNX Runtime, float32)")
+    losses = [mean(lines, "delta_nll") or 0.0 for lines in groups]
     for axis in axes:
         axis.set(ylabel="Δ NLL to the original, nats per token")
+        # most marks lie close together, and the worst at twenty times as much
+        axis.set_yscale("symlog", linthresh=_EVEN, linscale=2)
+        axis.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+        axis.set_ylim(min(losses) - 0.05, max(losses) * 1.3 + 0.05)
         axis.grid(alpha=0.3)
         if axis.has_data():
             axis.legend()

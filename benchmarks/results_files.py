@@ -9,7 +9,7 @@ from typing import Any
 
 Line = dict[str, Any]
 Groups = list[list[Line]]
-_REACHES = (7, 16, 26, 38, 52, 68, 86)  # points from a mark to its label
+_REACHES = (7, 16, 26, 38, 52, 68, 86, 106, 128)  # points from a mark to its label
 _TURNS = (
     (1, 0), (1, 0.6), (1, -0.6), (-1, 0), (-1, 0.6), (-1, -0.6), (0.4, 1), (0.4, -1), (-0.4, 1), (-0.4, -1),
 )  # fmt: skip
@@ -81,7 +81,7 @@ def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
             note.get_window_extent()  # puts it where it will be
             place = Text.get_window_extent(note)  # without its line
             free = not any(place.overlaps(other) for other in taken)
-            if free and inside.containsx(place.x0) and inside.containsx(place.x1):
+            if free and all(inside.contains(x, y) for x, y in (place.min, place.max)):
                 break
             note.remove()
         else:
