@@ -15,7 +15,8 @@ from compress.export.graph import GraphBuilder
 from compress.export.linear import Forms, form_of
 from compress.export.simplify import attributes
 
-_BIAS = 3  # of MultiHeadAttention's inputs: those of query, key and value, one after the other
+# of MultiHeadAttention's inputs: query, key and value; behind them come their biases, one after the other
+STATES = 3
 
 
 def adding_biases(
@@ -28,10 +29,10 @@ def adding_biases(
     reads = Counter(name for node in nodes for name in node.input)
     found = {}
     for node in nodes:
-        if node.op_type != "MultiHeadAttention" or (len(node.input) > _BIAS and node.input[_BIAS]):
+        if node.op_type != "MultiHeadAttention" or (len(node.input) > STATES and node.input[STATES]):
             continue
-        states = [products[name] for name in node.input[:_BIAS] if name in products and reads[name] == 1]
-        if len(states) == _BIAS and all(_adds_later(layer, forms) for layer in states):
+        states = [products[name] for name in node.input[:STATES] if name in products and reads[name] == 1]
+        if len(states) == STATES and all(_adds_later(layer, forms) for layer in states):
             found[node.output[0]] = states
     return found
 
@@ -41,8 +42,8 @@ def attention_with_biases(
 ) -> None:
     """Write an attention that adds the biases of query, key and value."""
     biases = np.concatenate([layer.bias.numpy() for layer in states if layer.bias is not None])
-    bias = graph.weight(f"{states[0].name}.biases", biases)
-    given = [*inputs[:_BIAS], bias, *inputs[_BIAS + 1 :]]
+    bias = graph.once(f"{states[0].name}.biases", lambda name: graph.weight(name, biases))
+    given = [*inputs[:STATES], bias, *inputs[STATES + 1 :]]
     graph.node(node.op_type, given, list(node.output), node.domain, **attributes(node))
 
 

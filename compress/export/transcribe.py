@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, ValueInfoProto, numpy_helper
 
 from compress.export.architecture import Linear
-from compress.export.biases import adding_biases, attention_with_biases
+from compress.export.biases import STATES, adding_biases, attention_with_biases
 from compress.export.embedding import embedding
 from compress.export.graph import GraphBuilder, Shape
 from compress.export.linear import Forms, form_of, linear
@@ -49,7 +49,8 @@ def transcribe(
     }
     multiplied = {layer.name for layer in products.values()}.union(heads)
     adding = adding_biases(nodes, products, forms)
-    without_bias = {id(layer) for layers in adding.values() for layer in layers}
+    # by result, not by layer: a model may use one layer in several places
+    without_bias = {name for node in nodes if node.output[0] in adding for name in node.input[:STATES]}
     names: dict[str, str] = {}  # what is called otherwise here
     used: list[Linear] = []
     for tensor in traced.graph.initializer:
@@ -71,7 +72,7 @@ def transcribe(
         if node.op_type == "Embedding":
             result = _rows(graph, layer, inputs[0], forms, layer.name in multiplied)
         else:
-            bare = replace(layer, bias=None) if id(layer) in without_bias else layer
+            bare = replace(layer, bias=None) if node.output[0] in without_bias else layer
             result = _product(graph, bare, inputs[0], forms)
             used.append(layer)
         if node.output[0] in outputs:
