@@ -84,9 +84,8 @@ class Bench:
 
     @property
     def name(self) -> str:
-        """Of the model, in the results: of its file, or of its folder and the one around it."""
-        path = Path(self.model)
-        return f"{path.parent.name}-{path.name}" if path.is_dir() else path.name.split(".")[0]
+        """Of the model, in the results."""
+        return name_of(self.model)
 
     @property
     def folder(self) -> Path:
@@ -182,6 +181,12 @@ class Bench:
             if alone.is_file():
                 subprocess.run([*install, "--no-deps", "-r", alone], check=True)
         return str(folder / "bin" / "python")
+
+
+def name_of(model: str) -> str:
+    """A model in the results: its file's name, or its folder's and that of the one around it."""
+    path = Path(model)
+    return f"{path.parent.name}-{path.name}" if path.is_dir() else path.name.split(".")[0]
 
 
 def call(command: list[Any], log: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from bench import name_of
 
 import compress
 from compress.machine import adds_products_in_32_bits, machine, usable_cores, versions
@@ -58,17 +59,12 @@ def main(
             seconds[name].append(float(told.stdout.splitlines()[-1]))
     for name, facts in found.items():
         own, float32 = median(seconds[name]), median(seconds["base"])
-        line = {"model": name_of(Path(model)), "weights": name, "batch": batch, "tokens": tokens}
+        line = {"model": name_of(model), "weights": name, "batch": batch, "tokens": tokens}
         line |= {"threads": count, "seconds": own, "ratio": float32 / own, **facts}
         line["ratios"] = [a / b for a, b in zip(seconds["base"], seconds[name], strict=True)]
         print(f"{name:10s} {1e3 * own:.1f} ms  {float32 / own:.2f} x  {facts}")
         with output.open("a") as file:
             file.write(json.dumps(line | {"machine": machine(), "versions": versions()}) + "\n")
-
-
-def name_of(model: Path) -> str:
-    """Of the folder and the one around it, which often says more."""
-    return f"{model.parent.name}-{model.name}" if model.is_dir() else str(model)
 
 
 def variants(model: str, text: str, window: int, work: Path) -> dict[str, dict[str, Any]]:

@@ -50,10 +50,10 @@ def traced(name):
 def write(monkeypatch, tmp_path):
     """Write an artifact of a tiny encoder, maybe quantized, without tracing it again."""
 
-    def write(name, format=None, forms=None):
+    def write(name, format=None, forms=None, held=None):
         bundle, graph = traced(name)
         monkeypatch.setattr(encoder_export, "trace", lambda *arguments: graph)
-        held = bundle if format is None else quantized(bundle, format)
+        held = held or (bundle if format is None else quantized(bundle, format))
         write_artifact(held, tmp_path, forms or Forms())
         return held, OnnxEncoder(tmp_path, threads=1)
 
@@ -153,22 +153,19 @@ def test_attention_is_one_node_and_nothing_is_left_of_ours(write, tmp_path):
     assert "Transpose" not in count  # they came in pairs
 
 
-def test_attention_adds_the_biases_of_integer_products(tmp_path):
+def test_attention_adds_the_biases_of_integer_products(write, tmp_path):
     bundle = quantized(tiny_encoder("bert"), Int8())
     random = torch.Generator().manual_seed(0)
     for name, part in bundle.model.named_parameters():
         if name.endswith(("query.bias", "key.bias", "value.bias")):
             part.data = torch.randn(part.shape, generator=random)
-    traced_graph = traced("bert")[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder_export, "trace", lambda *arguments: traced_graph)
-        write_artifact(bundle, tmp_path, Forms(int8="token", activation_bits=8))
+    _, runtime = write("bert", forms=Forms(int8="token", activation_bits=8), held=bundle)
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     (attention,) = [node for node in nodes if node.op_type == "MultiHeadAttention"]
     assert attention.input[3] == "bert.encoder.layer.0.attention.self.query.biases"
     ids = tokens(2, 24)
     expected = in_torch(bundle.model, ids)
-    difference = np.abs(OnnxEncoder(tmp_path, threads=1).logits(ids) - expected).mean()
+    difference = np.abs(runtime.logits(ids) - expected).mean()
     assert difference < 0.05 * np.abs(expected).max()
     for part in (part for name, part in bundle.model.named_parameters() if name.endswith("query.bias")):
         part.data = torch.zeros_like(part)

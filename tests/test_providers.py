@@ -10,6 +10,7 @@ from cli_helpers import invoke, refused, settings, write_recipe, write_text
 from export_models import exported, quantized, tiny_bundle, tokens
 
 from compress.errors import UserError
+from compress.export.linear import Forms
 from compress.formats import Int4
 from compress.generation.generator import TextGenerator
 from compress.measure import worker
@@ -91,7 +92,8 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu(folder, monkeypatch):
 @pytest.mark.parametrize("coded", [False, True])
 def test_a_present_provider_computes_what_the_cpu_does(name, coded, tmp_path):
     bundle = tiny_bundle("llama")
-    exported(quantized(bundle, Int4(group=32)) if coded else bundle, tmp_path)
+    # beside codes, providers may round activations or not, whatever the graph allows: here it does not
+    exported(quantized(bundle, Int4(group=32)) if coded else bundle, tmp_path, Forms(accuracy_level=0))
     reference = OnnxRuntime(tmp_path, threads=1)
     try:
         runtime = OnnxRuntime(tmp_path, threads=1, provider=name)
@@ -102,14 +104,12 @@ def test_a_present_provider_computes_what_the_cpu_does(name, coded, tmp_path):
     assert runtime.device == name
     ids = tokens(batch=2, length=40)
     expected = reference.logits(ids)
-    # beside codes, one may round activations and the other not
-    difference, tolerance = (np.mean, 0.02) if coded else (np.max, 2e-3)
-    tolerance *= np.abs(expected).max()
-    assert difference(np.abs(runtime.logits(ids) - expected)) < tolerance
+    tolerance = (0.05 if coded else 2e-3) * np.abs(expected).max()
+    assert np.abs(runtime.logits(ids) - expected).max() < tolerance
     state = runtime.prefill(ids[:, :30])
     for position in range(30, 40):
         state = runtime.decode(state, ids[:, position])
-        assert difference(np.abs(state.logits - expected[:, position])) < tolerance
+        assert np.abs(state.logits - expected[:, position]).max() < tolerance
     generator = TextGenerator(tmp_path, threads=1, provider=name)
     assert generator.generate(["w3 w4", "w5 w6 w7"], 8) == [
         "".join(generator.stream(prompt, 8)) for prompt in ("w3 w4", "w5 w6 w7")

@@ -17,9 +17,9 @@ def layer():
     return weight, x
 
 
-def w8a8_error(weight: torch.Tensor, x: torch.Tensor) -> float:
-    """Relative squared error of the output, weights rounded per row, activations with one step for all."""
-    step = x.abs().max() / 127
+def w8a8_error(weight: torch.Tensor, x: torch.Tensor, per_token: bool = False) -> float:
+    """Relative squared error of the output: weights rounded per row, activations in one step or per token."""
+    step = (x.abs().amax(1, keepdim=True) if per_token else x.abs().max()) / 127
     grid = FORMAT.fit(weight)
     rounded = FORMAT.values(FORMAT.codes(weight, grid), grid)
     activations = (x / step).round().clamp(-127, 127) * step
@@ -44,13 +44,7 @@ def test_with_a_step_per_token_typical_sizes_are_better_than_the_largest():
     largest, rms = x.abs().amax(0), x.square().mean(0).sqrt()
 
     def error(s: torch.Tensor) -> float:
-        scaled, divided = weight * s, x[1:] / s
-        grid = FORMAT.fit(scaled)
-        rounded = FORMAT.values(FORMAT.codes(scaled, grid), grid)
-        step = divided.abs().amax(1, keepdim=True) / 127
-        exact = x[1:] @ weight.T
-        found = ((divided / step).round() * step) @ rounded.T
-        return float((found - exact).square().sum() / exact.square().sum())
+        return w8a8_error(weight * s, x[1:] / s, per_token=True)
 
     sizes = weight.abs().amax(0)
     assert error(smooth_scales(rms, sizes)) < 0.5 * error(smooth_scales(largest, sizes))
