@@ -30,10 +30,11 @@ def main(
     only: Annotated[str, typer.Option(help="wildcard over 'tool: setting'")] = "*",
     seeds: Annotated[int, typer.Option(help="at most so many")] = 1,
     timed: Annotated[bool, typer.Option(help="--no-timed where other work runs: seconds are null")] = True,
+    keep: Annotated[bool, typer.Option(help="leave the artifacts in --work")] = False,
 ) -> None:
     """Run the missing points, then draw."""
     bench = Bench(model, text, window, Path("environments"), work.resolve(), results, timed)
-    run(bench, POINTS, only, seeds)
+    run(bench, POINTS, only, seeds, keep)
     tell(results, table, draw)
     lines = map(json.loads, results.read_text().splitlines()) if results.is_file() else []
     print(gaps([line for line in lines if line["model"] == bench.name]))

@@ -37,14 +37,15 @@ def main(
     only: Annotated[str, typer.Option(help="wildcard over 'tool: setting'")] = "*",
     seeds: Annotated[int, typer.Option(help="at most so many")] = 1,
     timed: Annotated[bool, typer.Option(help="--no-timed where other work runs: seconds are null")] = True,
+    keep: Annotated[bool, typer.Option(help="leave the artifacts in --work")] = False,
 ) -> None:
     """Run the missing points, then draw."""
     bench = Bench(model, text, window, environments, work.resolve(), results, timed)
-    run(bench, POINTS, only, seeds)
+    run(bench, POINTS, only, seeds, keep)
     tell(results, table, draw)
 
 
-def run(bench: Bench, points: list[Point], only: str, seeds: int) -> None:
+def run(bench: Bench, points: list[Point], only: str, seeds: int, keep: bool) -> None:
     """Measure what is missing, a line each."""
     for point, seed in bench.missing(points, only, seeds):
         facts, found, out = bench.measure(point, seed)
@@ -57,7 +58,10 @@ def run(bench: Bench, points: list[Point], only: str, seeds: int) -> None:
             line |= decoding(bench, out)
         line |= {name: facts[name] for name in ("notes",) if name in facts}
         bench.add(point, seed, line)
-        shutil.rmtree(out)
+        if keep:
+            print(f"  {out / 'artifact'}", flush=True)
+        else:
+            shutil.rmtree(out)
 
 
 def decoding(bench: Bench, out: Path) -> Line:
