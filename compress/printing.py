@@ -1,9 +1,13 @@
 """What the commands print: plans, passes, results."""
 
 import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
@@ -57,10 +61,8 @@ def print_pass(cls: type[Pass]) -> None:
         console.print(f"may not follow: {', '.join(sorted(cls.not_after))}")
     schema = cls.model_json_schema()
     table = Table("field", "type and bounds", "default", "meaning", box=None)
-    for name, field in cls.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = "required" if default is PydanticUndefined else _default(default)
-        table.add_row(name, _bounds(schema["properties"][name], schema), shown, field.description or "")
+    for row in _fields([cls], schema):
+        table.add_row(*row)
     console.print(table, markup=False)
 
 
@@ -108,7 +110,47 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _default(value: Any) -> str:
+def _fields(
+    models: Sequence[type[BaseModel]], whole: dict[str, Any], within: str = ""
+) -> Iterator[tuple[str, str, str, str]]:
+    """A row per field of any of `models`, then those of what it holds: `target`, `target.bytes`."""
+    rows: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = defaultdict(list)
+    for model in models:
+        for name, field in model.model_fields.items():
+            rows[name].append((model, field))
+    for name, found in rows.items():
+        bounds = [_bounds(_schema(model, whole)["properties"][name], whole) for model, _ in found]
+        defaults = [_default(field) for _, field in found]
+        if len(found) > 1 and bounds == defaults:  # what tells the kinds apart
+            defaults = ["required"]
+        meanings = [field.description for _, field in found if field.description]
+        yield (
+            within + name,
+            " or ".join(dict.fromkeys(" or ".join(bounds).split(" or "))),
+            " or ".join(dict.fromkeys(defaults)),
+            meanings[0] if meanings else "",
+        )
+        inner = dict.fromkeys(model for _, field in found for model in _models(field.annotation))
+        yield from _fields(list(inner), whole, f"{within}{name}.")
+
+
+def _schema(model: type[BaseModel], whole: dict[str, Any]) -> dict[str, Any]:
+    """That of the pass itself, or of a part of it."""
+    found: dict[str, Any] = whole.get("$defs", {}).get(model.__name__, whole)
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """What a field may hold that has fields itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
     if hasattr(value, "model_dump"):
         return ", ".join(f"{k}: {v}" for k, v in value.model_dump().items())
     if isinstance(value, tuple):

@@ -1,6 +1,7 @@
 """The commands that need no run: help without heavy imports, passes, doctor, dry runs, shipped recipes."""
 
 import json
+import re
 
 import pytest
 from cli_helpers import DATA, SHAPE, invoke, python, results, settings, write_recipe, write_text
@@ -48,6 +49,15 @@ def test_passes_lists_them_all_and_shows_the_fields_of_each():
         assert "kind: " in shown.out
     assert "number > 0, < 1" in invoke("passes", "prune_magnitude").out
     assert "may not follow: quantize" in invoke("passes", "prune_magnitude").out
+
+
+def test_passes_shows_the_fields_inside_a_field():
+    assert "target.block_parameters" in invoke("passes", "prune_structured").out
+    assert "teachers.weight" in invoke("passes", "distill").out
+    formats = invoke("passes", "quantize_gptq").out
+    assert re.search(r"format\.kind +int8 or int6 .* required", formats)
+    assert re.search(r"format\.group +integer >= 16 or null +null or 64", formats)
+    assert len(re.findall(r"^ *format\.group ", formats, re.M)) == 1  # not once per kind
 
 
 def test_doctor_tells_about_the_machine():
