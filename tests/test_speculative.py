@@ -241,6 +241,23 @@ def test_the_command_writes_the_same_with_a_draft_and_tells_what_it_gained(artif
     assert "drafted" not in plain.err
 
 
+def test_two_models_that_take_turns_do_not_wait_on_each_other_s_cores(artifacts):
+    """Threads that spin after a run would keep the other model's from running; alone, spinning is faster."""
+    folder = artifacts["llama", 0] / "onnx"
+
+    def stops(runtime):
+        entry = runtime._session.get_session_options().get_session_config_entry
+        try:
+            return entry("session.force_spinning_stop") == "1"
+        except RuntimeError:  # not set
+            return False
+
+    pair = TextGenerator(folder, draft=folder, threads=1)
+    assert stops(pair.runtime)
+    assert stops(pair.draft)
+    assert not stops(TextGenerator(folder, threads=1).runtime)
+
+
 def test_a_draft_of_another_tokenizer_is_refused(artifacts, tmp_path):
     other_tokenizer().save(tmp_path / "other")
     line = refused("generate", artifacts["llama", 0], "-p", "w3", "--draft", tmp_path / "other")

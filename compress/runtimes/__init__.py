@@ -17,10 +17,11 @@ def open_runtime(
     *,
     prefill_chunk: int | None = None,
     provider: str = "cpu",
+    takes_turns: bool = False,
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
     tokens of a prompt go through at once (None: what is fast), `provider` is ONNX Runtime's and of no
-    meaning in torch.
+    meaning in torch, as is `takes_turns`: with another model on the same cores.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
@@ -39,12 +40,17 @@ def open_runtime(
             return OnnxEncoder(path, threads, provider)
         if find_graph(path, DECODER) is not None:
             return OnnxSeq2Seq(path, threads, provider)
-        return OnnxRuntime(path, threads, prefill_chunk, provider)
+        return OnnxRuntime(path, threads, prefill_chunk, provider, takes_turns=takes_turns)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 
 def open_text_runtime(
-    path: Path, threads: int | None = None, *, prefill_chunk: int | None = None, provider: str = "cpu"
+    path: Path,
+    threads: int | None = None,
+    *,
+    prefill_chunk: int | None = None,
+    provider: str = "cpu",
+    takes_turns: bool = False,
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 
@@ -52,7 +58,12 @@ def open_text_runtime(
         UserError: as `open_runtime`, or the artifact is an encoder.
     """
     runtime = open_runtime(
-        path, detect_runtime(path), threads, prefill_chunk=prefill_chunk, provider=provider
+        path,
+        detect_runtime(path),
+        threads,
+        prefill_chunk=prefill_chunk,
+        provider=provider,
+        takes_turns=takes_turns,
     )
     if runtime.task not in WRITERS:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")

@@ -67,13 +67,15 @@ class OnnxRuntime:
         threads: int | None = None,
         prefill_chunk: int | None = None,
         provider: str = "cpu",
+        *,
+        takes_turns: bool = False,
     ) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime, texts go through `prefill_chunk` tokens
-        at a time, `provider` runs what it can of the graph. Raises UserError if there is no model, or no
-        such provider, or one that cannot run it.
+        at a time, `provider` runs what it can of the graph, `takes_turns` as in `open_session`. Raises
+        UserError if there is no model, or no such provider, or one that cannot run it.
         """
         graph = graph_file(path)
-        self._session = open_session(graph, threads, provider)
+        self._session = open_session(graph, threads, provider, takes_turns=takes_turns)
         self.device = provider
         facts = facts_of(self._session, path)
         self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
