@@ -123,3 +123,11 @@ def tokens(batch: int, length: int, seed: int = 0) -> Any:
 def torch_logits(model: Any, ids: Any) -> Any:
     with torch.inference_mode():
         return model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits.numpy()
+
+
+def session_entry(runtime: OnnxRuntime, key: str) -> str | None:
+    """What ONNX Runtime was told about a session."""
+    try:
+        return runtime._session.get_session_options().get_session_config_entry(key)
+    except RuntimeError:  # nothing
+        return None

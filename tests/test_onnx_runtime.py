@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from export_models import CONTEXT, MODELS, exported, tiny_bundle, tokens, torch_logits
+from export_models import CONTEXT, MODELS, exported, session_entry, tiny_bundle, tokens, torch_logits
 
 from compress.errors import UserError
 from compress.runtimes.onnx_runtime import OnnxRuntime
@@ -57,6 +57,17 @@ def test_two_texts_at_once_do_not_disturb_each_other(tmp_path):
     first, second = runtime.prefill(ids[:1, :9]), runtime.prefill(ids[1:, :9])
     runtime.decode(second, ids[1:, 9])
     assert (runtime.decode(first, ids[:1, 9]).logits == alone).all()
+
+
+def test_weights_are_packed_together_where_the_file_is_small(tmp_path, monkeypatch):
+    """On all threads at once, with all originals still there: small files have that memory to spare."""
+    ids = tokens(batch=1, length=10)
+    together = exported(tiny_bundle("llama"), tmp_path)
+    monkeypatch.setattr("compress.runtimes.onnx_session._TOGETHER_UP_TO", together.weight_bytes - 1)
+    in_turn = OnnxRuntime(tmp_path, threads=1)
+    key = "session.prepack.enable_parallel"
+    assert [session_entry(runtime, key) for runtime in (together, in_turn)] == ["1", None]
+    assert (together.logits(ids) == in_turn.logits(ids)).all()
 
 
 def test_text_longer_than_the_context_is_refused(tmp_path):

@@ -1,10 +1,10 @@
 """How much faster a draft makes its target: the same prompts with and without it, taking turns.
 
-The target is loaded twice: beside a draft it shares the cores, which makes it a bit slower than one that has
-them alone, and what drafting is compared with is that. Every prompt of every round is continued with the draft
-and without it, who is first changing each time, so that a drifting machine hits both alike. The speed-up is the
-ratio of the sums of seconds (prompts are read in them, too, as a user waits for both); its interval is a
-bootstrap over prompts. What is written must not differ when greedy, and is compared.
+The target is loaded twice: beside a draft it shares the cores, which makes it a bit slower than one that
+has them alone, and what drafting is compared with is that. Every prompt of every round is continued with
+the draft and without it, who is first changing each time, so that a drifting machine hits both alike. The
+speed-up is the ratio of the sums of seconds (prompts are read in them, too, as a user waits for both); its
+interval is a bootstrap over prompts. What is written must not differ when greedy, and is compared.
 Cost: 2 * rounds continuations of each prompt, and one of each kind to warm up.
 """
 

@@ -12,6 +12,13 @@ GRAPH = "model.onnx"
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"  # of an encoder-decoder
 PRESENT, PAST = "present", "past_key_values"  # keys and values of a text, as a graph gives and takes them
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a graph that is given as bytes
+# Kernels put their weights into an order of their own at loading, on one thread, or all at once on all of
+# them; then all originals are still there. SmolLM2-135M, 2 threads with AVX2, seconds to the first token of
+# a prompt of 32 and peak memory: int4 (87 MB) 0.45 and 0.34 s, 196 and 247 MB (258 and 260 after 1000
+# tokens); int8 (139 MB) 0.41 and 0.34 s, 253 and 347 MB; float32 0.90 and 0.60 s, 698 and 1090 MB. Small
+# files have memory to spare.
+_PACK_TOGETHER = "session.prepack.enable_parallel"
+_TOGETHER_UP_TO = 1 << 27  # bytes of weights
 _STOP_SPINNING = "session.force_spinning_stop"  # at the end of a run, not some time after it
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
@@ -65,6 +72,8 @@ def open_session(
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*")) <= _TOGETHER_UP_TO:
+        options.add_session_config_entry(_PACK_TOGETHER, "1")
     if takes_turns:
         options.add_session_config_entry(_STOP_SPINNING, "1")
     try:
