@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from results_files import Line
 
 from compress.checkpoints import load_checkpoint
@@ -93,21 +94,37 @@ class Bench:
         return self.work / self.name
 
     def missing(self, points: Iterable[P], only: str, seeds: int) -> Iterator[tuple[P, int]]:
-        """Points without a line, seed by seed, so that a run cut short holds every tool."""
-        lines = self.results.read_text().splitlines() if self.results.is_file() else []
-        done = {(x["tool"], x["setting"], x["model"], x["seed"]) for x in map(json.loads, lines)}
+        """Points without a line, seed by seed, so that a run cut short holds every tool.
+
+        Each is locked until the next is asked for: what another run has under way is left to it.
+        """
         every = list(points)
         for seed in range(seeds):
             for point in every:
                 asked = fnmatch.fnmatch(f"{point.tool}: {point.setting}", only)
-                fits = seed < point.seeds and fnmatch.fnmatch(self.name, point.models)
-                if asked and fits and (point.tool, point.setting, self.name, seed) not in done:
-                    yield point, seed
+                if not asked or seed >= point.seeds or not fnmatch.fnmatch(self.name, point.models):
+                    continue
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    with FileLock(f"{self._out(point, seed)}.lock", timeout=0):
+                        if (point.tool, point.setting, self.name, seed) not in self._done():
+                            yield point, seed
+                except Timeout:
+                    print(f"{point.tool}: {point.setting}, seed {seed}: another run has it", flush=True)
+
+    def _done(self) -> set[tuple[str, str, str, int]]:
+        """What has a line by now."""
+        lines = self.results.read_text().splitlines() if self.results.is_file() else []
+        return {(x["tool"], x["setting"], x["model"], x["seed"]) for x in map(json.loads, lines)}
+
+    def _out(self, point: Measurable, seed: int) -> Path:
+        """The folder of what a point writes."""
+        return self.folder / f"{point.tool} {point.setting} {seed}".replace(" ", "_").replace(",", "")
 
     def measure(self, point: Measurable, seed: int) -> tuple[Line, Line, Path]:
         """Run the tool, then the scorer: what either found, and the folder of what was written."""
         base, windows = self.prepared(seed)
-        out = self.folder / f"{point.tool} {point.setting} {seed}".replace(" ", "_").replace(",", "")
+        out = self._out(point, seed)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         print(f"{point.tool}: {point.setting}, seed {seed}", flush=True)
