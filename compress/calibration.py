@@ -118,7 +118,7 @@ def walk(
     with ExitStack() as stack:
         progress = stack.enter_context(track(sum(len(part.blocks) for part in parts), what, "blocks"))
         stack.enter_context(evaluating(model))
-        stack.enter_context(panel_attention(model, precision))
+        stack.enter_context(panel_attention(model))
         # the faster library packs a copy of a factor, which a wide layer's statistics have no room for
         stack.enter_context(returned_at_once() if frugal else fast_float32())  # the caller's solvers too
         encoded: list[list[Tensor]] = []  # what an encoder made of the windows, in each flow

@@ -79,7 +79,7 @@ def output_fisher(
     found = {name: _zeros(model.get_submodule(name), device) for name in names}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(backward_passes(length, model))
+        stack.enter_context(backward_passes(model))
         stack.enter_context(gradients_of_activations(model))
         for name, parts in found.items():
             stack.callback(model.get_submodule(name).register_forward_hook(_watching(parts)).remove)

@@ -100,7 +100,9 @@ def test_layers_with_one_input_are_visited_together_in_the_order_they_run():
 def test_attention_and_norms_run_once_per_block_batch_and_stream(monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    runs = {"forward": 0, "scaled_dot_product_attention": 0}
+    from compress import attention
+
+    runs = {"forward": 0, "causal_attention": 0}
 
     def count(owner: Any, name: str) -> None:
         own = getattr(owner, name)
@@ -112,16 +114,13 @@ def test_attention_and_norms_run_once_per_block_batch_and_stream(monkeypatch):
         monkeypatch.setattr(owner, name, counted)
 
     count(LlamaRMSNorm, "forward")
-    count(torch.nn.functional, "scaled_dot_product_attention")
+    count(attention, "causal_attention")
     model = MODELS["llama"]()
     visits = walk(model, WINDOWS, linear_layers(model), both_streams=True, batch=2)
     seen = [dict(runs) for visit in visits if visit.names[0].endswith("q_proj")]
     batches, streams = 3, 2
     for before, after in itertools.pairwise(seen[1:]):  # from one block's begin to the next one's
-        assert (
-            after["scaled_dot_product_attention"] - before["scaled_dot_product_attention"]
-            == batches * streams
-        )
+        assert after["causal_attention"] - before["causal_attention"] == batches * streams
         assert after["forward"] - before["forward"] == 2 * batches * streams
 
 

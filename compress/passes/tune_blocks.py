@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compress.attention import panel_attention
 from compress.blocks import Arguments, call, replaced_forward
 from compress.bundle import Bundle
 from compress.errors import UserError
@@ -32,7 +33,6 @@ from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_la
 from compress.progress import track
 from compress.solvers.block_tuning import descend
 from compress.stacks import decoder_blocks, only_stack
-from compress.training.forward import plain_attention
 from compress.training.rounding import TunableRounding
 from compress.training.scales import digest_of_state
 
@@ -79,7 +79,7 @@ class TuneBlocks(Pass):
         result = bundle.clone()
         _same_blocks(result.model, teacher, self.name())
         run = _Run(self, result, teacher, windows, context)
-        with plain_attention(result.model, windows.shape[1]), plain_attention(teacher, windows.shape[1]):
+        with panel_attention(result.model), panel_attention(teacher):
             notes = run.all_blocks()
         result.model.cpu()
         return result.evolve(exports={}, notes=notes)

@@ -57,7 +57,7 @@ def guided(
         batches = Batches(around.data.train, window, plan.batch * plan.accumulate, seed, moving=False).check()
         numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(plan.steps(window))]))
         targets = SampledTargets(around.workdir / "targets", numbers, guidance.samples)
-        with teachers.ready(window):
+        with teachers.ready():
             targets.build(
                 lambda tokens: teachers.logits(tokens, guidance.temperature),
                 batches,
@@ -179,7 +179,7 @@ class _Online:
     def watch(self, student: Any) -> Iterator[None]:
         """While the student trains."""
         with ExitStack() as during:
-            during.enter_context(self.teachers.ready(self.window))
+            during.enter_context(self.teachers.ready())
             during.enter_context(self.inner.watching(student))
             yield
 

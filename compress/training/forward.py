@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.attention import panel_attention
 from compress.errors import UserError
 from compress.float32 import fast_float32
 from compress.memory import kept_for_reuse
 
 Precision = Literal["float32", "bfloat16"]
-_PLAIN_ATTENTION_UP_TO = 512  # tokens; beyond, its scores cost more memory than its speed is worth
 _HELDOUT_LOGITS = 1 << 24  # per forward pass, or one window's; they are there four times over in between
 
 
@@ -23,31 +23,13 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 @contextmanager
-def plain_attention(model: Any, window: int) -> Iterator[None]:
-    """Unfused attention while the block runs, for short windows on a CPU.
-
-    torch's fused attention is slow backwards there: half of a step for windows of 256 and heads of 32.
-    """
-    before = model.config._attn_implementation
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    swap = before == "sdpa" and on_cpu and window <= _PLAIN_ATTENTION_UP_TO
-    if swap:
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if swap:
-            model.set_attn_implementation(before)
-
-
-@contextmanager
-def backward_passes(window: int, *models: Any) -> Iterator[None]:
-    """What makes many passes, back and forth, over windows of so many tokens fast, while the block runs."""
+def backward_passes(*models: Any) -> Iterator[None]:
+    """What makes many passes, back and forth, fast while the block runs."""
     with ExitStack() as stack:
         stack.enter_context(kept_for_reuse())
         stack.enter_context(fast_float32())
         for model in models:
-            stack.enter_context(plain_attention(model, window))
+            stack.enter_context(panel_attention(model))
         yield
 
 

@@ -76,7 +76,7 @@ def optimise(
     plan.check(model)
     run = _Run(model, plan, task, around)
     with ExitStack() as during:
-        during.enter_context(backward_passes(run.batches.window, run.model))
+        during.enter_context(backward_passes(run.model))
         during.enter_context(_random_numbers(run.device))
         during.enter_context(rates.frozen(run.model, plan.freeze))
         during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))

@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from compress.attention import panel_attention
 from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.training import checkpoint
-from compress.training.forward import Precision, autocast, plain_attention
+from compress.training.forward import Precision, autocast
 
 
 class Teacher(BaseModel):
@@ -62,11 +63,11 @@ class Teachers:
         )
 
     @contextmanager
-    def ready(self, window: int) -> Iterator[None]:
-        """The attention that is fast for such windows, while the block runs."""
+    def ready(self) -> Iterator[None]:
+        """Fast attention while the block runs."""
         with ExitStack() as during:
             for model in self.models:
-                during.enter_context(plain_attention(model, window))
+                during.enter_context(panel_attention(model))
             yield
 
     @torch.no_grad()

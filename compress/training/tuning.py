@@ -165,7 +165,7 @@ def tune(
     path = workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
-    with backward_passes(window, model, teacher):
+    with backward_passes(model, teacher):
         restored = checkpoint.restore(path, state, [optimizer], identity)
         if restored is None:
             began = time.monotonic()
