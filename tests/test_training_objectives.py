@@ -79,3 +79,18 @@ def test_blocks_of_positions_give_the_same_loss_and_gradient(rows):
     (2 * loss).backward()
     torch.testing.assert_close(loss, distillation(z, y, targets))
     torch.testing.assert_close(z.grad, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e4])  # of the logits: nearly alike, and far beyond what exp takes
+def test_cross_entropy_in_blocks_has_the_plain_loss_and_gradient(rows, dtype, size):
+    z = (size * logits(0, dtype=torch.float32)).to(dtype).requires_grad_()
+    targets = torch.arange(7)
+    expected = cross_entropy(z, targets)
+    (wanted,) = torch.autograd.grad(3 * expected, z)
+    loss = chunked(cross_entropy, z, targets, rows=rows)
+    torch.testing.assert_close(loss, expected)
+    (found,) = torch.autograd.grad(3 * loss, z)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted)

@@ -124,8 +124,12 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
-            part = logits[block].detach().requires_grad_()
             share = (block.stop - start) / n
+            if function is cross_entropy:
+                (targets,) = others
+                total += _cross_entropy_into(gradient[block], logits[block], targets[block], n)
+                continue
+            part = logits[block].detach().requires_grad_()
             with torch.enable_grad():
                 loss = share * function(part, *(other[block] for other in others))
             (gradient[block],) = torch.autograd.grad(loss, part)
@@ -139,6 +143,23 @@ class _Chunked(torch.autograd.Function):
         others = [None] * (len(ctx.needs_input_grad) - 3)
         # in place: it is needed once, and is as large as the logits
         return (None, None, gradient.mul_(grads[0].to(gradient.dtype)), *others)
+
+
+def _cross_entropy_into(gradient: Tensor, logits: Tensor, targets: Tensor, n: int) -> Tensor:
+    """The sum over rows of cross-entropy / n; writes its gradient, (softmax(z) - one at the target) / n.
+
+    In half of the passes that autograd takes over the logits, (rows, v).
+    """
+    exact = logits.dtype == torch.float32
+    soft = torch.softmax(logits, -1, dtype=torch.float32, out=gradient if exact else None)
+    wanted = targets[:, None]
+    # log sum exp(z): the largest share is at least 1 / v, so its logarithm is exact
+    norms = logits.amax(-1).float() - soft.amax(-1).log()
+    loss = (norms - logits.gather(1, wanted)[:, 0].float()).sum() / n
+    soft.scatter_add_(1, wanted, soft.new_full(wanted.shape, -1.0)).div_(n)
+    if not exact:
+        gradient.copy_(soft)
+    return loss
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
