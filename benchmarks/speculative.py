@@ -50,8 +50,8 @@ def main(
         threads=threads,
     )
     line = {
-        "target": target.name,
-        "draft": draft.name,
+        "target": "/".join(target.resolve().parts[-3:]),
+        "draft": "/".join(draft.resolve().parts[-3:]),
         "prompts": prompts,
         "prompt_characters": prompt_characters,
         "new_tokens": tokens,
