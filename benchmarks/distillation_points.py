@@ -7,7 +7,7 @@ from pruning_points import Point
 # half the parameters of the base that recipe `demo` trains, and of SmolLM2-135M
 STUDENTS: dict[str, tuple[dict[str, Any], int]] = {
     "demo*": ({"blocks": 2, "intermediate": 352}, 400_000),
-    "SmolLM2-135M*": ({"blocks": 11}, 250_000),
+    "SmolLM2-135M*": ({"blocks": 11}, 100_000),
 }
 # a start from nothing wants the rates of base training; weights that were trained want less
 RATES: dict[str, dict[str, Any]] = {
