@@ -27,21 +27,20 @@ _PANEL = 64  # queries
 _KEPT_UP_TO = 512  # tokens; beyond, all layers' probabilities cost more memory than their speed is worth
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of every position to itself and those before it, in the type of its arguments.
 
     Args:
-        query: (batch, heads, length, width).
+        query: (batch, heads, length, width), scaled.
         key: (batch, key-value heads, length, width); as many neighbouring query heads share each.
         value: as `key`, of any width.
-        scaling: of the scores.
 
     Returns:
         (batch, length, heads, width of a value).
     """
     batch, heads, length, width = query.shape
     shared = heads // key.shape[1]
-    queries = (query * scaling).reshape(-1, shared, length, width)
+    queries = query.reshape(-1, shared, length, width)
     kept = torch.is_grad_enabled() and length <= _KEPT_UP_TO
     result: Tensor = _Panels.apply(queries, key.flatten(0, 1), value.flatten(0, 1), kept)  # type: ignore[no-untyped-call]
     return result.view(batch, heads, length, -1).transpose(1, 2).contiguous()
@@ -95,7 +94,7 @@ def _probabilities(query: Tensor, key: Tensor, panel: slice) -> Tensor:
 def _unfused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
-    """Attention in plain operations, with any mask; `query` is scaled. Shapes as `causal_attention`."""
+    """Attention in plain operations, with any mask. Arguments and result as `causal_attention`'s."""
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     scores = query @ key.mT
@@ -120,25 +119,25 @@ def _attend(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls. Not causal, or with a mask or dropout: unfused where a gradient is wanted of
+    """What transformers calls. With a mask or dropout, or not causal: unfused where a gradient is wanted of
     short windows, else left to transformers."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     square = query.shape[2] == key.shape[2]
     plain = attention_mask is None and causal and square and not dropout
-    short = torch.is_grad_enabled() and max(query.shape[2], key.shape[2]) <= _KEPT_UP_TO
+    short = torch.is_grad_enabled() and square and query.shape[2] <= _KEPT_UP_TO
     other = any(more.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    if other or not (plain or (short and (square or not causal))):
+    if other or not (plain or short):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **more
         )
-    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+    query = query * (query.shape[3] ** -0.5 if scaling is None else scaling)
     if not plain:
-        return _unfused(query * scaling, key, value, attention_mask, causal, dropout), None
+        return _unfused(query, key, value, attention_mask, causal, dropout), None
     if torch.is_autocast_enabled("cpu"):
         half = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(half), key.to(half), value.to(half)
     with torch.autocast("cpu", enabled=False):
-        return causal_attention(query, key, value, scaling), None
+        return causal_attention(query, key, value), None
 
 
 @contextmanager

@@ -39,13 +39,14 @@ def test_it_is_as_exact_as_its_type_allows_and_so_is_its_gradient(length, shared
     pull = normal(*exact.shape, seed=3).double()
     wanted = [exact.transpose(1, 2), *torch.autograd.grad(exact, parts, pull)]
     rounded = [part.detach().to(dtype).requires_grad_() for part in parts]
-    found = causal_attention(*rounded, 0.5)
+    query, key, value = rounded
+    found = causal_attention(0.5 * query, key, value)
     got = [found, *torch.autograd.grad(found, rounded, pull.transpose(1, 2).to(dtype))]
     for own, other in zip(got, wanted, strict=True):
         assert own.dtype == dtype
         assert (own.double() - other).norm() <= error * other.norm()
     with torch.no_grad():
-        assert torch.equal(causal_attention(*rounded, 0.5), found)
+        assert torch.equal(causal_attention(0.5 * query, key, value), found)
 
 
 def llama() -> LlamaForCausalLM:

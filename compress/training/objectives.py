@@ -20,6 +20,7 @@ copy becomes 50 MB per block.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -110,7 +111,8 @@ def chunked(
     rows = rows or max(1, _BLOCK_ELEMENTS // logits.shape[1])
     if logits.shape[0] <= rows or not logits.requires_grad:
         return function(logits, *others)
-    result: Tensor = _Chunked.apply(function, rows, logits, *others)  # type: ignore[no-untyped-call]
+    into = _cross_entropy_into if function is cross_entropy else partial(_autograd_into, function)
+    result: Tensor = _Chunked.apply(into, rows, logits, *others)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -118,22 +120,13 @@ class _Chunked(torch.autograd.Function):
     """Computes the gradient in the forward pass, since afterwards the blocks are gone."""
 
     @staticmethod
-    def forward(ctx: Any, function: Any, rows: int, logits: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, into: Any, rows: int, logits: Tensor, *others: Tensor) -> Tensor:
         n = logits.shape[0]
         gradient = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
-            share = (block.stop - start) / n
-            if function is cross_entropy:
-                (targets,) = others
-                total += _cross_entropy_into(gradient[block], logits[block], targets[block], n)
-                continue
-            part = logits[block].detach().requires_grad_()
-            with torch.enable_grad():
-                loss = share * function(part, *(other[block] for other in others))
-            (gradient[block],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
+            total += into(gradient[block], logits[block], *(other[block] for other in others), n=n)
         ctx.save_for_backward(gradient)
         return total
 
@@ -145,10 +138,21 @@ class _Chunked(torch.autograd.Function):
         return (None, None, gradient.mul_(grads[0].to(gradient.dtype)), *others)
 
 
-def _cross_entropy_into(gradient: Tensor, logits: Tensor, targets: Tensor, n: int) -> Tensor:
-    """The sum over rows of cross-entropy / n; writes its gradient, (softmax(z) - one at the target) / n.
+def _autograd_into(
+    function: Callable[..., Tensor], gradient: Tensor, logits: Tensor, *others: Tensor, n: int
+) -> Tensor:
+    """The sum over these rows, of n, of what `function` gives, / n; writes its gradient. Logits (rows, v)."""
+    part = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = len(part) / n * function(part, *others)
+    gradient.copy_(torch.autograd.grad(loss, part)[0])
+    return loss.detach()
 
-    In half of the passes that autograd takes over the logits, (rows, v).
+
+def _cross_entropy_into(gradient: Tensor, logits: Tensor, targets: Tensor, *, n: int) -> Tensor:
+    """As `_autograd_into` with cross-entropy, whose gradient is softmax(z) less one at the target.
+
+    In half of the passes that autograd takes over the logits.
     """
     exact = logits.dtype == torch.float32
     soft = torch.softmax(logits, -1, dtype=torch.float32, out=gradient if exact else None)
