@@ -31,6 +31,17 @@ def ours(setting: str, **fields: Any) -> list[Point]:
     return students("ours", setting, "teacher", "distill", **fields)
 
 
+def pruned() -> list[Point]:
+    """A student of half the parameters, too, but of narrower blocks instead of fewer."""
+    found = []
+    for models, (_, tokens) in STUDENTS.items():
+        prune = {"prune_structured": {"target": {"parameters": 0.5}}}
+        passes = [prune, {"distill": RATES[models] | {"tokens": tokens}}]
+        setting = "pruned from the teacher, forward KL"
+        found.append(Point("ours", setting, tokens, {"passes": passes}, True, 1, models))
+    return found
+
+
 POINTS = [
     *students("alone", "random weights, text", "random", "train"),
     *students("fine_tuning", "the teacher's weights, text", "teacher", "train"),
@@ -44,4 +55,5 @@ POINTS = [
     *ours("the teacher's weights, forward KL, hidden states", hidden=1.0),
     *ours("the teacher's weights, forward KL, relations", relations=1.0),
     *ours("the teacher's weights, forward KL, cached", targets="cached"),
+    *pruned(),
 ]

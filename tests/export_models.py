@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from compress.bundle import Bundle
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.formats import QuantizedTensor
 from compress.formats.integer import IntegerFormat
 from compress.formats.swap import matrix, put_codes, quantize_embeddings

@@ -12,7 +12,7 @@ from compress.export.architecture import Rotary
 from compress.export.artifact import write_artifact
 from compress.export.cache import cache_scales, reach
 from compress.export.families import describe
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.export.rotary import column_order
 from compress.runtimes.onnx_runtime import OnnxRuntime
 

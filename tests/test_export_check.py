@@ -8,7 +8,7 @@ from export_models import exported, quantized, tiny_bundle, tokens
 from compress.errors import UserError
 from compress.export.check import ExportCheckFailed, compare
 from compress.export.families import require_supported
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.formats import Int4, Int8
 from compress.passes.base import Context
 from compress.passes.export_onnx import ExportOnnx

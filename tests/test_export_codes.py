@@ -9,9 +9,9 @@ from onnx import TensorProto, numpy_helper
 
 from compress.errors import UserError
 from compress.export.blocks import as_blocks
+from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder
 from compress.export.integers import product
-from compress.export.linear import Forms
 from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.machine import adds_products_in_32_bits
@@ -118,7 +118,8 @@ def test_integer_products_are_exact_at_their_extremes(form, bits, symmetric, man
     weight.zeros = None if symmetric else torch.full((rows, 1), 7, dtype=torch.uint8)
     with GraphBuilder(tmp_path) as graph:
         graph.input("x", TensorProto.FLOAT, ["tokens", columns])
-        y = product(graph, "x", "layer", weight, "", form, bits, "any", many_rows)
+        forms = Forms(int8=form, activation_bits=bits, many_rows=many_rows)
+        y = product(graph, "x", "layer", weight, "", forms)
         graph.node("Identity", [y], [graph.output("y", TensorProto.FLOAT, ["tokens", rows])])
         graph.save("product", {})
     found = open_session(graph_file(tmp_path), threads=1).run(None, {"x": x})[0]

@@ -19,7 +19,7 @@ from compress.export import encoder as encoder_export
 from compress.export.artifact import write_artifact
 from compress.export.check import ExportCheckFailed
 from compress.export.encoder_check import compare_encoder
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.export.simplify import needed, without_turns
 from compress.export.trace import trace
 from compress.formats import Int4, Int8

@@ -11,7 +11,7 @@ from compress.errors import UserError
 from compress.export.architecture import Attention, Linear, Norm, Rotary
 from compress.export.check import compare
 from compress.export.families import describe
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.export.rotary import arranged
 from compress.formats import Int4, Int8
 

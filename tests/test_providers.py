@@ -10,7 +10,7 @@ from cli_helpers import invoke, refused, settings, write_recipe, write_text
 from export_models import exported, quantized, tiny_bundle, tokens
 
 from compress.errors import UserError
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.formats import Int4
 from compress.generation.generator import TextGenerator
 from compress.measure import worker

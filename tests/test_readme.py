@@ -16,7 +16,7 @@ import compress
 from compress.bundle import Bundle
 from compress.cli import app
 from compress.export.artifact import write_artifact
-from compress.export.linear import Forms
+from compress.export.forms import Forms
 from compress.pipeline import make
 from compress.preflight import check_order
 from compress.recipe import parse, shipped

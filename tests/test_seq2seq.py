@@ -19,8 +19,8 @@ from compress.errors import UserError
 from compress.export.artifact import write_artifact
 from compress.export.check import ExportCheckFailed
 from compress.export.encoder_check import compare_encoder
+from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder
-from compress.export.linear import Forms
 from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.swap import matrix, put_codes, quantize_embeddings, tables
 from compress.generation.generator import TextGenerator, generate

@@ -14,10 +14,10 @@ from compress.export.attention import CacheScales
 from compress.export.decoder import forms_of_ends, write_decoder
 from compress.export.encoder import encoder_inputs, write_encoder
 from compress.export.families import describe
+from compress.export.forms import Forms, form_of
 from compress.export.genai import FILE as GENAI_FILE
 from compress.export.genai import genai_config
 from compress.export.graph import DATA_FILE, GraphBuilder
-from compress.export.linear import Forms, form_of
 from compress.export.seq2seq import write_seq2seq
 from compress.records import Manifest
 from compress.runtimes.onnx_session import PROCESSOR

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compress.export.architecture import Attention, Rotary
+from compress.export.forms import Forms
 from compress.export.graph import MICROSOFT, GraphBuilder
 from compress.export.layers import counting, norm, unflatten
-from compress.export.linear import Forms, linear, stack, stackable
+from compress.export.linear import linear, stack, stackable
 from compress.export.rotary import arranged
 
 _FLOAT, _INT8 = 1, 3

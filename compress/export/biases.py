@@ -11,8 +11,8 @@ import numpy as np
 from onnx import NodeProto
 
 from compress.export.architecture import Linear
+from compress.export.forms import Forms, form_of
 from compress.export.graph import GraphBuilder
-from compress.export.linear import Forms, form_of
 from compress.export.simplify import attributes
 
 # of MultiHeadAttention's inputs: query, key and value; behind them come their biases, one after the other

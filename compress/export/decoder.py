@@ -28,9 +28,10 @@ import numpy as np
 from compress.export.architecture import Block, Decoder, Norm
 from compress.export.attention import CacheScales, Text, attention
 from compress.export.embedding import embedding
+from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder
 from compress.export.layers import add_norm, counting, flatten, mlp, norm, softcapped, unflatten
-from compress.export.linear import Forms, linear
+from compress.export.linear import linear
 
 _FLOAT, _INT32, _INT64 = 1, 6, 7
 _END = 2**63 - 1

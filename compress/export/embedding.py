@@ -10,9 +10,10 @@ token    8-bit codes lie as (in, out) for the integer product, so a token is a c
 from torch import Tensor
 
 from compress.export.architecture import Weight
+from compress.export.forms import Forms, form_of
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.integers import row_codes, signed_codes
-from compress.export.linear import Forms, block_codes, float_weight, form_of
+from compress.export.integers import row_codes
+from compress.export.linear import block_codes, float_weight
 from compress.formats import QuantizedTensor
 
 _FLOAT = 1
@@ -45,7 +46,7 @@ def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Fo
         return graph.op("Slice", rows, start, end, axis)
     if not tied:
         return _rows(graph, name, ids, table)
-    codes, scales, zeros = row_codes(graph, name, table, signed_codes(forms.activation_bits, forms.processor))
+    codes, scales, zeros = row_codes(graph, name, table, forms.signed)
     columns = graph.op("Cast", graph.op("Gather", codes, ids, axis=1), to=_FLOAT)  # (width, tokens)
     if table.zeros is not None:
         zeros = graph.op("Gather", zeros, ids)  # (tokens,)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from compress.export.architecture import Linear
 from compress.export.families.parts import linear
+from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder, Shape
-from compress.export.linear import Forms
 from compress.export.trace import trace
 from compress.export.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear

@@ -32,21 +32,13 @@ all-MiniLM-L6, codes of `quantize_round`, 32 texts of 128 tokens: mean cosine to
 layers that read the same input.
 """
 
-from typing import Literal
-
 import numpy as np
 
+from compress.export.forms import Forms
 from compress.export.graph import MICROSOFT, GraphBuilder
 from compress.formats import QuantizedTensor
 
-ActivationBits = Literal[7, 8]
-Processor = Literal["any", "vnni"]
 _FLOAT = 1  # TensorProto.FLOAT
-
-
-def signed_codes(bits: ActivationBits, processor: Processor) -> bool:
-    """Whether signed codes are exact with activations of so many bits on this kind of processor."""
-    return bits == 7 or processor == "vnni"
 
 
 def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor, signed: bool) -> tuple[str, str, str]:
@@ -67,28 +59,18 @@ def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor, signed: b
     return codes, scales, graph.once(f"{name}.zeros", lambda full: graph.weight(full, stored(column)))
 
 
-def product(
-    graph: GraphBuilder,
-    x: str,
-    name: str,
-    weight: QuantizedTensor,
-    bias: str,
-    form: Literal["token", "tensor"],
-    bits: ActivationBits,
-    processor: Processor,
-    many_rows: bool,
-) -> str:
-    """x (..., in) -> (..., out), with the bias named, if any; `many_rows`: x usually has."""
-    codes, scales, zeros = row_codes(graph, name, weight, signed_codes(bits, processor))
-    largest = 63 if bits == 7 else 127
+def product(graph: GraphBuilder, x: str, name: str, weight: QuantizedTensor, bias: str, forms: Forms) -> str:
+    """x (..., in) -> (..., out), with the bias named, if any."""
+    codes, scales, zeros = row_codes(graph, name, weight, forms.signed)
+    largest = 63 if forms.activation_bits == 7 else 127
     middle = graph.constant(np.asarray(largest + 1, dtype=np.uint8))
     unit = graph.constant(1.0 / largest)
-    if form == "tensor":
+    if forms.int8 == "tensor":
         step = graph.once(("step", x), lambda _: graph.op("Mul", _magnitude(graph, x, rows=False), unit))
         q = graph.once(("rounded", x), lambda _: graph.op("QuantizeLinear", x, step, middle))
         return graph.op(_FUSED, q, codes, step, scales, middle, zeros, bias, domain=MICROSOFT)
     a = graph.once(("magnitude", x), lambda _: _magnitude(graph, x, rows=True))
-    columns = weight.shape[1] if many_rows else None
+    columns = weight.shape[1] if forms.many_rows else None
     q = graph.once(("rounded", x), lambda _: _rounded(graph, x, a, unit, middle, columns))
     y = graph.op(_FUSED, q, codes, unit, scales, middle, zeros, domain=MICROSOFT)
     y = graph.op("Mul", y, a)  # (tokens, out) * (tokens, 1)

@@ -5,8 +5,9 @@ from onnx import TensorProto
 from torch import Tensor
 
 from compress.export.architecture import Mlp, Norm
+from compress.export.forms import Forms
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.linear import Forms, linear
+from compress.export.linear import linear
 
 
 def norm(graph: GraphBuilder, x: str, layer: Norm | None) -> str:

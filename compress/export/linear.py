@@ -18,39 +18,17 @@ it loads the model. Rows of codes may be stacked (q, k, v): the codes stay as th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compress.export.architecture import Linear, Weight
+from compress.export.architecture import Linear
 from compress.export.blocks import Blocks, as_blocks
+from compress.export.forms import Forms, form_of
 from compress.export.graph import MICROSOFT, GraphBuilder
-from compress.export.integers import ActivationBits, Processor, product
+from compress.export.integers import product
 from compress.formats import QuantizedTensor
-
-Int8Form = Literal["token", "tensor", "blocks"]
-
-
-@dataclass(frozen=True)
-class Forms:
-    """Which form integer layers take; `many_rows`: what goes through at once has many, as in an encoder."""
-
-    int8: Int8Form = "blocks"
-    activation_bits: ActivationBits = 7
-    accuracy_level: int = 4
-    processor: Processor = "any"
-    many_rows: bool = False
-
-
-def form_of(weight: Weight, forms: Forms) -> Literal["float", "blocks", "token", "tensor"]:
-    """The form this weight takes."""
-    if isinstance(weight, Tensor):
-        return "float"
-    if weight.format.bits == 8 and weight.scales.shape[1] == 1:
-        return forms.int8
-    return "blocks"
 
 
 def stackable(layers: Sequence[Linear], forms: Forms) -> bool:
@@ -88,10 +66,8 @@ def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
         bias = graph.once(f"{layer.name}.bias", lambda full: graph.weight(full, vector))
     if isinstance(weight, Tensor):
         return graph.op("Gemm", x, float_weight(graph, layer.name, weight), bias, transB=1)
-    form = form_of(weight, forms)
-    if form == "token" or form == "tensor":
-        grid = forms.activation_bits, forms.processor
-        return product(graph, x, layer.name, weight, bias, form, *grid, forms.many_rows)
+    if form_of(weight, forms) != "blocks":
+        return product(graph, x, layer.name, weight, bias, forms)
     return _block_product(graph, x, layer.name, weight, bias, forms.accuracy_level)
 
 

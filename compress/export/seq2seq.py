@@ -24,8 +24,8 @@ from torch import Tensor
 
 from compress.export.architecture import Linear
 from compress.export.encoder import layers
+from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder, Shape
-from compress.export.linear import Forms
 from compress.export.trace import trace
 from compress.export.transcribe import transcribe
 from compress.formats.swap import tables

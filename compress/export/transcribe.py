@@ -14,8 +14,9 @@ from onnx import ModelProto, ValueInfoProto, numpy_helper
 from compress.export.architecture import Linear
 from compress.export.biases import STATES, adding_biases, attention_with_biases
 from compress.export.embedding import embedding
+from compress.export.forms import Forms, form_of
 from compress.export.graph import GraphBuilder, Shape
-from compress.export.linear import Forms, form_of, linear
+from compress.export.linear import linear
 from compress.export.simplify import attributes, simpler
 from compress.export.trace import DOMAIN, HOLDER
 

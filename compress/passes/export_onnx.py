@@ -28,7 +28,7 @@ from compress.tasks import TASKS, Task
 if TYPE_CHECKING:
     from compress.bundle import Bundle
     from compress.export.check import Kind as CheckKind
-    from compress.export.linear import Forms
+    from compress.export.forms import Forms
     from compress.formats import IntegerFormat
     from compress.runtimes.base import Tokens
 
@@ -106,7 +106,7 @@ class ExportOnnx(Pass):
         """
         from compress.export.artifact import write_artifact, write_manifest
         from compress.export.cache import cache_scales
-        from compress.export.linear import Forms
+        from compress.export.forms import Forms
         from compress.formats import QuantizedEmbedding, QuantizedLinear
         from compress.tasks import task_of
 
