@@ -312,7 +312,9 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     try:
         with quiet_transformers(), no_init_weights():
             model = auto_class(config).from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a wrong type in a configuration fails wherever it is first used
         raise UserError(
             f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
         ) from None

@@ -158,7 +158,7 @@ def load_config(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as in _load_pretrained
         raise UserError(
             f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
         ) from None
@@ -182,12 +182,27 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-            model = auto_class(config).from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **options
+            model, found = auto_class(config).from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
         tokenizer = load_tokenizer(source, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, IndexError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a wrong type in a configuration fails wherever it is first used
         raise UserError(f"model: '{source}' cannot be loaded: {first_line(error)}") from None
+    # an encoder that embeds is often saved without the layer after it, which is not used here
+    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise UserError(
+            f"model: '{source}' has no weights for '{missing[0]}'"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + ", which would be random; download it again, or name its class under 'architectures'"
+        )
     return model.eval(), tokenizer
 
 
@@ -262,5 +277,7 @@ def meta_model(source: Any) -> Any:
                 config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
             with torch.device("meta"):
                 return auto_class(config).from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as in _load_pretrained
         raise UserError(f"model: '{source}' cannot be loaded: {first_line(error)}") from None

@@ -104,7 +104,7 @@ def bench(
     base: Annotated[Path | None, typer.Option(help="Compare with this one (KL, loss difference).")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     provider: Provider = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.jsonl here.")] = None,
 ) -> None:
@@ -182,7 +182,7 @@ def generate(
         Path | None, typer.Option(help="A smaller artifact with the same tokenizer that guesses ahead.")
     ] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, help="At most this many guesses at a time.")] = 4,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     prefill_chunk: Annotated[
         int | None,
         typer.Option(min=1, help="Read prompts this many tokens at a time; default: as many as is fast."),

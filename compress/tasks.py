@@ -12,15 +12,21 @@ their quality is measured.
 
 from typing import Any, Literal, TypeVar, get_args
 
+from compress.errors import UserError
+
 T = TypeVar("T", bound=Any)  # an array or a tensor
 
 Task = Literal["causal", "seq2seq", "masked", "embedding"]
 TASKS: frozenset[Task] = frozenset(get_args(Task))
+_OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
 WRITERS: tuple[Task, ...] = ("causal", "seq2seq")  # those that give text, token by token
 
 
 def task_of(config: Any) -> Task:
     """The task of a `transformers` configuration.
+
+    Raises:
+        UserError: it is of a classifier or the like, of which another head would be made up.
 
     >>> from transformers import BertConfig
     >>> [task_of(BertConfig(architectures=[name])) for name in ("BertForMaskedLM", "BertModel")]
@@ -30,7 +36,12 @@ def task_of(config: Any) -> Task:
 
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq"
-    name = (getattr(config, "architectures", None) or [""])[0]
+    name = str((getattr(config, "architectures", None) or [""])[0])
+    if name.endswith(_OTHERS):
+        raise UserError(
+            f"architectures: {name} is neither a decoder nor an encoder-decoder, nor an encoder that fills "
+            "in masked tokens or embeds text, and nothing else is compressed here"
+        )
     if name.endswith("ForMaskedLM"):
         return "masked"
     if name.endswith("Model") and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

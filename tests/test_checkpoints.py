@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training_set import equal, tiny_bundle, weights
 
 from compress import checkpoints
@@ -76,6 +77,27 @@ class TestDirectories:
     def test_an_architecture_nobody_knows(self, folder):
         edit(folder / "config.json", model_type="abacus")
         refused(folder, "cannot be loaded: .*abacus")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("hidden_size", "abc"), ("num_hidden_layers", [1]), ("num_attention_heads", 0), ("vocab_size", -1)],
+    )
+    def test_a_configuration_with_a_wrong_value(self, folder, field, value):
+        edit(folder / "config.json", **{field: value})
+        refused(folder, "cannot be loaded: .+")
+        with pytest.raises(UserError, match="cannot be loaded: .+"):  # the preflight says so too
+            meta_model(str(folder))
+
+    @pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "BertForQuestionAnswering"])
+    def test_a_model_that_writes_no_text(self, folder, name):
+        edit(folder / "config.json", architectures=[name])
+        refused(folder, f"architectures: {name} is neither a decoder nor an encoder-decoder")
+
+    def test_a_matrix_that_is_not_in_the_file(self, folder):
+        tensors = load_file(folder / "model.safetensors")
+        gone = next(name for name in tensors if "down_proj" in name)
+        save_file({k: v for k, v in tensors.items() if k != gone}, folder / "model.safetensors")
+        refused(folder, rf"no weights for '{gone}', which would be random")
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
     def test_pickles(self, folder, name):

@@ -238,6 +238,12 @@ def test_the_runtime_is_found_by_what_the_export_left(tmp_path, context):
     first = {p.name: p.read_bytes() for p in result.exports["onnx"].iterdir()}
     again = ExportOnnx()(bundle, context).exports["onnx"]
     assert {p.name: p.read_bytes() for p in again.iterdir()} == first  # same model, same bytes
+    (again / "manifest.json").write_text("[")
+    with pytest.raises(UserError, match=r"manifest\.json: not readable as JSON"):
+        open_runtime(again, "onnxruntime", threads=1)
+    (again / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"an encoder's graph without the manifest\.json"):
+        open_runtime(again, "onnxruntime", threads=1)
 
 
 def test_another_model_or_a_graph_that_ignores_padding_fails_the_check(write):

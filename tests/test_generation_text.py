@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -212,6 +213,8 @@ def test_templates_and_special_tokens_are_found_where_older_versions_put_them(ar
         (TEMPLATE, ["hello"], r"messages\[0\]: 'hello'"),
         ("{% if %}", [{"role": "user", "content": "x"}], "refuses the messages"),
         ("{{ messages.append(1) }}", [{"role": "user", "content": "x"}], "refuses the messages"),
+        ("{{ 1 / 0 }}", [{"role": "user", "content": "x"}], "refuses the messages .division"),
+        (TEMPLATE, [{"role": "user", "content": {1, 2}}], "hold more than text, numbers and lists"),
         ("{{ ''.__class__.__mro__ }}", [{"role": "user", "content": "x"}], "refuses the messages"),
         (None, [{"role": "user", "content": "x"}], "has no chat template"),
     ],
@@ -234,7 +237,7 @@ def test_text_gets_what_its_tokenizer_puts_before_it_and_not_what_it_puts_after(
     generator = TextGenerator(tmp_path / "model", threads=1)
     assert generator.encode("w5 w6") == [0, 5, 6]
     assert generator.encode("") == [0]
-    assert generator.ends == [1]
+    assert generator.ends == {1}
 
 
 def test_an_export_ends_texts_where_its_model_does(tmp_path):
@@ -243,6 +246,37 @@ def test_an_export_ends_texts_where_its_model_does(tmp_path):
     bundle.save(tmp_path / "model")
     exported(bundle, tmp_path / "onnx")
     assert end_tokens(tmp_path / "onnx") == end_tokens(tmp_path / "model") == [5, 9]
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(artifacts, tmp_path):
+    """Decoding drops special tokens, so no text ever holds one."""
+    folder = shutil.copytree(artifacts["llama"], tmp_path / "model")
+    generator = TextGenerator(folder, threads=1)
+    whole = next(generator.generate([p], tokens=12)[0].split() for p in ["w3 w34 w55"])
+    stop = next(word for i, word in enumerate(whole) if i > 2 and word not in whole[:i])
+    generator.tokenizer.add_special_tokens([stop])
+    before = " ".join(whole[: whole.index(stop)])
+    assert generator.generate(["w3 w34 w55"], tokens=12, stop=[stop])[0].strip() == before
+    assert "".join(generator.stream("w3 w34 w55", tokens=12, stop=[stop])).strip() == before
+
+
+@pytest.mark.parametrize("value", ["abc", ["x"], [None], {"a": 1}, True])
+def test_an_end_that_is_no_token_is_refused(artifacts, tmp_path, value):
+    folder = shutil.copytree(artifacts["llama"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is "):
+        end_tokens(folder)
+
+
+def test_what_cannot_be_read_or_run_is_refused(artifacts, tmp_path):
+    folder = shutil.copytree(artifacts["llama"], tmp_path / "model")
+    with pytest.raises(UserError, match="threads: -1 is not valid"):
+        TextGenerator(folder, threads=-1)
+    with pytest.raises(UserError, match="prompt: .* is not UTF-8"):
+        TextGenerator(folder, threads=1).encode("w3 \udcff")
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
+        TextGenerator(folder, threads=1)
 
 
 def test_the_repetition_penalty_divides_and_multiplies_what_was_there():

@@ -341,6 +341,6 @@ def test_an_answer_begins_with_the_token_that_is_forced_upon_it(tmp_path):
 def test_the_room_of_an_answer_is_not_taken_by_its_source(tmp_path):
     tiny_seq2seq("bart").save(tmp_path / "out")
     generator = TextGenerator(tmp_path / "out")
-    generator.ends = []
+    generator.ends = set()
     list(generator.stream(" ".join(["w5"] * (CONTEXT - 1)), 1000))
     assert generator.counts.tokens == CONTEXT

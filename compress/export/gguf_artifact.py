@@ -23,6 +23,7 @@ from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.export.architecture import Decoder, Linear, Weight
 from compress.export.families import describe
+from compress.export.families.parts import window_size
 from compress.export.gguf_blocks import blocks
 from compress.export.gguf_tokenizer import Vocabulary, vocabulary
 from compress.formats import QuantizedTensor
@@ -66,7 +67,7 @@ def require_supported(config: Any) -> None:
         refuse(f"rope_type '{rotary['rope_type']}' is not supported; default and llama3 are")
     if rotary.get("partial_rotary_factor", 1.0) != 1.0:
         refuse("partial_rotary_factor is not supported; only 1.0 is")
-    window = getattr(config, "sliding_window", None)
+    window = window_size(config)
     if window is not None and window < config.max_position_embeddings:
         refuse(f"sliding_window: {window} is not supported, llama.cpp would attend to the whole text")
 

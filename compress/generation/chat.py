@@ -45,13 +45,14 @@ def render(artifact: Path, messages: Sequence[Message]) -> str:
     source = _template(artifact, config)
     try:
         plain = json.loads(json.dumps(messages, default=dict))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"messages: hold more than text, numbers and lists ({first_line(error)})") from None
+    try:
         template = _environment().from_string(source)
         return template.render(
             messages=plain, add_generation_prompt=True, **_special_tokens(artifact, config)
         )
-    except TypeError as error:
-        raise UserError(f"messages: hold more than text, numbers and lists ({first_line(error)})") from None
-    except TemplateError as error:  # its own complaints, too: roles that must alternate, no system prompt
+    except Exception as error:  # any a program can raise, and its own: roles that must alternate
         raise UserError(f"{artifact}: its chat template refuses the messages ({first_line(error)})") from None
 
 

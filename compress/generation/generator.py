@@ -10,7 +10,14 @@ from compress.generation.counts import Counts
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.generation.speculative import speculate
-from compress.generation.text import Writing, end_tokens, forced_first_token, load_tokenizer, pieces
+from compress.generation.text import (
+    Writing,
+    end_tokens,
+    forced_first_token,
+    load_tokenizer,
+    pieces,
+    stop_tokens,
+)
 from compress.generation.together import continue_together
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import TextRuntime
@@ -47,8 +54,9 @@ class TextGenerator:
         self.tokenizer = load_tokenizer(self.folder)
         if draft is not None:
             _check_draft(self.folder, self.tokenizer, Path(draft), draft_tokens)
-        if prefill_chunk is not None and prefill_chunk < 1:
-            raise UserError(f"prefill_chunk: {prefill_chunk} is not valid; it must be at least 1")
+        for name, value in (("prefill_chunk", prefill_chunk), ("threads", threads)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not valid; it must be at least 1")
 
         def opened(path: Path) -> TextRuntime:
             return open_text_runtime(
@@ -71,10 +79,10 @@ class TextGenerator:
             if self.draft is not None and runtime is not None and not runtime.rewinds:
                 raise UserError(f"{path}: has a recurrent state and cannot step back; leave the draft out")
         self.draft_tokens = draft_tokens
-        self.ends = end_tokens(self.folder)
+        self.ends = set(end_tokens(self.folder))
         own_end = special_token(self.folder, "eos_token")
         if own_end is not None and (found := self.tokenizer.token_to_id(own_end)) is not None:
-            self.ends = sorted({*self.ends, found})
+            self.ends.add(found)
         self.first = None if self.continues else forced_first_token(self.folder)
         self.counts = Counts()
 
@@ -97,7 +105,7 @@ class TextGenerator:
         writing = self._writing(ids, stop)
         self.counts = Counts()
         choose = Chooser(sampling or Sampling(), first=self.first)
-        return pieces(writing, self._tokens(ids, self._room(ids, tokens), choose))
+        return pieces(writing, self._tokens(ids, self._room(ids, tokens), choose, self._ends(stop)))
 
     def generate(
         self,
@@ -121,10 +129,11 @@ class TextGenerator:
         ids = [self.encode(prompt) for prompt in prompts]
         writings = [self._writing(i, stop) for i in ids]
         choosers = [Chooser(sampling, row, self.first) for row in range(len(ids))]
+        ends = self._ends(stop)
         self.counts = Counts()
         if self.draft is not None:
             return [
-                "".join(pieces(writing, self._tokens(i, self._room(i, tokens), choose)))
+                "".join(pieces(writing, self._tokens(i, self._room(i, tokens), choose, ends)))
                 for writing, i, choose in zip(writings, ids, choosers, strict=True)
             ]
         left = [self._room(i, tokens) for i in ids]
@@ -135,7 +144,7 @@ class TextGenerator:
             left[row] -= 1
             return left[row] > 0 and not writings[row].stopped
 
-        continue_together(self.runtime, ids, choosers, take, self.ends, batch=batch, counts=self.counts)
+        continue_together(self.runtime, ids, choosers, take, ends, batch=batch, counts=self.counts)
         return [text + writing.close() for text, writing in zip(texts, writings, strict=True)]
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -145,6 +154,10 @@ class TextGenerator:
         it, after it; messages what their template writes. Raises UserError as `stream`.
         """
         if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:  # bytes of a command line that are no text
+                raise UserError(f"prompt: {prompt!r} is not UTF-8; give text") from None
             encoding = self.tokenizer.encode(prompt)
             ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
             # what the tokenizer puts after a text would end it
@@ -156,15 +169,19 @@ class TextGenerator:
             ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise UserError("prompt: is empty; give some text to continue")
-        if len(ids) >= self.runtime.context:
-            raise UserError(
-                f"prompt: has {len(ids)} tokens, but the model takes at most {self.runtime.context}"
-            )
+        # one that an encoder reads leaves the text all its room
+        longest = self.runtime.context - (1 if self.continues else 0)
+        if len(ids) > longest:
+            raise UserError(f"prompt: has {len(ids)} tokens, but the model takes at most {longest}")
         return ids
 
     def _writing(self, ids: Sequence[int], stop: Sequence[str]) -> Writing:
         """What is shown of a text: it goes on from its prompt, or answers one that an encoder read."""
         return Writing(self.tokenizer, ids if self.continues else [], _strings(stop))
+
+    def _ends(self, stop: Sequence[str]) -> set[int]:
+        """Ids before which a text ends."""
+        return self.ends | stop_tokens(self.tokenizer, _strings(stop))
 
     def _room(self, ids: Sequence[int], tokens: int) -> int:
         if tokens < 1:
@@ -172,16 +189,16 @@ class TextGenerator:
         read = len(ids) if self.continues else 0  # a prompt that an encoder reads is no part of the text
         return min(tokens, self.runtime.context - read)
 
-    def _tokens(self, ids: list[int], limit: int, choose: Chooser) -> Iterator[int]:
+    def _tokens(self, ids: list[int], limit: int, choose: Chooser, ends: set[int]) -> Iterator[int]:
         if self.draft is None:
-            return continue_tokens(self.runtime, ids, choose, limit, self.ends, self.counts)
+            return continue_tokens(self.runtime, ids, choose, limit, ends, self.counts)
         return speculate(
             self.runtime,
             self.draft,
             ids,
             choose,
             limit,
-            self.ends,
+            ends,
             longest=self.draft_tokens,
             counts=self.counts,
         )

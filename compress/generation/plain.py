@@ -1,6 +1,6 @@
 """One text, one token per call of the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def continue_tokens(
     prompt: Sequence[int],
     choose: Chooser,
     limit: int,
-    ends: Sequence[int] = (),
+    ends: Collection[int] = (),
     counts: Counts | None = None,
 ) -> Iterator[int]:
     """At most `limit` new token ids after `prompt`, ended before a token of `ends`; `counts` is added to."""

@@ -16,7 +16,8 @@ tokens where each guess is kept with probability a (their equation 1). `DraftLen
 theorem 3.8 from the share kept so far and from what a guess costs: the bytes of weights that the draft reads,
 compared with the target's, and a share for fixed work and for checking one token more (ONNX Runtime on two
 cores, calls of the target: 2 MB guessing for 16 MB 0.52 and 0.11; 87 MB for 538 MB 0.33 and 0.05). No clock
-decides, so the same seed gives the same text.
+decides, so the same seed gives the same text. A draft that is wrong too often to pay is asked for one guess
+every few rounds, to see whether it pays by now.
 Gain: where reading weights is what decoding waits for, and the draft is much smaller and mostly right.
 Limits: one text at a time. "The tokens of the target alone" holds up to rounding: a call on several tokens
 may add up in another order than calls on one, which decides between two tokens whose logits are equal to
@@ -25,7 +26,7 @@ token's otherwise than those of several (SmolLM2-135M in int4, AVX2: 3 of 40 lik
 ways as near to the codes' own, KL 0.006): then a draft changes the text, within that rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from compress.runtimes.base import Logits, State, TextRuntime
 
 _MEMORY = 0.9  # weight of what is known about acceptance, after each further round
 _HOPE = (4.0, 5.0)  # tokens kept and tokens judged, before any were
+_PROBE = 16  # rounds between guesses of a draft that does not pay
 _BESIDES = 0.3  # calls of the target that a guess costs besides reading the draft's weights
 
 
@@ -73,15 +75,15 @@ def accept(
 
 
 def best_length(acceptance: float, cost: float, longest: int) -> int:
-    """The n in 1 .. longest with the most tokens per unit of time, (1 - a^(n+1)) / ((1 - a) (1 + n cost)).
+    """The n in 0 .. longest with the most tokens per unit of time, (1 - a^(n+1)) / ((1 - a) (1 + n cost)).
 
     `acceptance`: probability a that a guess is kept; `cost`: time of a draft's call in calls of the target.
 
-    >>> [best_length(a, 0.1, 8) for a in (0.1, 0.5, 0.8, 1.0)]
-    [1, 2, 6, 8]
+    >>> [best_length(a, 0.2, 8) for a in (0.1, 0.3, 0.5, 0.8, 1.0)]
+    [0, 1, 1, 4, 8]
     """
-    lengths = np.arange(1, longest + 1)
-    powers = np.cumsum(acceptance ** np.arange(longest + 1))[1:]  # 1 + a + ... + a^n
+    lengths = np.arange(longest + 1)
+    powers = np.cumsum(acceptance**lengths)  # 1 + a + ... + a^n
     return int(lengths[np.argmax(powers / (1 + lengths * cost))])
 
 
@@ -91,10 +93,13 @@ class DraftLength:
     def __init__(self, longest: int, cost: float) -> None:
         self.longest, self.cost = longest, cost
         self.kept, self.judged = _HOPE
+        self.waited = 0
 
     def __call__(self) -> int:
         """The length of the next draft, at most `longest`."""
-        return best_length(self.kept / self.judged, self.cost, self.longest)
+        best = best_length(self.kept / self.judged, self.cost, self.longest)
+        self.waited = 0 if best or self.waited == _PROBE else self.waited + 1
+        return best if self.waited else max(1, best)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Those after the first that was refused were not judged."""
@@ -108,7 +113,7 @@ def speculate(
     prompt: Sequence[int],
     choose: Chooser,
     limit: int,
-    ends: Sequence[int] = (),
+    ends: Collection[int] = (),
     *,
     longest: int = 4,
     counts: Counts | None = None,

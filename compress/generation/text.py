@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints import read_json
+from compress.checkpoints import first_line, read_json
 from compress.errors import UserError
 
 _BROKEN = "\ufffd"  # what bytes decode to that are no whole character
@@ -20,13 +20,16 @@ _WINDOW = 8  # tokens that are decoded again before those that are new
 
 
 def load_tokenizer(artifact: Path) -> Any:
-    """The tokenizer of an artifact, without transformers; raises UserError where there is none."""
+    """The tokenizer of an artifact, without transformers; raises UserError where there is none that works."""
     from tokenizers import Tokenizer
 
     file = artifact / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{artifact}: no tokenizer.json, so this is no artifact to generate with")
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(f"{file}: cannot be read ({first_line(error)}); copy or download it again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -34,24 +37,32 @@ def load_tokenizer(artifact: Path) -> Any:
 
 def end_tokens(artifact: Path) -> list[int]:
     """Ids that end a text, from the generation config or the model's."""
-    ends = _configured(artifact, "eos_token_id")
-    return list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
+    return _configured(artifact, "eos_token_id")
+
+
+def stop_tokens(tokenizer: Any, stops: Sequence[str]) -> set[int]:
+    """The ids of stop strings that are special tokens, which decoded text leaves out."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return special & {tokenizer.token_to_id(stop) for stop in stops}
 
 
 def forced_first_token(artifact: Path) -> int | None:
     """What every answer of an encoder-decoder begins with (a language, say), if it is told."""
-    first = _configured(artifact, "forced_bos_token_id")
-    return None if first is None else int(first)
+    return next(iter(_configured(artifact, "forced_bos_token_id")), None)
 
 
-def _configured(artifact: Path, field: str) -> Any:
-    """A field of the generation config, or else of the model's."""
+def _configured(artifact: Path, field: str) -> list[int]:
+    """Token ids in a field of the generation config, or else of the model's."""
     for name in ("generation_config.json", "config.json"):
-        if (artifact / name).is_file():
-            value = read_json(artifact / name, "").get(field)
-            if value is not None:
-                return value
-    return None
+        value = read_json(artifact / name, "").get(field) if (artifact / name).is_file() else None
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(type(i) is int for i in ids):
+                raise UserError(
+                    f"{artifact / name}: {field} is {value!r}; a token's number is wanted, or several"
+                )
+            return ids
+    return []
 
 
 class Decoded:

@@ -7,7 +7,7 @@ A text that ends makes room for the next prompt at once.
 Limits: where a runtime cannot join rows of unlike lengths, one text follows another.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def continue_together(
     prompts: Sequence[Sequence[int]],
     choosers: Sequence[Chooser],
     take: Callable[[int, int], bool],
-    ends: Sequence[int] = (),
+    ends: Collection[int] = (),
     *,
     batch: int = 8,
     counts: Counts | None = None,

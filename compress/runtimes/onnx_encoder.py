@@ -7,13 +7,13 @@ Nothing is kept between calls, so there is nothing to decode with.
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from compress.checkpoints import read_json
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
@@ -23,11 +23,16 @@ _TASKS: tuple[Task, ...] = ("masked", "embedding")
 
 
 def holds_encoder(path: Path) -> bool:
-    """Whether a folder (or `onnx` in it) holds an encoder, by the manifest that its export left."""
+    """Whether a folder (or `onnx` in it) holds an encoder, by the manifest that its export left.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
     for folder in (path, path / "onnx"):
-        if (folder / GRAPH).is_file() and (folder / "manifest.json").is_file():
-            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("onnx") or {}
-            return facts.get("task") in _TASKS
+        manifest = folder / "manifest.json"
+        if (folder / GRAPH).is_file() and manifest.is_file():
+            facts = read_json(manifest, "").get("onnx")
+            return isinstance(facts, dict) and facts.get("task") in _TASKS
     return False
 
 

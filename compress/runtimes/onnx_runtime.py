@@ -78,6 +78,8 @@ class OnnxRuntime:
         self._session = open_session(graph, threads, provider, takes_turns=takes_turns)
         self.device = provider
         facts = facts_of(self._session, path)
+        if facts.get("task", self.task) != self.task:
+            raise UserError(f"{graph}: an encoder's graph without the manifest.json that says so; copy both")
         self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
             value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
             for value in self._session.get_inputs()

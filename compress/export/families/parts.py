@@ -67,9 +67,17 @@ def rotary(module: Any, kind: str = "") -> Rotary:
     return Rotary(frequencies, float(getattr(module, f"{prefix}attention_scaling")))
 
 
+def window_size(config: Any) -> int | None:
+    """How many tokens a position of a windowed block sees; None where no block is one.
+
+    Other models' weights under Llama's name keep the field, which Llama itself does not heed.
+    """
+    return None if config.model_type == "llama" else getattr(config, "sliding_window", None)
+
+
 def window(config: Any, index: int) -> int | None:
     """How many tokens a position of block `index` sees; None for all."""
-    size: int | None = getattr(config, "sliding_window", None)
+    size = window_size(config)
     types = getattr(config, "layer_types", None)
     return size if types is None or types[index] == "sliding_attention" else None
 
