@@ -26,8 +26,15 @@ from compress.processes import is_main, on_this_machine, part, wait
 from compress.pruning.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.recipe import Recipe
 from compress.records import DataRecord, Lineage, PassRecord, VariantRecord
-from compress.steps import StepStore, code_version, file_hashes, fingerprint, pass_version
-from compress.text import Document, load_documents
+from compress.steps import (
+    StepStore,
+    code_version,
+    earlier_seconds,
+    file_hashes,
+    fingerprint,
+    pass_version,
+)
+from compress.text import Document, load_documents, text_hash
 from compress.vocabulary import Translation, translation
 
 EVALUATION_FILE = "evaluation.npy"
@@ -76,7 +83,7 @@ def join(recipe: Recipe, folder: Path) -> None:
 def needs_training_text(recipe: Recipe) -> bool:
     """Whether any pass of the recipe trains."""
     chains = [recipe.base, *recipe.variants.values()]
-    return any("train" in step.needs for chain in chains for step in chain.passes)
+    return any("train" in step.requires() for chain in chains for step in chain.passes)
 
 
 def native_precision() -> str:
@@ -175,8 +182,8 @@ class _Maker:
         """One pass; nothing is done when its result is already there."""
         found = fingerprint(
             parent, step.name(), step.model_dump(mode="json"), self._data_hash(step), self.recipe.seed,
-            self.precision if step.needs else "", pass_version(step),
-            *[_identity(source) for source in step.reads()],
+            self.precision if step.requires() else "", pass_version(step),
+            *[_identity(source) for source in step.reads()], *map(text_hash, step.texts()),
         )  # fmt: skip
         self.used.add(found)
         if self.store.has(found):
@@ -198,9 +205,10 @@ class _Maker:
             logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
         )
         reset_peak()
+        earlier = earlier_seconds(context.workdir) if is_main() else 0.0
         started = time.perf_counter()
         result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
-        seconds = time.perf_counter() - started
+        seconds = earlier + time.perf_counter() - started
         if not is_main():
             wait(lambda: self.store.has(found))
             return found
@@ -269,7 +277,7 @@ class _Maker:
             "heldout": lambda: self.data.heldout.sha256,
             "teacher": lambda: self._without_exports("base"),
         }
-        return {need: parts[need]() for need in sorted(step.needs)}
+        return {need: parts[need]() for need in sorted(step.requires())}
 
 
 def _identity(checkpoint: str) -> list[str]:

@@ -23,7 +23,7 @@ from compress.recipe import Recipe
 from compress.registry import names as pass_names
 from compress.registry import pass_class
 from compress.runtimes.providers import require_provider
-from compress.tasks import task_of
+from compress.tasks import KINDS, longest_text, task_of
 from compress.text import load_documents
 
 _FLOAT = 4  # bytes
@@ -63,8 +63,8 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
         if source is not None:
             load_documents(source)
     model = _meta(recipe)
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and recipe.data.window > context:
+    context = longest_text(model)
+    if recipe.data.window > context:
         raise UserError(f"data.window: {recipe.data.window} tokens, but the model takes at most {context}")
     chains = {}
     for name in recipe.ordered():
@@ -72,6 +72,8 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
         for step in recipe.chain(name).passes:
             for source in step.reads():
                 _check_model(source, f"{_where(name)}.{step.name()}")
+            for source in step.texts():
+                load_documents(source)
         chain = recipe.chain(name)
         chains[name] = (
             None if name == "base" else chain.parent or "base",
@@ -136,7 +138,7 @@ def check_order(recipe: Recipe, name: str) -> None:
     before: list[Pass] = []
     for variant in recipe.ancestry(name):
         for step in recipe.chain(variant).passes:
-            if variant == "base" and "teacher" in step.needs:
+            if variant == "base" and "teacher" in step.requires():
                 raise UserError(
                     f"base: {step.name()} learns from the finished base, so it cannot be part of it; "
                     "put it into a variant"
@@ -176,10 +178,11 @@ def _where(name: str) -> str:
 
 
 def _layers(step: Pass, model: Any, where: str) -> list[str]:
-    if task_of(model.config) not in step.tasks:
-        takers = ", ".join(name for name in pass_names() if "seq2seq" in pass_class(name).tasks)
+    task = task_of(model.config)
+    if task not in step.tasks:
+        takers = ", ".join(name for name in pass_names() if task in pass_class(name).tasks)
         raise UserError(
-            f"{where}.{step.name()}: does not take an encoder-decoder (model_type "
+            f"{where}.{step.name()}: does not take {KINDS[task]} (model_type "
             f"'{model.config.model_type}'); those that do: {takers}"
         )
     found = step.layers(model)

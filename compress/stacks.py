@@ -28,12 +28,14 @@ class Stack:
             an encoder, on what that made of them; its first output is what comes after the last block.
         more: how many values a block gives besides its output, for the next ones to be called with; found
             out by running the blocks. None: no more, and they need not be run, or be in memory, to know it.
+        wrapped: whether a block's output is a tuple even so, as GPT-J's; found out by what the next one gets.
     """
 
     prefix: str
     blocks: nn.ModuleList
     reach: Callable[[Tensor, Tensor | None], Any]
     more: int | None = None
+    wrapped: bool = False
 
     def inputs(
         self, batches: Sequence[Tensor], encoded: Sequence[Tensor] | None = None
@@ -42,6 +44,15 @@ class Stack:
 
         Every block passes on what it was given.
         """
+        try:
+            return self._inputs(batches, encoded)
+        except _Unwrapped:
+            self.wrapped = True
+            return self._inputs(batches, encoded)
+
+    def _inputs(
+        self, batches: Sequence[Tensor], encoded: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], list[Arguments]]:
         inputs: list[Tensor] = []
         calls: list[Arguments] = [[] for _ in self.blocks]
 
@@ -49,10 +60,12 @@ class Stack:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 if index == 0:
                     inputs.append(hidden_states.clone())  # written over later, whoever else holds it
+                elif hidden_states.dim() < inputs[-1].dim():
+                    raise _Unwrapped
                 calls[index].append((args, kwargs))
                 output = None if self.more is None else own(hidden_states, *args, **kwargs)
                 if not isinstance(output, tuple):
-                    return hidden_states
+                    return (hidden_states,) if self.wrapped else hidden_states
                 self.more = len(output) - 1
                 return hidden_states, *output[1:]
 
@@ -72,7 +85,9 @@ class Stack:
         """
 
         def given(output: Tensor) -> Callable[..., Any]:
-            return lambda *_, **__: (output, *[None] * self.more) if self.more else output
+            return lambda *_, **__: (
+                (output, *[None] * (self.more or 0)) if self.more or self.wrapped else output
+            )
 
         found = []
         for tokens, output in zip(batches, outputs, strict=True):
@@ -81,6 +96,10 @@ class Stack:
                     stack.enter_context(replaced_forward(block, given(output)))
                 found.append(self.reach(tokens, None)[0].clone())
         return found
+
+
+class _Unwrapped(Exception):
+    """The model took the first row of an output for the first of a tuple."""
 
 
 def stacks(model: Any) -> list[Stack]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,22 @@ class StepStore:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if entry.name.split(".")[0] not in wanted:
                     shutil.rmtree(entry, ignore_errors=True)
+
+
+def earlier_seconds(workdir: Path) -> float:
+    """Seconds that runs before this one, cut off, worked on a step; begins to count for this one.
+
+    From the start of each to the last file that it left: what came after that is done again.
+    """
+    file, now, spent = workdir / "started", time.time(), 0.0
+    if file.is_file():
+        before, started = map(float, file.read_text(encoding="utf-8").split())
+        left = (path.stat().st_mtime for path in workdir.rglob("*") if path != file)
+        spent = before + max(0.0, max(left, default=started) - started)
+    partial = file.with_suffix(".partial")
+    partial.write_text(f"{spent} {now}", encoding="utf-8")
+    partial.replace(file)
+    return spent
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from compress.checkpoints import quiet_transformers
 from compress.errors import UserError
 from compress.pruning.blocks import keep_in_config
+from compress.pruning.width import require_free_width
 from compress.stacks import decoder_blocks
 from compress.tasks import auto_class
 
@@ -67,6 +68,8 @@ def check(model: Any, blocks: list[int], widths: Widths) -> None:
         UserError: names the field.
     """
     _, found = decoder_blocks(model)
+    if not blocks:
+        raise UserError("student.blocks: names none; name some, or leave it out to keep all")
     for block in blocks:
         if not 0 <= block < len(found):
             raise UserError(f"student.blocks: {block}, but the model has blocks 0 to {len(found) - 1}")
@@ -82,22 +85,37 @@ def check(model: Any, blocks: list[int], widths: Widths) -> None:
             f"student.heads: {widths.heads} query heads on {widths.kv} key-value heads; a multiple, with "
             f"at most {own.heads // own.kv} on each as in the model"
         )
+    if widths.hidden != own.hidden:
+        require_free_width(model, "student.hidden")
     leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if widths != own and not {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"} <= leaves:
         raise UserError(
             f"student: {type(model).__name__} can be given fewer blocks, not other widths; leave out hidden, "
             "intermediate, heads and kv_heads"
         )
+    try:
+        _config(model.config, blocks, widths).validate()
+    except Exception as error:  # what is wrong is the last line of a chain of validators
+        raise UserError(
+            f"student: model_type '{model.config.model_type}' cannot have a width of {widths.hidden} and "
+            f"{widths.heads} heads ({str(error).strip().splitlines()[-1].strip()}); choose others"
+        ) from None
+
+
+def _config(own: Any, blocks: list[int], widths: Widths) -> Any:
+    """The student's, from the model's."""
+    config = copy.deepcopy(own)
+    keep_in_config(config, blocks)
+    if widths != Widths.of(own):
+        config.hidden_size, config.intermediate_size = widths.hidden, widths.neurons
+        config.num_attention_heads, config.num_key_value_heads = widths.heads, widths.kv
+        config.head_dim = widths.head
+    return config
 
 
 def smaller(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
     """A model of that shape with random weights, a function of the seed; torch's generator is left alone."""
-    config = copy.deepcopy(model.config)
-    keep_in_config(config, blocks)
-    if widths != Widths.of(model.config):
-        config.hidden_size, config.intermediate_size = widths.hidden, widths.neurons
-        config.num_attention_heads, config.num_key_value_heads = widths.heads, widths.kv
-        config.head_dim = widths.head
+    config = _config(model.config, blocks, widths)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         result = auto_class(config).from_config(config, dtype=torch.float32)

@@ -18,6 +18,12 @@ T = TypeVar("T", bound=Any)  # an array or a tensor
 
 Task = Literal["causal", "seq2seq", "masked", "embedding"]
 TASKS: frozenset[Task] = frozenset(get_args(Task))
+KINDS: dict[Task, str] = {
+    "causal": "a decoder",
+    "seq2seq": "an encoder-decoder",
+    "masked": "an encoder",
+    "embedding": "an encoder",
+}
 _OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
 WRITERS: tuple[Task, ...] = ("causal", "seq2seq")  # those that give text, token by token
 

@@ -4,6 +4,7 @@ The default needs no network and no download: the source of the Python standard 
 test folders and generated tables left out.
 """
 
+import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,14 @@ def load_documents(source: str | Sequence[str]) -> list[Document]:
     if not documents:
         raise UserError(f"data.text: {', '.join(sources)} holds no text")
     return documents
+
+
+def text_hash(source: str | Sequence[str]) -> str:
+    """SHA-256 of all documents of a source or of several."""
+    digest = hashlib.sha256()
+    for document in load_documents(source):
+        digest.update(f"{document.name}\0{document.text}\0".encode())
+    return digest.hexdigest()
 
 
 def _load(source: str) -> Iterator[Document]:

@@ -28,6 +28,18 @@ def sliding_window() -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def tuples() -> Any:
+    """Blocks that give a tuple of one, whose first the model takes."""
+    from transformers import AutoModelForCausalLM, GPTNeoConfig
+
+    config = GPTNeoConfig(
+        vocab_size=300, hidden_size=32, num_layers=4, num_heads=2, max_position_embeddings=64, window_size=8,
+        attention_types=[[["global", "local"], 2]],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 MODELS = {
     "llama": lambda: random_model(TINY, 0),
     "gpt2": lambda: random_model(TINY.model_copy(update={"family": "gpt2"}), 0),
@@ -80,6 +92,10 @@ def test_the_walk_sees_what_a_plain_forward_pass_sees(model):
         seen += visit.names
     assert sorted(seen) == sorted(names)
     assert hooks_left(model) == forwards_replaced(model) == 0
+
+
+def test_blocks_that_give_tuples_are_walked_through():
+    test_the_walk_sees_what_a_plain_forward_pass_sees(tuples())
 
 
 def test_both_streams_are_equal_while_nothing_changes(model):

@@ -130,5 +130,8 @@ def test_what_an_encoder_cannot_do_is_said_beforehand(text, tmp_path, monkeypatc
     assert "export_onnx of an encoder needs the package 'onnxscript': pip install onnxscript" in refused(
         "run", recipe, "-o", tmp_path / "run"
     )
+    recipe = write_recipe(tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)}, base=["train"])
+    line = refused("run", recipe, "-o", tmp_path / "run")  # it would see the tokens that it predicts
+    assert "base.passes.0.train: does not take an encoder (model_type 'bert'); those that do: " in line
     with pytest.raises(UserError, match="no mask token"):
         question(np.arange(8, dtype=np.int32), 0, "masked", None)

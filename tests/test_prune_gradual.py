@@ -126,6 +126,7 @@ def test_interrupted_it_ends_with_the_same_bytes(towards, tmp_path, monkeypatch)
         ({"begin": 0.8}, "begin: 0.8 is not before end"),
         ({"pattern": "4:4"}, "'4:4' removes nothing"),
         ({"initial": 0.9}, "initial: 0.9 is above the final sparsity 0.8"),
+        ({"towards": "text", "hidden": 1.0}, "hidden: is for a teacher, and towards: text has none"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(fields, message):
@@ -137,3 +138,6 @@ def test_a_base_cannot_learn_from_itself(recipe_dict):
     recipe_dict["base"].append({"prune_gradual": {"tokens": 256}})
     with pytest.raises(UserError, match="base: prune_gradual learns from the finished base"):
         check_order(parse(recipe_dict), "base")
+    recipe_dict["base"][-1] = {"prune_gradual": {"tokens": 256, "towards": "text"}}
+    recipe_dict["base"].append({"distill": {"tokens": 256, "teachers": [{"model": "elsewhere"}]}})
+    check_order(parse(recipe_dict), "base")

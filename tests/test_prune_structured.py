@@ -16,6 +16,7 @@ from compress.errors import UserError
 from compress.passes.base import Context
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
+from compress.passes.student import Student
 from compress.pruning import structure as structure_module
 from compress.pruning import target as target_module
 from compress.pruning.structure import Structure, Sublayer, find_structure
@@ -153,6 +154,24 @@ def test_dead_channels_go_and_norms_are_matched(small, make_context):
     result = PruneStructured(width=0.5, importance="activation", multiple_of=1)(small, make_context(small))
     assert result.model.config.hidden_size == found.width // 2
     assert torch.allclose(logits(result), logits(small), atol=1e-3)
+
+
+def test_a_padding_token_in_the_text_spoils_no_norm(small, make_context):
+    """Where the stream is zero, the norm over fewer channels has no ratio to that over all."""
+    context = make_context(small)
+    token = int(context.data.calibration.tokens[0, 0])
+    with torch.no_grad():
+        small.model.get_input_embeddings().weight[token] = 0
+    result = PruneStructured(width=0.5, multiple_of=1)(small, context)
+    assert torch.isfinite(logits(result)).all()
+
+
+def test_a_width_that_its_embeddings_are_scaled_by_stays(make_context):
+    bundle = architecture("gemma")
+    with pytest.raises(UserError, match=r"prune_structured.width: model_type 'gemma' scales its embeddings"):
+        PruneStructured(width=0.5).layers(bundle.model)
+    with pytest.raises(UserError, match=r"student.hidden: model_type 'gemma' scales its embeddings"):
+        Student(hidden=bundle.model.config.hidden_size // 2).layers(bundle.model)
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)

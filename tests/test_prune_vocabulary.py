@@ -1,5 +1,6 @@
 """A trimmed vocabulary: no text is lost, known text is cut as before, and the loss is of the same text."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from compress.measure.quality import score, summarise
 from compress.passes.prune_vocabulary import PruneVocabulary
 from compress.pruning.vocabulary import kept_tokens, require_bytes, trimmed_tokenizer
 from compress.runtimes.torch_runtime import TorchRuntime
+from compress.text import text_hash
 from compress.vocabulary import TranslatedWindows, translation
 
 TEXTS = [d.text for d in training_set.documents()]
@@ -108,6 +110,24 @@ def test_files_of_yours_say_what_stays(bundle, make_context, tmp_path):
     rare.write_text("omega sigma " * 100, encoding="utf-8")
     result = PruneVocabulary(text=(str(rare),))(bundle, make_context(bundle))
     assert set(bundle.tokenizer.tokenize("omega sigma ")) <= set(result.tokenizer.get_vocab())
+
+
+def test_a_file_that_changed_is_read_again(bundle, tmp_path):
+    rare = tmp_path / "rare.txt"
+    found = []
+    for words in ("omega sigma ", "omega delta "):
+        rare.write_text(words * 100, encoding="utf-8")
+        found.append([text_hash(source) for source in PruneVocabulary(text=(str(rare),)).texts()])
+    assert found[0] != found[1]
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused(bundle, make_context):
+    other = bundle.evolve(tokenizer=copy.deepcopy(bundle.tokenizer))
+    other.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(
+        UserError, match=r"token \d+ of the tokenizer .'\[PAD\]'. is beyond the model's \d+ rows"
+    ):
+        PruneVocabulary()(other, make_context(bundle))
 
 
 def both(bundle: Bundle, small: Bundle, folder: Path, windows: np.ndarray) -> tuple[Any, Any, Any]:

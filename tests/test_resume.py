@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cli_helpers import ROOT, invoke, python, write_recipe, write_text
 
 from compress.errors import UserError
 from compress.measure.quality import score
+from compress.steps import earlier_seconds
 
 TRAINING = {"tokens": 1500, "batch": 4, "heldout_points": 2, "checkpoint_seconds": 0}
 KILLS = ("SIGKILL", "SIGINT")
@@ -119,3 +121,16 @@ def test_a_disk_that_fills_while_the_base_is_scored(tmp_path):
             score(lambda tokens: np.zeros((*tokens.shape, 5000), np.float32), windows, keep=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_seconds_of_runs_that_were_cut_off_are_counted(tmp_path):
+    assert earlier_seconds(tmp_path) == 0
+    began = float((tmp_path / "started").read_text().split()[1])
+    checkpoint = tmp_path / "deep" / "checkpoint"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("")
+    os.utime(checkpoint, (began + 40, began + 40))
+    assert earlier_seconds(tmp_path) == pytest.approx(40, abs=0.01)
+    again = float((tmp_path / "started").read_text().split()[1])
+    os.utime(checkpoint, (again + 5, again + 5))
+    assert earlier_seconds(tmp_path) == pytest.approx(45, abs=0.01)

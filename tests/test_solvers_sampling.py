@@ -54,3 +54,10 @@ def test_the_mean_over_many_draws_is_the_full_gradient_and_the_full_loss():
     biased = torch.zeros(v).scatter_(0, top.indices, top.values / top.values.sum())
     wrong = temperature * (torch.softmax(z.detach()[0] / temperature, -1) - biased) - expected
     assert wrong.norm() > 10 * (found.mean(0) - expected).norm()
+
+
+def test_more_tokens_than_there_are_is_all_of_them():
+    p = torch.tensor([[0.7, 0.2, 0.1]])
+    ids, weights = sample(p, 12, torch.tensor([0.3]))
+    assert sorted(ids[0].tolist()) == [0, 1, 2]
+    torch.testing.assert_close(weights, p.gather(1, ids))

@@ -184,7 +184,7 @@ def test_what_the_models_do_not_have_is_refused(fields, message, teacher, tmp_pa
 
 def test_several_teachers_are_the_weighted_mean_of_their_distributions(teacher, tmp_path):
     other = tiny_bundle(seed=9)
-    both = Teachers(student(), [(teacher, 3.0), (other, 1.0)], torch.device("cpu"), "float32", "distill")
+    both = Teachers(student(), [(teacher, 3.0), (other, 1.0)], torch.device("cpu"), "float32", "distill", 8)
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         p = [torch.softmax(b.model(tokens).logits[0] / 2, -1) for b in (teacher, other)]

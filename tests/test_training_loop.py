@@ -219,6 +219,24 @@ def test_text_shorter_than_a_batch_is_an_error(tmp_path):
         Train(tokens=1000, batch=1000)(bundle, tiny_context(bundle, tmp_path))
 
 
+def test_windows_beyond_the_models_positions_are_refused_beforehand(tmp_path):
+    bundle, short = tiny_bundle(family="gpt2"), tiny_bundle(family="gpt2", context=16)
+    with pytest.raises(UserError, match="window: 128 tokens, but the model takes at most 64"):
+        Train(window=128).layers(bundle.model)
+    with pytest.raises(
+        UserError, match=r"distill.window: 32 tokens, but the teacher 'tiny' takes at most 16"
+    ):
+        Distill(tokens=64, batch=1)(bundle, tiny_context(bundle, tmp_path, short))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
+    bundle = tiny_bundle()
+    with torch.no_grad():
+        bundle.model.get_input_embeddings().weight[:] = torch.inf
+    with pytest.raises(UserError, match="training: the loss is not finite after step 1; lower the learning"):
+        Train(**SETTINGS)(bundle, tiny_context(bundle, tmp_path))
+
+
 def test_tokens_beyond_the_text_wrap_and_say_so(tmp_path):
     bundle = tiny_bundle()
     context = tiny_context(bundle, tmp_path)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from training_set import tiny_bundle
+from transformers.pytorch_utils import Conv1D
 
 from compress.training.optimizers import Muon, build, orthogonalise, schedule_factor, split
 
@@ -30,6 +31,18 @@ def test_muon_steps_do_not_depend_on_the_gradients_scale():
         Muon([parameter], lr=0.1).step()
         steps.append(parameter.detach().clone())
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-4)
+
+
+def test_muon_moves_a_turned_matrix_as_the_matrix():
+    """GPT-2 keeps (in, out): the update is scaled by outputs over inputs, however they are kept."""
+    gradient = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+    linear, turned = nn.Linear(8, 32, bias=False), Conv1D(32, 8)
+    for module, own in ((linear, gradient), (turned, gradient.T)):
+        nn.init.zeros_(module.weight)
+        module.weight.grad = own.clone()
+        build(module, "muon", 1e-3, 0.1, 0.0)[0].step()
+    assert linear.weight.norm() > 0
+    torch.testing.assert_close(turned.weight, linear.weight.T)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

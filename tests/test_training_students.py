@@ -97,6 +97,20 @@ def test_a_teacher_with_another_vocabulary_is_refused(tmp_path):
         Distill(tokens=100)(student, tiny_context(student, tmp_path, teacher))
 
 
+def test_rows_beyond_the_tokens_are_no_other_vocabulary(tmp_path):
+    """Matrices of one tokenizer are padded differently in models of different sizes."""
+    student, teacher = tiny_bundle(), tiny_bundle(seed=3)
+    few = Distill(tokens=8 * WINDOW, batch=4)
+    expected = weights(few(student, tiny_context(student, tmp_path / "a", teacher)))
+    padded = teacher.clone()
+    padded.model.resize_token_embeddings(padded.model.config.vocab_size + 20)
+    found = weights(few(student, tiny_context(student, tmp_path / "b", padded)))
+    # the padding's share of the teacher's probability is dealt out to the tokens
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UserError, match=r"'tiny' predicts 300 tokens and the student 'tiny' 320"):
+        few(padded, tiny_context(student, tmp_path / "c", teacher))
+
+
 def test_distillation_beats_training_alone_on_the_same_tokens(tmp_path):
     """A teacher shows the whole distribution of what the text only samples: names and digits at random."""
     base = tiny_bundle()
@@ -178,6 +192,8 @@ def test_weights_of_the_teacher_are_a_better_start_than_random_ones(tmp_path):
         ({"blocks": (0, 7)}, "student.blocks: 7, but the model has blocks 0 to 3"),
         ({"hidden": 64}, "student.hidden: 64, but the model has only 32"),
         ({"heads": 1, "kv_heads": 2}, "student.kv_heads: 2, but the model has only 1"),
+        ({"blocks": ()}, "student.blocks: names none"),
+        ({"hidden": 31}, "student: model_type 'llama' cannot have a width of 31 and 2 heads"),
     ],
 )
 def test_what_a_model_does_not_have_is_told_by_its_field(fields, message):

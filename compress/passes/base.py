@@ -77,8 +77,16 @@ class Pass(BaseModel):
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
 
+    def requires(self) -> frozenset[Need]:
+        """What it needs with its settings: `needs`, or less."""
+        return self.needs
+
     def reads(self) -> tuple[str, ...]:
         """Models it reads besides the bundle and the base: what they are decides the result, too."""
+        return ()
+
+    def texts(self) -> tuple[str, ...]:
+        """Text it reads besides the recipe's, as `load_documents` takes it: what it says decides, too."""
         return ()
 
     def writes(self) -> tuple["IntegerFormat", ...]:

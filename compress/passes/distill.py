@@ -17,11 +17,11 @@ from torch import nn
 
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.training.distillation import guided
+from compress.tasks import Task
+from compress.training.distillation import taught
 from compress.training.guidance import Guidance
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
-from compress.training.teachers import Teachers
 
 
 class Distill(Pass, Optimization, Guidance):
@@ -31,6 +31,7 @@ class Distill(Pass, Optimization, Guidance):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")
@@ -41,6 +42,10 @@ class Distill(Pass, Optimization, Guidance):
         """All linear layers of the blocks (and embeddings and norms besides)."""
         self.check(model)
         return linear_layers(model)
+
+    def requires(self) -> frozenset[Need]:
+        """The base only where it is a teacher."""
+        return self.needs if self.learns_from_base() else self.needs - {"teacher"}
 
     def reads(self) -> tuple[str, ...]:
         """The teachers that are not the recipe's base."""
@@ -57,12 +62,9 @@ class Distill(Pass, Optimization, Guidance):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        found = self.load_teachers(context.teacher)
-        teachers = Teachers(bundle, found, context.device, context.precision, self.name())
-        identity = teachers.digest
-        task, about = guided(self, self, result.model, teachers, context)
-        if self.targets == "cached":
-            del teachers, found  # its memory is free before training begins
+        task, identity, about = taught(
+            self, self, self.name(), bundle, result.model, context, context.teacher
+        )
         notes = optimise(
             result.model,
             self,

@@ -21,12 +21,12 @@ from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.solvers import gradual
-from compress.training.distillation import guided
+from compress.tasks import Task
+from compress.training.distillation import taught
 from compress.training.guidance import Guidance
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
 from compress.training.task import plain_text
-from compress.training.teachers import Teachers
 
 
 class PruneGradual(Pass, Optimization, Guidance, Sparsity):
@@ -36,6 +36,7 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
 
     sparsity: float = Field(
         0.8, gt=0, lt=1, description="share of the selected weights that is zero in the end"
@@ -56,12 +57,22 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
             raise ValueError(f"begin: {self.begin} is not before end ({self.end}); lower it")
         if self.initial > self._final():
             raise ValueError(f"initial: {self.initial} is above the final sparsity {self._final()}; lower it")
+        asked = [n for n, field in Guidance.model_fields.items() if getattr(self, n) != field.default]
+        if self.towards == "text" and asked:
+            raise ValueError(
+                f"{asked[0]}: is for a teacher, and towards: text has none; leave one of them out"
+            )
         return self
 
     def layers(self, model: nn.Module) -> list[str]:
         """The selected linear layers; raises UserError for one that the pattern does not fit."""
         self.check(model)
         return check_pattern(self, model, linear_layers(model, self.select, self.skip))
+
+    def requires(self) -> frozenset[Need]:
+        """The base only where it is a teacher."""
+        learns = self.towards == "teacher" and self.learns_from_base()
+        return self.needs if learns else self.needs - {"teacher"}
 
     def reads(self) -> tuple[str, ...]:
         """The teachers that are not the recipe's base."""
@@ -86,10 +97,9 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
         if self.towards == "text":
             task = plain_text()
         else:
-            found = self.load_teachers(context.teacher)
-            teachers = Teachers(bundle, found, context.device, context.precision, self.name())
-            identity = teachers.digest
-            task, about = guided(self, self, result.model, teachers, context)
+            task, identity, about = taught(
+                self, self, self.name(), bundle, result.model, context, context.teacher
+            )
         steps = self.steps(self.window or context.data.window)
         notes = optimise(
             result.model,

@@ -33,7 +33,9 @@ from compress.pruning.selection import Importance, Refit
 from compress.pruning.slicing import Counts
 from compress.pruning.structure import Structure, find_structure, require_torch_pruning
 from compress.pruning.target import Costs, Target, best_shape, shapes_within
+from compress.pruning.width import require_free_width
 from compress.stacks import decoder_blocks
+from compress.tasks import task_of
 
 
 class PruneStructured(Pass):
@@ -68,9 +70,17 @@ class PruneStructured(Pass):
         """All linear layers of the blocks: each loses rows or columns, or is gone.
 
         Raises:
-            UserError: torch-pruning is absent.
+            UserError: torch-pruning is absent, or the model's width has to stay, or it predicts no
+                tokens to judge shapes by.
         """
         require_torch_pruning()
+        if self.width:
+            require_free_width(model, f"{self.name()}.width")
+        if self.target is not None and self.target.shapes > 1 and task_of(model.config) == "embedding":
+            raise UserError(
+                f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an encoder "
+                "that embeds predicts none; take 1, or give shares"
+            )
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:

@@ -47,23 +47,33 @@ class PruneVocabulary(Pass):
     min_count: int = Field(1, ge=1, description="tokens used less often go, too")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """Embedding and head."""
+        """Embedding and head. Raises UserError for a model that does not continue text."""
+        if task_of(model.config) != "causal":
+            raise UserError("prune_vocabulary: takes models that continue text; leave it out for an encoder")
         both = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
         return [name for name, module in model.named_modules() if any(module is m for m in both)]
+
+    def texts(self) -> tuple[str, ...]:
+        """That whose tokens stay."""
+        return self.text
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Trim a copy; notes tell the rows and bytes removed, and the share of the text's tokens that stay.
 
         Raises:
-            UserError: a tokenizer that could lose text, or a model that does not continue text.
+            UserError: a tokenizer that could lose text, or one with tokens that the model has no rows for.
         """
-        if task_of(bundle.model.config) != "causal":
-            raise UserError("prune_vocabulary: takes models that continue text; leave it out for an encoder")
         require_bytes(bundle.tokenizer)
         rows = bundle.model.get_input_embeddings().weight.shape[0]
         counts = self._counts(bundle, context, rows)
         used = np.flatnonzero(counts >= self.min_count).tolist()
         kept = kept_tokens(bundle.tokenizer, {*used, *special_ids(bundle.model)})
+        if kept[-1] >= rows:
+            raise UserError(
+                f"prune_vocabulary: token {kept[-1]} of the tokenizer "
+                f"({bundle.tokenizer.convert_ids_to_tokens(kept[-1])!r}) is beyond the model's {rows} rows; "
+                "take it out of the tokenizer, or give the model rows for it"
+            )
         before = sum(p.numel() for p in bundle.model.parameters())
         model = fewer_rows(bundle.model, kept)
         after = sum(p.numel() for p in model.parameters())

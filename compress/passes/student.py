@@ -14,6 +14,7 @@ from torch import nn
 from compress import subcloning
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Pass
+from compress.pruning.blocks import spread
 from compress.stacks import decoder_blocks
 
 
@@ -70,8 +71,7 @@ class Student(Pass):
             return list(self.blocks)
         if self.blocks > count or self.blocks < 1:
             return [count]  # which `check` refuses
-        last = max(1, self.blocks - 1)
-        return [round(i * (count - 1) / last) for i in range(self.blocks)]
+        return spread(count, self.blocks)
 
     def _widths(self, model: Any) -> subcloning.Widths:
         own = subcloning.Widths.of(model.config)

@@ -6,6 +6,7 @@ from torch import nn
 
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.tasks import Task
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
 from compress.training.task import plain_text
@@ -18,6 +19,7 @@ class Train(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""

@@ -21,7 +21,8 @@ from compress.errors import UserError
 from compress.pruning.structure import Part, Structure
 from compress.tasks import auto_class
 
-_NEURONS = ("intermediate_size", "ffn_dim", "n_inner")  # what configurations call the width of the MLP
+# what configurations call the width of the MLP
+_NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
 _WIDTHS = ("hidden_size", "word_embed_proj_dim")
 
 
@@ -76,7 +77,13 @@ def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
                 "give heads and width the same share, or prune neurons only"
             )
     if counts.neurons != whole.neurons or counts.width != whole.width:  # some derive one from the other
-        setattr(new, next(name for name in _NEURONS if name in known), counts.neurons)
+        field = next((name for name in _NEURONS if name in known), None)
+        if field is None:
+            raise UserError(
+                f"prune_structured: it is not known where model_type '{config.model_type}' keeps its number "
+                "of neurons; take out heads or blocks only"
+            )
+        setattr(new, field, counts.neurons)
     try:
         new.validate()
     except Exception as error:  # what is wrong is the last line of a chain of validators

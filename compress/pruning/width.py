@@ -5,7 +5,8 @@ it would divide by another number, so its gain is multiplied by the mean over ca
 
     rms(h_S) / rms(h).
 
-There is no layer that could be refitted at no cost, because every block reads the stream.
+There is no layer that could be refitted at no cost, because every block reads the stream. Positions where the
+stream is zero, as at a padding token, have no ratio and count for nothing.
 """
 
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.errors import UserError
+from compress.formats.swap import embedding_scale
 from compress.pruning.importance import magnitude, stream_activation
 from compress.pruning.structure import Structure
 
@@ -35,28 +38,43 @@ def channel_scores(
 
 
 @torch.no_grad()
-def match_norms(model: Any, windows: Tensor, structure: Structure, kept: Tensor) -> dict[str, float]:
-    """Multiply the gains of all norms on the stream, in place; the factors by the norms' names."""
-    totals: dict[str, list[float]] = {}
+def match_norms(model: Any, windows: Tensor, structure: Structure, kept: Tensor) -> None:
+    """Multiply the gains of all norms on the stream, in place."""
     norms = _norms(model, structure)
+    totals = dict.fromkeys(norms, (0.0, 0))  # sum of the ratios, and how many
     with ExitStack() as stack:
         for name, module in norms.items():
 
             def watch(module: nn.Module, inputs: Any, name: str = name) -> None:
                 h = inputs[0].float().flatten(0, -2)  # (positions, width)
                 if isinstance(module, nn.LayerNorm):
-                    ratio = h[:, kept].std(1, correction=0) / h.std(1, correction=0)
+                    part, whole = h[:, kept].std(1, correction=0), h.std(1, correction=0)
                 else:
-                    ratio = h[:, kept].square().mean(1).sqrt() / h.square().mean(1).sqrt()
-                totals.setdefault(name, []).append(float(ratio.mean()))
+                    part, whole = (x.square().mean(1).sqrt() for x in (h[:, kept], h))
+                ratios = part[whole > 0] / whole[whole > 0]
+                total, count = totals[name]
+                totals[name] = total + float(ratios.sum()), count + len(ratios)
 
             stack.callback(module.register_forward_pre_hook(watch).remove)
         for rows in windows.split(4):
             model(input_ids=rows)
-    factors = {name: sum(found) / len(found) for name, found in totals.items()}
-    for name, factor in factors.items():
-        norms[name].weight.mul_(factor)
-    return factors
+    for name, (total, count) in totals.items():
+        if count:
+            norms[name].weight.mul_(total / count)
+
+
+def require_free_width(model: Any, field: str) -> None:
+    """Refuse Gemma's kind: embeddings are multiplied by the root of the width, and a norm's gain is one more
+    than its weight, so fewer channels would be another function.
+
+    Raises:
+        UserError: names the field.
+    """
+    if embedding_scale(model.get_input_embeddings()) != 1.0:
+        raise UserError(
+            f"{field}: model_type '{model.config.model_type}' scales its embeddings by its width, which has "
+            "to stay; take out other parts"
+        )
 
 
 def _norms(model: Any, structure: Structure) -> dict[str, Any]:

@@ -18,20 +18,21 @@ _NOTHING = torch.finfo(torch.float64).tiny
 
 
 def sample(p: Tensor, k: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Exactly k distinct tokens per row, and their weights.
+    """Exactly k distinct tokens per row, all where there are no more, and their weights.
 
     Args:
         p: (n, v), rows sum to 1.
-        k: tokens per row, 1 <= k <= v.
+        k: tokens per row, at least 1.
         uniform: (n,), one number in [0, 1) per row.
 
     Returns:
-        Token ids (n, k), int64, and weights (n, k), float32.
+        Token ids (n, min(k, v)), int64, and weights of that shape, float32.
 
     >>> ids, weights = sample(torch.tensor([[0.7, 0.1, 0.1, 0.1]]), 2, torch.tensor([0.5]))
     >>> ids.tolist(), [round(w, 4) for w in weights[0].tolist()]
     ([[0, 2]], [0.7, 0.3])
     """
+    k = min(k, p.shape[1])
     values, order = p.double().sort(dim=-1, descending=True, stable=True)
     tau = threshold(values, k)  # (n, 1)
     likely = torch.arange(p.shape[1], device=p.device) < k

@@ -46,10 +46,6 @@ class Batches(NamedTuple):
             )
         return self
 
-    def epoch(self, step: int) -> int:
-        """The epoch in which a step begins."""
-        return step * self.batch // self.windows
-
     def __call__(self, step: int) -> NDArray[np.int64]:
         """The tokens of a step, (batch, window + 1): inputs and, one to the right, targets."""
         return np.stack([self._row(*place) for place in self._places(step)]).astype(np.int64)

@@ -7,7 +7,7 @@ a student to start, and is in the way of a student of another shape later on. On
 since the tokens are the student's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.processes import process
 from compress.tasks import task_of
@@ -28,6 +29,34 @@ from compress.training.sampled import SampledTargets, sampled_kl
 from compress.training.surroundings import Surroundings
 from compress.training.task import Moment, Task
 from compress.training.teachers import Teachers
+
+
+def taught(
+    guidance: Guidance,
+    plan: Optimization,
+    name: str,
+    bundle: Bundle,
+    student: Any,
+    around: Surroundings,
+    base: Callable[[], Bundle],
+) -> tuple[Task, str, dict[str, Any]]:
+    """The task of `guided`, what its teachers are known by, and notes.
+
+    With cached targets the teachers' memory is free when this returns.
+
+    Args:
+        guidance, plan, around: as `guided`.
+        name: of the pass, for its errors.
+        bundle: what `student`, the model to train, was made of.
+        base: loads the recipe's base.
+
+    Raises:
+        UserError: as `guided`; a teacher of another vocabulary, or of a shorter context.
+    """
+    found, window = guidance.load_teachers(base), plan.window or around.data.window
+    teachers = Teachers(bundle, found, around.device, around.precision, name, window)
+    task, notes = guided(guidance, plan, student, teachers, around)
+    return task, teachers.digest, notes
 
 
 def guided(
@@ -198,7 +227,7 @@ class _Online:
         if start:
             wanted = wanted.view(*inputs.shape, -1)[:, start:].flatten(0, 1)
             logits, text = logits[:, start:], text[:, start:]
-        own = guidance.on_policy > 0 and on_policy(guidance.on_policy, self.seed, moment.step)
+        own = on_policy(guidance.on_policy, self.seed, moment.step)
         w = 0.0 if own else guidance.cross_entropy
 
         def mixed(logits: Tensor, wanted: Tensor, text: Tensor) -> Tensor:

@@ -70,6 +70,10 @@ class Guidance(BaseModel):
         """The teachers and their weights; `base` loads the recipe's."""
         return [(base() if t.model == "base" else Bundle.load(t.model), t.weight) for t in self.teachers]
 
+    def learns_from_base(self) -> bool:
+        """Whether the recipe's base is among the teachers."""
+        return any(teacher.model == "base" for teacher in self.teachers)
+
     def other_models(self) -> tuple[str, ...]:
         """The models it learns from besides the recipe's base."""
         return tuple(teacher.model for teacher in self.teachers if teacher.model != "base")

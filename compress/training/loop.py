@@ -12,6 +12,7 @@ functions of (seed, step), and the clock decides only when a checkpoint is writt
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.errors import UserError
 from compress.progress import SILENT, track
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
@@ -157,6 +159,11 @@ class _Run:
                 due = (step + 1) * self.plan.heldout_points // self.steps
                 score = self._score() if due > step * self.plan.heldout_points // self.steps else None
                 value = self.devices.mean(loss)
+                if not math.isfinite(value) or (score is not None and not math.isfinite(score)):
+                    raise UserError(
+                        f"{what}: the loss is not finite after step {step + 1}; lower the learning rates, or "
+                        "see whether the model that it began with is sound"
+                    )
                 tokens = (step + 1) * self.step_tokens
                 state.record(value, tokens, score, every=max(1, self.steps // _CURVE_POINTS))
                 if score is not None:

@@ -83,7 +83,15 @@ def build(
     adamw: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.95), "fused": True}
     parts: list[torch.optim.Optimizer] = []
     if optimizer == "muon" and matrices:
-        groups = _groups(matrices, scale, muon_learning_rate, weight_decay)
+        turned = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
+        groups = [
+            group | {"transposed": transposed}
+            for transposed in (False, True)
+            for group in _groups(
+                [p for p in matrices if (id(p) in turned) == transposed],
+                scale, muon_learning_rate, weight_decay,
+            )
+        ]  # fmt: skip
         parts.append(Muon(groups, muon_learning_rate, dtype=dtype))
         if rest:
             parts.append(torch.optim.AdamW(_groups(rest, scale, learning_rate, 0.0), **adamw))
@@ -127,7 +135,9 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (see the module's text). All parameters must be matrices."""
+    """Momentum, orthogonalised (see the module's text). All parameters must be matrices: (out, in), or (in,
+    out) in groups that say `transposed`, as GPT-2 keeps them.
+    """
 
     def __init__(
         self,
@@ -137,7 +147,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "transposed": False}
+        super().__init__(parameters, defaults)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -150,7 +161,8 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
                 update = orthogonalise(self._nesterov(parameters, group["momentum"]), self.dtype)
-                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                rows, columns = reversed(shape) if group["transposed"] else shape
+                scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 for parameter, direction in zip(parameters, update.unbind(), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(sharding.like(direction.to(parameter.dtype), parameter), alpha=-scale)

@@ -7,6 +7,7 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.processes import process
+from compress.tasks import longest_text
 from compress.training import optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
@@ -61,11 +62,15 @@ class Optimization(BaseModel):
         return self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
 
     def check(self, model: nn.Module) -> None:
-        """Refuse what can be known to fail: a batch that cannot be shared, no such tracker, no such module.
+        """Refuse what can be known to fail: too long windows, a batch that cannot be shared, no such tracker,
+        no such module.
 
         Raises:
             UserError: in one line. The model may hold no data.
         """
+        longest = longest_text(model)
+        if self.window is not None and self.window > longest:
+            raise UserError(f"window: {self.window} tokens, but the model takes at most {longest}")
         windows, (_, count) = self.batch * self.accumulate, process()
         if windows % count:
             raise UserError(

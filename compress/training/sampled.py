@@ -54,7 +54,7 @@ class SampledTargets:
 
     Attributes:
         numbers: of the windows, rising.
-        samples: tokens per position.
+        samples: tokens per position, or all there are.
         bytes: on disk.
     """
 
@@ -167,8 +167,8 @@ class SampledTargets:
             bar.advance(len(windows))
         ids, weights, entropy = (torch.cat(column) for column in columns)
         tensors = {
-            "ids": ids.view(-1, window, k),
-            "weights": weights.view(-1, window, k),
+            "ids": ids.view(-1, window, ids.shape[1]),
+            "weights": weights.view(-1, window, ids.shape[1]),
             "entropy": entropy.view(-1, window),
         }
         path = self.parts[number]

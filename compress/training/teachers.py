@@ -16,6 +16,7 @@ from torch import Tensor
 from compress.attention import panel_attention
 from compress.bundle import Bundle
 from compress.errors import UserError
+from compress.tasks import longest_text
 from compress.training import checkpoint
 from compress.training.forward import Precision, autocast
 
@@ -41,19 +42,26 @@ class Teachers:
         device: torch.device,
         precision: Precision,
         name: str,
+        window: int,
     ) -> None:
         """Check and place them.
 
         Raises:
-            UserError: a teacher has another vocabulary than the student.
+            UserError: a teacher has another vocabulary than the student, or takes only shorter windows.
         """
         for bundle, _ in bundles:
             _same_vocabulary(name, student, bundle)
+            if (longest := longest_text(bundle.model)) < window:
+                raise UserError(
+                    f"{name}.window: {window} tokens, but the teacher '{bundle.lineage.source}' takes at "
+                    f"most {longest}"
+                )
         total = sum(weight for _, weight in bundles)
         self.models = [bundle.model.to(device).eval() for bundle, _ in bundles]
         self.weights = [weight / total for _, weight in bundles]
         self.sources = [str(bundle.lineage.source) for bundle, _ in bundles]
         self.device, self.precision = device, precision
+        self.rows = _rows(student)
 
     @property
     def digest(self) -> str:
@@ -75,6 +83,7 @@ class Teachers:
         """y with softmax(y / T) the (mixed) distribution: (rows, window) -> (rows * window, vocabulary)."""
         with autocast(self.device, self.precision):
             answers = [m(input_ids=tokens, use_cache=False).logits.flatten(0, 1) for m in self.models]
+        answers = [y if y.shape[1] == self.rows else y[:, : self.rows].contiguous() for y in answers]
         if len(answers) == 1:
             return answers[0]
         logs = [
@@ -84,11 +93,23 @@ class Teachers:
         return temperature * torch.logsumexp(torch.stack(logs), dim=0)
 
 
+def _rows(bundle: Bundle) -> int:
+    return int(bundle.model.get_input_embeddings().weight.shape[0])
+
+
 def _same_vocabulary(name: str, student: Bundle, teacher: Bundle) -> None:
-    rows = [b.model.get_input_embeddings().weight.shape[0] for b in (student, teacher)]
-    if rows[0] != rows[1] or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+    """Of tokens; rows beyond the last, padding of the matrices, the teacher may have more of."""
+    vocabularies = [b.tokenizer.get_vocab() for b in (student, teacher)]
+    if vocabularies[0] != vocabularies[1]:
+        sizes = [len(v) for v in vocabularies]
         raise UserError(
-            f"{name}: the teacher '{teacher.lineage.source}' has another tokenizer ({rows[1]} tokens) than "
-            f"the student '{student.lineage.source}' ({rows[0]}); both must share one: distil from one of "
+            f"{name}: the teacher '{teacher.lineage.source}' has another tokenizer ({sizes[1]} tokens) than "
+            f"the student '{student.lineage.source}' ({sizes[0]}); both must share one: distil from one of "
             "the same vocabulary"
+        )
+    rows = [_rows(b) for b in (student, teacher)]
+    if rows[1] < rows[0]:
+        raise UserError(
+            f"{name}: the teacher '{teacher.lineage.source}' predicts {rows[1]} tokens and the student "
+            f"'{student.lineage.source}' {rows[0]}, with one tokenizer; take a teacher with as many"
         )
