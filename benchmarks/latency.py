@@ -151,7 +151,9 @@ def block_parameters(base: Path) -> int:
     total = 0
     for file in base.glob("*.safetensors"):
         with safe_open(file, "pt") as handle:
-            shapes = (handle.get_slice(n).get_shape() for n in handle.keys() if ".layers." in n)  # noqa: SIM118
+            # blocks are numbered, whatever a family calls them
+            inside = [n for n in handle.keys() if any(part.isdigit() for part in n.split("."))]  # noqa: SIM118
+            shapes = (handle.get_slice(n).get_shape() for n in inside)
             total += sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
     return total
 

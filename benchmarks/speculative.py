@@ -3,7 +3,8 @@
     python benchmarks/speculative.py TARGET DRAFT --text TEXT [--draft-tokens 4]
 
 TARGET and DRAFT are artifacts or model directories with one tokenizer, each in torch or ONNX Runtime. The
-prompts are pieces of the text, evenly spaced. Appends a line to `results/speculative.jsonl`: the speed-up
+prompts are pieces of the text, evenly spaced. Models guess best what they were trained on: for those of a run
+give its `evaluation.npy` as the text. Appends a line to `results/speculative.jsonl`: the speed-up
 with its interval over prompts, the share of drafted tokens that were kept, tokens per call of the target.
 """
 
@@ -12,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from compress.generation.sampling import Sampling
 from compress.generation.speedup import measure_speedup
+from compress.generation.text import load_tokenizer
 from compress.machine import machine, usable_cores, versions
 from compress.text import load_documents
 
@@ -36,7 +39,10 @@ def main(
     output: Path = RESULTS,
 ) -> None:
     """Measure one pair."""
-    whole = "\n".join(document.text for document in load_documents(text))
+    if text.endswith(".npy"):
+        whole = load_tokenizer(target).decode(np.load(text).ravel().tolist())
+    else:
+        whole = "\n".join(document.text for document in load_documents(text))
     spread = max(1, len(whole) // prompts)
     pieces = [whole[i * spread : i * spread + prompt_characters] for i in range(prompts)]
     found = measure_speedup(
@@ -52,6 +58,7 @@ def main(
     line = {
         "target": "/".join(target.resolve().parts[-3:]),
         "draft": "/".join(draft.resolve().parts[-3:]),
+        "text": Path(text).name,
         "prompts": prompts,
         "prompt_characters": prompt_characters,
         "new_tokens": tokens,

@@ -154,7 +154,7 @@ def check_order(recipe: Recipe, name: str) -> None:
             if reason is not None:
                 raise UserError(f"{_where(name)}.{step.name()}: {reason}")
             for earlier in before:
-                if earlier.kind in step.not_after:
+                if step.cannot_follow(earlier):
                     raise UserError(
                         f"{_where(name)}: {step.name()} cannot come after {earlier.name()} "
                         f"({step.kind} after {earlier.kind}); put it before"

@@ -1,12 +1,15 @@
 """`onnxruntime-genai` runs the exported folder as it is, and says what our runtime says."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import training_set
 from export_models import CONTEXT, MODELS, exported, quantized, tiny_bundle, tokens
 
+from compress.export.families import describe
+from compress.export.genai import genai_config
 from compress.formats import Int4
 
 genai = pytest.importorskip("onnxruntime_genai", reason="the extra genai is not installed")
@@ -75,3 +78,9 @@ def test_the_file_says_what_the_model_says(tmp_path):
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (0, [1, 5], 1)
     assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (32, 2, 2)
     assert written["search"]["max_length"] == model["context_length"] == CONTEXT
+
+
+def test_where_no_token_ends_a_text_there_is_no_file():
+    """The library refuses a file without one, and our runtime needs none."""
+    nobody = SimpleNamespace(config=SimpleNamespace())
+    assert genai_config(nobody, SimpleNamespace(), describe(tiny_bundle("llama").model)) is None

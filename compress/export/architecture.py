@@ -18,11 +18,12 @@ Weight = Tensor | QuantizedTensor  # (out, in)
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W^T + b; W (out, in), b (out,)."""
+    """y = x W^T + b; W (out, in), b (out,). With `bounds` (2,) x is rounded to 256 values between them."""
 
     name: str
     weight: Weight
     bias: Tensor | None
+    bounds: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -33,12 +34,12 @@ class Linear:
         """Some rows as a layer of its own; codes, scales and zero-points go along as they are."""
         weight, bias = self.weight, None if self.bias is None else self.bias[rows]
         if isinstance(weight, Tensor):
-            return Linear(name, weight[rows], bias)
+            return Linear(name, weight[rows], bias, self.bounds)
         codes = weight.codes[rows]
         part = QuantizedTensor(weight.format, (len(codes), weight.shape[1]))
         part.codes, part.scales = codes, weight.scales[rows]
         part.zeros = None if weight.zeros is None else weight.zeros[rows]
-        return Linear(name, part, bias)
+        return Linear(name, part, bias, self.bounds)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def _write_decoder(
         facts = {"context": str(decoder.context), "weight_bytes": str(weight_bytes)}
         graph.save(decoder.model_type, facts | _needs(forms))
     settings = genai_config(bundle.model, bundle.tokenizer, decoder)
-    (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if settings is not None:
+        (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
         **_facts(
             _forms(_matrices(decoder), forms) + _forms([decoder.head], forms_of_ends(forms)),
@@ -125,7 +126,7 @@ def _needs(forms: Forms) -> dict[str, str]:
 
 
 def _forms(layers: Iterable[Linear], forms: Forms) -> list[str]:
-    return [form_of(layer.weight, forms) for layer in layers]
+    return [form_of(layer, forms) for layer in layers]
 
 
 def _facts(used: Iterable[str], forms: Forms, weight_bytes: int, context: int) -> dict[str, Any]:

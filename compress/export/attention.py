@@ -74,8 +74,6 @@ def attention(
         stored = [graph.weight(n, s.numpy()) for n, s in zip(names, (scales.key, scales.value), strict=True)]
         inputs += ["", "", "", *stored]  # no positions, no bias, no sinks
         attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-    while not inputs[-1]:
-        inputs.pop()  # absent inputs at the end are left out, as ONNX wants
     return graph.node(
         "GroupQueryAttention", inputs, [f"attention.{index}", *present], MICROSOFT, **attributes
     )[0]

@@ -49,4 +49,4 @@ def attention_with_biases(
 
 def _adds_later(layer: Linear, forms: Forms) -> bool:
     """Whether a layer's bias takes a pass of its own."""
-    return layer.bias is not None and form_of(layer.weight, forms) == "token"
+    return layer.bias is not None and form_of(layer, forms) == "token"

@@ -9,7 +9,7 @@ token    8-bit codes lie as (in, out) for the integer product, so a token is a c
 
 from torch import Tensor
 
-from compress.export.architecture import Weight
+from compress.export.architecture import Linear, Weight
 from compress.export.forms import Forms, form_of
 from compress.export.graph import MICROSOFT, GraphBuilder
 from compress.export.integers import row_codes
@@ -26,7 +26,7 @@ def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Fo
     """
     if isinstance(table, Tensor):
         return graph.op("Gather", float_weight(graph, name, table), ids)
-    if form_of(table, forms) == "blocks":
+    if form_of(Linear(name, table, None), forms) == "blocks":
         names = block_codes(graph, name, table, rows=True)
         inputs = [names.codes, ids, names.scales, *([names.zeros] if names.zeros else [])]
         layout = names.layout

@@ -1,11 +1,12 @@
-"""Which forms integer layers take in a graph; what each is, `linear.py` and `integers.py` tell."""
+"""Which forms integer layers take in a graph; what each is, `linear.py`, `integers.py`, `static.py` tell."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from compress.export.architecture import Weight
+from compress.export.architecture import Linear
+from compress.formats import QuantizedTensor
 
 Int8Form = Literal["token", "tensor", "blocks"]
 ActivationBits = Literal[7, 8]
@@ -36,10 +37,16 @@ class Forms:
         return self.activation_bits == 7 or self.processor == "vnni"
 
 
-def form_of(weight: Weight, forms: Forms) -> Literal["float", "blocks", "token", "tensor"]:
-    """The form this weight takes."""
+def per_row(weight: QuantizedTensor) -> bool:
+    """Whether a matrix holds 8-bit codes with one scale per row, which integer products take."""
+    return weight.format.bits == 8 and weight.scales.shape[1] == 1
+
+
+def form_of(layer: Linear, forms: Forms) -> Literal["float", "blocks", "token", "tensor", "static"]:
+    """The form this layer takes."""
+    weight = layer.weight
     if isinstance(weight, Tensor):
         return "float"
-    if weight.format.bits == 8 and weight.scales.shape[1] == 1:
-        return forms.int8
-    return "blocks"
+    if layer.bounds is not None:
+        return "static"
+    return forms.int8 if per_row(weight) else "blocks"

@@ -5,8 +5,9 @@ stand there for graphs whose inputs or angles change while the text grows. Its l
 `last_logits`, because the library takes a second dimension of 1 as a promise that a prompt yields one row;
 without it, it would want logits of every position. Numbers of tokens to begin, end and pad come from the
 generation configuration where that has them.
-Limit: the library allocates the whole cache for `max_length` tokens when a generation starts, so the default
-written here stays below long contexts; ask for more there, up to the context.
+Limits: where no token ends a text there is no such file, since the library demands one. It allocates the
+whole cache for `max_length` tokens when a generation starts, so the default written here stays below long
+contexts; ask for more there, up to the context.
 """
 
 from typing import Any
@@ -18,10 +19,12 @@ FILE = "genai_config.json"
 _MAX_LENGTH = 4096  # tokens
 
 
-def genai_config(model: Any, tokenizer: Any, decoder: Decoder) -> dict[str, Any]:
-    """The file's content, for a graph that export/decoder.py wrote."""
+def genai_config(model: Any, tokenizer: Any, decoder: Decoder) -> dict[str, Any] | None:
+    """The file's content, for a graph that export/decoder.py wrote; None where no token ends a text."""
     first = decoder.blocks[0].attention
     end = _token("eos_token_id", model, tokenizer)
+    if end is None:
+        return None
     begin, pad = (_token(name, model, tokenizer) for name in ("bos_token_id", "pad_token_id"))
     first_end = end[0] if isinstance(end, list) else end
     return {

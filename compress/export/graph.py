@@ -34,12 +34,14 @@ class GraphBuilder:
     """Collects a graph and writes it, with its weights beside it, into `folder`.
 
     A context manager: the external file is open inside it. `shared` remembers the values of weights that
-    more than one node reads, by any key the caller likes. A graph that comes `after` another writes to that
-    one's external file, and shares its weights of the same names and bytes.
+    more than one node reads, by any key the caller likes, `not_before_add` the values that an Add must not
+    read. A graph that comes `after` another writes to that one's external file, and shares its weights of
+    the same names and bytes.
     """
 
     def __init__(self, folder: Path, file: str = MODEL_FILE, after: "GraphBuilder | None" = None) -> None:
         self.shared: dict[Any, str] = {}
+        self.not_before_add: set[str] = set()
         self.weight_bytes = 0
         self._graph = folder / file
         self._data = (folder / DATA_FILE).open("wb" if after is None else "r+b")

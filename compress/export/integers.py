@@ -41,10 +41,13 @@ from compress.formats import QuantizedTensor
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor, signed: bool) -> tuple[str, str, str]:
+def row_codes(
+    graph: GraphBuilder, name: str, weight: QuantizedTensor, signed: bool, *, per_row: bool = False
+) -> tuple[str, str, str]:
     """What is stored of a matrix (out, in) with a scale per row.
 
-    Codes int8 or uint8 (in, out), scales (out,) widened, zero-points () or (out,) of the type of the codes.
+    Codes int8 or uint8 (in, out), scales (out,) widened, zero-points () or (out,) of the type of the codes;
+    (out,) in any case if asked for `per_row`.
     """
     kind, shift = (np.int8, 128) if signed else (np.uint8, 0)
 
@@ -54,7 +57,8 @@ def row_codes(graph: GraphBuilder, name: str, weight: QuantizedTensor, signed: b
     codes = graph.once(f"{name}.codes", lambda full: graph.weight(full, stored(weight.unpacked().T.numpy())))
     scales = graph.widened(f"{name}.scales", weight.scales[:, 0].cpu().numpy())
     if weight.zeros is None:
-        return codes, scales, graph.constant(stored(np.asarray(weight.format.zero)))
+        shape = weight.shape[:1] if per_row else ()
+        return codes, scales, graph.constant(stored(np.full(shape, weight.format.zero)))
     column = weight.grid.zeros[:, 0].cpu().numpy()
     return codes, scales, graph.once(f"{name}.zeros", lambda full: graph.weight(full, stored(column)))
 

@@ -95,7 +95,7 @@ def _rows(graph: GraphBuilder, table: Linear, ids: str, forms: Forms, tied: bool
 
 def _product(graph: GraphBuilder, layer: Linear, x: str, forms: Forms) -> str:
     """x (..., in) -> (..., out)."""
-    if form_of(layer.weight, forms) != "float":
+    if form_of(layer, forms) != "float":
         return linear(graph, x, layer, forms)
     y = linear(graph, _flat(graph, x, int(layer.weight.shape[1])), layer, forms)
     return graph.op("Reshape", y, _with_last(graph, graph.op("Shape", x, end=-1), layer.outputs))

@@ -50,7 +50,12 @@ def round_static(x: Tensor, bounds: Tensor) -> Tensor:
     >>> round_static(torch.tensor([0.3, 7.0, 999.0]), torch.tensor([0.0, 255.0])).tolist()
     [0.0, 7.0, 255.0]
     """
+    step, zero = static_grid(bounds)
+    return (torch.clamp(torch.round(x / step) + zero, 0, 255) - zero) * step
+
+
+def static_grid(bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of the grid between `bounds` (2,), and the number of steps from its lowest value to zero."""
     low, high = bounds[0].clamp(max=0.0), bounds[1].clamp(min=0.0)  # zero must be on the grid
     step = ((high - low) / 255).clamp(min=1e-12)
-    zero = torch.round(-low / step)
-    return (torch.clamp(torch.round(x / step) + zero, 0, 255) - zero) * step
+    return step, torch.round(-low / step)

@@ -77,6 +77,10 @@ class Pass(BaseModel):
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
 
+    def cannot_follow(self, earlier: "Pass") -> bool:
+        """Whether it may not come after this pass."""
+        return earlier.kind in self.not_after
+
     def requires(self) -> frozenset[Need]:
         """What it needs with its settings: `needs`, or less."""
         return self.needs

@@ -39,7 +39,8 @@ class ExportOnnx(Pass):
     kind: ClassVar[Kind] = "export"
     tasks: ClassVar[frozenset[Task]] = TASKS
     needs: ClassVar[frozenset[Need]] = frozenset({"heldout", "calibration"})
-    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})  # its kernels round in their own way
+    # its kernels round activations per token or block in their own way, and on a fixed grid in this one
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"activations"})
 
     int8_form: Literal["blocks", "token", "tensor"] | None = Field(
         None,
@@ -91,6 +92,10 @@ class ExportOnnx(Pass):
                 raise UserError(f"{self.name()}.cache: int8 is for decoders; this graph keeps no cache")
         return linear_layers(model) + embedding_names(model)
 
+    def cannot_follow(self, earlier: Pass) -> bool:
+        """Static rounding of activations is what it writes; other rounding it does itself."""
+        return super().cannot_follow(earlier) and getattr(earlier, "mode", None) != "static"
+
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
         """Formats without a kernel."""
         from compress.export.blocks import refusal
@@ -106,7 +111,7 @@ class ExportOnnx(Pass):
         """
         from compress.export.artifact import write_artifact, write_manifest
         from compress.export.cache import cache_scales
-        from compress.export.forms import Forms
+        from compress.export.forms import Forms, per_row
         from compress.formats import QuantizedEmbedding, QuantizedLinear
         from compress.tasks import task_of
 
@@ -114,6 +119,14 @@ class ExportOnnx(Pass):
         reason = self.refuses(tuple(module.quantized.format for module in coded))
         if reason is not None:
             raise UserError(f"{self.name()}: {reason}")
+        for name, module in bundle.model.named_modules():
+            rule = module.activations if isinstance(module, QuantizedLinear) else None
+            if rule is not None and not (rule.mode == "static" and per_row(module.quantized)):
+                raise UserError(
+                    f"{self.name()}: '{name}' rounds its inputs ({rule.mode}) and holds "
+                    f"{module.quantized.format.bits}-bit codes, and only static rounding is written, with "
+                    "format int8 (a scale per row). Leave round_activations out: int8_form rounds per token"
+                )
         form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
         bits = self.activation_bits or (8 if self.processor == "vnni" else 7)
         forms = Forms(form, bits, self.accuracy_level, self.processor)

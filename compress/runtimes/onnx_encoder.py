@@ -7,13 +7,13 @@ Nothing is kept between calls, so there is nothing to decode with.
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints import read_json
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
@@ -31,7 +31,11 @@ def holds_encoder(path: Path) -> bool:
     for folder in (path, path / "onnx"):
         manifest = folder / "manifest.json"
         if (folder / GRAPH).is_file() and manifest.is_file():
-            facts = read_json(manifest, "").get("onnx")
+            try:
+                content = json.loads(manifest.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{manifest}: not readable as JSON ({error}); copy it again") from None
+            facts = content.get("onnx") if isinstance(content, dict) else None
             return isinstance(facts, dict) and facts.get("task") in _TASKS
     return False
 

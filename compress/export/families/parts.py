@@ -35,7 +35,7 @@ def linear(name: str, module: Any) -> Linear:
     """A linear layer, float or coded; GPT-2's Conv1D holds (in, out) and is turned."""
     bias = None if module.bias is None else module.bias.detach().float().cpu()
     if isinstance(module, QuantizedLinear):
-        return Linear(name, module.quantized, bias)
+        return Linear(name, module.quantized, bias, module.activation_bounds)
     weight = module.weight.detach().float().cpu()
     return Linear(name, weight if isinstance(module, nn.Linear) else weight.T, bias)
 
