@@ -6,6 +6,7 @@ share is given, or chosen per layer on calibration windows kept apart.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
@@ -43,16 +44,28 @@ class Correction(BaseModel):
 
 @dataclass(frozen=True)
 class Aim:
-    """Of layers with one input: the stacked target (out, in), H, its factor, and the share if any."""
+    """Of layers with one input: the stacked target (out, in), H, how to factorise it, the share if any."""
 
     weight: Tensor
     hessian: Tensor
-    factor: Factor
+    damping: float
+    together: int
     share: float | None
+
+    @cached_property
+    def factor(self) -> Factor:
+        """Of H; takes in^3, and is made where it is asked for."""
+        return factorise(self.hessian, self.damping, self.together)
+
+    @property
+    def raised(self) -> float | None:
+        """The damping that a factor took, where one was made and the given was too little."""
+        made: Factor | None = vars(self).get("factor")
+        return made.damping if made is not None and made.damping > self.damping else None
 
 
 def aim_of(weights: list[Tensor], visit: Visit, settings: Correction, together: int = 1) -> Aim:
-    """The target of the layers of a visit, stacked; one factor for all of them.
+    """The target of the layers of a visit, stacked.
 
     Uses up the statistics: those of a wide layer are larger than the layer, and are freed once used.
 
@@ -69,11 +82,10 @@ def aim_of(weights: list[Tensor], visit: Visit, settings: Correction, together: 
     del texts
     share = _share(sums, settings)
     hessian, aim = _means(sums)
-    factor = factorise(hessian, settings.damping, together)
-    if aim is None:
-        return Aim(target, hessian, factor, None)
-    target += correction(aim, factor).mul_(share)
-    return Aim(target, hessian, factor, share)
+    result = Aim(target, hessian, settings.damping, together, None if aim is None else share)
+    if aim is not None:
+        target += correction(aim, result.factor).mul_(share)
+    return result
 
 
 @dataclass(frozen=True)

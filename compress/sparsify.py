@@ -97,8 +97,8 @@ def sparsify(
                 masks[name] = mask.cpu()
         if aim.share is not None:
             shares.append(aim.share)
-        if aim.factor.damping > correction.damping:
-            raised[visit.names[0]] = aim.factor.damping
+        if aim.raised is not None:
+            raised[visit.names[0]] = aim.raised
         del visit, modules, weights, parts, aim, prune  # they need not lie beside the next ones
     notes: dict[str, Any] = {
         **counts(zeros),

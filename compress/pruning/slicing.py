@@ -178,7 +178,7 @@ def assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
         outcome = result.load_state_dict(own, strict=False, assign=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"prune_structured: model_type '{config.model_type}' makes no model of this shape "
+            f"model_type '{config.model_type}' makes no model of this shape "
             f"({str(error).strip().splitlines()[-1].strip()}); prune other parts"
         ) from None
     assert not outcome.unexpected_keys, outcome.unexpected_keys

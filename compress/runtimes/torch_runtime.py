@@ -64,21 +64,16 @@ class TorchRuntime:
             self._model: Any = bundle.model.eval()
         self.task: Task = task_of(self._model.config)
         self.mask_token: int | None = bundle.tokenizer.mask_token_id if self.task == "masked" else None
-        accepted = inspect.signature(self._model.forward).parameters
+        accepted = set(inspect.signature(self._model.forward).parameters)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.rewinds = self._keeps_keys_and_values(accepted)
+        # rows of unlike lengths may share a call: each row is told its positions and its padding
+        self.joins = self.rewinds and {"attention_mask", "position_ids"} <= accepted
         self.device = str(self._model.device)
         self.weight_bytes = weight_bytes(self._model)
 
-    @property
-    def joins(self) -> bool:
-        """Whether rows of unlike lengths may share a call: each row is told its positions and its padding."""
-        accepted = inspect.signature(self._model.forward).parameters
-        return self.rewinds and {"attention_mask", "position_ids"} <= set(accepted)
-
-    @property
-    def rewinds(self) -> bool:
-        """Whether the architecture's cache is keys and values, which can be cut; a recurrent state cannot."""
-        accepted = inspect.signature(self._model.forward).parameters
+    def _keeps_keys_and_values(self, accepted: set[str]) -> bool:
+        """Whether the architecture's cache can be cut, which a recurrent state cannot."""
         if self.task != "causal" or "past_key_values" not in accepted:
             return False
         layers = DynamicCache(config=self._model.config).layers

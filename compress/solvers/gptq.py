@@ -66,7 +66,7 @@ def factorise(hessian: Tensor, damping: float = 0.01, together: int = 1) -> Fact
         UserError: the matrix holds values that are not finite, or cannot be factorised at all.
     """
     if not _finite(hessian):
-        raise UserError("GPTQ: calibration gave values that are not finite; is the checkpoint sound?")
+        raise UserError("calibration gave values that are not finite; is the checkpoint sound?")
     diagonal = hessian.diagonal().double()
     short = -len(diagonal) % together
     filled = torch.nn.functional.pad(diagonal, (0, short), value=-torch.inf).view(-1, together)
@@ -89,7 +89,7 @@ def factorise(hessian: Tensor, damping: float = 0.01, together: int = 1) -> Fact
             if _finite(upper):
                 return Factor(upper, order, damping, float(damping * mean))
         damping *= 10
-    raise UserError("GPTQ: the calibration statistics cannot be factorised; use more calibration windows")
+    raise UserError("the calibration statistics cannot be factorised; use more calibration windows")
 
 
 def _finite(matrix: Tensor) -> bool:
