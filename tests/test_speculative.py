@@ -25,7 +25,7 @@ PROMPT = [3, 14, 15, 92, 65]
 
 @pytest.fixture(autouse=True)
 def only_bytes_cost(monkeypatch):
-    monkeypatch.setattr("compress.generation.speculative._BESIDES", 0.0)
+    monkeypatch.setattr("compress.generation.speculative._CHECK", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def artifacts(tmp_path_factory):
 def runtime(artifacts, kind, name, seed, cheap=False):
     model = open_text_runtime(artifacts[name, seed] / ("onnx" if kind == "onnxruntime" else "."), 1)
     if cheap:  # as a draft it seems to cost nothing, and guesses as far ahead as it may
-        model.weight_bytes = 1
+        model.step_bytes = 1
     return model
 
 
@@ -182,7 +182,7 @@ def test_a_text_outgrows_the_draft_s_context(artifacts, tmp_path):
     small.model.config.max_position_embeddings = 16
     exported(small, tmp_path)
     draft = open_text_runtime(tmp_path, 1)
-    draft.weight_bytes = 1
+    draft.step_bytes = 1
     target = runtime(artifacts, "onnxruntime", "llama", 0)
     for prompt in (PROMPT, PROMPT * 4):
         alone = list(continue_tokens(target, prompt, Chooser(Sampling()), 30))

@@ -13,9 +13,9 @@ target alone. Both p and q are what temperature, top-k and the like have made of
 
 Cost: per round n calls of the draft and one of the target on n + 1 tokens, for (1 - a^(n+1)) / (1 - a)
 tokens where each guess is kept with probability a (their equation 1). `DraftLength` picks n by their
-theorem 3.8 from the share kept so far and from what a guess costs: the bytes of weights that the draft reads,
-compared with the target's, and a share for fixed work and for checking one token more (ONNX Runtime on two
-cores, calls of the target: 2 MB guessing for 16 MB 0.52 and 0.11; 87 MB for 538 MB 0.33 and 0.05). No clock
+theorem 3.8 from the share kept so far and from what a guess costs: what a token takes the draft, compared
+with the target (`step_bytes`), and one token more to check (ONNX Runtime on two cores, in calls of the
+target: 2 MB guessing for 16 MB 0.52 and 0.11; 87 MB for 538 MB 0.33 and 0.05, 50 MB 0.26 and 0.11). No clock
 decides, so the same seed gives the same text. A draft that is wrong too often to pay is asked for one guess
 every few rounds, to see whether it pays by now.
 Gain: where reading weights is what decoding waits for, and the draft is much smaller and mostly right.
@@ -37,7 +37,7 @@ from compress.runtimes.base import Logits, State, TextRuntime
 _MEMORY = 0.9  # weight of what is known about acceptance, after each further round
 _HOPE = (4.0, 5.0)  # tokens kept and tokens judged, before any were
 _PROBE = 16  # rounds between guesses of a draft that does not pay
-_BESIDES = 0.3  # calls of the target that a guess costs besides reading the draft's weights
+_CHECK = 0.1  # calls of the target that a token more to check takes
 
 
 def accept_greedy(drafted: Sequence[int], wanted: Sequence[int]) -> tuple[int, int]:
@@ -124,7 +124,7 @@ def speculate(
     alone.
     """
     counts = Counts() if counts is None else counts
-    length = DraftLength(longest, draft.weight_bytes / max(1, target.weight_bytes) + _BESIDES)
+    length = DraftLength(longest, draft.step_bytes / max(1, target.step_bytes) + _CHECK)
     text = list(prompt)
     with counts.reading():
         state = target.prefill(np.asarray([text], dtype=np.int32))

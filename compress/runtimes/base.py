@@ -110,6 +110,15 @@ class TextRuntime(Runtime, Protocol):
         ...
 
     @property
+    def step_bytes(self) -> int:
+        """How long a decoded token takes: in that time so many bytes of weights could be read.
+
+        Those of the model, and what its calls and blocks take whatever their weights. By measurement, so that
+        two models compare without a clock.
+        """
+        ...
+
+    @property
     def rewinds(self) -> bool:
         """Whether `append` and `rewind` work: a model with a recurrent state cannot step back in its text."""
         ...

@@ -53,6 +53,7 @@ class OnnxSeq2Seq:
         self._start = int(facts["start_token"])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
+        self.step_bytes = self.weight_bytes  # it neither has a draft nor is one
 
     def logits(self, tokens: Tokens) -> Logits:
         """For the second half of windows (batch, length): (batch, length - length // 2, vocabulary)."""
