@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from compress import report
 from compress.bundle import Bundle
-from compress.checkpoints import load_tokenizer, read_json
+from compress.checkpoints import load_config, load_tokenizer, read_json
 from compress.data import DataConfig, TextData, Windows, prepare
 from compress.errors import UserError
 from compress.machine import machine, usable_cores, versions
@@ -37,7 +37,7 @@ from compress.records import (
 )
 from compress.runtimes import detect_runtime
 from compress.runtimes.providers import require_provider
-from compress.steps import StepStore
+from compress.steps import STEPS, StepStore, alone
 from compress.text import load_documents
 from compress.vocabulary import translation
 
@@ -57,8 +57,9 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
     made = make_artifacts(recipe, folder, say)
-    record = tell(recipe, made)
-    write_report(folder)
+    with alone(folder):
+        record = tell(recipe, made)
+        write_report(folder)
     return record
 
 
@@ -71,11 +72,12 @@ def make_artifacts(recipe: Recipe, folder: Path, say: Say = print) -> Made:
     pin_threads(recipe.threads)
     preflight(recipe, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "recipe.yaml", recipe.to_yaml())
+        (folder / STEPS).mkdir(parents=True, exist_ok=True)  # what tells a run's folder from others
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    return make(recipe, folder, say)
+    with alone(folder):
+        write_whole(folder / "recipe.yaml", recipe.to_yaml())
+        return make(recipe, folder, say)
 
 
 def take_part(recipe: Recipe, folder: Path) -> None:
@@ -192,7 +194,7 @@ def bench(
 
     Raises:
         UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
-            provider that is absent.
+            provider that is absent, windows beyond an artifact's context.
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
@@ -201,10 +203,26 @@ def bench(
     for path in artifacts:
         if _vocabulary(path) != own and not _trimmed(path, base):
             raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    for path in artifacts:
+        config = load_config(path) if (path / "config.json").is_file() else None
+        longest = getattr(config, "max_position_embeddings", None) or math.inf
+        if data.window > longest:
+            raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     targets = [
-        harness.Target(path.name, detect_runtime(path), path, artifact=str(path)) for path in artifacts
+        harness.Target(name, detect_runtime(path), path, artifact=str(path))
+        for name, path in zip(_short(artifacts), artifacts, strict=True)
     ]
     return harness.measure(targets, base, windows, protocol)
+
+
+def _short(paths: Sequence[Path]) -> list[str]:
+    """As many of each path's last parts as tell it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]
 
 
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:

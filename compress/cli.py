@@ -104,7 +104,7 @@ def bench(
     base: Annotated[Path | None, typer.Option(help="Compare with this one (KL, loss difference).")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
     provider: Provider = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.jsonl here.")] = None,
 ) -> None:
@@ -182,7 +182,7 @@ def generate(
         Path | None, typer.Option(help="A smaller artifact with the same tokenizer that guesses ahead.")
     ] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, help="At most this many guesses at a time.")] = 4,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
     prefill_chunk: Annotated[
         int | None,
         typer.Option(min=1, help="Read prompts this many tokens at a time; default: as many as is fast."),
@@ -232,6 +232,8 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(f"error: {error}", 2)
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        _fail(f"error: {error.filename}: {error.strerror}", 2)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -264,6 +266,8 @@ def _prepare(output: Path | None) -> None:
     from compress.preflight import check_writable
 
     if output is not None:
+        if output.is_dir():
+            raise UserError(f"{output}: is a folder; name a file with --output")
         check_writable(output)
         output.parent.mkdir(parents=True, exist_ok=True)
 

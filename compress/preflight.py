@@ -23,6 +23,7 @@ from compress.recipe import Recipe
 from compress.registry import names as pass_names
 from compress.registry import pass_class
 from compress.runtimes.providers import require_provider
+from compress.steps import STEPS
 from compress.tasks import KINDS, longest_text, task_of
 from compress.text import load_documents
 
@@ -103,10 +104,10 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another folder with --output")
     check_writable(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
         return
     name = saved_name(folder)
-    if name is None:
+    if name is None or not (folder / STEPS).is_dir():
         raise UserError(f"{folder}: holds files that are no run; choose another folder with --output")
     if name != recipe.name:
         raise UserError(
@@ -199,9 +200,7 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
 def _meta(recipe: Recipe) -> Any:
     if recipe.model.create is not None:
         return meta_model(recipe.model.create.config())
-    checkpoint = Path(str(recipe.model.checkpoint))
-    if checkpoint.is_dir() and not (checkpoint / "manifest.json").is_file():
-        check_directory(checkpoint)
+    _check_model(str(recipe.model.checkpoint), "model")
     return meta_model(str(recipe.model.checkpoint))
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from compress.passes.base import Pass
@@ -74,17 +75,18 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
         "runtime",
         "MB",
         "perplexity",
-        "Δ nll",
-        "KL",
+        "Δ NLL, nats",
+        "KL, nats",
         "top-1",
         *(["1 − cosine"] if embeds else []),
-        "prefill/s",
-        "decode/s",
+        "prefill, tokens/s",
+        "decode, tokens/s",
         "peak MB",
     )
     table = Table(*columns, box=None)
-    for name in columns[2:]:
-        next(c for c in table.columns if c.header == name).justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header in columns[:2] else "right"
     for r in results:
         table.add_row(
             r.variant,
@@ -103,7 +105,12 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
         table.add_row(
             reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * (len(columns) - 4)
         )
-    _console().print(table)
+    console = _console()
+    # a terminal that is too narrow folds a line, which can be read; cut numbers could not
+    console.width = max(
+        console.width, Measurement.get(console, console.options.update(width=1000), table).maximum
+    )
+    console.print(table)
 
 
 def _number(value: float | None, form: str) -> str:

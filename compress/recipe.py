@@ -5,12 +5,21 @@ starts from the base or from another variant. Every field is typed and bounded; 
 in one line that names the field, the value and the nearest known name.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from compress.architectures import Architecture
 from compress.data import DataConfig
@@ -31,6 +40,12 @@ class ModelConfig(BaseModel):
     model_config = _VALUE
     checkpoint: str | None = Field(None, description="a directory, a .gguf file or a hub id")
     create: Architecture | None = Field(None, description="dimensions of a model to train from scratch")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _at_home(cls, checkpoint: str | None) -> str | None:
+        home = checkpoint is not None and checkpoint.startswith("~")
+        return str(Path(str(checkpoint)).expanduser()) if home else checkpoint
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -57,7 +72,7 @@ class ReportConfig(BaseModel):
     """The `report` section."""
 
     model_config = _VALUE
-    prompt: str = Field("def ", description="each variant continues this text")
+    prompt: str = Field("def ", min_length=1, description="each variant continues this text")
     sample_tokens: int = Field(64, ge=0, le=1000)
 
 
@@ -68,7 +83,9 @@ class Recipe(BaseModel):
     name: str = Field(pattern=_NAME)
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**31)
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: the physical cores")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; null: all cores of this process"
+    )
     model: ModelConfig
     data: DataConfig = DataConfig()
     base: Chain = Chain()
@@ -81,10 +98,13 @@ class Recipe(BaseModel):
         if self.base.parent is not None:
             raise ValueError(f"base.from: '{self.base.parent}' given, but the base has no parent")
         for name, chain in self.variants.items():
-            if name in ("base", "logs"):
+            if name in _TAKEN:
                 raise ValueError(f"variants.{name}: the name is taken by the {_TAKEN[name]}; choose another")
-            if Path(name).name != name or name.startswith(".") or Path(name).suffix in _RUN_FILES:
-                raise ValueError(f"variants.{name}: not usable as the name of a folder")
+            if not re.fullmatch(_NAME, name) or Path(name).suffix in _RUN_FILES:
+                raise ValueError(
+                    f"variants: {name!r} is not usable as the name of a folder; take letters, digits and "
+                    "._- (64 at most, and no ending such as .json)"
+                )
             parent = chain.parent
             if parent not in (None, "base", *self.variants):
                 raise ValueError(
@@ -185,13 +205,15 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Field names of the model that a location leads to, as far as it can be followed."""
     current: Any = model
+    members: list[type[BaseModel]] = []
     for part in location:
         field = getattr(current, "model_fields", {}).get(part)
         inner = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         models = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
-        # a discriminated union names its member by its tag
-        tagged = [m for m in models if "kind" in m.model_fields]
-        current = models[0] if models and not tagged else (models[0] if models else current)
+        # a location goes on with the tag of a union's member
+        named = [m for m in members if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        members = models or members
+        current = named[0] if named else models[0] if models else current
     return [f.alias or name for name, f in current.model_fields.items()]
 
 
@@ -244,13 +266,28 @@ def _read(source: str) -> dict[str, Any]:
             f"recipe: '{source}' is neither a file nor a shipped recipe; {nearest(source, shipped())}"
         )
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Once)  # a safe one
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise UserError(f"{source}:{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{source}: a recipe is a mapping with 'name', 'model', 'variants' ...")
     return content
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML's own loader keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping, as the library asks for it."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(
+                    problem=f"'{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def _override(content: dict[str, Any], text: str) -> None:

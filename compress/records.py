@@ -9,7 +9,7 @@ is None, never 0. Every `*_ci95` is [low, high].
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import UserError
 
@@ -37,7 +37,9 @@ class Record(BaseModel):
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except ValueError as error:
-            raise UserError(f"{path}: not a {cls.__name__} of this version ({error})") from None
+            raise UserError(
+                f"{path}: damaged, or no {cls.__name__} of this version ({_first(error)}); write it anew"
+            ) from None
 
 
 class PassRecord(Record):
@@ -102,6 +104,7 @@ class Manifest(Record):
     sparse: dict[str, SparseRecord] = Field(default_factory=dict)
     storage: Storage = "dense"
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    exports: tuple[str, ...] = ()  # folders beside the files
     onnx: dict[str, Any] | None = None
 
 
@@ -231,8 +234,19 @@ def read_results(path: Path) -> list[Result]:
         try:
             results.append(Result.model_validate_json(line))
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not a result line of this version ({error})") from None
+            raise UserError(
+                f"{path}:{number}: no result line of this version ({_first(error)}); delete the file and "
+                "measure again"
+            ) from None
     return results
+
+
+def _first(error: ValueError) -> str:
+    """What is wrong first, in a line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def write_results(path: Path, results: list[Result]) -> None:

@@ -11,10 +11,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from compress.bundle import MANIFEST, Bundle, file_record
 from compress.errors import UserError
@@ -58,12 +61,35 @@ def file_hashes(paths: Iterable[Path]) -> list[str]:
     return [file_record(path).sha256 for path in paths]
 
 
+STEPS = ".steps"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs.
+
+    Raises:
+        UserError: one is at work there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another run is using it; wait for that, or choose another folder with --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class StepStore:
     """The steps of one run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
-        self.finished, self.working = folder / ".steps", folder / ".work"
+        self.finished, self.working = folder / STEPS, folder / ".work"
 
     def path(self, fingerprint: str) -> Path:
         """Where a finished step lies."""
@@ -71,14 +97,7 @@ class StepStore:
 
     def has(self, fingerprint: str) -> bool:
         """Whether the step was finished, and is still whole as far as file sizes tell."""
-        folder = self.path(fingerprint)
-        if not (folder / MANIFEST).is_file():
-            return False
-        manifest = Manifest.read(folder / MANIFEST)
-        sizes = {p.name: p.stat().st_size for p in folder.iterdir() if p.is_file()}
-        return manifest.fingerprint == fingerprint and all(
-            sizes.get(name) == record.bytes for name, record in manifest.files.items()
-        )
+        return _whole(self.path(fingerprint), fingerprint)
 
     def record(self, fingerprint: str) -> PassRecord:
         """The last pass of a finished step."""
@@ -107,8 +126,10 @@ class StepStore:
     def publish(self, fingerprint: str, name: str) -> Path:
         """Make a finished step visible as the folder of a variant."""
         source, target = self.path(fingerprint), self.root / name
-        if (target / MANIFEST).is_file() and Manifest.read(target / MANIFEST).fingerprint == fingerprint:
+        if _whole(target, fingerprint):
             return target
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise UserError(f"{target}: is in the way, and was not written by a run; move it elsewhere")
         partial = self.root / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial, copy_function=link_or_copy)
@@ -158,7 +179,7 @@ def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
             shutil.rmtree(partial / name, ignore_errors=True)
             shutil.copytree(source, partial / name, copy_function=link_or_copy)
             _relabel(partial / name / MANIFEST, bundle.lineage)
-        _relabel(partial / MANIFEST, bundle.lineage)
+        _relabel(partial / MANIFEST, bundle.lineage, exports=tuple(bundle.exports))
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
     except OSError as error:
@@ -166,10 +187,31 @@ def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
         raise UserError(f"{target}: cannot be written ({error}); free some space and run again") from None
 
 
-def _relabel(path: Path, lineage: Lineage) -> None:
+def _whole(folder: Path, fingerprint: str) -> bool:
+    """Whether a folder holds what its manifest says, exports too, as far as file sizes tell."""
+    try:
+        manifest = Manifest.read(folder / MANIFEST)
+    except UserError:
+        return False
+    exports = [folder / name for name in manifest.exports]
+    for export in (e for e in exports if (e / MANIFEST).is_file()):
+        if not _whole(export, fingerprint):
+            return False
+    return (
+        manifest.fingerprint == fingerprint
+        and all(export.is_dir() for export in exports)
+        and all(_has(folder / name, record.bytes) for name, record in manifest.files.items())
+    )
+
+
+def _has(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def _relabel(path: Path, lineage: Lineage, **more: Any) -> None:
     """Write a manifest anew with another lineage; the file linked to stays as it was."""
     if path.is_file():
         manifest = Manifest.read(path)
         path.unlink()
         changed = {"lineage": lineage, "fingerprint": lineage.steps[-1].fingerprint}
-        manifest.model_copy(update=changed).write(path)
+        manifest.model_copy(update=changed | more).write(path)

@@ -195,6 +195,24 @@ def test_a_changed_field_recomputes_only_its_chain(place, tmp_path, monkeypatch)
     assert {name for name in moved if not name.startswith(".")} == {"int4", "recipe.yaml"}
 
 
+def test_files_that_are_gone_are_made_again(place, tmp_path, monkeypatch):
+    shutil.copytree(place, tmp_path / "copy")
+    folder = tmp_path / "copy" / "run"
+    before = digests(folder)
+    monkeypatch.setattr("compress.api.tell", lambda recipe, made: SimpleNamespace(references=[]))
+    monkeypatch.setattr("compress.api.write_report", lambda folder: None)
+    (folder / "int8" / "onnx" / "model.onnx").unlink()  # of the variant: it is in the step, too
+    (folder / "base" / "manifest.json").write_text("{")
+    step = next(p for p in (folder / ".steps").iterdir() if (p / "onnx").is_dir())
+    shutil.rmtree(step / "onnx")
+    outcome = invoke(*demo(tmp_path / "copy"))
+    assert outcome.code == 0, outcome.err
+    ran = [line for line in outcome.err.splitlines() if not line.endswith("done before")]
+    assert len(ran) == 1, outcome.err
+    assert "export_onnx" in ran[0]
+    assert set(digests(folder)) == set(before)
+
+
 def test_compare_draws_one_page_over_several_runs(run, place, tmp_path):
     shutil.copytree(run, tmp_path / "second")
     page = tmp_path / "pages" / "both.html"

@@ -9,6 +9,7 @@ import pytest
 from cli_helpers import SHAPE, refused, settings, tree, write_recipe, write_text
 
 from compress.architectures import Architecture, create
+from compress.steps import alone
 from compress.text import load_documents
 
 GPTQ, PRUNE = {"quantize_gptq": {"format": "int4"}}, {"prune_magnitude": {"sparsity": 0.5}}
@@ -84,6 +85,10 @@ def refuse(recipe, tmp_path):
         ("variants.v=7", ["variants.v: 7 is not valid", "list of passes"]),
         ("variants.v.passes=[{prune_magnitude: {}, train: {}}]", ["variants.v.passes.0", "is not valid"]),
         ("variants=[]", ["variants: [] is not valid"]),
+        ("variants={'': [quantize_round]}", ["variants: '' is not usable as the name of a folder"]),
+        ("variants={a b: [quantize_round]}", ["variants: 'a b' is not usable as the name of a folder"]),
+        ("variants.q.passes.quantize_gptq.format={kind: coded, rat: 3}", ["rat", "did you mean 'rate'?"]),
+        ("report.prompt=''", ["report.prompt: '' is not valid"]),
         ("model.checkpoint=x", ["model", "exactly one"]),
         ("data.text=nowhere.txt", ["data.text: 'nowhere.txt' does not exist"]),
         ("nonsense", ["--set nonsense", "path.to.field=value"]),
@@ -106,6 +111,7 @@ def test_a_recipe_that_cannot_work(refuse, override, words):
         ("name: [", ["tiny.yaml:", "not valid YAML"]),
         ("- train", ["a recipe is a mapping"]),
         ("name: tiny", ["model", "required"]),
+        ("name: tiny\nname: big", ["tiny.yaml:2", "'name' is given twice"]),
         ("name: tiny\nmodel: {}", ["exactly one"]),
         ("name: tiny\nmodel: llama", ["model: 'llama' is not valid"]),
     ],
@@ -217,6 +223,7 @@ def test_a_directory_or_name_that_is_no_model(refuse, copy, tmp_path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "cannot be loaded" in refuse("--model", "nobody/nothing-of-this-name")
     assert "gone" in refuse("--model", tmp_path / "gone")
+    assert "model: 'gone' is neither a directory" in refuse("--model", "gone")  # and no hub was asked
     (copy / "config.json").write_text("{")
     assert "config.json: not readable as JSON" in refuse("--model", copy)
     (copy / "config.json").write_text('{"model_type": "unheard_of"}')
@@ -229,7 +236,7 @@ def test_a_tokenizer_that_is_missing_or_broken(recipe, copy, tmp_path):
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
     assert "cannot be loaded" in refused("run", recipe, "-o", tmp_path / "run", "--model", copy)
-    assert list(tree(tmp_path / "run")) == ["recipe.yaml"]
+    assert set(tree(tmp_path / "run")) == {"recipe.yaml", ".lock"}
 
 
 def test_a_gguf_file_that_is_not_whole(refuse, tmp_path):
@@ -254,12 +261,31 @@ def test_a_gguf_file_that_is_not_whole(refuse, tmp_path):
     assert "no GGUF file" in refuse("--model", file)
 
 
+def test_an_output_folder_that_is_somebodys_own(refuse, recipe, tmp_path, text):
+    """A recipe and a folder `base` beside it are no run, whatever the recipe is called."""
+    folder = tmp_path / "run"
+    (folder / "base").mkdir(parents=True)
+    (folder / "base" / "notes.txt").write_text("years of work")
+    shutil.copy(recipe, folder / "recipe.yaml")
+    assert "holds files that are no run" in refuse()
+    (folder / ".steps").mkdir()
+    assert "base: is in the way" in refused("run", recipe, "-o", folder, "--no-measure")
+    assert (folder / "base" / "notes.txt").read_text() == "years of work"
+
+
+def test_two_runs_in_one_folder(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    with alone(tmp_path / "run"):
+        assert "another run is using it" in refused("run", recipe, "-o", tmp_path / "run")
+
+
 def test_an_output_folder_that_holds_something_else(refuse, recipe, tmp_path, text):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
     assert "holds files that are no run" in refuse()
     (folder / "thesis.tex").unlink()
+    (folder / ".steps").mkdir()
     write_recipe(folder / "recipe.yaml", text, name="other")
     line = refuse()
     assert "holds the run 'other', not 'tiny'" in line

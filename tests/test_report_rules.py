@@ -121,6 +121,17 @@ def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains() -> No
     assert any("base beats the strongest reference, Kneser-Ney trigram" in t for t in texts["fact"])
 
 
+def test_a_runtimes_speed_beats_no_variant_in_another_runtime() -> None:
+    run, results, _ = demo_run()
+    slow = [
+        r.model_copy(update={"decode_tokens_per_second": 1.0}) if r.runtime == "torch" else r for r in results
+    ]
+    for sentence in headlines(run, slow):
+        own, _, rival = sentence.text.partition("; but ")
+        if rival:
+            assert ("in ONNX Runtime" in own) == ("in ONNX Runtime" in rival), sentence.text
+
+
 def test_headline_admits_a_base_worse_than_the_references() -> None:
     run, results, _ = demo_run()
     poor = [

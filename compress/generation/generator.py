@@ -172,7 +172,10 @@ class TextGenerator:
         # one that an encoder reads leaves the text all its room
         longest = self.runtime.context - (1 if self.continues else 0)
         if len(ids) > longest:
-            raise UserError(f"prompt: has {len(ids)} tokens, but the model takes at most {longest}")
+            whole = ", what it writes included" if self.continues else ""
+            raise UserError(
+                f"prompt: has {len(ids)} tokens, but the model takes at most {self.runtime.context}{whole}"
+            )
         return ids
 
     def _writing(self, ids: Sequence[int], stop: Sequence[str]) -> Writing:

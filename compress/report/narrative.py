@@ -1,10 +1,10 @@
 """The headline: one plain sentence for each trade-off worth having, and for each that is not.
 
 Method: every measured line becomes a point (bytes on disk, quality lost, decode seconds per token).
-A variant is worth having when one of its lines is on the Pareto front of all lines and is smaller or
-faster than the base in the same runtime. The sentence speaks of the fastest such line. What is left
-is told too: a variant with neither a smaller file nor more speed has "no gain", and one that another
-beats on every count is named together with the one that beats it.
+A variant is worth having when one of its lines is on the Pareto front of all lines in the same runtime and
+is smaller or faster than the base there: what a runtime does is no merit of a variant. The sentence speaks of
+the fastest such line; "faster" is of decoding. What is left is told too: a variant with neither a smaller
+file nor more speed has "no gain", and one that another beats on every count is named together with that.
 
 Limits: fronts compare point estimates; the sentences carry the interval's verdict in words.
 """
@@ -41,9 +41,12 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
     facts = _runtime_facts(run, lines) + _reference_facts(run, lines)
     variants = [name for name in dict.fromkeys(line.variant for line in lines) if name != base_name(run)]
     measured = [line for line in lines if _point(line) is not None]
-    points = [point for line in measured if (point := _point(line)) is not None]
-    front = {id(measured[index]) for index in pareto_front(points)}
-    good: list[tuple[float, Sentence]] = []
+    front: set[int] = set()
+    for runtime in {line.runtime for line in measured}:
+        rivals = [line for line in measured if line.runtime == runtime]
+        points = [point for line in rivals if (point := _point(line)) is not None]
+        front |= {id(rivals[index]) for index in pareto_front(points)}
+    good: list[tuple[float, str, Sentence]] = []
     rest: list[Sentence] = []
     for name in variants:
         own = [line for line in lines if line.variant == name]
@@ -51,13 +54,17 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
         winners = [line for line in paying if id(line) in front]
         if winners:
             best = max(winners, key=lambda line: line.decode_tokens_per_second or 0.0)
-            good.append((_size_ratio(run, lines, best), Sentence("good", _trade(run, lines, best))))
+            good.append((_size_ratio(run, lines, best), name, Sentence("good", _trade(run, lines, best))))
         elif not paying and any(base_result(run, lines, line.runtime) for line in own):
             rest.append(Sentence("none", _no_gain(run, lines, own)))
         elif paying:
             rest.append(Sentence("none", _beaten(run, lines, paying, measured)))
-    good.sort(key=lambda pair: -pair[0])
-    return [sentence for _, sentence in good[:most]] + rest + facts
+    good.sort(key=lambda entry: -entry[0])
+    told = [sentence for _, _, sentence in good[:most]]
+    if good[most:]:
+        others = ", ".join(name for _, name, _ in good[most:])
+        told.append(Sentence("fact", f"Also worth having, less small: {others}."))
+    return told + rest + facts
 
 
 def _point(line: Result) -> tuple[float, float, float] | None:
@@ -135,7 +142,13 @@ def _beaten(run: RunRecord, lines: list[Result], paying: list[Result], measured:
     if point is None:
         return f"{best.variant}: quality was not measured."
     better = next(
-        (other for other in measured if (rival := _point(other)) is not None and dominates(rival, point)),
+        (
+            other
+            for other in measured
+            if other.runtime == best.runtime
+            and (rival := _point(other)) is not None
+            and dominates(rival, point)
+        ),
         None,
     )
     told = _trade(run, lines, best).removesuffix(".")

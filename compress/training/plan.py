@@ -68,8 +68,7 @@ class Optimization(BaseModel):
         Raises:
             UserError: in one line. The model may hold no data.
         """
-        longest = longest_text(model)
-        if self.window is not None and self.window > longest:
+        if self.window is not None and self.window > (longest := longest_text(model)):
             raise UserError(f"window: {self.window} tokens, but the model takes at most {longest}")
         windows, (_, count) = self.batch * self.accumulate, process()
         if windows % count:
