@@ -12,6 +12,9 @@ from compress.runtimes.providers import missing_providers, present_providers
 # extra -> (package, what it is for)
 _EXTRAS = {
     "gguf": ("gguf", "reading .gguf checkpoints"),
+    "encoders": ("onnxscript", "exporting encoders and encoder-decoders to ONNX"),
+    "bitsandbytes": ("bitsandbytes", "that library's grids"),
+    "compressed-tensors": ("compressed-tensors", "exporting for transformers and vLLM"),
     "genai": ("onnxruntime-genai", "running exported ONNX folders in onnxruntime-genai"),
     "pruning": ("torch-pruning", "taking out heads, neurons and channels"),
     "parquet": ("pyarrow", "reading .parquet text"),
@@ -22,7 +25,7 @@ _EXTRAS = {
 }
 _WANTED = {
     "avx512_bf16": "bfloat16 training about four times as fast as float32",
-    "avx512_vnni": "int8 and int4 products in ONNX Runtime",
+    "avx512_vnni": "the fastest integer products in ONNX Runtime",
 }
 
 
@@ -36,7 +39,7 @@ def print_doctor() -> None:
     print(f"instructions  {' '.join(found['instruction_sets']) or 'unknown'}")
     for name, use in _WANTED.items():
         if found["instruction_sets"] and name not in found["instruction_sets"]:
-            print(f"              no {name}: {use} is not to be had")
+            print(f"              no {name}, so without {use}")
     for name, installed in versions().items():
         print(f"{name:<13} {installed}")
     print(f"gpu           {_gpu()}")

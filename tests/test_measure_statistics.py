@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.measure.statistics import mean_interval, paired_interval, percentile, significant
+from compress.measure.statistics import mean_interval, paired_interval, percentile
+from compress.report.verdicts import is_significant
 
 
 @pytest.mark.parametrize("windows", [12, 40])
@@ -24,7 +25,7 @@ def test_pairing_removes_what_windows_share():
     variant = base + rng.normal(1.0, 0.5, 30)
     counts = np.full(30, 100)
     low, high = paired_interval(variant, base, counts)
-    assert significant((low, high))
+    assert is_significant((low, high))
     assert high - low < 0.01
     wide = mean_interval(variant, counts)
     assert wide[1] - wide[0] > 10 * (high - low)
@@ -63,4 +64,4 @@ def test_percentiles_need_samples():
 def test_zero_change_is_not_significant():
     interval = paired_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1, 1, 1])
     assert interval == (0.0, 0.0)
-    assert not significant(interval)
+    assert not is_significant(interval)

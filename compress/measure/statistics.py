@@ -17,7 +17,6 @@ document are taken as independent; below two windows there is no interval (None)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import Any
@@ -74,15 +73,6 @@ def paired_interval(
     """Interval of the mean difference variant - base on the same windows; arguments as in `mean_interval`."""
     difference = _column(sums, "sums") - _column(base_sums, "base_sums")
     return mean_interval(difference, counts, seed=seed, draws=draws, level=level)
-
-
-def significant(interval: Sequence[float] | None) -> bool:
-    """Whether a difference's interval excludes 0. No interval: not significant.
-
-    >>> significant((0.01, 0.03)), significant((-0.01, 0.03)), significant(None)
-    (True, False, False)
-    """
-    return interval is not None and not (interval[0] <= 0.0 <= interval[1])
 
 
 def percentile(samples: npt.ArrayLike, q: float) -> float | None:

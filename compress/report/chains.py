@@ -155,7 +155,8 @@ def _step(
     notes, warnings = _notes(step.notes)
     tokens = _tokens_per_parameter(run, results, variant, step)
     if tokens:
-        notes = (("tokens per parameter", tokens), *notes)
+        said = "tokens per parameter"
+        notes = ((said, tokens), *(note for note in notes if note[0] != said))
     return ChainStep(
         number=index + 1,
         name=step.name,
