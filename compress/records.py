@@ -38,7 +38,7 @@ class Record(BaseModel):
             raise UserError(f"{path}: no such file") from None
         except ValueError as error:
             raise UserError(
-                f"{path}: damaged, or no {cls.__name__} of this version ({_first(error)}); write it anew"
+                f"{path}: not a {cls.__name__} of this version ({_first(error)}); write it anew"
             ) from None
 
 
