@@ -132,6 +132,18 @@ def test_a_runtimes_speed_beats_no_variant_in_another_runtime() -> None:
             assert ("in ONNX Runtime" in own) == ("in ONNX Runtime" in rival), sentence.text
 
 
+@pytest.mark.parametrize(("slowest", "gains"), [(0.01, False), (0.007, True)])
+def test_speed_that_the_slowest_tokens_do_not_share_is_no_gain(slowest: float, gains: bool) -> None:
+    run, results, _ = demo_run()
+    rate = next(r.decode_tokens_per_second for r in results if (r.variant, r.runtime) == ("base", "torch"))
+    changed = {
+        "base": {"decode_seconds_p95": 0.01},
+        "pruned": {"decode_tokens_per_second": 1.5 * (rate or 0), "decode_seconds_p95": slowest},
+    }
+    told = headlines(run, [r.model_copy(update=changed.get(r.variant, {})) for r in results])
+    assert any(s.text.startswith("pruned: no gain in size or speed") for s in told) != gains
+
+
 def test_headline_admits_a_base_worse_than_the_references() -> None:
     run, results, _ = demo_run()
     poor = [

@@ -147,10 +147,14 @@ def speculate(
         with counts.writing():
             # at the end one token is wanted, and it needs no guess
             drafted, q = guesser.guess(text, min(length(), left - 1))
-            state, logits = target.append(state, np.asarray([text[-1], *drafted], dtype=np.int32))
-            accepted, following = _judge(logits, text, drafted, q, choose)
-            state = target.rewind(state, len(text) + accepted)
-            guesser.rewind(len(text) + accepted)
+            if drafted:
+                state, logits = target.append(state, np.asarray([text[-1], *drafted], dtype=np.int32))
+                accepted, following = _judge(logits, text, drafted, q, choose)
+                state = target.rewind(state, len(text) + accepted)
+                guesser.rewind(len(text) + accepted)
+            else:  # a call of its own for one token is cheaper
+                state = target.decode(state, np.asarray([text[-1]], dtype=np.int32))
+                accepted, following = _judge(state.logits, text, [], [], choose)
         counts.calls += 1
         counts.drafted += len(drafted)
         counts.accepted += accepted

@@ -83,8 +83,17 @@ def _comparison(run: RunRecord, lines: list[Result], line: Result) -> tuple[Find
         return Finding("unknown", "size not comparable"), Finding("unknown", "speed not comparable")
     return (
         size_finding(base.disk_bytes, line.disk_bytes),
-        rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode"),
+        _speed(base, line),
     )
+
+
+def _speed(base: Result, line: Result) -> Finding:
+    """Of decoding; a change that the slowest token of twenty does not share is the machine's, and none."""
+    typical = rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode")
+    if not base.decode_seconds_p95 or not line.decode_seconds_p95:
+        return typical
+    slow = rate_finding(1 / base.decode_seconds_p95, 1 / line.decode_seconds_p95, "decode")
+    return typical if slow.direction == typical.direction else rate_finding(1.0, 1.0, "decode")
 
 
 def _pays(run: RunRecord, lines: list[Result], line: Result) -> bool:
