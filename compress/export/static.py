@@ -8,6 +8,10 @@ the bounds that calibration found, becomes
 the form (QDQ) that hardware with integer products looks for. ONNX Runtime makes one integer product of it,
 with nothing to find out at run time, since step and zero-point are constants. Codes are unsigned, which is
 exact on every processor; signed, which is faster, with `processor: vnni` (see integers.py).
+
+Measured (SmolLM2-135M, codes of `quantize_round` after SmoothQuant, two cores with AVX2, 3 windows of 1024):
+KL to the float32 graph 0.182, and 0.028 with a grid per token; a prompt of 512 at 577 and 654 tokens/s,
+decoding at 74 both. So it is for hardware that wants fixed grids.
 """
 
 import numpy as np
