@@ -9,6 +9,7 @@ STUDENTS: dict[str, tuple[dict[str, Any], int]] = {
     "demo*": ({"blocks": 2, "intermediate": 352}, 400_000),
     "SmolLM2-135M*": ({"blocks": 11}, 100_000),
 }
+PRUNED: dict[str, Any] = {"prune_structured": {"target": {"parameters": 0.5}}}
 # a start from nothing wants the rates of base training; weights that were trained want less
 RATES: dict[str, dict[str, Any]] = {
     "demo*": {},
@@ -17,10 +18,13 @@ RATES: dict[str, dict[str, Any]] = {
 
 
 def students(tool: str, setting: str, weights: str, learn: str, **fields: Any) -> list[Point]:
-    """One setting, for every model's student: a pass `student`, then the pass `learn`."""
+    """One setting, for every model's student, then the pass `learn`.
+
+    `weights`: of the pass `student`; or pruned: all blocks of the teacher, narrower.
+    """
     found = []
     for models, (shape, tokens) in STUDENTS.items():
-        student = {"student": shape | {"weights": weights}}
+        student = PRUNED if weights == "pruned" else {"student": shape | {"weights": weights}}
         passes = [student, {learn: RATES[models] | {"tokens": tokens} | fields}]
         found.append(Point(tool, setting, tokens, {"passes": passes}, True, 1, models))
     return found
@@ -29,17 +33,6 @@ def students(tool: str, setting: str, weights: str, learn: str, **fields: Any) -
 def ours(setting: str, **fields: Any) -> list[Point]:
     """A student made of the teacher's weights, distilled."""
     return students("ours", setting, "teacher", "distill", **fields)
-
-
-def pruned() -> list[Point]:
-    """A student of half the parameters, too, but of narrower blocks instead of fewer."""
-    found = []
-    for models, (_, tokens) in STUDENTS.items():
-        prune = {"prune_structured": {"target": {"parameters": 0.5}}}
-        passes = [prune, {"distill": RATES[models] | {"tokens": tokens}}]
-        setting = "pruned from the teacher, forward KL"
-        found.append(Point("ours", setting, tokens, {"passes": passes}, True, 1, models))
-    return found
 
 
 POINTS = [
@@ -55,5 +48,5 @@ POINTS = [
     *ours("the teacher's weights, forward KL, hidden states", hidden=1.0),
     *ours("the teacher's weights, forward KL, relations", relations=1.0),
     *ours("the teacher's weights, forward KL, cached", targets="cached"),
-    *pruned(),
+    *students("ours", "pruned from the teacher, forward KL", "pruned", "distill"),
 ]

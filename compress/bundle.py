@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from compress.checkpoints import (
     check_directory,
     check_safetensors,
-    first_line,
     inside,
     load_checkpoint,
     load_config,
     load_tokenizer,
+    loading,
     quiet_transformers,
     refuse_remote_code,
     save_configurations,
@@ -200,7 +200,7 @@ class Bundle:
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
         for name, record in manifest.files.items():
             file = inside(folder, name)
-            if not file.is_file() or file.stat().st_size != record.bytes:
+            if not record.fits(file):
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
@@ -309,15 +309,8 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
-    try:
-        with quiet_transformers(), no_init_weights():
-            model = auto_class(config).from_config(config, dtype=torch.float32)
-    except UserError:
-        raise
-    except Exception as error:  # a wrong type in a configuration fails wherever it is first used
-        raise UserError(
-            f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
-        ) from None
+    with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
+        model = auto_class(config).from_config(config, dtype=torch.float32)
     try:
         _make_room(model, manifest.layers)
         if packed:

@@ -151,50 +151,52 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Let transformers load something in silence; whatever it raises becomes a UserError, `failure: reason`.
+
+    A damaged file, or a wrong type in a configuration, fails wherever it is first used, with any exception.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failure}: {first_line(error)}") from None
+
+
 def load_config(folder: Path) -> Any:
     """The configuration of a directory; raises UserError where there is none that transformers knows."""
     from transformers import AutoConfig
 
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # as in _load_pretrained
-        raise UserError(
-            f"{folder / 'config.json'}: no model can be made of it ({first_line(error)})"
-        ) from None
+    with loading(f"{folder / 'config.json'}: no model can be made of it"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_tokenizer(path: str | Path, **options: Any) -> Any:
     """The fast tokenizer of a directory or hub id; raises UserError where there is none that works."""
     from transformers import AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-    except Exception as error:  # a damaged file fails in many ways, bare Exception among them
-        raise UserError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from None
+    with loading(f"{path}: its tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
 
 
 def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig
 
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-            model, found = auto_class(config).from_pretrained(
-                source,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        tokenizer = load_tokenizer(source, **options)
-    except UserError:
-        raise
-    except Exception as error:  # a wrong type in a configuration fails wherever it is first used
-        raise UserError(f"model: '{source}' cannot be loaded: {first_line(error)}") from None
+    with loading(f"model: '{source}' cannot be loaded"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        model, found = auto_class(config).from_pretrained(
+            source,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    tokenizer = load_tokenizer(source, **options)
     # an encoder that embeds is often saved without the layer after it, which is not used here
     missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
     if missing:
@@ -267,17 +269,12 @@ def meta_model(source: Any) -> Any:
     from transformers import AutoConfig
 
     config = source
-    try:
-        with quiet_transformers():
-            if isinstance(source, str):
-                path = Path(source)
-                place = (path.parent, path.name) if path.is_file() else (source, None)
-                if path.is_file():
-                    _refuse_what_is_no_gguf(path)
-                config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
-            with torch.device("meta"):
-                return auto_class(config).from_config(config)
-    except UserError:
-        raise
-    except Exception as error:  # as in _load_pretrained
-        raise UserError(f"model: '{source}' cannot be loaded: {first_line(error)}") from None
+    with loading(f"model: '{source}' cannot be loaded"):
+        if isinstance(source, str):
+            path = Path(source)
+            place = (path.parent, path.name) if path.is_file() else (source, None)
+            if path.is_file():
+                _refuse_what_is_no_gguf(path)
+            config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
+        with torch.device("meta"):
+            return auto_class(config).from_config(config)

@@ -90,6 +90,10 @@ class FileRecord(Record):
     bytes: int
     sha256: str
 
+    def fits(self, file: Path) -> bool:
+        """Whether a file is there, of that length."""
+        return file.is_file() and file.stat().st_size == self.bytes
+
 
 class Manifest(Record):
     """`manifest.json` of an artifact."""

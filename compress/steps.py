@@ -200,12 +200,8 @@ def _whole(folder: Path, fingerprint: str) -> bool:
     return (
         manifest.fingerprint == fingerprint
         and all(export.is_dir() for export in exports)
-        and all(_has(folder / name, record.bytes) for name, record in manifest.files.items())
+        and all(record.fits(folder / name) for name, record in manifest.files.items())
     )
-
-
-def _has(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
 
 
 def _relabel(path: Path, lineage: Lineage, **more: Any) -> None:

@@ -2,7 +2,7 @@
 
 float    `Gemm` with the weight as torch stores it, (out, in): the layout an embedding gathers from, so a
          tied head needs no second copy; measured 1.0-2.9 times as fast as `MatMul` with (in, out).
-blocks   `MatMulNBits`: 4- or 8-bit codes with a scale per block of columns. `accuracy_level` 4 rounds
+blocks   `MatMulNBits`: 2-, 4- or 8-bit codes with a scale per block of columns. `accuracy_level` 4 rounds
          the activations of each block to 8 bits (fast); 0 computes in float32 from the codes.
 token    8-bit codes with one scale per row, multiplied in integers by activations that are rounded per
 tensor   token, or per tensor; see `integers.py`.

@@ -81,19 +81,12 @@ def _comparison(run: RunRecord, lines: list[Result], line: Result) -> tuple[Find
     base = base_result(run, lines, line.runtime)
     if base is None:
         return Finding("unknown", "size not comparable"), Finding("unknown", "speed not comparable")
+    p95 = base.decode_seconds_p95, line.decode_seconds_p95
+    slowest = (p95[0], p95[1]) if p95[0] and p95[1] else None
     return (
         size_finding(base.disk_bytes, line.disk_bytes),
-        _speed(base, line),
+        rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode", slowest),
     )
-
-
-def _speed(base: Result, line: Result) -> Finding:
-    """Of decoding; a change that the slowest token of twenty does not share is the machine's, and none."""
-    typical = rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode")
-    if not base.decode_seconds_p95 or not line.decode_seconds_p95:
-        return typical
-    slow = rate_finding(1 / base.decode_seconds_p95, 1 / line.decode_seconds_p95, "decode")
-    return typical if slow.direction == typical.direction else rate_finding(1.0, 1.0, "decode")
 
 
 def _pays(run: RunRecord, lines: list[Result], line: Result) -> bool:

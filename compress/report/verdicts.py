@@ -122,17 +122,23 @@ def size_finding(before: int | None, after: int | None) -> Finding:
     return Finding("same", "same size")
 
 
-def rate_finding(before: float | None, after: float | None, what: str) -> Finding:
+def rate_finding(
+    before: float | None, after: float | None, what: str, slowest: tuple[float, float] | None = None
+) -> Finding:
     """Tokens/s of `what` ("decode" or "prefill") before and after, in one runtime.
+
+    `slowest`: seconds of the slowest in twenty before and after; a change that they do not share is the
+    machine's, and none.
 
     >>> rate_finding(100, 210, "decode").text, rate_finding(100, 102, "decode").text
     ('decode 2.1× faster', 'decode no faster')
     """
     if not before or not after:
         return Finding("unknown", f"{what} not timed")
-    if after > before * (1 + SPEED_TOLERANCE):
+    changes = [after / before, *([slowest[0] / slowest[1]] if slowest else [])]
+    if min(changes) > 1 + SPEED_TOLERANCE:
         return Finding("gain", f"{what} {_factor(after / before)} faster")
-    if after < before * (1 - SPEED_TOLERANCE):
+    if max(changes) < 1 - SPEED_TOLERANCE:
         return Finding("loss", f"{what} {_factor(before / after)} slower")
     return Finding("same", f"{what} no faster")
 

@@ -84,14 +84,11 @@ def build(
     parts: list[torch.optim.Optimizer] = []
     if optimizer == "muon" and matrices:
         turned = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
-        groups = [
-            group | {"transposed": transposed}
-            for transposed in (False, True)
-            for group in _groups(
-                [p for p in matrices if (id(p) in turned) == transposed],
-                scale, muon_learning_rate, weight_decay,
-            )
-        ]  # fmt: skip
+        straight = [p for p in matrices if id(p) not in turned]
+        others = [p for p in matrices if id(p) in turned]
+        groups = _groups(straight, scale, muon_learning_rate, weight_decay)
+        for group in _groups(others, scale, muon_learning_rate, weight_decay):
+            groups.append(group | {"transposed": True})
         parts.append(Muon(groups, muon_learning_rate, dtype=dtype))
         if rest:
             parts.append(torch.optim.AdamW(_groups(rest, scale, learning_rate, 0.0), **adamw))
