@@ -4,9 +4,10 @@
 
 Every tool writes its files from the same float32 model (`latency_files.py`). Then case by case (a batch and a
 length of prompt) each gets a fresh process, all of them alive together, with the same threads, and they take
-turns: prompts read, then tokens appended one by one to each row. Peak memory is that of the process in that
-case; `first_token_seconds` is loading and reading a prompt of 32, with the files in the system's cache and
-the imports done. What the machine could do at most is measured before each round, and the best of all counts
+turns: prompts read, then tokens appended one by one to each row. Where the caches of all would not fit in
+memory, each has a process for its turn only. Peak memory is that of the process in that case;
+`first_token_seconds` is loading and reading a prompt of 32, with the files in the system's cache and the
+imports done. What the machine could do at most is measured before each round, and the best of all counts
 (`ceilings.py`).
 Appends a line per point to `results/latency.jsonl`; a case that the results hold for this model and threads
 is not run again, since lines of two runs must not be compared. Nothing else should run on the machine.
@@ -17,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,8 @@ from compress.measure.process import OWN_WORKER, WorkerProcess
 
 DECODES, WARM_UP = 20, 4  # 1000 tokens and these make a context of 1024
 FIRST = 32  # tokens of the prompt that is timed from loading
-LARGE = 4096  # tokens in a call from which fewer repetitions must do
+# tokens of a case beyond which two rounds must do, or one, without rehearsal, and one process at a time
+LARGE, LARGEST = 4096, 16384
 
 
 def main(
@@ -76,22 +78,29 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
     folder = bench.folder / "deployed"
     timings = {point: Samples() for point in files}
     facts: dict[Point, dict[str, Any]] = {}
-    large = case.batch * case.prompt > LARGE
+    size = case.batch * case.prompt
     with ExitStack() as stack:
-        workers = {point: stack.enter_context(start(point, bench, threads)) for point in files}
-        for worker in workers.values():
+        held = {point: stack.enter_context(start(point, bench, threads)) for point in files if size <= LARGE}
+        for worker in held.values():
             worker.ask("ready")
-        for point, worker in workers.items():
-            facts[point] = first_token(worker, files[point], text, folder)
-        for number in range(min(rounds, 2) if large else rounds):
+        for number in range(rounds if size <= LARGE else min(rounds, 2) if size <= LARGEST else 1):
             now = ceilings(threads)
             most = {name: max(rate, most.get(name, 0.0)) for name, rate in now.items()}
-            prompt, following = prompts(text, case, number, folder)
-            repetitions = 2 if case.batch * case.prompt <= FIRST * 16 else 1
             for point in round_order(list(files), number):
-                told = workers[point].ask(
-                    "time_round", prompt=prompt, following=following, repetitions=repetitions, warm_up=WARM_UP
-                )
+                own = nullcontext(held[point]) if point in held else start(point, bench, threads)
+                with own as worker:
+                    if not (point in held and point in facts):
+                        loaded = first_token(worker, files[point], text, folder)
+                        facts.setdefault(point, loaded)
+                    prompt, following = prompts(text, case, number, folder)
+                    told = worker.ask(
+                        "time_round",
+                        prompt=prompt,
+                        following=following,
+                        repetitions=2 if size <= FIRST * 16 else 1,
+                        warm_up=WARM_UP,
+                        rehearse=size <= LARGE,
+                    )
                 timings[point].extend(Samples(told["prefill"], told["decode"]))
                 facts[point]["peak_rss_bytes"] = told["peak_rss_bytes"]
     products = max(most["float32"], most["int8"])
@@ -117,6 +126,7 @@ def first_token(worker: WorkerProcess, files: Path, text: Any, folder: Path) -> 
         if file.is_file():
             file.read_bytes()  # into the system's cache
     prompt, following = prompts(text, Case(1, FIRST), 0, folder, decodes=0)
+    worker.ask("ready")
     began = time.perf_counter()
     loaded = worker.ask("load", path=str(files))
     worker.ask("time_round", prompt=prompt, following=following, repetitions=0, warm_up=0)

@@ -50,6 +50,21 @@ def test_long_texts_are_scored_in_chunks(tmp_path):
     assert np.abs(runtime.logits(ids) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_long_prompts_of_a_batch_are_read_into_one_cache(tmp_path, monkeypatch):
+    """Row by row in chunks, each into its own part of the memory: no copy is made afterwards."""
+    monkeypatch.setattr(OnnxRuntime, "join", lambda *_: pytest.fail("copied"))
+    bundle = tiny_bundle("llama")
+    exported(bundle, tmp_path)
+    runtime = OnnxRuntime(tmp_path, threads=1, prefill_chunk=7)
+    ids = tokens(batch=3, length=40)
+    expected = torch_logits(bundle.model, ids)
+    state = runtime.prefill(ids[:, :30])
+    assert np.abs(state.logits - expected[:, 29]).max() < 1e-5 * np.abs(expected).max()
+    for position in range(30, 40):
+        state = runtime.decode(state, ids[:, position])
+        assert np.abs(state.logits - expected[:, position]).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_two_texts_at_once_do_not_disturb_each_other(tmp_path):
     runtime = exported(tiny_bundle("llama"), tmp_path)
     ids = tokens(batch=2, length=10)

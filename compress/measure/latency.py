@@ -50,14 +50,16 @@ def time_round(
     following: npt.NDArray[np.int32],
     repetitions: int,
     warm_up: int,
+    rehearse: bool = True,
 ) -> Samples:
     """One round: `repetitions` prefills of `prompt` [batch, P], then one decode per column of `following`
     [batch, D].
 
-    The first `warm_up` columns of `following` are not timed.
+    The first `warm_up` columns of `following` are not timed, nor is a prefill before the others, which
+    `rehearse` False leaves out: one of a minute needs no rehearsal of a minute.
     """
     samples = Samples()
-    state = runtime.prefill(prompt)
+    state = runtime.prefill(prompt) if rehearse else None
     with _no_garbage_collection():
         for _ in range(repetitions):
             del state  # freeing the last cache must not be timed
@@ -65,6 +67,7 @@ def time_round(
             state = runtime.prefill(prompt)
             samples.prefill.append(perf_counter() - start)
         for step, tokens in enumerate(np.ascontiguousarray(following.T)):
+            assert state is not None, "neither a rehearsal nor a repetition"
             start = perf_counter()
             state = runtime.decode(state, tokens)
             if step >= warm_up:

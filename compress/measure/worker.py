@@ -72,12 +72,14 @@ class Worker:
             "task": runtime.task,
         }
 
-    def time_round(self, prompt: str, following: str, repetitions: int, warm_up: int) -> Fields:
+    def time_round(
+        self, prompt: str, following: str, repetitions: int, warm_up: int, rehearse: bool = True
+    ) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
         after = np.load(following)
         if self._loaded.task not in WRITERS:
             after = after[:, :0]  # an encoder reads whole texts and appends nothing
-        samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up)
+        samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up, rehearse)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
     def score(

@@ -112,12 +112,15 @@ class OnnxRuntime:
     def prefill(self, tokens: Tokens) -> State:
         """Read a prompt (batch, length) in chunks; only its last position's logits are of use."""
         batch, length = tokens.shape
-        if batch > 1 and length > self._chunk:
-            # attention takes several tokens after others for one row only
-            return self.join([(self.prefill(tokens[row : row + 1]), 0) for row in range(batch)])
         cache = self._open_cache(batch, min(length + _SPARE, max(self.context, length)))
-        for start in range(0, length, self._chunk):
-            self._run(cache, tokens[:, start : start + self._chunk], cache.logits[:, None])
+        if length <= self._chunk:
+            self._run(cache, tokens, cache.logits[:, None])
+            return cache
+        for row in range(batch):  # attention takes several tokens after others for one row only
+            one = self._row(cache, row)
+            for start in range(0, length, self._chunk):
+                self._run(one, tokens[row : row + 1, start : start + self._chunk], one.logits[:, None])
+        cache.lengths[:] = length
         return cache
 
     def decode(self, state: State, tokens: Tokens) -> State:
@@ -184,6 +187,14 @@ class OnnxRuntime:
             lengths=np.zeros(batch, dtype=np.int64),
             capacity=capacity,
         )
+
+    def _row(self, cache: Cache, row: int) -> Cache:
+        """One row of a cache, in the same memory."""
+        one = self._new_cache(1, cache.capacity)
+        one.logits = cache.logits[row : row + 1]
+        for name, value in cache.buffers.items():
+            self._bind(one, name, value.numpy()[row : row + 1])
+        return one
 
     def _empty(self, name: str, cache: Cache) -> NDArray[Any]:
         heads, width, kind = self._cache_shapes[name]
