@@ -34,8 +34,8 @@ def cases(groups: Groups) -> dict[tuple[int, int, int], list[Line]]:
 
 
 def table(groups: Groups) -> str:
-    """Markdown, a table per case, fastest decoding first."""
-    parts = []
+    """Markdown: all cases side by side, then a table per case, fastest decoding first."""
+    parts = [overview(groups, what) for what in ("decode", "prefill")]
     for (threads, batch, prompt), lines in cases(groups).items():
         first = lines[0]
         rows = [
@@ -58,6 +58,35 @@ def table(groups: Groups) -> str:
             )
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
+
+
+def overview(groups: Groups, what: str) -> str:
+    """Tokens/s of `what`, a row per tool and weights and a column per case, the fastest of each in bold."""
+    columns = cases(groups)
+    best = {case: max(_rate(line, what) for line in lines) for case, lines in columns.items()}
+    heads = [f"{batch}x{prompt}" for _, batch, prompt in columns]
+    rows = [
+        f"{what.capitalize()}, tokens/s, by batch and prompt.",
+        "",
+        "| Tool | Weights | " + " | ".join(heads) + " |",
+        "|:--|:--|" + "--:|" * len(heads),
+    ]
+    for group in groups:
+        own = {(line["threads"], line["batch"], line["prompt"]): _rate(line, what) for line in group}
+        cells = [_cell(own.get(case), best[case]) for case in columns]
+        rows.append(f"| {NAMES[group[0]['tool']]} | {group[0]['weights']} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _rate(line: Line, what: str) -> float:
+    return float(line[f"{what}_tokens_per_second"])
+
+
+def _cell(rate: float | None, best: float) -> str:
+    if rate is None:
+        return "–"
+    text = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
+    return f"**{text}**" if rate == best else text
 
 
 def draw(groups: Groups, model: str, file: Path) -> None:

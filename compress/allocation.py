@@ -71,6 +71,21 @@ class Sparsity(BaseModel):
         return kept, of
 
 
+class ScopedSparsity(Sparsity):
+    """How much becomes zero, of every layer or of all together."""
+
+    scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
+
+    @model_validator(mode="after")
+    def _one_of_scope_and_pattern(self) -> Self:
+        if self.scope == "model" and self.pattern is not None:
+            raise ValueError(
+                f"pattern: '{self.pattern}' holds in every group of columns, scope: model has one threshold "
+                "for all; give one of the two"
+            )
+        return self
+
+
 class SparsityGoal(Sparsity):
     """How much becomes zero, and how layers share it: the fields of all one-shot unstructured pruning."""
 

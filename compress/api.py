@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from compress import report
 from compress.bundle import Bundle
-from compress.checkpoints import load_config, load_tokenizer, read_json
+from compress.checkpoints import load_tokenizer, meta_model, read_json
 from compress.data import DataConfig, TextData, Windows, prepare
 from compress.errors import UserError
 from compress.machine import machine, usable_cores, versions
@@ -38,6 +38,7 @@ from compress.records import (
 from compress.runtimes import detect_runtime
 from compress.runtimes.providers import require_provider
 from compress.steps import STEPS, StepStore, alone
+from compress.tasks import longest_text
 from compress.text import load_documents
 from compress.vocabulary import translation
 
@@ -204,9 +205,9 @@ def bench(
         if _vocabulary(path) != own and not _trimmed(path, base):
             raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
     for path in artifacts:
-        config = load_config(path) if (path / "config.json").is_file() else None
-        longest = getattr(config, "max_position_embeddings", None) or math.inf
-        if data.window > longest:
+        if not (path / "config.json").is_file():
+            continue
+        if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     targets = [
         harness.Target(name, detect_runtime(path), path, artifact=str(path))

@@ -62,21 +62,34 @@ class Architecture(BaseModel):
     )
     preset: Literal["1m", "3m", "10m", "30m"] = Field("3m", description="about so many parameters")
     hidden: int | None = Field(None, ge=8, le=16384, description="width; from the preset when absent")
-    layers: int | None = Field(None, ge=1, le=512)
-    heads: int | None = Field(None, ge=1, le=512)
+    layers: int | None = Field(None, ge=1, le=512, description="blocks")
+    heads: int | None = Field(None, ge=1, le=512, description="of attention, that queries are made for")
     kv_heads: int | None = Field(None, ge=1, le=512, description="key-value heads (llama only)")
     intermediate: int | None = Field(None, ge=8, le=65536, description="width inside the MLP")
-    vocab_size: int = Field(2048, ge=_BYTES + 1, le=262_144)
+    vocab_size: int = Field(
+        2048, ge=_BYTES + 1, le=262_144, description="of the tokenizer that is trained on the text"
+    )
     context: int = Field(1024, ge=8, le=131_072, description="the longest text the model takes, in tokens")
     tie_embeddings: bool = Field(True, description="the head uses the embedding's matrix")
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary positions' wavelengths (llama)")
 
     @property
     def shape(self) -> Shape:
         """The preset's dimensions, replaced by those given."""
-        preset = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in Shape._fields if getattr(self, name) is not None}
-        return preset._replace(**given)
+        return PRESETS[self.preset]._replace(**self._given())
+
+    @property
+    def label(self) -> str:
+        """In words; dimensions that are not the preset's are told.
+
+        >>> Architecture(preset="1m", layers=6).label
+        'llama 1m, layers 6'
+        """
+        told = [f"{self.family} {self.preset}", *(f"{name} {n}" for name, n in self._given().items())]
+        return ", ".join(told)
+
+    def _given(self) -> dict[str, int]:
+        return {name: given for name in Shape._fields if (given := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> "Architecture":

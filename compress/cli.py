@@ -152,6 +152,14 @@ def passes(name: Annotated[str | None, typer.Argument(help="Show this one's fiel
 
 
 @app.command()
+def fields() -> None:
+    """List what a recipe may hold, with bounds and defaults; `passes NAME` tells those of a pass."""
+    from compress.printing import print_fields
+
+    print_fields()
+
+
+@app.command()
 def generate(
     artifact: Annotated[Path, typer.Argument(help="An artifact (torch or ONNX) or model directory.")],
     prompt: Annotated[

@@ -46,8 +46,10 @@ class DataConfig(BaseModel):
         None, description="calibrate on other text than `text`; it must not overlap the evaluation text"
     )
     window: int = Field(1024, ge=8, le=65536, description="tokens per window")
-    evaluation_windows: int = Field(20, ge=2, le=100_000)
-    calibration_windows: int = Field(32, ge=1, le=100_000)
+    evaluation_windows: int = Field(20, ge=2, le=100_000, description="that quality is measured on")
+    calibration_windows: int = Field(
+        32, ge=1, le=100_000, description="that quantization and pruning look at activations of"
+    )
     heldout_windows: int = Field(8, ge=1, le=10_000, description="for loss curves and early stopping")
 
 

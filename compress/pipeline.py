@@ -119,7 +119,7 @@ class _Maker:
             text = hashlib.sha256("\0".join(d.text for d in documents).encode()).hexdigest()
             config = architecture.model_dump()
             found = fingerprint("create", config, text, self.recipe.seed, code_version())
-            label = f"created here: {architecture.family} {architecture.preset}"
+            label = f"created here: {architecture.label}"
 
             def new() -> Bundle:
                 return Bundle(*create(architecture, documents, self.recipe.seed), Lineage(source=label))

@@ -60,11 +60,12 @@ def print_pass(cls: type[Pass]) -> None:
     console.print(f"kind: {cls.kind}   needs: {', '.join(sorted(cls.needs)) or 'nothing'}", markup=False)
     if cls.not_after:
         console.print(f"may not follow: {', '.join(sorted(cls.not_after))}")
-    schema = cls.model_json_schema()
-    table = Table("field", "type and bounds", "default", "meaning", box=None)
-    for row in _fields([cls], schema):
-        table.add_row(*row)
-    console.print(table, markup=False)
+    console.print(_table(cls), markup=False)
+
+
+def print_fields() -> None:
+    """Fields, bounds and defaults of a recipe, but for those of its passes."""
+    _console().print(_table(Recipe), markup=False)
 
 
 def print_results(results: list[Result], references: list[Reference]) -> None:
@@ -113,6 +114,14 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
     console.print(table)
 
 
+def _table(model: type[BaseModel]) -> Table:
+    """A row per field, and per field of what it holds."""
+    table = Table("field", "type and bounds", "default", "meaning", box=None)
+    for row in _fields([model], model.model_json_schema()):
+        table.add_row(*row)
+    return table
+
+
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
@@ -124,7 +133,7 @@ def _fields(
     rows: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = defaultdict(list)
     for model in models:
         for name, field in model.model_fields.items():
-            rows[name].append((model, field))
+            rows[field.alias or name].append((model, field))
     for name, found in rows.items():
         bounds = [_bounds(_schema(model, whole)["properties"][name], whole) for model, _ in found]
         defaults = [_default(field) for _, field in found]
@@ -148,9 +157,9 @@ def _schema(model: type[BaseModel], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """What a field may hold that has fields itself."""
+    """What a field may hold that has fields itself; of passes every kind has its own."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [] if issubclass(annotation, Pass) else [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
@@ -158,11 +167,19 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
-    if hasattr(value, "model_dump"):
-        return ", ".join(f"{k}: {v}" for k, v in value.model_dump().items())
+    if isinstance(value, BaseModel):
+        held = value.model_dump().items()
+        return "as below" if type(value) is field.annotation else ", ".join(f"{k}: {_yaml(v)}" for k, v in held)
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
-    return "null" if value is None else str(value)
+    return _yaml(value)
+
+
+def _yaml(value: Any) -> str:
+    """As a recipe writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _bounds(schema: dict[str, Any], whole: dict[str, Any]) -> str:
@@ -175,7 +192,7 @@ def _bounds(schema: dict[str, Any], whole: dict[str, Any]) -> str:
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
-        return str(schema["const"])
+        return _yaml(schema["const"])
     words = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
     kind = str(schema.get("type", "any"))

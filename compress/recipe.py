@@ -61,7 +61,7 @@ class Chain(BaseModel):
     parent: str | None = Field(
         None, alias="from", description="the variant this one continues; the base if null"
     )
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[Pass, ...] = Field((), description="in order, each  - NAME  or  - NAME: {FIELD: VALUE}")
 
     @field_serializer("passes")
     def _verbatim(self, passes: tuple[Pass, ...]) -> list[dict[str, Any]]:
@@ -73,23 +73,25 @@ class ReportConfig(BaseModel):
 
     model_config = _VALUE
     prompt: str = Field("def ", min_length=1, description="each variant continues this text")
-    sample_tokens: int = Field(64, ge=0, le=1000)
+    sample_tokens: int = Field(64, ge=0, le=1000, description="by so many tokens")
 
 
 class Recipe(BaseModel):
     """A whole run."""
 
     model_config = _VALUE
-    name: str = Field(pattern=_NAME)
-    description: str = ""
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field(pattern=_NAME, description="of the run, and of its folder in runs/")
+    description: str = Field("", description="for those who read it")
+    seed: int = Field(0, ge=0, lt=2**31, description="of all that is drawn by chance")
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; null: all cores of this process"
     )
     model: ModelConfig
     data: DataConfig = DataConfig()
-    base: Chain = Chain()
-    variants: dict[str, Chain] = Field(default_factory=dict)
+    base: Chain = Field(Chain(), description="what makes the model that the variants start from")
+    variants: dict[str, Chain] = Field(
+        default_factory=dict, description="name of each -> its passes as a list, or what follows"
+    )
     measure: MeasureProtocol = MeasureProtocol()
     report: ReportConfig = ReportConfig()
 

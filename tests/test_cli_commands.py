@@ -11,7 +11,7 @@ from compress.recipe import load_recipe, shipped
 from compress.registry import names
 from compress.text import load_documents
 
-COMMANDS = ["run", "bench", "compare", "passes", "generate", "doctor"]
+COMMANDS = ["run", "bench", "compare", "passes", "fields", "generate", "doctor"]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,18 @@ def test_passes_shows_the_fields_inside_a_field():
     assert re.search(r"format\.kind +int8 or int6 .* required", formats)
     assert re.search(r"format\.group +integer >= 16 or null +null or 64", formats)
     assert len(re.findall(r"^ *format\.group ", formats, re.M)) == 1  # not once per kind
+
+
+def test_fields_lists_all_of_a_recipe_but_its_passes():
+    told = invoke("fields").out
+    rows = [line.split() for line in told.splitlines()]
+    assert ["data.heldout_windows", "integer", ">=", "1,", "<=", "10000", "8"] in [row[:7] for row in rows]
+    for name in ("name", "threads", "model.create.kv_heads", "base.passes", "variants.from"):
+        assert name in [row[0] for row in rows if row], name
+    for section in ("data", "measure", "report", "base"):
+        assert re.search(rf"^ *{section} .* as below", told, re.M), section
+    assert not re.search(r"None|True", told)  # values are those of YAML
+    assert "variants.passes." not in told
 
 
 def test_doctor_tells_about_the_machine():

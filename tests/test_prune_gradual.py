@@ -125,6 +125,7 @@ def test_interrupted_it_ends_with_the_same_bytes(towards, tmp_path, monkeypatch)
     [
         ({"begin": 0.8}, "begin: 0.8 is not before end"),
         ({"pattern": "4:4"}, "'4:4' removes nothing"),
+        ({"pattern": "2:4", "scope": "model"}, "'2:4' holds in every group of columns, scope: model"),
         ({"initial": 0.9}, "initial: 0.9 is above the final sparsity 0.8"),
         ({"towards": "text", "hidden": 1.0}, "hidden: is for a teacher, and towards: text has none"),
     ],

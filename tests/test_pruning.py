@@ -182,9 +182,10 @@ def test_fields_that_cannot_be_met_are_refused(fields, message):
         PruneAlps(**fields)
 
 
-def test_one_threshold_for_all_layers_leaves_nothing_to_allocate():
+@pytest.mark.parametrize("other", [{"allocation": "kl"}, {"pattern": "2:4"}])
+def test_one_threshold_for_all_layers_leaves_nothing_else_to_decide(other):
     with pytest.raises(ValidationError, match="scope: model has one threshold for all; give one of the two"):
-        PruneMagnitude(scope="model", allocation="kl")
+        PruneMagnitude(scope="model", **other)
 
 
 @pytest.mark.parametrize("step", PASSES)

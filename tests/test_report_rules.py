@@ -14,7 +14,7 @@ from compress.report.chains import chains
 from compress.report.differences import differences
 from compress.report.frontier import dominates, pareto_front
 from compress.report.narrative import headlines
-from compress.report.verdicts import State, change_of_nll, judge, quality_finding, speed_findings
+from compress.report.verdicts import Rate, State, change_of_nll, judge, quality_finding, speed_findings
 
 coordinates = st.integers(-5, 5).map(float)
 points = st.lists(st.tuples(coordinates, coordinates, coordinates), min_size=1, max_size=12)
@@ -49,8 +49,8 @@ def state(size: int, delta: float, half: float, rate: float) -> State:
         3.0 + delta,
         delta,
         (delta - half, delta + half),
-        decode={"torch": rate},
-        prefill={"torch": rate},
+        decode={"torch": Rate(rate)},
+        prefill={"torch": Rate(rate)},
     )
 
 
@@ -93,8 +93,14 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_speeds_compare_only_within_a_runtime() -> None:
-    found = speed_findings(State(decode={"torch": 10.0}), State(decode={"onnxruntime": 99.0}))
+    found = speed_findings(State(decode={"torch": Rate(10.0)}), State(decode={"onnxruntime": Rate(99.0)}))
     assert [finding.direction for finding in found] == ["unknown"]
+
+
+@pytest.mark.parametrize(("slowest", "direction"), [(0.01, "same"), (0.005, "gain"), (None, "gain")])
+def test_a_step_is_faster_only_if_its_slowest_are(slowest: float | None, direction: str) -> None:
+    before, after = State(decode={"torch": Rate(100.0, 0.01)}), State(decode={"torch": Rate(200.0, slowest)})
+    assert [finding.direction for finding in speed_findings(before, after)] == [direction]
 
 
 def test_change_adds_half_widths_in_quadrature() -> None:

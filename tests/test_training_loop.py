@@ -115,7 +115,7 @@ def test_killed_for_real_it_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("step", [Train, Distill])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_interrupted_around_a_checkpoint_it_ends_with_the_same_bytes(
-    step, optimizer, moment, tmp_path, monkeypatch
+    step, optimizer, moment, tmp_path, monkeypatch, capsys
 ):
     bundle, teacher = tiny_bundle(), tiny_bundle(seed=3)
     mask = {
@@ -124,6 +124,7 @@ def test_interrupted_around_a_checkpoint_it_ends_with_the_same_bytes(
     bundle = bundle.evolve(masks=mask)
     run = step(tokens=20 * 4 * WINDOW, batch=4, checkpoint_seconds=0.0, optimizer=optimizer)
     whole = run(bundle, tiny_context(bundle, tmp_path / "whole", teacher))
+    assert "goes on" not in capsys.readouterr().err
     save, calls = checkpoint.save, []
 
     def interrupted(*arguments):
@@ -145,6 +146,7 @@ def test_interrupted_around_a_checkpoint_it_ends_with_the_same_bytes(
         except KeyboardInterrupt:
             continue
     assert lives >= 3
+    assert capsys.readouterr().err.count("goes on after step") == lives - 1
     assert equal(weights(whole), weights(result))
     assert whole.notes["loss_curve"] == result.notes["loss_curve"]
 

@@ -4,10 +4,13 @@
 
 A prefill is its time to the first token, a decode the time between two tokens; the text is its own greedy
 one. Its cache of prompts seen before is off: the same prompt again would be read in no time.
+Rows of a batch are read one after another, and the first go on while the last are still read: there a prefill
+is the time of a call that gives each row one token, and decodes are the steps that give one to all of them.
 """
 
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ import openvino_genai as ov
 
 from compress.measure.worker import Worker, serve
 from compress.memory import peak_rss_bytes
+
+CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 
 
 class Pipeline:
@@ -29,17 +34,17 @@ class Pipeline:
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         self.pipe = ov.LLMPipeline(str(path), "CPU", scheduler_config=schedule, **options)
 
-    def generate(self, tokens: np.ndarray, count: int) -> list[float]:
-        """Seconds to each of `count` tokens, from the start."""
+    def generate(self, tokens: np.ndarray, count: int) -> tuple[float, list[float]]:
+        """Seconds to the first of `count` tokens a row, and between tokens that all rows got at once."""
         options = ov.GenerationConfig()
         options.max_new_tokens, options.ignore_eos, options.do_sample = count, True, False
         prompt = openvino.Tensor(tokens.astype(np.int64))
         mask = openvino.Tensor(np.ones(tokens.shape, dtype=np.int64))
         told = self.pipe.generate(ov.TokenizedInputs(prompt, mask), options).perf_metrics.raw_metrics
-        first = told.m_times_to_first_token[0] / 1e6  # in microseconds, where the stamps are in milliseconds
-        # one for every step, which all rows take together
-        stamps = np.asarray(told.m_new_token_times)
-        return [first, *(first + (stamps[1:] - stamps[0]) / 1000)]
+        # of every step in which a row got a token: when, in milliseconds, and how many rows did
+        stamps, rows = np.asarray(told.m_new_token_times) / 1000, np.asarray(told.m_batch_sizes)
+        steps = np.diff(stamps)[(rows[1:] == len(tokens)) & (rows[:-1] == len(tokens))]
+        return told.m_times_to_first_token[0] / 1e6, steps.tolist()  # that one is in microseconds
 
 
 class OpenVinoWorker(Worker):
@@ -49,11 +54,17 @@ class OpenVinoWorker(Worker):
         pipe, tokens, decodes = self._loaded, np.load(prompt), np.load(following).shape[1]
         if rehearse:
             pipe.generate(tokens, 1)
-        prefill = [pipe.generate(tokens, 1)[0] for _ in range(repetitions - 1)]
-        # the last prefill is that of the text which goes on
-        times = pipe.generate(tokens, decodes + 1) if repetitions else []
-        decode = np.diff(times)[warm_up:].tolist()
-        return {"prefill": [*prefill, *times[:1]], "decode": decode, "peak_rss_bytes": peak_rss_bytes()}
+        prefill = [self._prefill(tokens) for _ in range(repetitions)]
+        decode = []
+        if decodes:
+            mixed = tokens.size // CHUNK if len(tokens) > 1 else 0
+            decode = pipe.generate(tokens, mixed + decodes + 1)[1][warm_up:]
+        return {"prefill": prefill, "decode": decode, "peak_rss_bytes": peak_rss_bytes()}
+
+    def _prefill(self, tokens: np.ndarray) -> float:
+        began = perf_counter()
+        first, _ = self._loaded.generate(tokens, 1)
+        return first if len(tokens) == 1 else perf_counter() - began
 
 
 serve(lambda advance: OpenVinoWorker(sys.argv[1], int(sys.argv[2]), advance, Pipeline))

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.allocation import Sparsity, check_pattern
+from compress.allocation import ScopedSparsity, check_pattern
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -29,7 +29,7 @@ from compress.training.plan import Optimization
 from compress.training.task import plain_text
 
 
-class PruneGradual(Pass, Optimization, Guidance, Sparsity):
+class PruneGradual(Pass, Optimization, Guidance, ScopedSparsity):
     """Magnitude pruning on Zhu and Gupta's schedule while training."""
 
     kind: ClassVar[Kind] = "prune"
@@ -42,7 +42,6 @@ class PruneGradual(Pass, Optimization, Guidance, Sparsity):
         0.8, gt=0, lt=1, description="share of the selected weights that is zero in the end"
     )
     initial: float = Field(0.0, ge=0, lt=1, description="share at the first update")
-    scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
     begin: float = Field(0.0, ge=0, lt=1, description="share of the steps before the first update")
     end: float = Field(0.7, gt=0, le=1, description="share of the steps after which nothing more goes")
     every: int = Field(10, ge=1, le=100_000, description="steps between updates")

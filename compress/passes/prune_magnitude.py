@@ -8,13 +8,13 @@ Han et al. 2015, arXiv 1506.02626; one threshold for all layers: Frankle and Car
 only looked at for an `allocation` other than uniform.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal, check_goal, targets
+from compress.allocation import ScopedSparsity, SparsityGoal, check_goal, targets
 from compress.bundle import Bundle
 from compress.formats.swap import matrix
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
@@ -23,15 +23,13 @@ from compress.sparsify import counts, put_weight
 from compress.tasks import TASKS, Task
 
 
-class PruneMagnitude(Pass, SparsityGoal):
+class PruneMagnitude(Pass, SparsityGoal, ScopedSparsity):
     """Unstructured or N:M pruning by the size of the weights."""
 
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     tasks: ClassVar[frozenset[Task]] = TASKS
-
-    scope: Literal["layer", "model"] = Field("layer", description="where the share holds")
 
     @model_validator(mode="after")
     def _one_threshold_leaves_nothing_to_allocate(self) -> Self:
@@ -56,7 +54,7 @@ class PruneMagnitude(Pass, SparsityGoal):
         )
         weights = {name: matrix(result.model.get_submodule(name)) for name in names}
         carried = {name: bundle.masks.get(name) for name in names}
-        if self.scope == "model" and self.pattern is None:
+        if self.scope == "model":
             masks = _one_threshold(weights, carried, sum(t for t in goals.values() if isinstance(t, int)))
         else:
             masks = {n: solve.best(weights[n].abs(), goals[n], carried[n]) for n in names}

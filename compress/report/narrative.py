@@ -18,6 +18,7 @@ from compress.report.frontier import dominates, pareto_front
 from compress.report.rows import base_name, base_result, ordered
 from compress.report.verdicts import (
     Finding,
+    decode_of,
     rate_finding,
     runtime_name,
     significance,
@@ -81,11 +82,9 @@ def _comparison(run: RunRecord, lines: list[Result], line: Result) -> tuple[Find
     base = base_result(run, lines, line.runtime)
     if base is None:
         return Finding("unknown", "size not comparable"), Finding("unknown", "speed not comparable")
-    p95 = base.decode_seconds_p95, line.decode_seconds_p95
-    slowest = (p95[0], p95[1]) if p95[0] and p95[1] else None
     return (
         size_finding(base.disk_bytes, line.disk_bytes),
-        rate_finding(base.decode_tokens_per_second, line.decode_tokens_per_second, "decode", slowest),
+        rate_finding(decode_of(base), decode_of(line), "decode"),
     )
 
 

@@ -5,7 +5,8 @@ a gain, a loss, no change, or unknown because it was not measured.
 
 - Size: a gain when the bytes fall by more than 1 %.
 - Speed: tokens/s in the same runtime, decode and prefill apart; a gain when either rises by more than
-  20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run).
+  20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run), and so does
+  the slowest in twenty.
 - Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
   reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference
   to the base; for a change between two states the half-widths are added in quadrature, which errs on the
@@ -32,8 +33,16 @@ _KNOWN: tuple[Direction, ...] = ("gain", "loss", "same")
 
 
 @dataclass(frozen=True)
+class Rate:
+    """Tokens/s, and seconds of the slowest in twenty where so many were timed."""
+
+    tokens: float
+    slowest: float | None = None
+
+
+@dataclass(frozen=True)
 class State:
-    """A model at one point of a chain; `decode` and `prefill` are tokens/s per runtime."""
+    """A model at one point of a chain; `decode` and `prefill` per runtime."""
 
     bytes: int | None = None
     nll: float | None = None
@@ -41,8 +50,8 @@ class State:
     delta_ci: Interval | None = None
     kl: float | None = None
     cosine_distance: float | None = None
-    decode: Mapping[str, float] = field(default_factory=dict)
-    prefill: Mapping[str, float] = field(default_factory=dict)
+    decode: Mapping[str, Rate] = field(default_factory=dict)
+    prefill: Mapping[str, Rate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ def runtime_name(runtime: str) -> str:
 def state_of(result: Result, speed_key: str | None = None) -> State:
     """The state that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
     key = result.runtime if speed_key is None else speed_key
-    decode, prefill = result.decode_tokens_per_second, result.prefill_tokens_per_second
+    decode = decode_of(result)
+    prefill = _rate(result.prefill_tokens_per_second, result.prefill_seconds_p95)
     return State(
         bytes=result.disk_bytes,
         nll=result.nll,
@@ -85,6 +95,15 @@ def state_of(result: Result, speed_key: str | None = None) -> State:
         decode={} if decode is None else {key: decode},
         prefill={} if prefill is None else {key: prefill},
     )
+
+
+def decode_of(result: Result) -> Rate | None:
+    """The pace of decoding of a measured line, if it was timed."""
+    return _rate(result.decode_tokens_per_second, result.decode_seconds_p95)
+
+
+def _rate(tokens: float | None, slowest: float | None) -> Rate | None:
+    return Rate(tokens, slowest) if tokens else None
 
 
 def is_significant(bounds: Interval | None) -> bool | None:
@@ -122,24 +141,24 @@ def size_finding(before: int | None, after: int | None) -> Finding:
     return Finding("same", "same size")
 
 
-def rate_finding(
-    before: float | None, after: float | None, what: str, slowest: tuple[float, float] | None = None
-) -> Finding:
-    """Tokens/s of `what` ("decode" or "prefill") before and after, in one runtime.
+def rate_finding(before: Rate | None, after: Rate | None, what: str) -> Finding:
+    """The pace of `what` ("decode" or "prefill") before and after, in one runtime.
 
-    `slowest`: seconds of the slowest in twenty before and after; a change that they do not share is the
-    machine's, and none.
+    A change that the slowest in twenty do not share is the machine's, and none.
 
-    >>> rate_finding(100, 210, "decode").text, rate_finding(100, 102, "decode").text
+    >>> rate_finding(Rate(100), Rate(210), "decode").text, rate_finding(Rate(100), Rate(102), "decode").text
     ('decode 2.1× faster', 'decode no faster')
     """
-    if not before or not after:
+    if before is None or after is None:
         return Finding("unknown", f"{what} not timed")
-    changes = [after / before, *([slowest[0] / slowest[1]] if slowest else [])]
+    change = after.tokens / before.tokens
+    changes = [change]
+    if before.slowest and after.slowest:
+        changes.append(before.slowest / after.slowest)
     if min(changes) > 1 + SPEED_TOLERANCE:
-        return Finding("gain", f"{what} {_factor(after / before)} faster")
+        return Finding("gain", f"{what} {_factor(change)} faster")
     if max(changes) < 1 - SPEED_TOLERANCE:
-        return Finding("loss", f"{what} {_factor(before / after)} slower")
+        return Finding("loss", f"{what} {_factor(1 / change)} slower")
     return Finding("same", f"{what} no faster")
 
 

@@ -152,6 +152,8 @@ class _Run:
         saved = time.monotonic()
         left = (self.steps - state.step) * self.step_tokens
         with track(left, what, "tokens") if self.devices.main else nullcontext(SILENT) as bar:
+            if state.step and self.devices.main:
+                bar.note(f"{what}: goes on after step {state.step} of {self.steps}")
             while state.step < self.steps and not self.keeper.done(state.verdict):
                 began = time.monotonic()
                 step = state.step
