@@ -168,8 +168,9 @@ def _default(field: FieldInfo) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, BaseModel):
-        held = value.model_dump().items()
-        return "as below" if type(value) is field.annotation else ", ".join(f"{k}: {_yaml(v)}" for k, v in held)
+        if type(value) is field.annotation:
+            return "as below"
+        return ", ".join(f"{name}: {_yaml(held)}" for name, held in value.model_dump().items())
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return _yaml(value)
