@@ -37,8 +37,7 @@ from compress.measure.process import OWN_WORKER, WorkerProcess
 
 DECODES, WARM_UP = 20, 4  # 1000 tokens and these make a context of 1024
 FIRST = 32  # tokens of the prompt that is timed from loading
-# tokens of a case beyond which two rounds must do, or one, without rehearsal, and one process at a time
-LARGE, LARGEST = 4096, 16384
+LARGE = 4096  # tokens of a case beyond which two rounds must do, without rehearsal, and one process at a time
 
 
 def main(
@@ -83,7 +82,7 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
         held = {point: stack.enter_context(start(point, bench, threads)) for point in files if size <= LARGE}
         for worker in held.values():
             worker.ask("ready")
-        for number in range(rounds if size <= LARGE else min(rounds, 2) if size <= LARGEST else 1):
+        for number in range(rounds if size <= LARGE else min(rounds, 2)):
             now = ceilings(threads)
             most = {name: max(rate, most.get(name, 0.0)) for name, rate in now.items()}
             for point in round_order(list(files), number):
