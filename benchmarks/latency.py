@@ -78,19 +78,18 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
     timings = {point: Samples() for point in files}
     facts: dict[Point, dict[str, Any]] = {}
     size = case.batch * case.prompt
+    large = size > LARGE
     with ExitStack() as stack:
-        held = {point: stack.enter_context(start(point, bench, threads)) for point in files if size <= LARGE}
+        held = {} if large else {p: stack.enter_context(start(p, bench, threads)) for p in files}
         for worker in held.values():
             worker.ask("ready")
-        for number in range(rounds if size <= LARGE else min(rounds, 2)):
+        for number in range(min(rounds, 2) if large else rounds):
             now = ceilings(threads)
             most = {name: max(rate, most.get(name, 0.0)) for name, rate in now.items()}
             for point in round_order(list(files), number):
-                own = nullcontext(held[point]) if point in held else start(point, bench, threads)
-                with own as worker:
-                    if not (point in held and point in facts):
-                        loaded = first_token(worker, files[point], text, folder)
-                        facts.setdefault(point, loaded)
+                with start(point, bench, threads) if large else nullcontext(held[point]) as worker:
+                    if large or point not in facts:  # the worker has loaded nothing yet
+                        facts.setdefault(point, first_token(worker, files[point], text, folder))
                     prompt, following = prompts(text, case, number, folder)
                     told = worker.ask(
                         "time_round",
@@ -98,7 +97,7 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
                         following=following,
                         repetitions=2 if size <= FIRST * 16 else 1,
                         warm_up=WARM_UP,
-                        rehearse=size <= LARGE,
+                        rehearse=not large,
                     )
                 timings[point].extend(Samples(told["prefill"], told["decode"]))
                 facts[point]["peak_rss_bytes"] = told["peak_rss_bytes"]

@@ -29,8 +29,12 @@ def cases(groups: Groups) -> dict[tuple[int, int, int], list[Line]]:
     """(threads, batch, prompt) -> lines, the cases in order."""
     found: dict[tuple[int, int, int], list[Line]] = defaultdict(list)
     for line in (line for group in groups for line in group):
-        found[line["threads"], line["batch"], line["prompt"]].append(line)
+        found[_case(line)].append(line)
     return dict(sorted(found.items()))
+
+
+def _case(line: Line) -> tuple[int, int, int]:
+    return line["threads"], line["batch"], line["prompt"]
 
 
 def table(groups: Groups) -> str:
@@ -72,7 +76,7 @@ def overview(groups: Groups, what: str) -> str:
         "|:--|:--|" + "--:|" * len(heads),
     ]
     for group in groups:
-        own = {(line["threads"], line["batch"], line["prompt"]): _rate(line, what) for line in group}
+        own = {_case(line): _rate(line, what) for line in group}
         cells = [_cell(own.get(case), best[case]) for case in columns]
         rows.append(f"| {NAMES[group[0]['tool']]} | {group[0]['weights']} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
