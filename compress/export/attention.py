@@ -3,11 +3,21 @@ windows itself, and appends to a buffer that is given as past and present.
 
 It reads query, key and value side by side in one input where they come from one product, and apart where
 queries and keys are normed first. A cache of 8 bits holds code = round(value / scale) with one scale per
-column of a head and side (export/cache.py); scores and sums are taken from the codes.
+column of a head and side (export/cache.py). What is appended is divided by the scales before it gets there,
+and queries and sums are multiplied by them instead,
+
+    q . k = (q s) . (k / s)      sum_t p_t v_t = s sum_t p_t (v_t / s)
+
+so the operator itself has one scale, 1. With one per column it multiplies every code by its own again for
+every query: SmolLM2-135M in int4, 2 threads with AVX2, read prompts of 512 and 2000 at 431 and 244 tokens/s,
+this one at 463 and 273, and decodes 1.05 and 1.10 times as fast. Both columns of a pair that positions turn
+have the same scale, so it may come before the turning.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from compress.export.architecture import Attention, Rotary
@@ -56,9 +66,11 @@ def attention(
 ) -> str:
     """x (tokens, width) -> what the heads of block `index` gather, (batch, sequence, heads * head width)."""
     layer = arranged(layer)
+    factors = None if scales is None else _factors(layer, scales)
     past, present = _cache(graph, index, layer, _FLOAT if scales is None else _INT8)
     angles = ["", ""] if layer.rotary is None else _tables(graph, layer.rotary, text.context)
-    inputs = [*_states(graph, x, index, layer, text, forms), *past, text.last, text.total, *angles]
+    states = _states(graph, x, index, layer, text, forms, factors)
+    inputs = [*states, *past, text.last, text.total, *angles]
     attributes: dict[str, int | float | str] = {
         "num_heads": layer.heads,
         "kv_num_heads": layer.cache_heads,
@@ -69,14 +81,39 @@ def attention(
         attributes["local_window_size"] = layer.window
     if layer.softcap is not None:
         attributes["softcap"] = layer.softcap
-    if scales is not None:
-        names = (f"layers.{index}.key_scale", f"layers.{index}.value_scale")
-        stored = [graph.weight(n, s.numpy()) for n, s in zip(names, (scales.key, scales.value), strict=True)]
-        inputs += ["", "", "", *stored]  # no positions, no bias, no sinks
-        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-    return graph.node(
-        "GroupQueryAttention", inputs, [f"attention.{index}", *present], MICROSOFT, **attributes
-    )[0]
+    if factors is not None:
+        one = graph.constant(np.ones(1, dtype=np.float32))
+        inputs += ["", "", "", one, one]  # no positions, no bias, no sinks
+        attributes |= {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+    outputs = [f"attention.{index}", *present]
+    mixed = graph.node("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)[0]
+    return mixed if factors is None else _scaled(graph, mixed, f"layers.{index}.values", factors.mixed)
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """What states are multiplied by around a cache of 8 bits: vectors as long as the states are wide."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mixed: Tensor
+
+
+def _factors(layer: Attention, scales: CacheScales) -> _Factors:
+    def per_head(scale: Tensor) -> Tensor:
+        return scale.repeat_interleave(layer.heads // layer.cache_heads, dim=1).flatten()
+
+    return _Factors(
+        query=per_head(scales.key),
+        key=1 / scales.key.flatten(),
+        value=1 / scales.value.flatten(),
+        mixed=per_head(scales.value),
+    )
+
+
+def _scaled(graph: GraphBuilder, x: str, name: str, factor: Tensor) -> str:
+    return graph.op("Mul", x, graph.weight(f"{name}.cache_factors", factor.numpy()))
 
 
 def _cache(graph: GraphBuilder, index: int, layer: Attention, kind: int) -> tuple[list[str], list[str]]:
@@ -91,23 +128,34 @@ def _cache(graph: GraphBuilder, index: int, layer: Attention, kind: int) -> tupl
 
 
 def _states(
-    graph: GraphBuilder, x: str, index: int, layer: Attention, text: Text, forms: Forms
+    graph: GraphBuilder,
+    x: str,
+    index: int,
+    layer: Attention,
+    text: Text,
+    forms: Forms,
+    factors: _Factors | None,
 ) -> tuple[str, str, str]:
     """Query, key, value; the latter two absent where the first holds all three."""
     layers = (layer.query, layer.key, layer.value)
     norms = (layer.query_norm, layer.key_norm, None)
+    by = None if factors is None else (factors.query, factors.key, factors.value)
     if norms == (None, None, None) and stackable(layers, forms):
         fused = stack(layers, f"layers.{index}.qkv")
-        return unflatten(graph, linear(graph, x, fused, forms), fused.outputs, text.shape), "", ""
+        y = linear(graph, x, fused, forms)
+        if by is not None:
+            y = _scaled(graph, y, fused.name, torch.cat(by))
+        return unflatten(graph, y, fused.outputs, text.shape), "", ""
     states = []
-    for part, its_norm in zip(layers, norms, strict=True):
+    for i, (part, its_norm) in enumerate(zip(layers, norms, strict=True)):
         y = linear(graph, x, part, forms)
         if its_norm is not None:
             width = len(its_norm.weight)
             rows = graph.op("Reshape", y, graph.constant([-1, width]))
             graph.sized(rows, _FLOAT, [f"tokens x {part.outputs // width}", width])
             y = norm(graph, rows, its_norm)  # the reshape below puts heads side by side again
-        states.append(unflatten(graph, y, part.outputs, text.shape))
+        y = unflatten(graph, y, part.outputs, text.shape)
+        states.append(y if by is None else _scaled(graph, y, part.name, by[i]))
     return states[0], states[1], states[2]
 
 

@@ -28,6 +28,7 @@ from compress.runtimes.base import Runtime, Tokens
 Kind = Literal["float32", "weights", "activations"]
 TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-3, "activations": 0.05}
 _STEPS = 16  # tokens of each window that go through the cache one at a time, and of each continuation
+_ROWS = 64  # positions whose logits are widened at once
 
 
 class ExportCheckFailed(UserError):
@@ -138,14 +139,17 @@ def _torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
 
 
 def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Mean KL(expected || found) over positions, from logits (positions, vocabulary)."""
-    p, q = _log_softmax(expected), _log_softmax(found)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
+    """Mean KL(expected || found) over positions, from logits (positions, vocabulary), in float64."""
+    total = 0.0
+    for start in range(0, len(expected), _ROWS):
+        p, q = (_log_softmax(logits[start : start + _ROWS]) for logits in (expected, found))
+        total += float((np.exp(p) * (p - q)).sum())
+    return total / len(expected)
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.checkpoints import first_line, quiet_transformers
-from compress.export.check import ExportCheckFailed
+from compress.export.check import ExportCheckFailed, divergence
 from compress.export.compressed_tensors import coded_linears
 from compress.tasks import auto_class
 
@@ -46,7 +46,10 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
         with torch.inference_mode():
             expected = model(input_ids=ids.to(model.device))[0][0].float().cpu()
             found = loaded(input_ids=ids)[0][0].float()
-        differences.append(_kl(expected, found) if loaded.can_generate() else _distance(expected, found))
+        if loaded.can_generate():
+            differences.append(divergence(expected.numpy(), found.numpy()))
+        else:
+            differences.append(_distance(expected, found))
     wrong = [
         name for name, weight in coded_linears(model).items() if not _same(weight.dequantize(), loaded, name)
     ]
@@ -73,12 +76,6 @@ def _load(folder: Path, loader: Any) -> Any:
 def _same(expected: Tensor, loaded: Any, name: str) -> bool:
     found = loaded.get_submodule(name).weight.float().cpu()
     return torch.equal(found, expected.cpu()) or torch.equal(found, expected.half().float().cpu())
-
-
-def _kl(expected: Tensor, found: Tensor) -> float:
-    """Mean KL(expected || found) over positions, from logits (positions, vocabulary)."""
-    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def _distance(expected: Tensor, found: Tensor) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from compress.bundle import Bundle
-from compress.export.check import ExportCheckFailed
+from compress.export.check import ExportCheckFailed, divergence
 from compress.export.families import describe
 from compress.export.gguf_artifact import Part, parts
 from compress.formats import QuantizedTensor
@@ -72,11 +73,10 @@ def check_llama_cpp(
         ids = torch.from_numpy(window.astype(np.int64))[None].to(model.device)
         with torch.inference_mode():
             expected = model(input_ids=ids, use_cache=False).logits[0].float().cpu()
-        p, q = expected.double().log_softmax(-1), torch.from_numpy(found).double().log_softmax(-1)
-        kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
-        following = ids[0, 1:, None].cpu()
-        nll_torch.append(float(-p[:-1].gather(1, following).mean()))
-        nll_llama.append(float(-q[:-1].gather(1, following).mean()))
+        kl.append(divergence(expected.numpy(), found))
+        following = ids[0, 1:].cpu()
+        nll_torch.append(float(F.cross_entropy(expected[:-1], following)))
+        nll_llama.append(float(F.cross_entropy(torch.from_numpy(found)[:-1], following)))
     mean = float(np.mean(kl))
     if not mean <= tolerance:  # so that a NaN fails
         raise ExportCheckFailed(
