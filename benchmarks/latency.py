@@ -58,12 +58,14 @@ def main(
     points = [point for point in POINTS if fnmatch.fnmatch(point.label, only)]
     if not model.endswith(".gguf"):
         points = [point for point in points if point.tool != "llama_cpp"]
+    wanted = [case for case in CASES if fnmatch.fnmatch(f"{case.batch}x{case.prompt}", cases)]
+    if not points or not wanted:
+        raise typer.BadParameter(f"nothing is called so: --only '{only}' --cases '{cases}'")
     files = {point: files_of(point, bench) for point in points}
     lines = results.read_text().splitlines() if results.is_file() else []
     done = {(x["model"], x["threads"], x["batch"], x["prompt"]) for x in map(json.loads, lines)}
-    for case in CASES:
-        asked = fnmatch.fnmatch(f"{case.batch}x{case.prompt}", cases)
-        if asked and (bench.name, count, case.batch, case.prompt) not in done:
+    for case in wanted:
+        if (bench.name, count, case.batch, case.prompt) not in done:
             print(f"batch {case.batch}, prompt {case.prompt}", flush=True)
             run(bench, files, case, count, rounds)
     tell(results, table, draw)
