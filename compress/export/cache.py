@@ -18,8 +18,9 @@ from compress.export.architecture import Rotary
 from compress.export.attention import CacheScales
 from compress.export.families import describe
 from compress.export.rotary import column_order
+from compress.progress import track
 
-_BATCH = 4  # windows per forward pass
+_TOKENS = 1024  # of windows that go through the model together
 _LARGEST_CODE = 127
 _SMALLEST = 1e-8  # for a column that is always 0
 
@@ -30,13 +31,16 @@ def cache_scales(model: Any, windows: Tokens) -> list[CacheScales]:
 
     attentions = [block.attention for block in describe(model).blocks]
     keys, values = ([torch.zeros(a.cache_heads, a.head_width) for a in attentions] for _ in range(2))
-    for ids in torch.from_numpy(windows).long().split(_BATCH):
-        cache = DynamicCache()
-        with torch.inference_mode():
-            model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for i, layer in enumerate(cache.layers):
-            keys[i] = torch.maximum(keys[i], reach(layer.keys, attentions[i].rotary))
-            values[i] = torch.maximum(values[i], reach(layer.values, None))
+    together = max(1, _TOKENS // windows.shape[1])
+    with track(len(windows), "scales of the cache", "windows") as progress:
+        for ids in torch.from_numpy(windows).long().split(together):
+            cache = DynamicCache()
+            with torch.inference_mode():
+                model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            for i, layer in enumerate(cache.layers):
+                keys[i] = torch.maximum(keys[i], reach(layer.keys, attentions[i].rotary))
+                values[i] = torch.maximum(values[i], reach(layer.values, None))
+            progress.advance(len(ids))
     for i, attention in enumerate(attentions):
         order = column_order(attention)
         keys[i] = keys[i] if order is None else keys[i][:, order]

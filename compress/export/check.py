@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.errors import UserError
+from compress.progress import track
 from compress.runtimes.base import Runtime, Tokens
 
 Kind = Literal["float32", "weights", "activations"]
@@ -80,17 +81,21 @@ def compare(
     limit = TOLERANCES[kind] if tolerance is None else tolerance
     result = Agreement(kind, limit, int(windows.size))
     kl, kl_cached, same = [], [], []
-    for window in windows:
-        expected = _torch_logits(model, window)
-        found = runtime.logits(window[None])[0]
-        cached = _through_cache(runtime, window)
-        tail = expected[-len(cached) :]
-        differences = [result.max_difference, np.abs(found - expected).max(), np.abs(cached - tail).max()]
-        result.max_difference = float(np.max(differences))
-        result.largest_logit = max(result.largest_logit, float(np.abs(expected).max()))
-        kl.append(divergence(expected, found))
-        kl_cached.append(divergence(tail, cached))
-        same.append(float((expected.argmax(-1) == found.argmax(-1)).mean()))
+    with track(3 * len(windows), "checking the graph", "passes over a window") as progress:
+        for window in windows:
+            expected = _torch_logits(model, window)
+            progress.advance()
+            found = runtime.logits(window[None])[0]
+            progress.advance()
+            cached = _through_cache(runtime, window)
+            progress.advance()
+            tail = expected[-len(cached) :]
+            differences = [result.max_difference, np.abs(found - expected).max(), np.abs(cached - tail).max()]
+            result.max_difference = float(np.max(differences))
+            result.largest_logit = max(result.largest_logit, float(np.abs(expected).max()))
+            kl.append(divergence(expected, found))
+            kl_cached.append(divergence(tail, cached))
+            same.append(float((expected.argmax(-1) == found.argmax(-1)).mean()))
     result.kl, result.kl_cached = float(np.mean(kl)), float(np.mean(kl_cached))
     result.top1_agreement = float(np.mean(same))
     if kind == "float32":

@@ -21,6 +21,7 @@ from torch import Tensor
 from compress.checkpoints import first_line, quiet_transformers
 from compress.export.check import ExportCheckFailed, divergence
 from compress.export.compressed_tensors import coded_linears
+from compress.progress import track
 from compress.tasks import auto_class
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
@@ -41,15 +42,17 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
             f"{_NAME}: transformers cannot load what was written: {first_line(error)}"
         ) from None
     differences = []
-    for window in windows:
-        ids = torch.from_numpy(window.astype(np.int64))[None]
-        with torch.inference_mode():
-            expected = model(input_ids=ids.to(model.device))[0][0].float().cpu()
-            found = loaded(input_ids=ids)[0][0].float()
-        if loaded.can_generate():
-            differences.append(divergence(expected.numpy(), found.numpy()))
-        else:
-            differences.append(_distance(expected, found))
+    with track(len(windows), "checking in transformers", "windows") as progress:
+        for window in windows:
+            ids = torch.from_numpy(window.astype(np.int64))[None]
+            with torch.inference_mode():
+                expected = model(input_ids=ids.to(model.device))[0][0].float().cpu()
+                found = loaded(input_ids=ids)[0][0].float()
+            if loaded.can_generate():
+                differences.append(divergence(expected.numpy(), found.numpy()))
+            else:
+                differences.append(_distance(expected, found))
+            progress.advance()
     wrong = [
         name for name, weight in coded_linears(model).items() if not _same(weight.dequantize(), loaded, name)
     ]

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.export.check import TOLERANCES, ExportCheckFailed, Kind, divergence, refusal
+from compress.progress import track
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
@@ -79,8 +80,12 @@ def compare_encoder(
     task = runtime.task
     limits = COSINE_TOLERANCES if task == "embedding" else TOLERANCES
     texts = _texts(windows, runtime.mask_token)
-    expected = [_in_torch(model, text, task) for text in texts]
-    alone = [runtime.logits(text[None])[0] for text in texts]
+    expected, alone = [], []
+    with track(len(texts), "checking the graph", "texts") as progress:
+        for text in texts:
+            expected.append(_in_torch(model, text, task))
+            alone.append(runtime.logits(text[None])[0])
+            progress.advance()
     if isinstance(runtime, OnnxSeq2Seq):
         alone[0] = _token_by_token(runtime, texts[0])
     padded = runtime.padded(texts, padding)

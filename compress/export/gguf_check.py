@@ -23,6 +23,7 @@ from compress.export.check import ExportCheckFailed, divergence
 from compress.export.families import describe
 from compress.export.gguf_artifact import Part, parts
 from compress.formats import QuantizedTensor
+from compress.progress import track
 
 TOLERANCE = 0.05  # nats per token
 
@@ -106,10 +107,12 @@ def llama_logits(file: Path, windows: NDArray[np.int32], threads: int) -> list[F
         raise ExportCheckFailed(f"export_gguf: llama.cpp cannot load {file.name}: {error}") from None
     logits = []
     try:
-        for window in windows:
-            llama.reset()
-            llama.eval(window.tolist())
-            logits.append(np.array(llama.scores[:length], dtype=np.float32))
+        with track(len(windows), "checking in llama.cpp", "windows") as progress:
+            for window in windows:
+                llama.reset()
+                llama.eval(window.tolist())
+                logits.append(np.array(llama.scores[:length], dtype=np.float32))
+                progress.advance()
     finally:
         llama.close()
     return logits
