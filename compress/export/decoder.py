@@ -32,6 +32,7 @@ from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder
 from compress.export.layers import add_norm, counting, flatten, mlp, norm, softcapped, unflatten
 from compress.export.linear import linear
+from compress.progress import track
 
 _FLOAT, _INT32, _INT64 = 1, 6, 7
 _END = 2**63 - 1
@@ -90,8 +91,10 @@ class _Writer:
             stream = self._add_positions(stream)
         norms = [*(block.attention_norm for block in decoder.blocks), decoder.norm]
         normed = norm(graph, stream, norms[0])
-        for index, (block, following) in enumerate(zip(decoder.blocks, norms[1:], strict=True)):
-            stream, normed = self._block(index, block, stream, normed, following)
+        with track(len(decoder.blocks), "writing the graph", "blocks") as progress:
+            for index, (block, following) in enumerate(zip(decoder.blocks, norms[1:], strict=True)):
+                stream, normed = self._block(index, block, stream, normed, following)
+                progress.advance()
         logits = softcapped(graph, linear(graph, normed, decoder.head, self.ends), decoder.softcap)
         batch = graph.op("Shape", self.ids, end=1)
         shape = graph.op("Concat", batch, graph.constant([-1, decoder.vocabulary]), axis=0)

@@ -23,6 +23,7 @@ from compress.export.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.swap import tables
 from compress.passes.base import is_linear
+from compress.progress import track
 from compress.tasks import Task
 
 
@@ -37,7 +38,12 @@ def write_encoder(
     output = "logits" if task == "masked" else "last_hidden_state"
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
-    return transcribe(graph, trace(model, shapes, [output]), layers(model), forms, shapes)
+    with track(2, "writing the graph", "stages") as progress:
+        traced = trace(model, shapes, [output])
+        progress.advance()
+        used = transcribe(graph, traced, layers(model), forms, shapes)
+        progress.advance()
+    return used
 
 
 def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:

@@ -29,6 +29,7 @@ from compress.export.graph import GraphBuilder, Shape
 from compress.export.trace import trace
 from compress.export.transcribe import transcribe
 from compress.formats.swap import tables
+from compress.progress import track
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT
 from compress.seq2seq import start_token
 
@@ -49,10 +50,6 @@ def write_seq2seq(
     sizes = _cache_sizes(model)
     read = _cache(PRESENT, "encoder", sizes, "sequence")
     reading: dict[str, Shape] = {"input_ids": _TEXT, "attention_mask": _TEXT}
-    with GraphBuilder(folder, ENCODER) as encoder:
-        traced = trace(model, reading, read, _read)
-        used = transcribe(encoder, traced, held, replace(forms, many_rows=True), reading | read, heads)
-        encoder.save(kind, metadata)
     written = _cache(PRESENT, "decoder", sizes, "total")
     writing: dict[str, Shape] = {
         "input_ids": _TEXT,
@@ -60,11 +57,20 @@ def write_seq2seq(
         **_cache(PAST, "encoder", sizes, "source"),
         **_cache(PAST, "decoder", sizes, "past"),
     }
-    with GraphBuilder(folder, DECODER, after=encoder) as decoder:
-        traced = trace(model, writing, ["logits", *written], _write, cached=True)
-        used += transcribe(decoder, traced, held, forms, writing | written, heads)
-        weight_bytes = encoder.weight_bytes + decoder.weight_bytes
-        decoder.save(kind, metadata | {"weight_bytes": str(weight_bytes)})
+    with track(4, "writing the graphs", "stages") as progress:
+        with GraphBuilder(folder, ENCODER) as encoder:
+            traced = trace(model, reading, read, _read)
+            progress.advance()
+            used = transcribe(encoder, traced, held, replace(forms, many_rows=True), reading | read, heads)
+            encoder.save(kind, metadata)
+            progress.advance()
+        with GraphBuilder(folder, DECODER, after=encoder) as decoder:
+            traced = trace(model, writing, ["logits", *written], _write, cached=True)
+            progress.advance()
+            used += transcribe(decoder, traced, held, forms, writing | written, heads)
+            weight_bytes = encoder.weight_bytes + decoder.weight_bytes
+            decoder.save(kind, metadata | {"weight_bytes": str(weight_bytes)})
+            progress.advance()
     return used, weight_bytes
 
 
