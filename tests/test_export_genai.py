@@ -8,9 +8,13 @@ import pytest
 import training_set
 from export_models import CONTEXT, MODELS, exported, quantized, tiny_bundle, tokens
 
+from compress.export.artifact import write_artifact
+from compress.export.cache import cache_scales
 from compress.export.families import describe
+from compress.export.forms import Forms
 from compress.export.genai import genai_config
 from compress.formats import Int4
+from compress.runtimes.onnx_runtime import OnnxRuntime
 
 genai = pytest.importorskip("onnxruntime_genai", reason="the extra genai is not installed")
 
@@ -48,6 +52,15 @@ def test_the_same_tokens(name, tmp_path):
     runtime = exported(bundle, tmp_path)
     prompt = tokens(1, 9)[0].tolist()
     assert continued(tmp_path, [prompt], 20) == [ours(runtime, prompt, 20, end=1)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_cache_of_codes(name, tmp_path):
+    bundle = tiny_bundle(name)
+    write_artifact(bundle, tmp_path, Forms(), cache_scales(bundle.model, tokens(4, 40, seed=9)))
+    prompt = tokens(1, 9)[0].tolist()
+    found = continued(tmp_path, [prompt], 20)
+    assert found == [ours(OnnxRuntime(tmp_path, threads=1), prompt, 20, end=1)]
 
 
 def test_codes_and_prompts_of_different_lengths_in_one_batch(tmp_path):
