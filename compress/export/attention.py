@@ -66,11 +66,17 @@ def attention(
 ) -> str:
     """x (tokens, width) -> what the heads of block `index` gather, (batch, sequence, heads * head width)."""
     layer = arranged(layer)
-    factors = None if scales is None else _factors(layer, scales)
+    around = None if scales is None else _factors(layer, scales)
     past, present = _cache(graph, index, layer, _FLOAT if scales is None else _INT8)
     angles = ["", ""] if layer.rotary is None else _tables(graph, layer.rotary, text.context)
-    states = _states(graph, x, index, layer, text, forms, factors)
-    inputs = [*states, *past, text.last, text.total, *angles]
+    states = _states(graph, x, index, layer, forms)
+    values = [unflatten(graph, state.value, state.width, text.shape) for state in states]
+    if around is not None:
+        parts = around[0].split([state.width for state in states])
+        named = zip(values, states, parts, strict=True)
+        values = [_scaled(graph, value, state.name, part) for value, state, part in named]
+    values += [""] * (3 - len(values))
+    inputs = [*values, *past, text.last, text.total, *angles]
     attributes: dict[str, int | float | str] = {
         "num_heads": layer.heads,
         "kv_num_heads": layer.cache_heads,
@@ -81,35 +87,23 @@ def attention(
         attributes["local_window_size"] = layer.window
     if layer.softcap is not None:
         attributes["softcap"] = layer.softcap
-    if factors is not None:
+    if around is not None:
         one = graph.constant(np.ones(1, dtype=np.float32))
         inputs += ["", "", "", one, one]  # no positions, no bias, no sinks
         attributes |= {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
     outputs = [f"attention.{index}", *present]
     mixed = graph.node("GroupQueryAttention", inputs, outputs, MICROSOFT, **attributes)[0]
-    return mixed if factors is None else _scaled(graph, mixed, f"layers.{index}.values", factors.mixed)
+    return mixed if around is None else _scaled(graph, mixed, f"layers.{index}.values", around[1])
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """What states are multiplied by around a cache of 8 bits: vectors as long as the states are wide."""
+def _factors(layer: Attention, scales: CacheScales) -> tuple[Tensor, Tensor]:
+    """By what query, key and value, side by side, are multiplied before a cache of 8 bits, and sums after."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mixed: Tensor
-
-
-def _factors(layer: Attention, scales: CacheScales) -> _Factors:
     def per_head(scale: Tensor) -> Tensor:
         return scale.repeat_interleave(layer.heads // layer.cache_heads, dim=1).flatten()
 
-    return _Factors(
-        query=per_head(scales.key),
-        key=1 / scales.key.flatten(),
-        value=1 / scales.value.flatten(),
-        mixed=per_head(scales.value),
-    )
+    before = per_head(scales.key), 1 / scales.key.flatten(), 1 / scales.value.flatten()
+    return torch.cat(before), per_head(scales.value)
 
 
 def _scaled(graph: GraphBuilder, x: str, name: str, factor: Tensor) -> str:
@@ -127,36 +121,32 @@ def _cache(graph: GraphBuilder, index: int, layer: Attention, kind: int) -> tupl
     return past, present
 
 
-def _states(
-    graph: GraphBuilder,
-    x: str,
-    index: int,
-    layer: Attention,
-    text: Text,
-    forms: Forms,
-    factors: _Factors | None,
-) -> tuple[str, str, str]:
-    """Query, key, value; the latter two absent where the first holds all three."""
+@dataclass(frozen=True)
+class _State:
+    """Query, key or value, or all of them side by side: `width` numbers per token."""
+
+    name: str
+    value: str
+    width: int
+
+
+def _states(graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Forms) -> list[_State]:
+    """One for all where they come from one product; else query, key, value."""
     layers = (layer.query, layer.key, layer.value)
     norms = (layer.query_norm, layer.key_norm, None)
-    by = None if factors is None else (factors.query, factors.key, factors.value)
     if norms == (None, None, None) and stackable(layers, forms):
         fused = stack(layers, f"layers.{index}.qkv")
-        y = linear(graph, x, fused, forms)
-        if by is not None:
-            y = _scaled(graph, y, fused.name, torch.cat(by))
-        return unflatten(graph, y, fused.outputs, text.shape), "", ""
+        return [_State(fused.name, linear(graph, x, fused, forms), fused.outputs)]
     states = []
-    for i, (part, its_norm) in enumerate(zip(layers, norms, strict=True)):
+    for part, its_norm in zip(layers, norms, strict=True):
         y = linear(graph, x, part, forms)
         if its_norm is not None:
             width = len(its_norm.weight)
             rows = graph.op("Reshape", y, graph.constant([-1, width]))
             graph.sized(rows, _FLOAT, [f"tokens x {part.outputs // width}", width])
-            y = norm(graph, rows, its_norm)  # the reshape below puts heads side by side again
-        y = unflatten(graph, y, part.outputs, text.shape)
-        states.append(y if by is None else _scaled(graph, y, part.name, by[i]))
-    return states[0], states[1], states[2]
+            y = norm(graph, rows, its_norm)  # unflattened, its heads are side by side again
+        states.append(_State(part.name, y, part.outputs))
+    return states
 
 
 def _tables(graph: GraphBuilder, rotary: Rotary, context: int) -> list[str]:

@@ -83,7 +83,7 @@ def compare(
     kl, kl_cached, same = [], [], []
     with track(3 * len(windows), "checking the graph", "passes over a window") as progress:
         for window in windows:
-            expected = _torch_logits(model, window)
+            expected = torch_logits(model, window)
             progress.advance()
             found = runtime.logits(window[None])[0]
             progress.advance()
@@ -123,7 +123,7 @@ def _compare_greedy(model: Any, runtime: Runtime, prompt: Tokens, result: Agreem
     text = prompt
     state = runtime.prefill(prompt[None])
     for _ in range(_STEPS):
-        expected = _torch_logits(model, text)[-1]
+        expected = torch_logits(model, text)[-1]
         wanted, chosen = int(expected.argmax()), int(state.logits[0].argmax())
         result.greedy_tokens += 1
         if wanted != chosen:
@@ -136,7 +136,8 @@ def _compare_greedy(model: Any, runtime: Runtime, prompt: Tokens, result: Agreem
         state = runtime.decode(state, token)
 
 
-def _torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
+def torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
+    """Every position's logits of a window (length,): (length, vocabulary)."""
     ids = torch.from_numpy(window.astype(np.int64))[None].to(model.device)
     with torch.inference_mode():
         logits: NDArray[np.float32] = model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()

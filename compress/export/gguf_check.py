@@ -19,7 +19,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from compress.bundle import Bundle
-from compress.export.check import ExportCheckFailed, divergence
+from compress.export.check import ExportCheckFailed, divergence, torch_logits
 from compress.export.families import describe
 from compress.export.gguf_artifact import Part, parts
 from compress.formats import QuantizedTensor
@@ -71,13 +71,10 @@ def check_llama_cpp(
         return None
     kl, nll_torch, nll_llama = [], [], []
     for window, found in zip(windows, llama_logits(file, windows, threads), strict=True):
-        ids = torch.from_numpy(window.astype(np.int64))[None].to(model.device)
-        with torch.inference_mode():
-            expected = model(input_ids=ids, use_cache=False).logits[0].float().cpu()
-        kl.append(divergence(expected.numpy(), found))
-        following = ids[0, 1:].cpu()
-        nll_torch.append(float(F.cross_entropy(expected[:-1], following)))
-        nll_llama.append(float(F.cross_entropy(torch.from_numpy(found)[:-1], following)))
+        expected = torch_logits(model, window)
+        kl.append(divergence(expected, found))
+        nll_torch.append(_nll(expected, window))
+        nll_llama.append(_nll(found, window))
     mean = float(np.mean(kl))
     if not mean <= tolerance:  # so that a NaN fails
         raise ExportCheckFailed(
@@ -91,6 +88,11 @@ def check_llama_cpp(
         "nll_llama_cpp": float(np.mean(nll_llama)),
         "tolerance": tolerance,
     }
+
+
+def _nll(logits: Floats, window: NDArray[np.int32]) -> float:
+    following = torch.from_numpy(window[1:].astype(np.int64))
+    return float(F.cross_entropy(torch.from_numpy(logits)[:-1], following))
 
 
 def llama_logits(file: Path, windows: NDArray[np.int32], threads: int) -> list[Floats]:
