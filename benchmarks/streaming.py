@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.data import TextData, Windows, digest
 from compress.machine import machine
 from compress.memory import peak_rss_bytes
-from compress.passes.base import Context
 from compress.registry import pass_class
 
 HERE = Path(__file__).parent

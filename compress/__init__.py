@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compress.api import compare as compare
     from compress.api import run as run
     from compress.bundle import Bundle as Bundle
+    from compress.context import Context as Context
     from compress.data import DataConfig as DataConfig
     from compress.errors import UserError as UserError
     from compress.formats import Int4 as Int4
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from compress.generation.generator import TextGenerator as TextGenerator
     from compress.generation.generator import generate as generate
     from compress.generation.sampling import Sampling as Sampling
-    from compress.passes.base import Context as Context
     from compress.passes.base import Pass as Pass
     from compress.protocol import MeasureProtocol as MeasureProtocol
     from compress.recipe import Recipe as Recipe

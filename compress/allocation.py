@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats.swap import matrix
 from compress.input_statistics import input_statistics
+from compress.layers import matrix
 from compress.sensitivity import Probe, replaced_weight
 from compress.solvers import outliers
 from compress.solvers.knapsack import choose

@@ -13,11 +13,11 @@ from compress.bundle import Bundle
 from compress.checkpoints import load_tokenizer, meta_model, read_json
 from compress.data import DataConfig, TextData, Windows, prepare
 from compress.errors import UserError
+from compress.folder import disk_bytes
 from compress.machine import machine, usable_cores, versions
 from compress.measure import harness
 from compress.measure.ngrams import reference_rows
 from compress.measure.reference import Reference as BaseLogits
-from compress.memory import disk_bytes
 from compress.pipeline import Made, join, make
 from compress.preflight import preflight
 from compress.processes import on_this_machine

@@ -22,7 +22,7 @@ from compress.coded_files import STREAM
 from compress.formats import Coded, IntegerFormat
 from compress.formats.coded import longest_stream
 from compress.formats.packing import packed_bytes
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, PassRecord
 from compress.version import __version__
 

@@ -35,11 +35,12 @@ from compress.checkpoints import (
 )
 from compress.coded_files import with_streams, without_streams
 from compress.errors import UserError
+from compress.folder import EXPORTS
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
-from compress.formats.swap import embedding_scale, matrix, replace_module
-from compress.memory import EXPORTS
+from compress.formats.swap import embedding_scale
+from compress.layers import matrix, replace_module
 from compress.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
 from compress.sparse_files import SPARSE, compact, expand, keep_packed, widen

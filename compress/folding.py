@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.stacks import decoder_blocks
 
 Place = Literal["attention_in", "attention_out", "mlp_in", "mlp_out"]

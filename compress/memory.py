@@ -12,7 +12,6 @@ process.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,21 +19,6 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # in malloc.h
 _LEARNT, _MAPPED = 32 << 20, 1 << 16  # what glibc comes to by itself: bytes, a number of arrays
-EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
-
-
-def disk_bytes(artifact: Path) -> int:
-    """Bytes of all files of an artifact (a folder, or one file such as a GGUF), without nested exports."""
-    if artifact.is_file():
-        return artifact.stat().st_size
-    if not artifact.is_dir():
-        raise FileNotFoundError(artifact)
-    total = 0
-    for folder, folders, files in os.walk(artifact):
-        if Path(folder) == artifact:
-            folders[:] = [name for name in folders if name not in EXPORTS]
-        total += sum((Path(folder) / name).stat().st_size for name in files)
-    return total
 
 
 def peak_rss_bytes() -> int | None:

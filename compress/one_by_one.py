@@ -1,23 +1,21 @@
 """Codes for matrices that are looked at one by one: what all quantizers without calibration text share."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.formats import IntegerFormat, QuantizedTensor
-from compress.formats.swap import matrix, put_codes, quantize_embeddings
+from compress.formats.swap import put_codes, quantize_embeddings
+from compress.layers import matrix
 from compress.progress import track
 from compress.stacks import block_names
-
-if TYPE_CHECKING:  # what a pass is lent, not what it is
-    from compress.passes.base import Context
 
 
 def quantize_one_by_one(
     bundle: Bundle,
-    context: "Context",
+    context: Context,
     names: list[str],
     quantized: Callable[[Tensor], QuantizedTensor],
     embeddings: IntegerFormat | None,

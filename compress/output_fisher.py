@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.formats.swap import oriented
+from compress.layers import oriented
 from compress.moments import gram, mirrored
 from compress.progress import track
 from compress.tasks import task_of

@@ -19,9 +19,10 @@ import torch
 from compress.architectures import create
 from compress.bundle import Bundle, code_files
 from compress.checkpoints import load_tokenizer, weight_files
+from compress.context import Context
 from compress.data import TextData, prepare, renumbered, training_documents
 from compress.memory import peak_rss_bytes, reset_peak
-from compress.passes.base import Context, Pass
+from compress.passes.base import Pass
 from compress.processes import is_main, on_this_machine, part, wait
 from compress.pruning.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.recipe import Recipe
@@ -35,6 +36,7 @@ from compress.steps import (
     pass_version,
 )
 from compress.text import Document, load_documents, text_hash
+from compress.training.forward import native_precision
 from compress.vocabulary import Translation, translation
 
 EVALUATION_FILE = "evaluation.npy"
@@ -84,13 +86,6 @@ def needs_training_text(recipe: Recipe) -> bool:
     """Whether any pass of the recipe trains."""
     chains = [recipe.base, *recipe.variants.values()]
     return any("train" in step.requires() for chain in chains for step in chain.passes)
-
-
-def native_precision() -> str:
-    """`bfloat16` where the CPU multiplies it in hardware (AVX512-BF16, AMX), else `float32`."""
-    capable = torch.backends.cpu.get_cpu_capability()
-    native = capable.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if native else "float32"
 
 
 class _Maker:

@@ -18,7 +18,6 @@ from compress.checkpoints import check_directory, meta_model
 from compress.errors import UserError
 from compress.memory import available_memory_bytes
 from compress.passes.base import Pass
-from compress.pipeline import native_precision
 from compress.recipe import Recipe
 from compress.registry import names as pass_names
 from compress.registry import pass_class
@@ -26,6 +25,7 @@ from compress.runtimes.providers import require_provider
 from compress.steps import STEPS
 from compress.tasks import KINDS, longest_text, task_of
 from compress.text import load_documents
+from compress.training.forward import native_precision
 
 _FLOAT = 4  # bytes
 _MEASURE_SECONDS = 12.0  # per variant and runtime: processes, imports, loading

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.blockplan import Plan, Shortcut
 from compress.blocks import Arguments, call, replaced_forward
 from compress.formats import QuantizedLinear
-from compress.formats.swap import oriented
+from compress.layers import oriented
 from compress.training.forward import Precision, autocast
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from compress.blocks import call, replaced_forward
 from compress.calibration import walk
 from compress.formats import IntegerFormat, QuantizedTensor
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.solvers.gptq import Factor, factorise, gptq
 from compress.stacks import only_stack
 from compress.training.forward import Precision

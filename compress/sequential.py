@@ -24,8 +24,9 @@ from compress.formats import Coded, Grid, IntegerFormat, QuantizedTensor
 from compress.formats.coded import takes_turns
 from compress.formats.integer import float16_exact
 from compress.formats.rate_control import RateControl
-from compress.formats.swap import matrix, put_codes
+from compress.formats.swap import put_codes
 from compress.formats.trellis import RUN
+from compress.layers import matrix
 from compress.output_fisher import output_fisher, require_decoder
 from compress.solvers.gptq import Factor, gptq, output_error
 from compress.solvers.output_feedback import RowBlock, side_by_side

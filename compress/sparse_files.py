@@ -24,7 +24,7 @@ from compress.formats.sparse import (
     unpack_codes,
     unpack_floats,
 )
-from compress.formats.swap import replace_module
+from compress.layers import replace_module
 from compress.records import LayerRecord, SparseRecord
 
 SPARSE = "sparse.safetensors"

@@ -8,22 +8,20 @@ The passes that use this differ in the solver.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.allocation import SparsityGoal, targets
 from compress.bundle import Bundle, stored_masks
 from compress.calibration import walk
+from compress.context import Context
 from compress.correction import Aim, Correction, aim_of
-from compress.formats.swap import matrix
+from compress.layers import matrix, put_weight
 from compress.shards import ShardReader
 from compress.solvers.gptq import output_error
 from compress.solvers.masks import Target
-
-if TYPE_CHECKING:  # what a pass is lent, not what it is
-    from compress.passes.base import Context
 
 # a target weight (out, in), how sparse, the mask it carries -> the new weight and its mask
 Prune = Callable[[Tensor, Target, Tensor | None], tuple[Tensor, Tensor]]
@@ -31,7 +29,7 @@ Prune = Callable[[Tensor, Target, Tensor | None], tuple[Tensor, Tensor]]
 
 def sparsify(
     bundle: Bundle,
-    context: "Context",
+    context: Context,
     names: list[str],
     goal: SparsityGoal,
     correction: Correction,
@@ -115,14 +113,6 @@ def sparsify(
     written = ShardReader(store.parts)  # another pass may go on from there
     kept = stored_masks(model, written, dict.fromkeys((*bundle.masks, *names)))
     return result.evolve(masks=kept, notes=notes, shards=written, parts=tuple(store.parts))
-
-
-def put_weight(module: nn.Module, values: Tensor) -> None:
-    """Give a linear layer the weight `values` (out, in), in its own memory."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    with torch.no_grad():
-        weight.copy_(values.T if type(module).__name__ == "Conv1D" else values)
 
 
 def counts(zeros: dict[str, tuple[int, int]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from compress.bundle import Bundle
 from compress.export.forms import Forms
 from compress.formats import QuantizedTensor
 from compress.formats.integer import IntegerFormat
-from compress.formats.swap import matrix, put_codes, quantize_embeddings
-from compress.passes.base import linear_layers
+from compress.formats.swap import put_codes, quantize_embeddings
+from compress.layers import linear_layers, matrix
 from compress.records import Lineage
 from compress.runtimes.onnx_runtime import OnnxRuntime
 

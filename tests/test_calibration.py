@@ -11,8 +11,7 @@ from training_set import TINY, tiny_bundle
 from compress.architectures import random_model
 from compress.calibration import walk
 from compress.errors import UserError
-from compress.formats.swap import matrix
-from compress.passes.base import linear_layers
+from compress.layers import linear_layers, matrix
 
 WINDOWS = torch.randint(0, 300, (5, 24), generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from training_set import equal, weights
 from compress.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
 from compress.formats import Format, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import format_from
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound

@@ -12,8 +12,8 @@ from encoder_models import write_encoder
 
 from compress.bundle import Bundle, code_files
 from compress.errors import UserError
+from compress.layers import linear_layers
 from compress.measure.quality import question, score, summarise
-from compress.passes.base import linear_layers
 from compress.runtimes.torch_runtime import TorchRuntime
 
 

@@ -24,8 +24,8 @@ from compress.export.compressed_tensors import (
 )
 from compress.export.compressed_tensors_check import check_loads
 from compress.formats import Activations, Int2, Int3, Int4, Int5, Int6, Int8, Nf4, QuantizedTensor
-from compress.formats.swap import matrix, put_codes, quantize_embeddings
-from compress.passes.base import linear_layers
+from compress.formats.swap import put_codes, quantize_embeddings
+from compress.layers import linear_layers, matrix
 from compress.passes.export_compressed_tensors import ExportCompressedTensors
 
 helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from compress.context import Context
 from compress.errors import UserError
 from compress.export import encoder as encoder_export
 from compress.export.artifact import write_artifact
@@ -23,7 +24,6 @@ from compress.export.forms import Forms
 from compress.export.simplify import needed, without_turns
 from compress.export.trace import trace
 from compress.formats import Int4, Int8
-from compress.passes.base import Context
 from compress.passes.export_onnx import ExportOnnx
 from compress.records import Manifest
 from compress.runtimes import open_runtime

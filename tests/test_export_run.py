@@ -7,7 +7,7 @@ import pytest
 from cli_helpers import invoke, refused, results, write_recipe, write_text
 
 from compress.bundle import Bundle
-from compress.memory import EXPORTS, disk_bytes
+from compress.folder import EXPORTS, disk_bytes
 from compress.records import Manifest
 
 EXPORT_PASSES = [

@@ -18,8 +18,8 @@ from transformers import (
 
 from compress.errors import UserError
 from compress.folding import apply_fold, find_folds, shared, stacked_weight
-from compress.formats.swap import matrix
 from compress.input_statistics import input_statistics
+from compress.layers import matrix
 from compress.passes.fold_scales import FoldScales
 from compress.passes.prune_magnitude import PruneMagnitude
 

@@ -16,10 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from compress import machine
 from compress.data import Windows
 from compress.errors import UserError
+from compress.folder import disk_bytes
 from compress.measure import harness
 from compress.measure.harness import Continuation, Target, measure, quality_only, save_result
 from compress.measure.process import WorkerError, WorkerProcess
-from compress.memory import disk_bytes, peak_rss_bytes
+from compress.memory import peak_rss_bytes
 from compress.protocol import MeasureProtocol
 from compress.records import read_results
 from compress.runtimes.torch_runtime import TorchRuntime

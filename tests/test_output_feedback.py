@@ -9,7 +9,7 @@ from training_set import tiny_bundle
 from compress.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Int3
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.output_fisher import output_fisher
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_gptq import QuantizeGPTQ

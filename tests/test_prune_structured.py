@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from compress.bundle import Bundle, weight_file_bytes
 from compress.checkpoints import quiet_transformers
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
 from compress.passes.student import Student

@@ -13,9 +13,9 @@ from compress.allocation import SparsityGoal, targets
 from compress.bundle import Bundle, parameter_counts
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
-from compress.formats.swap import matrix
 from compress.input_statistics import input_statistics
-from compress.passes.base import Pass, linear_layers
+from compress.layers import linear_layers, matrix
+from compress.passes.base import Pass
 from compress.passes.prune_alps import PruneAlps
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt

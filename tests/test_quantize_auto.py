@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from compress.artifact_bytes import ArtifactBytes
 from compress.bundle import CODES, weight_bytes
 from compress.errors import UserError
+from compress.folder import disk_bytes
 from compress.formats import Int3, Int4, Int8, QuantizedTensor
 from compress.formats.swap import embedding_names
-from compress.memory import disk_bytes
-from compress.passes.base import linear_layers
+from compress.layers import linear_layers
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_round import QuantizeRound
 from compress.records import Lineage, PassRecord

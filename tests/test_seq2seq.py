@@ -22,10 +22,10 @@ from compress.export.encoder_check import compare_encoder
 from compress.export.forms import Forms
 from compress.export.graph import GraphBuilder
 from compress.formats import Int4, Int8, QuantizedTensor
-from compress.formats.swap import matrix, put_codes, quantize_embeddings, tables
+from compress.formats.swap import put_codes, quantize_embeddings, tables
 from compress.generation.generator import TextGenerator, generate
+from compress.layers import linear_layers, matrix
 from compress.measure.quality import question, score
-from compress.passes.base import linear_layers
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda

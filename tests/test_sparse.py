@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from compress.bundle import Bundle, parameter_counts, weight_bytes, weight_file_bytes
 from compress.errors import UserError
+from compress.folder import disk_bytes
 from compress.formats import Int2, Int3, Int4, Int8, Nf4, QuantizedTensor
 from compress.formats.sparse import pack_codes, pack_floats, unpack_codes, unpack_floats
-from compress.memory import disk_bytes
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.store_sparse import StoreSparse

@@ -9,8 +9,8 @@ import torch
 
 from compress.architectures import Architecture, create
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.data import TextData, Windows, digest
-from compress.passes.base import Context
 from compress.records import Lineage
 from compress.text import Document
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from compress.bundle import Bundle
 from compress.checkpoints import load_checkpoint
 from compress.formats import QuantizedEmbedding, QuantizedLinear
-from compress.formats.swap import replace_module
+from compress.layers import replace_module
 from compress.measure.quality import Scores, score, summarise
 
 

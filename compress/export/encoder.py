@@ -22,7 +22,7 @@ from compress.export.trace import trace
 from compress.export.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.swap import tables
-from compress.passes.base import is_linear
+from compress.layers import is_linear
 from compress.progress import track
 from compress.tasks import Task
 

@@ -29,7 +29,7 @@ from compress.errors import MissingExtra, UserError
 from compress.export.graph import MICROSOFT, OPSET, Shape
 from compress.formats import QuantizedLinear
 from compress.formats.swap import embedding_scale, tables
-from compress.passes.base import is_linear
+from compress.layers import is_linear
 
 DOMAIN = "compress"
 HOLDER = "model."  # what the tracer puts before the names of a model's own parameters

@@ -23,10 +23,11 @@ import numpy as np
 
 from compress import machine
 from compress.data import Windows, refuse_overlap
+from compress.folder import disk_bytes
 from compress.measure import latency, quality
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
-from compress.memory import available_memory_bytes, disk_bytes
+from compress.memory import available_memory_bytes
 from compress.progress import Tracker, track
 from compress.protocol import WARM_DECODES, MeasureProtocol
 from compress.records import Result, read_results, write_results

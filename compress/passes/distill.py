@@ -16,7 +16,9 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.context import Context
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.tasks import Task
 from compress.training.distillation import taught
 from compress.training.guidance import Guidance

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.context import Context
 from compress.errors import MissingExtra
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.bundle import Bundle

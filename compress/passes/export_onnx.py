@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass
+from compress.passes.base import Kind, Need, Pass
 from compress.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ExportOnnx(Pass):
         from compress.export.families import require_supported
         from compress.export.trace import require_tracer
         from compress.formats.swap import embedding_names
-        from compress.passes.base import linear_layers
+        from compress.layers import linear_layers
         from compress.tasks import task_of
 
         if task_of(model.config) == "causal":

@@ -16,8 +16,10 @@ from torch import nn
 
 from compress.allocation import SparsityGoal, check_goal
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.correction import Aim, Correction
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.alps import alps, spectrum
 from compress.sparsify import Prune, sparsify
 from compress.tasks import TASKS, Task

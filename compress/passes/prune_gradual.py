@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from compress.allocation import ScopedSparsity, check_pattern
 from compress.bundle import Bundle
-from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.context import Context
+from compress.layers import linear_layers, matrix
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers import gradual
 from compress.tasks import Task
 from compress.training.distillation import taught

@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass
+from compress.passes.base import Kind, Need, Pass
 from compress.pruning.blocks import block_influence, keep_blocks, renamed, spread
 from compress.stacks import decoder_blocks
 

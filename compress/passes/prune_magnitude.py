@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from compress.allocation import ScopedSparsity, SparsityGoal, check_goal, targets
 from compress.bundle import Bundle
-from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.context import Context
+from compress.layers import linear_layers, matrix, put_weight
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers import masks as solve
-from compress.sparsify import counts, put_weight
+from compress.sparsify import counts
 from compress.tasks import TASKS, Task
 
 

@@ -26,8 +26,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.pruning.procedure import How, Shape, prune
 from compress.pruning.selection import Importance, Refit
 from compress.pruning.slicing import Counts

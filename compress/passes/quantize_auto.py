@@ -29,11 +29,13 @@ from torch import Tensor, nn
 
 from compress.artifact_bytes import ArtifactBytes
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.formats import Coded, Int8, IntegerFormat
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
+from compress.layers import linear_layers
 from compress.offers import Offers, Plan
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.records import PassRecord
 from compress.sensitivity import Probe, embedding_losses, layer_losses
 from compress.sequential import LayerSolver, quantize_sequentially

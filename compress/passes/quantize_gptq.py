@@ -11,9 +11,11 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.formats import Format, Int4, Int8, IntegerFormat
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.sequential import LayerSolver, quantize_sequentially
 from compress.tasks import TASKS, Task
 

@@ -16,11 +16,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names
+from compress.layers import linear_layers
 from compress.one_by_one import quantize_one_by_one
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.passes.base import Kind, Pass
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
 from compress.tasks import TASKS, Task
 

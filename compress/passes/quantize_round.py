@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
 from compress.formats.swap import embedding_names
+from compress.layers import linear_layers
 from compress.one_by_one import quantize_one_by_one
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.passes.base import Kind, Pass
 from compress.tasks import TASKS, Task
 
 

@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
-from compress.names import matches
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.layers import linear_layers, matches
+from compress.passes.base import Kind, Need, Pass
 from compress.progress import track
 from compress.stacks import block_lists
 

@@ -18,8 +18,10 @@ from pydantic import Field
 from torch import nn
 
 from compress.bundle import Bundle, unique_state, weight_bytes
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Pass
 from compress.sparse_files import compact
 from compress.tasks import TASKS, Task
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from compress import subcloning
 from compress.bundle import Bundle
-from compress.passes.base import Context, Kind, Pass
+from compress.context import Context
+from compress.passes.base import Kind, Pass
 from compress.pruning.blocks import spread
 from compress.stacks import decoder_blocks
 

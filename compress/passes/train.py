@@ -5,7 +5,9 @@ from typing import ClassVar
 from torch import nn
 
 from compress.bundle import Bundle
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.context import Context
+from compress.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.tasks import Task
 from compress.training.loop import optimise
 from compress.training.plan import Optimization

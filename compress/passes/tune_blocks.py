@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from compress.attention import panel_attention
 from compress.blocks import Arguments, call, replaced_forward
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
-from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
+from compress.layers import is_linear, linear_layers, matrix
+from compress.passes.base import Kind, Need, Pass
 from compress.progress import track
 from compress.solvers.block_tuning import descend
 from compress.stacks import decoder_blocks, only_stack

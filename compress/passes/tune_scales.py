@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.bundle import Bundle
+from compress.context import Context
 from compress.data import TextData
 from compress.errors import UserError
-from compress.formats.swap import replace_module
-from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
+from compress.layers import is_linear, linear_layers, replace_module
+from compress.passes.base import Kind, Need, Pass
 from compress.tasks import task_of
 from compress.training.scales import digest_of_state, make_tunable
 from compress.training.tuning import Tuning, tune, units_of

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.progress import track
 from compress.pruning.structure import Part, Structure, Sublayer
 from compress.stacks import decoder_blocks

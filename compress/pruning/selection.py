@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.calibration import walk
-from compress.formats.swap import matrix
+from compress.layers import matrix
 from compress.moments import Covariance
 from compress.pruning.importance import activation, magnitude
 from compress.pruning.structure import Structure, Sublayer

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.context import Original, Surroundings
 from compress.errors import UserError
 from compress.processes import process
 from compress.tasks import task_of
@@ -26,7 +26,6 @@ from compress.training.objectives import chunked, cross_entropy, distillation
 from compress.training.onpolicy import continued, on_policy
 from compress.training.plan import Optimization
 from compress.training.sampled import SampledTargets, sampled_kl
-from compress.training.surroundings import Surroundings
 from compress.training.task import Moment, Task
 from compress.training.teachers import Teachers
 
@@ -35,10 +34,10 @@ def taught(
     guidance: Guidance,
     plan: Optimization,
     name: str,
-    bundle: Bundle,
+    bundle: Original,
     student: Any,
     around: Surroundings,
-    base: Callable[[], Bundle],
+    base: Callable[[], Original],
 ) -> tuple[Task, str, dict[str, Any]]:
     """The task of `guided`, what its teachers are known by, and notes.
 

@@ -17,6 +17,13 @@ Precision = Literal["float32", "bfloat16"]
 _HELDOUT_LOGITS = 1 << 24  # per forward pass, or one window's; they are there four times over in between
 
 
+def native_precision() -> Precision:
+    """`bfloat16` where the CPU multiplies it in hardware (AVX512-BF16, AMX), else `float32`."""
+    capable = torch.backends.cpu.get_cpu_capability()
+    native = capable.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Matrix products in `precision`, sums and norms in float32; parameters stay as they are."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

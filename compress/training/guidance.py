@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.bundle import Bundle
+from compress.context import Original
 from compress.training.objectives import Divergence
 from compress.training.teachers import Teacher
 
@@ -66,7 +67,7 @@ class Guidance(BaseModel):
                                  "use online")  # fmt: skip
         return self
 
-    def load_teachers(self, base: Callable[[], Bundle]) -> list[tuple[Bundle, float]]:
+    def load_teachers(self, base: Callable[[], Original]) -> list[tuple[Original, float]]:
         """The teachers and their weights; `base` loads the recipe's."""
         return [(base() if t.model == "base" else Bundle.load(t.model), t.weight) for t in self.teachers]
 

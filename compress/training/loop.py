@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.context import Surroundings
 from compress.errors import UserError
 from compress.progress import SILENT, track
 from compress.training import checkpoint, rates, sharding
@@ -40,7 +41,6 @@ from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled
 from compress.training.state import Progress
 from compress.training.stopping import Keeper, Verdict
-from compress.training.surroundings import Surroundings
 from compress.training.task import Moment, Task
 from compress.training.trackers import tracking
 

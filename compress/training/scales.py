@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.formats import Grid, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.formats.swap import replace_module
+from compress.layers import replace_module
 
 
 class TunableTensor(nn.Module):

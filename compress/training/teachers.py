@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compress.attention import panel_attention
-from compress.bundle import Bundle
+from compress.context import Original
 from compress.errors import UserError
 from compress.tasks import longest_text
 from compress.training import checkpoint
@@ -37,8 +37,8 @@ class Teachers:
 
     def __init__(
         self,
-        student: Bundle,
-        bundles: list[tuple[Bundle, float]],
+        student: Original,
+        bundles: list[tuple[Original, float]],
         device: torch.device,
         precision: Precision,
         name: str,
@@ -93,11 +93,11 @@ class Teachers:
         return temperature * torch.logsumexp(torch.stack(logs), dim=0)
 
 
-def _rows(bundle: Bundle) -> int:
+def _rows(bundle: Original) -> int:
     return int(bundle.model.get_input_embeddings().weight.shape[0])
 
 
-def _same_vocabulary(name: str, student: Bundle, teacher: Bundle) -> None:
+def _same_vocabulary(name: str, student: Original, teacher: Original) -> None:
     """Of tokens; rows beyond the last, padding of the matrices, the teacher may have more of."""
     vocabularies = [b.tokenizer.get_vocab() for b in (student, teacher)]
     if vocabularies[0] != vocabularies[1]:

@@ -1,13 +1,61 @@
-"""What a training needs around it; a pass's context is one."""
+"""What a pass is lent while it runs; and what the training loop asks of it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compress.data import TextData
+from compress.records import Lineage
 from compress.training.forward import Precision
+
+
+class Original(Protocol):
+    """The model that a run started from, as passes ask for it."""
+
+    @property
+    def model(self) -> Any:
+        """In eval mode, float32."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its own."""
+        ...
+
+    @property
+    def lineage(self) -> Lineage:
+        """Where it comes from."""
+        ...
+
+
+@dataclass
+class Context:
+    """What the pipeline lends to a pass while it runs.
+
+    Attributes:
+        data: the disjoint token windows.
+        teacher: loads the recipe's base model.
+        seed: the only source of randomness a pass may use.
+        workdir: a folder that survives a kill; gone once the step is done. Checkpoints and exports go here.
+        device: where to compute.
+        threads: CPU threads in use.
+        precision: `bfloat16` where the machine computes it natively, else `float32`.
+        logs: where trackers of a training write; stays with the run.
+    """
+
+    data: TextData
+    teacher: Callable[[], Original]
+    seed: int
+    workdir: Path
+    device: torch.device
+    threads: int
+    precision: Precision
+    logs: Path | None = None
 
 
 class Tokens(Protocol):

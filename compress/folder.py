@@ -1,0 +1,20 @@
+"""The folder of an artifact, as far as it can be told from names and lengths."""
+
+import os
+from pathlib import Path
+
+EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
+
+
+def disk_bytes(artifact: Path) -> int:
+    """Bytes of all files of an artifact (a folder, or one file such as a GGUF), without nested exports."""
+    if artifact.is_file():
+        return artifact.stat().st_size
+    if not artifact.is_dir():
+        raise FileNotFoundError(artifact)
+    total = 0
+    for folder, folders, files in os.walk(artifact):
+        if Path(folder) == artifact:
+            folders[:] = [name for name in folders if name not in EXPORTS]
+        total += sum((Path(folder) / name).stat().st_size for name in files)
+    return total
