@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compress import report
-from compress.bundle import Bundle
-from compress.checkpoints import load_tokenizer, meta_model, read_json
-from compress.data import DataConfig, TextData, Windows, prepare
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
-from compress.folder import disk_bytes
-from compress.machine import machine, usable_cores, versions
+from compress.host.machine import machine, usable_cores, versions
+from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.ngrams import reference_rows
 from compress.measure.reference import Reference as BaseLogits
-from compress.pipeline import Made, join, make
-from compress.preflight import preflight
-from compress.processes import on_this_machine
-from compress.protocol import MeasureProtocol
-from compress.recipe import Recipe
-from compress.records import (
+from compress.models.checkpoints import load_tokenizer, meta_model, read_json
+from compress.records.protocol import MeasureProtocol
+from compress.records.records import (
     Reference,
     Result,
     RunRecord,
@@ -35,12 +31,16 @@ from compress.records import (
     write_results,
     write_whole,
 )
+from compress.run.pipeline import Made, join, make
+from compress.run.preflight import preflight
+from compress.run.recipe import Recipe
+from compress.run.store import STEPS, StepStore, alone
 from compress.runtimes import detect_runtime
 from compress.runtimes.providers import require_provider
-from compress.steps import STEPS, StepStore, alone
-from compress.tasks import longest_text
-from compress.text import load_documents
-from compress.vocabulary import translation
+from compress.tasks.base import longest_text
+from compress.text.documents import load_documents
+from compress.text.translation import translation
+from compress.text.windows import DataConfig, TextData, Windows, prepare
 
 Say = Callable[[str], None]
 _T = TypeVar("_T")

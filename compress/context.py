@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.data import TextData
-from compress.records import Lineage
-from compress.training.forward import Precision
+from compress.models.running import Precision
+from compress.records.records import Lineage
+from compress.text.windows import TextData
 
 
 class Original(Protocol):

@@ -5,7 +5,7 @@ import math
 import random
 from typing import Any
 
-from compress.records import (
+from compress.records.records import (
     DataRecord,
     PassRecord,
     Reference,

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 from report_records import bare, demo_run
 
-from compress.records import Result, RunRecord
+from compress.records.records import Result, RunRecord
 from compress.report import compare, render
 from compress.report.plots import runtime_points, tradeoff_figures
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_records import bare, demo_run
 
-from compress.records import Result
+from compress.records.records import Result
 from compress.report import units
 from compress.report.chains import chains
 from compress.report.differences import differences

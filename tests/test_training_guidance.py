@@ -6,13 +6,14 @@ import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
-from compress.bundle import Bundle, parameter_counts
+from compress.artifact.bundle import Bundle, parameter_counts
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.train import Train
-from compress.training import checkpoint, matching, sampled
-from compress.training.onpolicy import continued, on_policy
-from compress.training.teachers import Teachers
+from compress.training import checkpoint
+from compress.training.teaching import matching, sampled
+from compress.training.teaching.onpolicy import continued, on_policy
+from compress.training.teaching.teachers import Teachers
 
 FEW = {"tokens": 10 * 4 * WINDOW, "batch": 4, "heldout_points": 2}
 

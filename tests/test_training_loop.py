@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
 from compress.errors import UserError
+from compress.models.running import heldout_nll
 from compress.passes.distill import Distill
 from compress.passes.train import Train
 from compress.training import checkpoint
 from compress.training.batches import Batches
-from compress.training.forward import heldout_nll
 
 SETTINGS = {"tokens": 48 * 4 * WINDOW, "batch": 4, "heldout_points": 3}
 
@@ -276,9 +276,9 @@ def test_a_large_vocabulary_is_scored_in_smaller_pieces_with_the_same_result(mon
     expected = heldout_nll(model, windows, "float32")
     whole = sizes.pop()
     assert not sizes
-    monkeypatch.setattr("compress.training.forward._HELDOUT_LOGITS", whole // 2)
+    monkeypatch.setattr("compress.models.running._HELDOUT_LOGITS", whole // 2)
     assert heldout_nll(model, windows, "float32") == pytest.approx(expected, rel=1e-6)
     assert sizes == [whole // 2] * 2
-    monkeypatch.setattr("compress.training.forward._HELDOUT_LOGITS", 1)
+    monkeypatch.setattr("compress.models.running._HELDOUT_LOGITS", 1)
     assert heldout_nll(model, windows, "float32") == pytest.approx(expected, rel=1e-6)
     assert sizes[2:] == [whole // 6] * 6

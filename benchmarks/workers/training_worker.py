@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from compress.training.forward import heldout_nll, native_precision
+from compress.models.running import heldout_nll, native_precision
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
 from compress.training.task import plain_text

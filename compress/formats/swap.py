@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.formats.integer import IntegerFormat
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.layers import matrix, replace_module
+from compress.models.layers import matrix, replace_module
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from compress.context import Context as Context
-from compress.layers import is_linear as is_linear
-from compress.layers import linear_layers as linear_layers
-from compress.tasks import TASKS, Task
+from compress.models.layers import is_linear as is_linear
+from compress.models.layers import linear_layers as linear_layers
+from compress.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
-    from compress.bundle import Bundle
+    from compress.artifact.bundle import Bundle
     from compress.formats import IntegerFormat
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]

@@ -15,15 +15,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.layers import linear_layers
+from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks import Task
-from compress.training.distillation import taught
-from compress.training.guidance import Guidance
+from compress.tasks.base import Task
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
+from compress.training.teaching.distillation import taught
+from compress.training.teaching.guidance import Guidance
 
 
 class Distill(Pass, Optimization, Guidance):

@@ -16,18 +16,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.allocation import ScopedSparsity, check_pattern
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.layers import linear_layers, matrix
+from compress.layerwise.sparsity import ScopedSparsity, check_pattern
+from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers import gradual
-from compress.tasks import Task
-from compress.training.distillation import taught
-from compress.training.guidance import Guidance
+from compress.tasks.base import Task
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
 from compress.training.task import plain_text
+from compress.training.teaching.distillation import taught
+from compress.training.teaching.guidance import Guidance
 
 
 class PruneGradual(Pass, Optimization, Guidance, ScopedSparsity):

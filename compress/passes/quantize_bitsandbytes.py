@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import MissingExtra, UserError
 from compress.formats import (
@@ -29,9 +29,9 @@ from compress.formats import (
 )
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.layers import linear_layers, matrix, replace_module
+from compress.host.progress import track
+from compress.models.layers import linear_layers, matrix, replace_module
 from compress.passes.base import Kind, Pass
-from compress.progress import track
 
 
 class QuantizeBitsandbytes(Pass):

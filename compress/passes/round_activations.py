@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
-from compress.layers import linear_layers, matches
+from compress.host.progress import track
+from compress.models.layers import linear_layers, matches
+from compress.models.stacks import block_lists
 from compress.passes.base import Kind, Need, Pass
-from compress.progress import track
-from compress.stacks import block_lists
 
 
 class RoundActivations(Pass):

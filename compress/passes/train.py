@@ -4,11 +4,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.layers import linear_layers
+from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks import Task
+from compress.tasks.base import Task
 from compress.training.loop import optimise
 from compress.training.plan import Optimization
 from compress.training.task import plain_text

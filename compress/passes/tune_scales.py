@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.data import TextData
 from compress.errors import UserError
-from compress.layers import is_linear, linear_layers, replace_module
+from compress.models.layers import is_linear, linear_layers, replace_module
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks import task_of
-from compress.training.scales import digest_of_state, make_tunable
-from compress.training.tuning import Tuning, tune, units_of
+from compress.tasks.base import task_of
+from compress.text.windows import TextData
+from compress.training.codes.scales import digest_of_state, make_tunable
+from compress.training.codes.tuning import Tuning, tune, units_of
 
 
 class TuneScales(Pass, Tuning):

@@ -9,7 +9,7 @@ export step changes no weights: it is judged by the exported artifact against th
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.records import PassRecord, Result, RunRecord, VariantRecord
+from compress.records.records import PassRecord, Result, RunRecord, VariantRecord
 from compress.report import units
 from compress.report.rows import base_name, with_base_as_zero
 from compress.report.verdicts import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from compress.records import Interval, PassRecord, Result
+from compress.records.records import Interval, PassRecord, Result
 from compress.report import units
 from compress.report.frontier import pareto_front
 from compress.report.verdicts import runtime_name, significance

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.stacks import decoder_blocks
+from compress.models.stacks import decoder_blocks
 
 
 class Devices:

@@ -25,17 +25,12 @@ from torch import Tensor, nn
 
 from compress.context import Surroundings
 from compress.errors import UserError
-from compress.progress import SILENT, track
+from compress.host.progress import SILENT, track
+from compress.models.running import autocast, backward_passes, gradient_checkpointing, heldout_nll
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
 from compress.training.batches import Batches
 from compress.training.devices import Devices
-from compress.training.forward import (
-    autocast,
-    backward_passes,
-    gradient_checkpointing,
-    heldout_nll,
-)
 from compress.training.masking import Masks
 from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import UserError
-from compress.processes import process
-from compress.tasks import longest_text
+from compress.host.processes import process
+from compress.tasks.base import longest_text
 from compress.training import optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
