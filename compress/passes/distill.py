@@ -18,13 +18,11 @@ from torch import nn
 from compress.bundle import Bundle
 from compress.passes.base import Context, Kind, Need, Pass, linear_layers
 from compress.tasks import Task
-from compress.training.distillation import taught
-from compress.training.guidance import Guidance
+from compress.training.distillation import Lesson, taught
 from compress.training.loop import optimise
-from compress.training.plan import Optimization
 
 
-class Distill(Pass, Optimization, Guidance):
+class Distill(Pass, Lesson):
     """Train towards the distribution of the recipe's base model, or of other teachers."""
 
     kind: ClassVar[Kind] = "distill"
@@ -62,16 +60,6 @@ class Distill(Pass, Optimization, Guidance):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        task, identity, about = taught(
-            self, self, self.name(), bundle, result.model, context, context.teacher
-        )
-        notes = optimise(
-            result.model,
-            self,
-            task,
-            context,
-            masks=bundle.masks,
-            identity=identity,
-            what="distilling",
-        )
-        return result.evolve(exports={}, notes={**about, **notes})
+        task = taught(self, result, context)
+        notes = optimise(result.model, self, task, context, masks=bundle.masks, what="distilling")
+        return result.evolve(exports={}, notes=notes)
