@@ -287,16 +287,13 @@ def test_bfloat16_forward_keeps_float32_weights_and_learns(tmp_path):
 
 @pytest.mark.parametrize("step", [Train, Distill])
 def test_a_recipe_that_names_its_precision_gives_the_same_weights_on_every_machine(step, tmp_path):
-    bundle, made = tiny_bundle(), {}
+    bundle, made, few = tiny_bundle(), {}, {**SETTINGS, "tokens": 6 * 4 * WINDOW}
     for asked in ("auto", "float32", "bfloat16"):
         for machine in ("float32", "bfloat16"):
             context = tiny_context(bundle, tmp_path / asked / machine, tiny_bundle(seed=3))
             context.precision = machine
-            made[asked, machine] = step(**{**SETTINGS, "tokens": 6 * 4 * WINDOW}, precision=asked)(
-                bundle, context
-            )
-            used = machine if asked == "auto" else asked
-            assert made[asked, machine].notes["precision"] == used
+            result = made[asked, machine] = step(**few, precision=asked)(bundle, context)
+            assert result.notes["precision"] == (machine if asked == "auto" else asked)
     for used in ("float32", "bfloat16"):
         expected = weights(made["auto", used])
         assert all(equal(expected, weights(made[used, machine])) for machine in ("float32", "bfloat16"))
@@ -306,8 +303,7 @@ def test_a_recipe_that_names_its_precision_gives_the_same_weights_on_every_machi
 @pytest.mark.parametrize(
     ("changes", "machine", "goes_on"),
     [
-        ({}, "float32", True),
-        ({"checkpoint_seconds": 1e6, "trackers": ()}, "float32", True),
+        ({"checkpoint_seconds": 1e6}, "float32", True),
         ({"precision": "float32"}, "bfloat16", True),  # what auto was where the checkpoint was written
         ({}, "bfloat16", False),
         ({"precision": "bfloat16"}, "float32", False),
@@ -323,6 +319,11 @@ def test_a_checkpoint_serves_what_gives_the_same_result(changes, machine, goes_o
     context.precision = machine
     Train(**settings | changes)(bundle, context)
     assert ("goes on after step 3 of 4" in capsys.readouterr().err) == goes_on
+
+
+def test_trackers_and_checkpoints_decide_nothing():
+    plan = Train(trackers=("tensorboard",), checkpoint_seconds=1.0)
+    assert plan.deciding("float32") == Train().deciding("float32") != Train().deciding("bfloat16")
 
 
 def test_a_large_vocabulary_is_scored_in_smaller_pieces_with_the_same_result(monkeypatch):
