@@ -108,9 +108,7 @@ class Bundle:
         def teacher() -> Bundle:
             origin = self.origin if base is None else base
             if origin is None:
-                raise UserError(
-                    f"base: {step.name()} learns from a model, and this one was not loaded; give base="
-                )
+                raise UserError(f"base: {step.name()} learns from a model, and none was loaded; give base=")
             return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
 
         return applied(self, step, text, teacher, seed)

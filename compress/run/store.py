@@ -130,11 +130,7 @@ class StepStore:
             return target
         if target.exists() and not (target / MANIFEST).is_file():
             raise UserError(f"{target}: is in the way, and was not written by a run; move it elsewhere")
-        partial = self.root / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial, copy_function=link_or_copy)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        show(source, target)
         return target
 
     def forget_others(self, keep: set[str]) -> None:
@@ -144,6 +140,15 @@ class StepStore:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if entry.name.split(".")[0] not in wanted:
                     shutil.rmtree(entry, ignore_errors=True)
+
+
+def show(source: Path, target: Path) -> None:
+    """Make a folder of a run visible in another place, whole or not at all; it costs no space."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
 
 
 def earlier_seconds(workdir: Path) -> float:
