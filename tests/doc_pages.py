@@ -1,0 +1,162 @@
+"""README and docs as programs: their fenced blocks, and how each kind of block is run.
+
+A block is not run where the line before it is `<!-- not run: REASON -->`. A block whose first line is a
+comment with the name of a file (`# my.yaml`) is also written under that name, for the blocks after it.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cli_helpers import Outcome, invoke, settings
+from tiny_recipes import DATA, tiny
+
+import compress.recipe as recipes
+from compress.pipeline import make
+from compress.preflight import preflight
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# what a console block may hold beside compress-lm: others' programs, and what tests run elsewhere
+FOREIGN = {"python", "pip", "make", "torchrun", "accelerate", "vllm", "llama-cli", "llama-server"}
+_FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    """All of a page, in order."""
+    content = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            page,
+            content.count("\n", 0, found.start("language")) + 1,
+            found["language"],
+            found["text"],
+            found["reason"],
+        )
+        for found in _FENCE.finditer(content)
+    ]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every command of a console block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in line.split(" && "):
+            if words := shlex.split(command, comments=True):
+                yield words
+
+
+def run_command(words: list[str], model: Path, text: Path) -> Outcome:
+    """`compress-lm WORDS`: recipes small, with nothing measured; the rest as it is written."""
+    name, *rest = words
+    if name == "run" and "--dry-run" not in rest:
+        rest += ["--no-measure", *settings("threads=1", *(f"data.{k}={v}" for k, v in DATA.items()))]
+    if name == "quantize" and "--no-measure" not in rest:
+        rest += ["--no-measure"]
+    read = recipes._read
+    recipes._read = lambda source: tiny(read(source), model, text)
+    try:
+        return invoke(name, *rest)
+    finally:
+        recipes._read = read
+
+
+def run_recipe(content: dict[str, Any], folder: Path, model: Path, text: Path) -> None:
+    """Make every variant of a recipe, or of a part of one, small."""
+    whole = {"name": "page", "model": {"checkpoint": "model"}, **content}
+    if "create" in (whole["model"] or {}):
+        recipe = recipes.parse({**tiny(whole, model, text), "model": whole["model"]})
+    else:
+        recipe = recipes.parse(tiny(whole, model, text))
+    folder.mkdir(parents=True)
+    preflight(recipe, folder)
+    make(recipe, folder, lambda line: None)
+
+
+def run_page(page: Path, place: Path, model: Path, text: Path) -> list[str]:
+    """Every block in order, in `place`, the current folder; what was left out, with reasons."""
+    names: dict[str, Any] = {"__name__": "page"}
+    left_out: list[str] = []
+    for number, block in enumerate(blocks(page)):
+        if block.reason is not None:
+            left_out.append(f"{block}: {block.reason}")
+            continue
+        if named := re.match(r"# ([\w.-]+\.\w+)\n", block.text):
+            (place / named[1]).write_text(block.text, encoding="utf-8")
+        if missing := to_come(block):
+            left_out.append(f"{block}: to come: {missing}")
+        elif block.language == "python":
+            exec(compile(block.text, str(block), "exec"), names)
+        elif (block.language == "yaml" and page.parent.name != "recipes") or named:
+            run_recipe(yaml.safe_load(block.text), place / f"made-{number}", model, text)
+        elif block.language == "console":
+            for words in commands(block.text):
+                if words[0] == "compress-lm":
+                    outcome = run_command(words[1:], model, text)
+                    assert outcome.code == 0, f"{block}: {' '.join(words)}\n{outcome.err}"
+    return left_out
+
+
+# What README and docs show before it is there; a name that exists is run without a change here.
+_COMING = {
+    r"\.apply\(": lambda: hasattr(recipes_bundle(), "apply"),
+    r"compress\.measure\(": lambda: _callable("measure"),
+    r"compress\.quantize\(": lambda: _callable("quantize"),
+    r"Recipe\.parse": lambda: hasattr(recipes.Recipe, "parse"),
+    r"(?m)^from compress import .*(QuantizeGPTQ|TuneScales)": lambda: _public("QuantizeGPTQ"),
+    r"(?m)^compress-lm quantize": lambda: _command("quantize"),
+}
+
+
+def to_come(block: Block) -> str | None:
+    """What a block needs that the package does not have yet."""
+    return next(
+        (what for what, there in _COMING.items() if re.search(what, block.text) and not there()), None
+    )
+
+
+def recipes_bundle() -> type:
+    """The class whose methods are the Python interface."""
+    from compress import Bundle
+
+    return Bundle
+
+
+def _public(name: str) -> bool:
+    import compress
+
+    return name in compress.__all__
+
+
+def _callable(name: str) -> bool:
+    import compress
+
+    return _public(name) and callable(getattr(compress, name))
+
+
+def _command(name: str) -> bool:
+    import typer
+
+    from compress.cli import app
+
+    return name in typer.main.get_command(app).commands  # type: ignore[attr-defined]
