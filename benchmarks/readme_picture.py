@@ -4,8 +4,8 @@
 
 Reads `results/quantization.jsonl` alone and writes `docs/images/kl-light.svg` and `kl-dark.svg`, which differ
 in colours only. Left the bytes of the linear layers, since most tools leave embeddings alone; right those of
-the whole file, beside llama.cpp, which does not. Each file carries the digest of what it shows, so that a test
-knows without drawing whether it is up to date.
+the whole file, beside llama.cpp, which does not. Each file carries the digest of what it shows, so that a
+test knows without drawing whether it is up to date.
 """
 
 import hashlib

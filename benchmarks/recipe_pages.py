@@ -99,30 +99,35 @@ def block(line: dict[str, Any]) -> str:
     """The Markdown between a page's markers."""
     results = [compress.Result.model_validate(result) for result in line["results"]]
     protocol, machine, versions = results[0].protocol, line["machine"], line["versions"]
-    told = [
+    parts = [
         f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} windows of "
         f"{protocol.get('window')} tokens. {machine.get('cpu')}, threads: {protocol.get('threads')}; "
         f"torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime')}."
     ]
     if line["set"]:
-        told += ["", "Set for this run: " + ", ".join(f"`{field}`" for field in line["set"]) + "."]
+        parts += ["", "Set for this run: " + ", ".join(f"`{field}`" for field in line["set"]) + "."]
     if line["load_average"] > machine.get("cores", 1) / 2:
-        told += [
+        parts += [
             "",
             f"Other programs ran beside it (load average {line['load_average']}): trust sizes and losses, "
             "and speeds hardly.",
         ]
-    told += ["", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
-    told += [row(cells(result)) for result in results]
+    parts += ["", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
+    parts += [row(cells(result)) for result in results]
     if line["exports"]:
-        told += ["", *FILES]
+        parts += ["", *FILES]
         for export in line["exports"]:
             kl = export["kl"]
-            told.append(
+            parts.append(
                 f"| {export['variant']} | {export['for']} | {export['bytes'] / 1e6:.2f} "
                 f"| {'–' if kl is None else format(kl, '.4f')} |"
             )
-    return "\n".join(told)
+        if any(export["kl"] is None for export in line["exports"]):
+            parts += [
+                "",
+                "–: llama-cpp-python was not installed, so that the file was read back but not run.",
+            ]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from cli_helpers import Outcome, invoke, settings
-from tiny_recipes import DATA, tiny
+from cli_helpers import Outcome, built_once, invoke, settings, write_text
+from tiny_recipes import DATA, save_model, tiny
 
 import compress.recipe as recipes
 from compress.pipeline import make
@@ -43,6 +44,17 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
+def prepared(factory: pytest.TempPathFactory) -> Path:
+    """A model and its text, once for all pages."""
+
+    def build(folder: Path) -> None:
+        save_model(folder / "model", write_text(folder / "text"))
+        parts = sorted((folder / "text").iterdir())
+        (folder / "my.txt").write_text("\n".join(part.read_text() for part in parts), encoding="utf-8")
+
+    return built_once(factory, "docs-pages", build)
+
+
 def blocks(page: Path) -> list[Block]:
     """All of a page, in order."""
     content = page.read_text(encoding="utf-8")
@@ -66,7 +78,7 @@ def commands(text: str) -> Iterator[list[str]]:
                 yield words
 
 
-def run_command(words: list[str], model: Path, text: Path) -> Outcome:
+def run_command(words: list[str], place: Path) -> Outcome:
     """`compress-lm WORDS`: recipes small, with nothing measured; the rest as it is written."""
     name, *rest = words
     if name == "run" and "--dry-run" not in rest:
@@ -74,26 +86,26 @@ def run_command(words: list[str], model: Path, text: Path) -> Outcome:
     if name == "quantize" and "--no-measure" not in rest:
         rest += ["--no-measure"]
     read = recipes._read
-    recipes._read = lambda source: tiny(read(source), model, text)
+    recipes._read = lambda source: tiny(read(source), place / "model", place / "my.txt")
     try:
         return invoke(name, *rest)
     finally:
         recipes._read = read
 
 
-def run_recipe(content: dict[str, Any], folder: Path, model: Path, text: Path) -> None:
+def run_recipe(content: dict[str, Any], folder: Path, place: Path) -> None:
     """Make every variant of a recipe, or of a part of one, small."""
     whole = {"name": "page", "model": {"checkpoint": "model"}, **content}
-    if "create" in (whole["model"] or {}):
-        recipe = recipes.parse({**tiny(whole, model, text), "model": whole["model"]})
-    else:
-        recipe = recipes.parse(tiny(whole, model, text))
+    small = tiny(whole, place / "model", place / "my.txt")
+    if "create" in whole["model"]:
+        small["model"] = whole["model"]
+    recipe = recipes.parse(small)
     folder.mkdir(parents=True)
     preflight(recipe, folder)
     make(recipe, folder, lambda line: None)
 
 
-def run_page(page: Path, place: Path, model: Path, text: Path) -> list[str]:
+def run_page(page: Path, place: Path) -> list[str]:
     """Every block in order, in `place`, the current folder; what was left out, with reasons."""
     names: dict[str, Any] = {"__name__": "page"}
     left_out: list[str] = []
@@ -108,11 +120,11 @@ def run_page(page: Path, place: Path, model: Path, text: Path) -> list[str]:
         elif block.language == "python":
             exec(compile(block.text, str(block), "exec"), names)
         elif (block.language == "yaml" and page.parent.name != "recipes") or named:
-            run_recipe(yaml.safe_load(block.text), place / f"made-{number}", model, text)
+            run_recipe(yaml.safe_load(block.text), place / f"made-{number}", place)
         elif block.language == "console":
             for words in commands(block.text):
                 if words[0] == "compress-lm":
-                    outcome = run_command(words[1:], model, text)
+                    outcome = run_command(words[1:], place)
                     assert outcome.code == 0, f"{block}: {' '.join(words)}\n{outcome.err}"
     return left_out
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import doc_pages
 import pytest
 import typer
-from cli_helpers import built_once, write_text
+from cli_helpers import built_once
 from doc_pages import FOREIGN, PAGES, ROOT, blocks, commands
 from test_cli_demo import run_demo
-from tiny_recipes import save_model
 
 from compress.cli import app
 from compress.recipe import shipped
+from compress.records import Result
 from compress.registry import names
 
 DOCS = ROOT / "docs"
@@ -25,40 +25,26 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and its text, once for all pages."""
-
-    def build(folder: Path) -> None:
-        save_model(folder / "model", write_text(folder / "text"))
-        parts = sorted((folder / "text").iterdir())
-        (folder / "my.txt").write_text("\n".join(p.read_text() for p in parts), encoding="utf-8")
-
-    return built_once(tmp_path_factory, "docs-pages", build)
-
-
 @pytest.fixture
-def place(
-    prepared: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A folder as the pages suppose it: a model, a text, and what `make demo` left."""
+def place(page_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the pages suppose it, with what `make demo` left."""
     demo = built_once(tmp_path_factory, "demo", run_demo) / "run"
-    (tmp_path / "path/to").mkdir(parents=True)
-    (tmp_path / "path/to/model").symlink_to(prepared / "model")
-    (tmp_path / "model").symlink_to(prepared / "model")
-    shutil.copy(prepared / "my.txt", tmp_path)
-    shutil.copytree(demo, tmp_path / "runs/demo", ignore=shutil.ignore_patterns(".steps", ".work"))
-    (tmp_path / "runs/demo/.steps").mkdir()  # by which a run is known
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    shutil.copytree(demo, page_folder / "runs/demo", ignore=shutil.ignore_patterns(".steps", ".work"))
+    (page_folder / "runs/demo/.steps").mkdir()  # by which a run is known
+    return page_folder
 
 
-RUNNABLE = [page for page in PAGES if any(b.language in ("python", "yaml", "console") for b in blocks(page))]
+RUNNABLE = [
+    page
+    for page in PAGES
+    if any(block.language in ("python", "yaml", "console") for block in blocks(page))
+    and page.stem not in shipped()  # recipes' own pages: test_recipes_shipped.py runs them
+]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
-def test_a_page_runs(page: Path, place: Path, prepared: Path) -> None:
-    for line in doc_pages.run_page(page, place, prepared / "model", prepared / "my.txt"):
+def test_a_page_runs(page: Path, place: Path) -> None:
+    for line in doc_pages.run_page(page, place):
         print("left out:", line)
 
 
@@ -134,6 +120,8 @@ def test_the_tree_of_architecture_exists() -> None:
         parents = [*parents[:depth], line.split()[0]]
         paths.append(Path(*parents))
     assert [str(path) for path in paths if not (ROOT / path).exists()] == []
+    told = re.findall(r"`(\w+/[\w/]+\.py)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    assert [path for path in told if not (ROOT / "compress" / path).exists()] == []
     shown = {ROOT / path for path in paths}
     folders = {p.parent for p in (ROOT / "compress").glob("*/__init__.py")}
     assert {str(p.relative_to(ROOT)) for p in folders - shown} == set()
@@ -158,6 +146,11 @@ def test_generated_pages_are_what_the_benchmarks_left() -> None:
     for recipe, line in recipe_pages.lines().items():
         text = (DOCS / f"recipes/{recipe}.md").read_text(encoding="utf-8")
         assert insert(text, recipe_pages.block(line)) == text
+
+
+def test_every_field_of_results_is_explained() -> None:
+    page = (DOCS / "measuring.md").read_text(encoding="utf-8")
+    assert [name for name in Result.model_fields if f"`{name}`" not in page] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -9,47 +9,34 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_helpers import built_once, write_text
-from tiny_recipes import BUDGET, save_model, tiny
+from doc_pages import run_page
+from tiny_recipes import BUDGET
 
 from compress.bundle import Bundle, weight_file_bytes
-from compress.pipeline import make
-from compress.recipe import parse, shipped
+from compress.recipe import load_recipe, shipped
 from compress.records import Manifest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "recipes"
-FOR_A_MODEL = [name for name in shipped() if name != "demo"]  # its base is trained: test_cli_demo.py runs it
-DOCUMENTED = [name for name in FOR_A_MODEL if name != "smollm2"]
+# test_cli_demo.py runs the demo, test_cli_commands.py smollm2
+DOCUMENTED = [name for name in shipped() if name not in ("demo", "smollm2")]
 
 
 def source(name: str) -> str:
     return (files("compress.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`text/` and `model/`, for all of them."""
-
-    def build(folder: Path) -> None:
-        save_model(folder / "model", write_text(folder / "text"))
-
-    return built_once(tmp_path_factory, "recipes-shipped", build)
-
-
 def test_there_are_ten_beside_the_demo_and_the_first() -> None:
     assert len(DOCUMENTED) == 10
 
 
-@pytest.mark.parametrize("name", FOR_A_MODEL)
-def test_every_one_runs_tiny_to_its_last_artifact(name: str, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_its_page_runs_tiny_to_the_last_artifact(name: str, page_folder: Path) -> None:
     content: dict[str, Any] = yaml.safe_load(source(name))
     assert content["model"] == {"checkpoint": None}, "the model is given with --model"
-    recipe = parse(tiny(content, place / "model", place / "text"))
-    run = tmp_path / "run"
-    run.mkdir()
-    made = make(recipe, run, lambda line: None)
-    assert [variant.name for variant in made.variants] == recipe.ordered()
+    run_page(PAGES / f"{name}.md", page_folder)
+    run = page_folder / "runs" / name
+    recipe = load_recipe(str(run / "recipe.yaml"))
     ids = torch.arange(64)[None] % 300
     for variant in recipe.ordered():
         model = Bundle.load(run / variant).model
