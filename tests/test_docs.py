@@ -18,7 +18,7 @@ from compress.registry import names
 
 DOCS = ROOT / "docs"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-NOT_RUN = 9  # blocks that need a network, a GPU, a server or several processes; keep them few
+NOT_RUN = 7  # blocks that need a network, a GPU, a server or several processes; keep them few
 
 
 def name_of(page: Path) -> str:
