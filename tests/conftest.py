@@ -61,3 +61,19 @@ def recipe_dict(tmp_path: Path) -> dict[str, Any]:
             "pruned-int4": {"from": "pruned", "passes": [{"quantize_gptq": {"format": "int4"}}]},
         },
     }  # fmt: skip
+
+
+@pytest.fixture
+def page_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The current folder, as README and docs suppose it: a model, also under `path/to/`, and a text."""
+    import doc_pages
+
+    whole = doc_pages.prepared(tmp_path_factory)
+    (tmp_path / "path/to").mkdir(parents=True)
+    for link in ("model", "path/to/model"):
+        (tmp_path / link).symlink_to(whole / "model")
+    (tmp_path / "my.txt").symlink_to(whole / "my.txt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
