@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from compress.architectures import create
 from compress.bundle import Bundle, code_files
@@ -214,7 +215,10 @@ class _Maker:
             return found
         record = PassRecord(
             name=step.name(),
+            kind=step.kind,
             config=step.model_dump(mode="json"),
+            changed=_changed(step),
+            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
             seconds=seconds,
             peak_rss_bytes=peak_rss_bytes(),
             parent=parent,
@@ -254,7 +258,7 @@ class _Maker:
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
-                name=name, config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
+                name=name, kind="source", config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
                 parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
@@ -265,7 +269,7 @@ class _Maker:
     def _without_exports(self, name: str) -> str:
         """The last step of a variant that changed weights: children do not depend on exports."""
         current = self.ends[name]
-        while (record := self.store.record(current)).name.startswith("export") and record.parent:
+        while (record := self.store.record(current)).is_export and record.parent:
             current = record.parent
         return current
 
@@ -278,6 +282,17 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
         }
         return {need: parts[need]() for need in sorted(step.requires())}
+
+
+def _changed(value: BaseModel) -> dict[str, Any]:
+    """The fields that differ from their defaults or have none, as JSON values; of a format its kind, too."""
+    stated: dict[str, Any] = {}
+    whole = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+            stated[name] = _changed(inner) if isinstance(inner, BaseModel) else whole[name]
+    return stated
 
 
 def _identity(checkpoint: str) -> list[str]:

@@ -61,3 +61,12 @@ def recipe_dict(tmp_path: Path) -> dict[str, Any]:
             "pruned-int4": {"from": "pruned", "passes": [{"quantize_gptq": {"format": "int4"}}]},
         },
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The records of a real tiny run, made once; see `report_records.Told`."""
+    import cli_helpers  # here, since they are only for those who ask
+    import report_records
+
+    return report_records.load(cli_helpers.built_once(tmp_path_factory, "report", report_records.make))
