@@ -258,8 +258,8 @@ class _Maker:
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
-                name=name, kind="source", config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
-                parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
+                name=name, kind="source", config=config, seconds=time.perf_counter() - started,
+                peak_rss_bytes=None, parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding

@@ -95,9 +95,7 @@ def _way(variant: VariantRecord, by_name: dict[str, VariantRecord]) -> list[Pass
     line = [variant]
     while (parent := by_name.get(line[-1].parent or "")) is not None and parent not in line:
         line.append(parent)
-    steps = {
-        step.fingerprint: step for owner in reversed(line) for step in owner.steps if not step.is_export
-    }
+    steps = {step.fingerprint: step for owner in reversed(line) for step in owner.steps if not step.is_export}
     return list(steps.values())
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST = 24
+_ASKED = 60  # names that are tried at all
 _CHARACTER, _HEIGHT, _MARKER = 6.6, 14.0, 6.0  # pixels at the size that style.css gives names
 _NEAR = 48.0  # pixels: the same variant in two runtimes is named once
 _COVERED = 0.08  # of a name's area: with more it is left out
@@ -38,24 +39,28 @@ def place(names: Sequence[tuple[float, float, str]], width: float, height: float
     """Labels for (x, y, name), the most important first, in a picture of so many pixels.
 
     >>> [(label.text, label.anchor) for label in place([(0.1, 0.5, "int4"), (0.9, 0.5, "base")], 300, 300)]
-    [('int4', 'start'), ('base', 'start')]
+    [('int4', 'start'), ('base', 'end')]
     >>> [label.anchor for label in place([(1.0, 0.5, "base")], 300, 300)]
     ['end']
     >>> len(place([(0.5, 0.5, "int4"), (0.5, 0.5, "int4")], 300, 300))
     1
     """
     at = [(x * width, y * height) for x, y, _ in names]
-    markers = [(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in at]
+    spots = {(round(x), round(y)) for x, y in at}  # many may lie on one another
     taken: list[tuple[Box, tuple[float, float], str]] = []
     labels = []
-    for index, (x, y, text) in enumerate(names):
+    for index, (x, y, text) in enumerate(names[:_ASKED]):
         px, py = at[index]
         if len(labels) == MOST or any(
             there == text and (px - ox) ** 2 + (py - oy) ** 2 < _NEAR**2 for _, (ox, oy), there in taken
         ):
             continue
-        others = [box for number, box in enumerate(markers) if number != index]
         wide = len(text) * _CHARACTER + 4
+        others = [
+            (ox - _MARKER, oy - _MARKER, ox + _MARKER, oy + _MARKER)
+            for ox, oy in spots - {(round(px), round(py))}
+            if abs(ox - px) < wide + 20 and abs(oy - py) < 40
+        ]
         candidates = []
         for rank, (anchor, dx, dy) in enumerate(_SPOTS):
             left = px + dx - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]

@@ -14,7 +14,6 @@ page shows nothing that the records do not hold.
 import base64
 import gzip
 import json
-
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -51,7 +50,12 @@ from compress.report.rows import (
 
 MOST_BYTES = 2_000_000  # of a page
 # what a page that would be larger leaves out, one after the other
-_LEFT_OUT = ("what the passes noted and their settings", "samples", "pictures other than those shown")
+_LEFT_OUT = (
+    "what the passes noted and their settings",
+    "samples",
+    "what each pass gained (report.md tells it)",
+    "other pictures than those shown",
+)
 
 Runs = list[tuple[RunRecord, list[Result], str]]
 
@@ -127,6 +131,15 @@ def _group_spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
     return [(name, len(list(stretch))) for name, stretch in groupby(columns, key=lambda column: column.group)]
 
 
+def _brief(value: float | str) -> str:
+    """What to sort by: seven digits of a number are enough to order what is shown with three.
+
+    >>> _brief(0.0311886615298), _brief(98727), _brief("torch")
+    ('0.03118866', '98727', 'torch')
+    """
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
 def _losses(labelled: list[tuple[str, RunRecord]]) -> list[tuple[str, Picture]]:
     """Loss pictures over the runs; a step that several variants share is drawn once."""
     steps = []
@@ -174,6 +187,7 @@ def _html(
             left_out=left_out,
             show_notes=count < 1,
             show_samples=count < 2,
+            show_chains=count < 3,
         )
         if len(html.encode()) <= MOST_BYTES:
             break
@@ -187,7 +201,10 @@ def _packed(points: list[Point], pictures: dict[str, Picture | None], drawn: dic
         "pictures": {
             key: None
             if picture is None
-            else {"html": drawn[key], "points": [[round(x, 4), round(y, 4), *r] for x, y, *r in picture.hover]}
+            else {
+                "html": drawn[key],
+                "points": [[round(x, 4), round(y, 4), *r] for x, y, *r in picture.hover],
+            }
             for key, picture in pictures.items()
         },
     }
@@ -206,6 +223,7 @@ def _html_environment() -> Environment:
     )
     environment.filters["group_spans"] = _group_spans
     environment.filters["percent"] = percent
+    environment.filters["brief"] = _brief
     return environment
 
 

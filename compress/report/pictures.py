@@ -9,6 +9,7 @@ Colours are the style sheet's `--series-0` to `--series-7`, markers the page's `
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from compress.report.labels import Label, place
 from compress.report.scales import Scale
@@ -82,7 +83,7 @@ def stairs(corners: Sequence[tuple[float, float]], sideways_first: bool) -> str:
     if len(corners) < 2:
         return ""
     points = [corners[0]]
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(corners):
         points += [(x1, y0) if sideways_first else (x0, y1), (x1, y1)]
     return Curve(tuple(points)).path
 

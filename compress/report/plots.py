@@ -160,7 +160,7 @@ def tradeoff_picture(
         title,
         tuple(Series(name, colour, marker, tuple(m)) for (name, colour, marker), m in series.items()),
         # between two corners nothing better than the worse one was measured, hence stairs
-        stairs(sorted(spots[index] for index in front), not axis.bigger_is_better),
+        stairs(sorted({spots[index] for index in front}), not axis.bigger_is_better),
         "better ↘" if axis.bigger_is_better else "↙ better",
         narrow,
         wide,
