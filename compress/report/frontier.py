@@ -20,9 +20,8 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     >>> pareto_front([(1, 5), (2, 2), (3, 3), (5, 1)])
     [0, 1, 3]
     """
-    front: list[int] = []
-    # in lexical order no point is dominated by a later one
-    for index in sorted(range(len(points)), key=lambda number: tuple(points[number])):
-        if not any(dominates(points[other], points[index]) for other in front):
-            front.append(index)
-    return sorted(front)
+    front: set[tuple[float, ...]] = set()
+    for point in sorted({tuple(point) for point in points}):  # none is dominated by a later one
+        if not any(dominates(other, point) for other in front):
+            front.add(point)
+    return [index for index, point in enumerate(points) if tuple(point) in front]

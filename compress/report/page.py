@@ -54,7 +54,7 @@ _LEFT_OUT = (
     "what the passes noted and their settings",
     "samples",
     "what each pass gained (report.md tells it)",
-    "other pictures than those shown",
+    "loss curves and what the pictures can switch to",
 )
 
 Runs = list[tuple[RunRecord, list[Result], str]]
@@ -188,6 +188,7 @@ def _html(
             show_notes=count < 1,
             show_samples=count < 2,
             show_chains=count < 3,
+            show_losses=count < 4,
         )
         if len(html.encode()) <= MOST_BYTES:
             break
