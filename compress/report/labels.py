@@ -48,7 +48,7 @@ def place(names: Sequence[tuple[float, float, str]], width: float, height: float
     at = [(x * width, y * height) for x, y, _ in names]
     spots = {(round(x), round(y)) for x, y in at}  # many may lie on one another
     taken: list[tuple[Box, tuple[float, float], str]] = []
-    labels = []
+    labels: list[Label] = []
     for index, (x, y, text) in enumerate(names[:_ASKED]):
         px, py = at[index]
         if len(labels) == MOST or any(
