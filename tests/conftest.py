@@ -64,8 +64,8 @@ def recipe_dict(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The records of a real tiny run, made once; see `report_records.Told`."""
+def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The records of a real tiny run, made once; see `report_records.Records`."""
     import cli_helpers  # here, since they are only for those who ask
     import report_records
 

@@ -24,7 +24,7 @@ RATES = {
 }
 
 
-class Told(NamedTuple):
+class Records(NamedTuple):
     """What the report is made of."""
 
     run: RunRecord
@@ -37,11 +37,11 @@ class Told(NamedTuple):
     def result(self, name: str, runtime: str = "torch") -> Result:
         return next(r for r in self.results if (r.variant, r.runtime) == (name, runtime))
 
-    def named(self, name: str) -> "Told":
+    def named(self, name: str) -> "Records":
         """The same run of a recipe with another name."""
         return self._replace(run=self.run.model_copy(update={"recipe_name": name}))
 
-    def many(self, copies: int) -> "Told":
+    def many(self, copies: int) -> "Records":
         """As many further variants, each with a name, samples and steps of its own."""
         run, results = self.run, self.results
         variants, samples, lines, inner = [], [], [], []
@@ -91,10 +91,10 @@ def make(folder: Path) -> None:
     )  # fmt: skip
 
 
-def load(folder: Path) -> Told:
+def load(folder: Path) -> Records:
     """What `make` left, with `RATES` for speeds."""
     run, results, recipe = api.load_run(folder / "run")
-    return Told(run, [timed(r, RATES[r.variant, r.runtime]) for r in results], recipe)
+    return Records(run, [timed(r, RATES[r.variant, r.runtime]) for r in results], recipe)
 
 
 def timed(result: Result, decode: float) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from report_records import Told
+from report_records import Records
 from training_set import tiny_bundle
 
 import compress
@@ -185,10 +185,10 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_results_table_comes_from_records(told: Told) -> None:
+def test_results_table_comes_from_records(records: Records) -> None:
     import readme_table
 
-    record, results, _ = told
+    record, results, _ = records
     assert isinstance(record, RunRecord)
     assert isinstance(results[0], Result)
     assert isinstance(record.references[0], Reference)

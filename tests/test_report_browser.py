@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from report_records import Told
+from report_records import Records
 
 from compress.report import compare, render
 
@@ -33,10 +33,12 @@ DARK = "--blink-settings=preferredColorScheme=0"
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, told: Told) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory, records: Records) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "report.html").write_text(render(*told)[0], encoding="utf-8")
-    (folder / "compare.html").write_text(compare([told.named("one"), told.named("two")]), encoding="utf-8")
+    (folder / "report.html").write_text(render(*records)[0], encoding="utf-8")
+    (folder / "compare.html").write_text(
+        compare([records.named("one"), records.named("two")]), encoding="utf-8"
+    )
     return folder
 
 
@@ -103,12 +105,12 @@ def test_a_browser_that_cannot_unpack_still_shows_pictures(pages: Path, tmp_path
     assert all("<use" in plot or "<path" in plot for plot in plots)
 
 
-def test_sorting_by_address(pages: Path, tmp_path: Path, told: Told) -> None:
+def test_sorting_by_address(pages: Path, tmp_path: Path, records: Records) -> None:
     html = dom(pages / "report.html", tmp_path / "profile", "#sort=kl,desc")
     assert 'data-key="kl" aria-sort="descending"' in html
     assert len(re.findall(r'<th[^>]* aria-sort="none"', html)) == 15
     names = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-    falling = sorted(told.results, key=lambda result: -(result.kl_to_base or 0.0))
+    falling = sorted(records.results, key=lambda result: -(result.kl_to_base or 0.0))
     assert rows(html) == [f"{r.variant} {names[r.runtime]}" for r in falling]
     assert html.index("Kneser-Ney trigram</th>") > html.index('class="references"')
 
@@ -128,7 +130,9 @@ def test_sorting_by_click_and_switching_a_picture(pages: Path, tmp_path: Path) -
     assert 'aria-label="NLL (nats) against on disk (MB)"' in html
 
 
-def test_a_point_is_told_of_and_a_series_is_switched_off(pages: Path, tmp_path: Path, told: Told) -> None:
+def test_a_point_is_told_of_and_a_series_is_switched_off(
+    pages: Path, tmp_path: Path, records: Records
+) -> None:
     script = """
       const plot = document.querySelector('[data-plot="size"]');
       const point = () => plot.querySelector('[data-of="1"] use').getBoundingClientRect();
@@ -136,15 +140,15 @@ def test_a_point_is_told_of_and_a_series_is_switched_off(pages: Path, tmp_path: 
         { bubbles: true, clientX: box.left + box.width / 2 + 3, clientY: box.top + box.height / 2 }));
       const box = point(), bubble = document.querySelector(".bubble");
       ask(box);
-      document.body.dataset.told = bubble.innerText.replaceAll("\\n", " | ");
+      document.body.dataset.records = bubble.innerText.replaceAll("\\n", " | ");
       document.querySelectorAll(".legend button[data-series='1']").forEach((button) => button.click());
       document.body.dataset.shown = plot.querySelector('[data-of="1"]').style.display;
       document.querySelector('input[name="scale"][value="linear"]').click();
       document.body.dataset.still = plot.querySelector('[data-of="1"]').style.display;
     """
     html = dom(with_script(pages / "report.html", script), tmp_path / "profile")
-    line = told.result("base", "onnxruntime")
-    said = noted(html, "told")
+    line = records.result("base", "onnxruntime")
+    said = noted(html, "records")
     assert said.startswith("base · ONNX Runtime | ")
     assert f"perplexity {line.perplexity:.1f}" in said
     assert "decode 900 tokens/s" in said

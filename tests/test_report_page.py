@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_records import Told, bare
+from report_records import Records, bare
 
 from compress.records import Result
 from compress.report import compare, render, units
@@ -52,7 +52,7 @@ def book_of(html: str) -> dict[str, Any]:
     return book
 
 
-def hostile(told: Told) -> Told:
+def hostile(records: Records) -> Records:
     """The same run with names, notes, prompts and texts that are code."""
     variants = [
         v.model_copy(
@@ -66,11 +66,11 @@ def hostile(told: Told) -> Told:
         )
         if v.name == "int4"
         else v
-        for v in told.run.variants
+        for v in records.run.variants
     ]
     samples = [
         s.model_copy(update={"variant": HOSTILE, "prompt": HOSTILE, "text": HOSTILE * 2})
-        for s in told.run.samples
+        for s in records.run.samples
     ]
     more = {
         "recipe_name": HOSTILE,
@@ -79,13 +79,15 @@ def hostile(told: Told) -> Told:
         "machine": {HOSTILE: HOSTILE},
         "versions": {"x": HOSTILE},
     }
-    results = [r.model_copy(update={"variant": HOSTILE}) if r.variant == "int4" else r for r in told.results]
-    return Told(told.run.model_copy(update=more), results, told.recipe + HOSTILE)
+    results = [
+        r.model_copy(update={"variant": HOSTILE}) if r.variant == "int4" else r for r in records.results
+    ]
+    return Records(records.run.model_copy(update=more), results, records.recipe + HOSTILE)
 
 
 @pytest.fixture(scope="module")
-def page(told: Told) -> Page:
-    return Page(render(*told)[0])
+def page(records: Records) -> Page:
+    return Page(render(*records)[0])
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
@@ -111,27 +113,27 @@ def test_every_column_sorts_by_keyboard_and_says_its_state(page: Page) -> None:
     assert sum(t == "button" and "data-series" not in a for t, a in page.tags) == len(headings)
 
 
-def test_the_page_holds_what_a_reader_needs(page: Page, told: Told) -> None:
-    run = told.run
-    needed = [run.data.evaluation_sha256, str(run.machine["cpu"]), run.versions["torch"], told.recipe]
+def test_the_page_holds_what_a_reader_needs(page: Page, records: Records) -> None:
+    run = records.run
+    needed = [run.data.evaluation_sha256, str(run.machine["cpu"]), run.versions["torch"], records.recipe]
     for text in (*needed, "Kneser-Ney trigram", "No gain", "significant", "tokens per parameter"):
         assert text in page.text
 
 
-def test_the_first_pictures_need_no_script(page: Page, told: Told) -> None:
-    html = render(*told)[0]
+def test_the_first_pictures_need_no_script(page: Page, records: Records) -> None:
+    html = render(*records)[0]
     drawn = re.findall(r'<div class="plot[^>]*data-plot="([^"]*)">(.*?)</figure>', html, re.DOTALL)
     assert [key for key, _ in drawn] == ["size", "speed", "loss/0", "loss/1", "loss/2"]
     for key, picture in drawn[:2]:
         assert picture.count('<use href="#mark-0" x="50%"') == 1  # in the legend
-        assert len(re.findall(r'<use href="#mark-\d" x="(?!50%)', picture)) == len(told.results), key
+        assert len(re.findall(r'<use href="#mark-\d" x="(?!50%)', picture)) == len(records.results), key
         assert ">int4</text>" in picture
     assert all('class="curve' in picture for _, picture in drawn[2:])
     assert "html:not(.ready) .picks { display: none; }" in html, "what only a script can serve is not shown"
 
 
-def test_settings_are_folded_away_but_those_that_were_changed(told: Told) -> None:
-    html = render(*told)[0]
+def test_settings_are_folded_away_but_those_that_were_changed(records: Records) -> None:
+    html = render(*records)[0]
     train = html[html.index('<span class="pass">train</span>') :]
     open_part, folded = train[: train.index("<details>")], train[train.index("<details>") :]
     assert "tokens=8000, batch=16" in open_part
@@ -140,8 +142,8 @@ def test_settings_are_folded_away_but_those_that_were_changed(told: Told) -> Non
         assert f"<dt>{folded_name}</dt>" in folded
 
 
-def test_hostile_names_stay_text(told: Told) -> None:
-    html, markdown = render(*hostile(told))
+def test_hostile_names_stay_text(records: Records) -> None:
+    html, markdown = render(*hostile(records))
     page = Page(html)
     assert sum(tag == "script" for tag, _ in page.tags) == 2  # the packed pictures, ours
     assert HOSTILE in page.text
@@ -151,12 +153,12 @@ def test_hostile_names_stay_text(told: Told) -> None:
     for picture in book["pictures"].values():  # what the page puts in as HTML; all else it puts in as text
         assert "<script>" not in picture["html"]
     assert any("&lt;script&gt;" in picture["html"] for picture in book["pictures"].values())
-    compared = compare([hostile(told), hostile(told)])
+    compared = compare([hostile(records), hostile(records)])
     assert sum(tag == "script" for tag, _ in Page(compared).tags) == 2
 
 
-def test_absent_numbers_are_dashes_and_nothing_breaks(told: Told) -> None:
-    run, results, recipe = told
+def test_absent_numbers_are_dashes_and_nothing_breaks(records: Records) -> None:
+    run, results, recipe = records
     empty = run.model_copy(update={"step_results": [], "samples": [], "references": []})
     html, markdown = render(empty, bare(results), recipe)
     page = Page(html)
@@ -168,29 +170,29 @@ def test_absent_numbers_are_dashes_and_nothing_breaks(told: Told) -> None:
     assert all(picture is None for key, picture in book_of(html)["pictures"].items() if "loss" not in key)
 
 
-def test_without_latency_the_size_picture_remains(told: Told) -> None:
+def test_without_latency_the_size_picture_remains(records: Records) -> None:
     untimed = [
         r.model_copy(
             update={name: None for name in Result.model_fields if "seconds" in name or "per_second" in name}
         )
-        for r in told.results
+        for r in records.results
     ]
-    pictures = book_of(render(told.run, untimed, told.recipe)[0])["pictures"]
+    pictures = book_of(render(records.run, untimed, records.recipe)[0])["pictures"]
     assert pictures["decode/kl/log"] is None
     assert pictures["disk/kl/log"] is not None
 
 
-def test_one_variant_only(told: Told) -> None:
-    run, _, recipe = told
+def test_one_variant_only(records: Records) -> None:
+    run, _, recipe = records
     alone = run.model_copy(update={"variants": run.variants[:1], "step_results": [], "references": []})
-    html, markdown = render(alone, [told.result("base")], recipe)
+    html, markdown = render(alone, [records.result("base")], recipe)
     assert "Nothing to compare yet" in html
     assert "| base | PyTorch |" in markdown
     render(alone.model_copy(update={"variants": []}), [], "")
 
 
-def test_markdown_tables_are_valid(told: Told) -> None:
-    for run, results, recipe in (told, hostile(told)):
+def test_markdown_tables_are_valid(records: Records) -> None:
+    for run, results, recipe in (records, hostile(records)):
         markdown = render(run, results, recipe)[1]
         table = [line for line in markdown.splitlines() if line.startswith("|")]
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
@@ -206,13 +208,13 @@ def spots(picture: Picture | None) -> dict[int, tuple[float, float]]:
     return {number: (x, 1 - y) for x, y, _, number in picture.hover if isinstance(number, int)}
 
 
-def test_points_lie_where_their_numbers_are(told: Told) -> None:
-    pictures = tradeoff_pictures(runtime_points(told.results))
+def test_points_lie_where_their_numbers_are(records: Records) -> None:
+    pictures = tradeoff_pictures(runtime_points(records.results))
     assert len(pictures) == 5 * 3 * 2
     picture = pictures["disk/nll/linear"]
     assert picture is not None
     for number, (x, y) in spots(picture).items():
-        result = told.results[number]
+        result = records.results[number]
         assert result.disk_bytes is not None
         assert result.nll is not None
         assert x * picture.x.high == pytest.approx(result.disk_bytes / 1e6)
@@ -224,23 +226,23 @@ def test_points_lie_where_their_numbers_are(told: Told) -> None:
     assert names == {"base", "healed", "int4"}
 
 
-def test_bars_are_intervals_and_the_slowest_in_twenty(told: Told) -> None:
-    picture = tradeoff_pictures(runtime_points(told.results))["decode/nll/linear"]
+def test_bars_are_intervals_and_the_slowest_in_twenty(records: Records) -> None:
+    picture = tradeoff_pictures(runtime_points(records.results))["decode/nll/linear"]
     assert picture is not None
     for number, (x, y) in spots(picture).items():
         (mark,) = [m for s in picture.series for m in s.marks if (m.x, 1 - m.y) == (x, y)]
         assert mark.across is not None
         assert mark.down is not None
         assert mark.across == pytest.approx((x / 1.12, x))
-        low, high = told.results[number].nll_ci95 or (0.0, 0.0)
+        low, high = records.results[number].nll_ci95 or (0.0, 0.0)
         assert picture.y.share(low) == pytest.approx(1 - mark.down[1])
         assert picture.y.share(high) == pytest.approx(1 - mark.down[0])
         assert mark.down[0] < mark.y < mark.down[1]
 
 
-def test_log_scale_keeps_what_is_not_positive_on_the_strip(told: Told) -> None:
+def test_log_scale_keeps_what_is_not_positive_on_the_strip(records: Records) -> None:
     better = [
-        r.model_copy(update={"delta_nll": -0.02, "delta_nll_ci95": (-0.03, -0.01)}) for r in told.results
+        r.model_copy(update={"delta_nll": -0.02, "delta_nll_ci95": (-0.03, -0.01)}) for r in records.results
     ]
     picture = tradeoff_pictures(runtime_points(better))["disk/delta/log"]
     assert picture is not None
@@ -248,8 +250,8 @@ def test_log_scale_keeps_what_is_not_positive_on_the_strip(told: Told) -> None:
     assert [y for _, y in spots(picture).values()] == pytest.approx([picture.y.ticks[0].at] * len(better))
 
 
-def curves(told: Told) -> list[tuple[str, Picture]]:
-    return loss_pictures((v.name, step) for v in told.run.variants for step in v.steps)
+def curves(records: Records) -> list[tuple[str, Picture]]:
+    return loss_pictures((v.name, step) for v in records.run.variants for step in v.steps)
 
 
 def heights(picture: Picture, series: str) -> list[float]:
@@ -260,10 +262,10 @@ def heights(picture: Picture, series: str) -> list[float]:
     return [low + (1 - y) * (high - low) for _, y in line.points]
 
 
-def test_what_distillation_minimises_is_not_drawn_as_nats_per_token(told: Told) -> None:
+def test_what_distillation_minimises_is_not_drawn_as_nats_per_token(records: Records) -> None:
     """Its objective and the held-out NLL are two quantities; on one axis it looked like overfitting."""
-    own, heldout = [picture for name, picture in curves(told) if name == "distill"]
-    step = told.variant("healed").steps[1]
+    own, heldout = [picture for name, picture in curves(records) if name == "distill"]
+    step = records.variant("healed").steps[1]
     assert [s.name for s in own.series] == [s.name for s in heldout.series] == ["healed"]
     assert own.y_title == "what the pass minimises (a unit of its own)"
     assert heldout.y_title == "held-out NLL (nats per token)"
@@ -273,9 +275,9 @@ def test_what_distillation_minimises_is_not_drawn_as_nats_per_token(told: Told) 
     assert own.y.high < min(scored), "one axis would have held both"
 
 
-def test_training_on_text_and_held_out_text_share_a_unit(told: Told) -> None:
-    (picture,) = [picture for name, picture in curves(told) if name == "train"]
-    step = told.variant("base").steps[1]
+def test_training_on_text_and_held_out_text_share_a_unit(records: Records) -> None:
+    (picture,) = [picture for name, picture in curves(records) if name == "train"]
+    step = records.variant("base").steps[1]
     assert "(nats per token)" in picture.y_title
     assert [s.name for s in picture.series] == ["base", "base, held out"]
     assert heights(picture, "base") == pytest.approx([point.objective for point in step.curve()])
@@ -285,21 +287,21 @@ def test_training_on_text_and_held_out_text_share_a_unit(told: Told) -> None:
     ]  # fmt: skip
 
 
-def test_comparison_says_first_what_must_not_be_compared(told: Told) -> None:
-    run, results, recipe = told
+def test_comparison_says_first_what_must_not_be_compared(records: Records) -> None:
+    run, results, recipe = records
     other = run.model_copy(update={"data": run.data.model_copy(update={"evaluation_sha256": "f" * 64})})
     page = Page(compare([(run, results, recipe), (other, results, recipe)]))
     assert "The evaluation data differ" in page.text
     assert page.text.index("Do not compare quality") < page.text.index("Trade-offs")
     assert "No Pareto front is drawn" in page.text
     assert "tiny (2)" in page.text
-    same = Page(compare([told, told]))
+    same = Page(compare([records, records]))
     assert "the numbers compare" in same.text
 
 
 @pytest.mark.parametrize(("copies", "whole"), [(0, True), (40, True), (150, False)])
-def test_a_page_has_at_most_two_megabytes(told: Told, copies: int, whole: bool) -> None:
-    many = told.many(copies)
+def test_a_page_has_at_most_two_megabytes(records: Records, copies: int, whole: bool) -> None:
+    many = records.many(copies)
     html = render(*many)[0]
     assert len(html.encode()) <= MOST_BYTES == 2_000_000
     assert ("Left out, so that this page stays below 2 MB" in html) != whole
@@ -308,7 +310,7 @@ def test_a_page_has_at_most_two_megabytes(told: Told, copies: int, whole: bool) 
         assert f">{result.variant}</th>" in table
 
 
-def test_rendering_is_pure_and_light(told: Told) -> None:
-    assert render(*told) == render(*told)
+def test_rendering_is_pure_and_light(records: Records) -> None:
+    assert render(*records) == render(*records)
     code = "import sys, compress.report; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_records import Told, bare
+from report_records import Records, bare
 
 from compress.records import PassRecord, Result, RunRecord
 from compress.report import units
@@ -87,10 +87,10 @@ def test_smaller_but_slower_tells_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(100, "Same size"), (101, "Same size"), (98, "smaller"), (103, "larger")]
+    ("size", "said"), [(100, "Same size"), (101, "Same size"), (98, "smaller"), (103, "larger")]
 )
-def test_size_counts_above_one_percent(size: int, told: str) -> None:
-    assert told in judge(State(bytes=100), State(bytes=size)).summary
+def test_size_counts_above_one_percent(size: int, said: str) -> None:
+    assert said in judge(State(bytes=100), State(bytes=size)).summary
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -122,10 +122,10 @@ def test_a_quality_difference_without_interval_says_so() -> None:
     assert quality_finding(0.2, None).text.endswith("(no interval)")
 
 
-def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains(told: Told) -> None:
-    sentences = headlines(told.run, told.results)
+def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains(records: Records) -> None:
+    sentences = headlines(records.run, records.results)
     texts = {sentence.kind: [s.text for s in sentences if s.kind == sentence.kind] for sentence in sentences}
-    base, int4 = told.result("base", "onnxruntime"), told.result("int4", "onnxruntime")
+    base, int4 = records.result("base", "onnxruntime"), records.result("int4", "onnxruntime")
     assert base.disk_bytes
     assert int4.disk_bytes
     smaller = units.times(base.disk_bytes / int4.disk_bytes)
@@ -144,26 +144,26 @@ def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains(told: T
 
 @pytest.mark.parametrize(("nll", "verb", "kind"), [(0.01, "beats", "fact"), (9.0, "does NOT beat", "none")])
 def test_headline_says_whether_the_base_beats_the_references(
-    told: Told, nll: float, verb: str, kind: str
+    records: Records, nll: float, verb: str, kind: str
 ) -> None:
-    strongest = min(told.run.references, key=lambda reference: reference.nll)
+    strongest = min(records.run.references, key=lambda reference: reference.nll)
     results = [
         r.model_copy(update={"nll": nll, "perplexity": math.exp(nll)}) if r.variant == "base" else r
-        for r in told.results
+        for r in records.results
     ]
-    (sentence,) = [s for s in headlines(told.run, results) if strongest.name in s.text]
+    (sentence,) = [s for s in headlines(records.run, results) if strongest.name in s.text]
     assert sentence.kind == kind
     assert f"base {verb} the strongest reference, {strongest.name}: perplexity" in sentence.text
     gap = units.significant(abs(strongest.nll - nll))
     assert sentence.text.endswith(f"({gap} nats {'better' if kind == 'fact' else 'worse'}).")
 
 
-def test_a_runtimes_speed_beats_no_variant_in_another_runtime(told: Told) -> None:
+def test_a_runtimes_speed_beats_no_variant_in_another_runtime(records: Records) -> None:
     slow = [
         r.model_copy(update={"decode_tokens_per_second": 1.0}) if r.runtime == "torch" else r
-        for r in told.results
+        for r in records.results
     ]
-    for sentence in headlines(told.run, slow):
+    for sentence in headlines(records.run, slow):
         own, _, rival = sentence.text.partition("; but ")
         if rival:
             assert ("in ONNX Runtime" in own) == ("in ONNX Runtime" in rival), sentence.text
@@ -171,23 +171,23 @@ def test_a_runtimes_speed_beats_no_variant_in_another_runtime(told: Told) -> Non
 
 @pytest.mark.parametrize(("slowest", "gains"), [(0.01, False), (0.007, True)])
 def test_speed_that_the_slowest_tokens_do_not_share_is_no_gain(
-    told: Told, slowest: float, gains: bool
+    records: Records, slowest: float, gains: bool
 ) -> None:
-    rate = told.result("base").decode_tokens_per_second
+    rate = records.result("base").decode_tokens_per_second
     changed = {
         "base": {"decode_seconds_p95": 0.01},
         "healed": {"decode_tokens_per_second": 1.5 * (rate or 0), "decode_seconds_p95": slowest},
     }
-    lines = [r.model_copy(update=changed.get(r.variant, {})) for r in told.results]
+    lines = [r.model_copy(update=changed.get(r.variant, {})) for r in records.results]
     no_gains = [
-        s for s in headlines(told.run, lines) if s.text.startswith("healed: no gain in size or speed")
+        s for s in headlines(records.run, lines) if s.text.startswith("healed: no gain in size or speed")
     ]
     assert (not no_gains) == gains
 
 
-def test_headline_of_nothing_measured(told: Told) -> None:
-    run = told.run.model_copy(update={"references": []})
-    for sentence in headlines(run, bare(told.results)):
+def test_headline_of_nothing_measured(records: Records) -> None:
+    run = records.run.model_copy(update={"references": []})
+    for sentence in headlines(run, bare(records.results)):
         assert sentence.kind == "none"
         assert "neither size nor speed was measured" in sentence.text
     assert headlines(run, []) == []
@@ -204,47 +204,47 @@ def words(chain: Chain, step: str) -> str:
     return verdict.summary
 
 
-def test_every_step_is_judged_against_the_one_before(told: Told) -> None:
-    pruned = next(r for r in told.run.step_results if r.pass_name == "prune_magnitude")
-    healed = told.result("healed")
+def test_every_step_is_judged_against_the_one_before(records: Records) -> None:
+    pruned = next(r for r in records.run.step_results if r.pass_name == "prune_magnitude")
+    healed = records.result("healed")
     assert pruned.delta_nll
     assert healed.delta_nll
-    chain = chain_of(told.run, told.results, "healed")
+    chain = chain_of(records.run, records.results, "healed")
     assert [step.name for step in chain.steps] == ["prune_magnitude", "distill"]
     assert f"quality worse by {units.significant(pruned.delta_nll)} nats" in words(chain, "prune_magnitude")
     won = pruned.delta_nll - healed.delta_nll
     assert f"Gain: quality better by {units.significant(won)} nats" in words(chain, "distill")
-    base = chain_of(told.run, told.results, "base").steps
+    base = chain_of(records.run, records.results, "base").steps
     assert [step.name for step in base] == ["create", "train", "export_onnx"]
     assert base[0].verdict is base[1].verdict is None
     assert base[1].notes[0][0] == "tokens per parameter"
 
 
-def test_the_whole_way_from_the_base_is_judged_through_all_parents(told: Told) -> None:
+def test_the_whole_way_from_the_base_is_judged_through_all_parents(records: Records) -> None:
     """A variant's record holds its own steps only: int4 has one that changes weights, its way three."""
-    assert told.variant("int4").steps[0].name == "quantize_gptq"
-    base, int4 = told.result("base"), told.result("int4")
+    assert records.variant("int4").steps[0].name == "quantize_gptq"
+    base, int4 = records.result("base"), records.result("int4")
     assert base.disk_bytes
     assert int4.disk_bytes
     assert int4.delta_nll
-    total = chain_of(told.run, told.results, "int4").total
+    total = chain_of(records.run, records.results, "int4").total
     assert total is not None
     assert f"{units.times(base.disk_bytes / int4.disk_bytes)} smaller" in total.summary
     assert f"by {units.significant(abs(int4.delta_nll))} nats" in total.summary
     assert "decode 2.1× faster, prefill 2.1× faster (ONNX Runtime)" in total.summary
-    assert chain_of(told.run, told.results, "healed").total is not None
-    assert chain_of(told.run, told.results, "base").total is None
-    alone = told.variant("int4").model_copy(update={"parent": "base"})
-    run = told.run.model_copy(update={"variants": [told.variant("base"), alone]})
-    assert chain_of(run, told.results, "int4").total is None, "its one step says it already"
+    assert chain_of(records.run, records.results, "healed").total is not None
+    assert chain_of(records.run, records.results, "base").total is None
+    alone = records.variant("int4").model_copy(update={"parent": "base"})
+    run = records.run.model_copy(update={"variants": [records.variant("base"), alone]})
+    assert chain_of(run, records.results, "int4").total is None, "its one step says it already"
 
 
-def test_an_export_is_judged_by_what_was_measured_of_it_alone(told: Told) -> None:
-    torch, onnx = told.result("int4"), told.result("int4", "onnxruntime")
+def test_an_export_is_judged_by_what_was_measured_of_it_alone(records: Records) -> None:
+    torch, onnx = records.result("int4"), records.result("int4", "onnxruntime")
     assert torch.disk_bytes
     assert onnx.disk_bytes
-    results = [r for r in told.results if "gguf" not in r.artifact]
-    chain = chain_of(told.run, results, "int4")
+    results = [r for r in records.results if "gguf" not in r.artifact]
+    chain = chain_of(records.run, results, "int4")
     assert [step.name for step in chain.steps] == ["quantize_gptq", "export_onnx", "export_gguf"]
     said = words(chain, "export_onnx")
     assert "decode 7.9× faster, prefill 7.9× faster (ONNX Runtime against PyTorch)" in said
@@ -253,19 +253,19 @@ def test_an_export_is_judged_by_what_was_measured_of_it_alone(told: Told) -> Non
     assert chain.steps[-1].size == units.ABSENT
     other = {"runtime": "llama.cpp", "artifact": "int4/gguf/model.gguf", "disk_bytes": 1}
     gguf = onnx.model_copy(update=other)
-    said = words(chain_of(told.run, [*results, gguf], "int4"), "export_gguf")
+    said = words(chain_of(records.run, [*results, gguf], "int4"), "export_gguf")
     assert "(llama.cpp against PyTorch)" in said
     assert f"{units.times(torch.disk_bytes)} smaller" in said
 
 
-def test_what_a_step_is_is_asked_of_its_kind(told: Told) -> None:
+def test_what_a_step_is_is_asked_of_its_kind(records: Records) -> None:
     """A third-party export may be called as it likes; and what is called an export need not be one."""
     renamed = {"export_onnx": "write_coreml", "quantize_gptq": "exporting"}
-    int4 = told.variant("int4")
+    int4 = records.variant("int4")
     steps = [s.model_copy(update={"name": renamed.get(s.name, s.name)}) for s in int4.steps]
-    variants = [v.model_copy(update={"steps": steps}) if v is int4 else v for v in told.run.variants]
-    run = told.run.model_copy(update={"variants": variants})
-    before, after = (chain_of(r, told.results, "int4") for r in (told.run, run))
+    variants = [v.model_copy(update={"steps": steps}) if v is int4 else v for v in records.run.variants]
+    run = records.run.model_copy(update={"variants": variants})
+    before, after = (chain_of(r, records.results, "int4") for r in (records.run, run))
     assert [row.verdict for row in after.steps] == [row.verdict for row in before.steps]
     assert after.total == before.total
 
@@ -282,22 +282,22 @@ def test_records_from_before_kinds_are_read() -> None:
     assert PassRecord.model_validate_json(record.model_dump_json()) == record
 
 
-def test_settings_that_differ_from_the_defaults_stand_apart(told: Told) -> None:
-    train = chain_of(told.run, told.results, "base").steps[1]
+def test_settings_that_differ_from_the_defaults_stand_apart(records: Records) -> None:
+    train = chain_of(records.run, records.results, "base").steps[1]
     assert train.changed == "tokens=8000, batch=16"
     assert ("clip", "1") in train.settings
-    assert chain_of(told.run, told.results, "int4").steps[0].changed == "format=int4 (group=32)"
-    assert chain_of(told.run, told.results, "healed").steps[0].changed == ""
+    assert chain_of(records.run, records.results, "int4").steps[0].changed == "format=int4 (group=32)"
+    assert chain_of(records.run, records.results, "healed").steps[0].changed == ""
 
 
-def test_a_failed_factorisation_is_shown_as_a_warning(told: Told) -> None:
-    variant = told.variant("int4")
+def test_a_failed_factorisation_is_shown_as_a_warning(records: Records) -> None:
+    variant = records.variant("int4")
     steps = [
         s.model_copy(update={"notes": {"failed_cholesky": ["layer.3"]}}) if "gptq" in s.name else s
         for s in variant.steps
     ]
-    changed = [v.model_copy(update={"steps": steps}) if v is variant else v for v in told.run.variants]
-    chain = chain_of(told.run.model_copy(update={"variants": changed}), told.results, "int4")
+    changed = [v.model_copy(update={"steps": steps}) if v is variant else v for v in records.run.variants]
+    chain = chain_of(records.run.model_copy(update={"variants": changed}), records.results, "int4")
     assert chain.steps[0].warnings == ("failed cholesky: layer.3",)
 
 
@@ -305,12 +305,12 @@ def with_protocol(results: list[Result], **fields: Any) -> list[Result]:
     return [r.model_copy(update={"protocol": {**r.protocol, **fields}}) for r in results]
 
 
-def test_equal_runs_have_no_differences(told: Told) -> None:
-    assert differences([("a", told.run, told.results), ("b", told.run, told.results)]) == []
+def test_equal_runs_have_no_differences(records: Records) -> None:
+    assert differences([("a", records.run, records.results), ("b", records.run, records.results)]) == []
 
 
-def test_each_difference_names_what_it_forbids(told: Told) -> None:
-    run, results, _ = told
+def test_each_difference_names_what_it_forbids(records: Records) -> None:
+    run, results, _ = records
 
     def changed(part: str, **fields: Any) -> tuple[RunRecord, list[Result]]:
         old = getattr(run, part)
@@ -329,23 +329,23 @@ def test_each_difference_names_what_it_forbids(told: Told) -> None:
         assert [(d.affects, said in d.text) for d in found] == [(affects, True)]
 
 
-def test_a_loaded_base_without_comparisons_of_its_own(told: Told) -> None:
+def test_a_loaded_base_without_comparisons_of_its_own(records: Records) -> None:
     """A base from elsewhere has no passes, and who measures it leaves its comparisons empty."""
-    base = told.variant("base").model_copy(update={"steps": [], "fingerprint": "from-a-file"})
-    int4 = told.variant("int4")
+    base = records.variant("base").model_copy(update={"steps": [], "fingerprint": "from-a-file"})
+    int4 = records.variant("int4")
     own = [int4.steps[0].model_copy(update={"parent": "from-a-file"}), *int4.steps[1:]]
-    loaded = told.run.model_copy(
+    loaded = records.run.model_copy(
         update={
             "base": "model.gguf",
             "variants": [base, int4.model_copy(update={"steps": own, "parent": "base"})],
             "step_results": [],
         }
     )
-    assert told.result("base").delta_nll is None
-    lines = [r for r in told.results if r.variant in ("base", "int4")]
+    assert records.result("base").delta_nll is None
+    lines = [r for r in records.results if r.variant in ("base", "int4")]
     first, second = chains(loaded, lines)
     assert first.start == "as loaded from model.gguf"
-    before, after = told.result("base"), told.result("int4")
+    before, after = records.result("base"), records.result("int4")
     assert before.disk_bytes
     assert after.disk_bytes
     assert f"{units.times(before.disk_bytes / after.disk_bytes)} smaller" in words(second, "quantize_gptq")

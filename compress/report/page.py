@@ -6,9 +6,9 @@ escaped by the environment's `finalize`, so that no value can break a table. The
 script and pictures are inside, and its content security policy forbids every request. The pictures shown
 first are part of the document and need no script; all that a reader can switch to travel beside it, packed.
 
-Cost: some 0.1 MB a page for ten variants, and 10 kB for each further one. A page above 2 MB is drawn
-again with less (see `_LEFT_OUT`) and says what it leaves out. Limits: pure functions of the records, so a
-page shows nothing that the records do not hold.
+Cost: about 9 kB for each variant of two passes, most of it notes and settings. A page above 2 MB is drawn
+again with less (see `_LEFT_OUT`) and says what it leaves out; the table of results always stays (1,205 lines
+make a page of 1.7 MB). Limits: pure functions of the records, so a page shows nothing that they do not hold.
 """
 
 import base64
@@ -198,7 +198,7 @@ def _html(
 def _packed(points: list[Point], pictures: dict[str, Picture | None], drawn: dict[str, str | None]) -> str:
     """All pictures and what their points tell, as JSON in gzip in base64, for `charts.js`."""
     book = {
-        "told": [hover_lines(point) for point in points],
+        "lines": [hover_lines(point) for point in points],
         "pictures": {
             key: None
             if picture is None

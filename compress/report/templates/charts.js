@@ -49,7 +49,7 @@
       const at = [box.left + x * box.width, box.top + y * box.height];
       const distance = Math.hypot(at[0] - event.clientX, at[1] - event.clientY);
       if (shown[series] && distance < 28 && (!best || distance < best[0])) {
-        best = [distance, ...at, Array.isArray(told) ? told : book.told[told]];
+        best = [distance, ...at, Array.isArray(told) ? told : book.lines[told]];
       }
     }
     return best;
