@@ -23,10 +23,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from results_files import Line
 
-from compress.checkpoints import load_checkpoint
-from compress.data import DataConfig, prepare
-from compress.machine import machine
-from compress.text import load_documents
+from compress.host.machine import machine
+from compress.models.checkpoints import load_checkpoint
+from compress.text.documents import load_documents
+from compress.text.windows import DataConfig, prepare
 
 HERE = Path(__file__).parent
 WORKERS = HERE / "workers"

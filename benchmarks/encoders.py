@@ -22,7 +22,7 @@ import typer
 from bench import name_of
 
 import compress
-from compress.machine import adds_products_in_32_bits, machine, usable_cores, versions
+from compress.host.machine import adds_products_in_32_bits, machine, usable_cores, versions
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.runtimes.onnx_encoder import OnnxEncoder

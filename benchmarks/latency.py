@@ -31,7 +31,7 @@ from latency_points import CASES, POINTS, Case, Point
 from results_files import Line, tell
 from safetensors import safe_open
 
-from compress.machine import machine, usable_cores
+from compress.host.machine import machine, usable_cores
 from compress.measure.latency import Samples, round_order, summarise
 from compress.measure.process import OWN_WORKER, WorkerProcess
 

@@ -9,7 +9,7 @@ from bench import WORKERS, Bench, call
 from latency_points import Passes, Point
 
 from compress.api import make_artifacts
-from compress.recipe import load_recipe
+from compress.run.recipe import load_recipe
 
 WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 Commands = Iterator[list[Any]]

@@ -23,8 +23,8 @@ from pruning_picture import draw, table
 from pruning_points import POINTS, Point
 from results_files import Line, tell
 
-from compress.bundle import Bundle, parameter_counts
-from compress.machine import usable_cores
+from compress.artifact.bundle import Bundle, parameter_counts
+from compress.host.machine import usable_cores
 
 
 def main(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.records import Reference, Result, RunRecord, read_results
+from compress.records.records import Reference, Result, RunRecord, read_results
 
 README = Path(__file__).parent.parent / "README.md"
 HEADER = (

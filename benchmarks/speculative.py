@@ -17,10 +17,10 @@ import numpy as np
 import typer
 
 from compress.generation.sampling import Sampling
-from compress.generation.speedup import measure_speedup
 from compress.generation.text import load_tokenizer
-from compress.machine import machine, usable_cores, versions
-from compress.text import load_documents
+from compress.host.machine import machine, usable_cores, versions
+from compress.measure.speedup import measure_speedup
+from compress.text.documents import load_documents
 
 RESULTS = Path(__file__).parent / "results" / "speculative.jsonl"
 

@@ -23,12 +23,12 @@ import typer
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from compress.bundle import Bundle
-from compress.data import TextData, Windows, digest
-from compress.machine import machine
-from compress.memory import peak_rss_bytes
-from compress.passes.base import Context
-from compress.registry import pass_class
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.host.machine import machine
+from compress.host.memory import peak_rss_bytes
+from compress.run.registry import pass_class
+from compress.text.windows import TextData, Windows, digest
 
 HERE = Path(__file__).parent
 HIDDEN, INNER, VOCABULARY, HEADS, KEY_VALUE_HEADS, HEAD = 2048, 5632, 32000, 32, 8, 64
@@ -135,9 +135,9 @@ class NoTokenizer:
 
 def measured(folder: Path, pass_name: str, windows: int, length: int) -> dict[str, Any]:
     """Quantize `folder / "model"`; seconds from loading to saving, peak memory, bytes written."""
-    import compress.bundle
+    from compress.artifact import bundle
 
-    vars(compress.bundle)["load_tokenizer"] = lambda _: NoTokenizer()
+    vars(bundle)["load_tokenizer"] = lambda _: NoTokenizer()
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (windows, length)).astype(np.int32)
     given = Windows(tokens, 1, digest(tokens))
     data = TextData("random", length, tokens.reshape(-1), given.sha256, given, given, given)

@@ -1,71 +1,72 @@
 """compress: shrink transformer language models, and tell the truth about what it cost.
 
-The names below are loaded when they are first used; `import compress` alone loads neither torch nor onnx.
+The public names and where they live are written once, in `__init__.pyi`. Each is loaded when it is first
+used; `import compress` alone loads neither torch nor onnx.
 """
 
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from compress.version import __version__
 
-if TYPE_CHECKING:
-    from compress.api import bench as bench
-    from compress.api import compare as compare
-    from compress.api import run as run
-    from compress.bundle import Bundle as Bundle
-    from compress.data import DataConfig as DataConfig
-    from compress.errors import UserError as UserError
-    from compress.formats import Int4 as Int4
-    from compress.formats import Int8 as Int8
-    from compress.generation.generator import TextGenerator as TextGenerator
-    from compress.generation.generator import generate as generate
-    from compress.generation.sampling import Sampling as Sampling
-    from compress.passes.base import Context as Context
-    from compress.passes.base import Pass as Pass
-    from compress.protocol import MeasureProtocol as MeasureProtocol
-    from compress.recipe import Recipe as Recipe
-    from compress.recipe import load_recipe as load_recipe
-    from compress.records import Result as Result
-    from compress.records import RunRecord as RunRecord
-    from compress.records import read_results as read_results
+_HERE = Path(__file__)
 
-    load = Bundle.load
 
-# public name -> where it lives
-_HOMES = {
-    "Bundle": "compress.bundle:Bundle",
-    "Context": "compress.passes.base:Context",
-    "DataConfig": "compress.data:DataConfig",
-    "Int4": "compress.formats:Int4",
-    "Int8": "compress.formats:Int8",
-    "MeasureProtocol": "compress.protocol:MeasureProtocol",
-    "Pass": "compress.passes.base:Pass",
-    "Recipe": "compress.recipe:Recipe",
-    "Result": "compress.records:Result",
-    "RunRecord": "compress.records:RunRecord",
-    "Sampling": "compress.generation.sampling:Sampling",
-    "TextGenerator": "compress.generation.generator:TextGenerator",
-    "UserError": "compress.errors:UserError",
-    "bench": "compress.api:bench",
-    "compare": "compress.api:compare",
-    "generate": "compress.generation.generator:generate",
-    "load": "compress.bundle:Bundle.load",
-    "load_recipe": "compress.recipe:load_recipe",
-    "read_results": "compress.records:read_results",
-    "run": "compress.api:run",
-}
+def _homes() -> dict[str, str]:
+    """Public name -> the module it lives in."""
+    tree = ast.parse(_HERE.with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
 
-__all__ = ["__version__", *_HOMES]
+
+_HOMES = _homes()
+# folders named like what they do: `compress.run(...)` runs, and `compress.run.recipe` is a file in it
+_VERBS = {name for name in _HOMES if (_HERE.parent / name).is_dir()}
+
+__all__ = ["__version__", *(name for name in _HOMES if name != "__version__")]
+
+
+class _Verb(ModuleType):
+    """A folder that can be called."""
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+    def __call__(self, *args: Any, **fields: Any) -> Any:
+        return self._function(*args, **fields)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+
+class _Front(ModuleType):
+    """This package: its verbs become callable when Python binds them here as folders."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _VERBS and isinstance(value, ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'compress' has no attribute '{name}'")
-    module, _, path = _HOMES[name].partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
+    if name in _VERBS:
+        return importlib.import_module(f"compress.{name}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

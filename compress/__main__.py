@@ -1,5 +1,5 @@
 """`python -m compress` is the console script."""
 
-from compress.cli import main
+from compress.cli.commands import main
 
 main()

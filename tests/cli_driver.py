@@ -26,7 +26,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import compress.api
-    import compress.cli
+    import compress.cli.commands
     import compress.measure.process  # noqa: F401
 
     print(json.dumps([run(job) for job in jobs]))
@@ -57,7 +57,7 @@ def alive(pid: int) -> bool:
 
 
 def in_child(job: dict[str, Any], folder: Path) -> None:
-    from compress import cli
+    from compress.cli import commands as cli
     from compress.measure.process import WorkerProcess
 
     for number, name in ((1, "out"), (2, "err")):

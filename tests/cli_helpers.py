@@ -18,7 +18,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from compress import cli
+from compress.cli import commands as cli
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {

@@ -12,8 +12,8 @@ import pytest
 import training_set
 from hypothesis import settings
 
-from compress.bundle import Bundle
-from compress.passes.base import Context
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 
 # the same examples every time, so that a change is judged and not the day's luck;
 # `pytest --hypothesis-profile=explore` looks for new ones

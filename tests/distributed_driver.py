@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from training_set import WINDOW, tiny_bundle, tiny_context
 
+from compress.host.processes import is_main, part
 from compress.passes.distill import Distill
 from compress.passes.prune_gradual import PruneGradual
 from compress.passes.train import Train
-from compress.processes import is_main, part
 from compress.training import checkpoint
 
 COMMON = {"tokens": 8 * 4 * WINDOW, "batch": 4, "heldout_points": 4}

@@ -7,9 +7,9 @@ import torch
 import transformers
 from export_models import VOCABULARY, word_tokenizer
 
-from compress.bundle import Bundle
-from compress.checkpoints import quiet_transformers
-from compress.records import Lineage
+from compress.artifact.bundle import Bundle
+from compress.models.checkpoints import quiet_transformers
+from compress.records.records import Lineage
 
 CONTEXT = 64
 _SIZES: dict[str, Any] = {

@@ -10,13 +10,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from compress.bundle import Bundle
-from compress.export.forms import Forms
+from compress.artifact.bundle import Bundle
+from compress.export.onnx.forms import Forms
 from compress.formats import QuantizedTensor
 from compress.formats.integer import IntegerFormat
-from compress.formats.swap import matrix, put_codes, quantize_embeddings
-from compress.passes.base import linear_layers
-from compress.records import Lineage
+from compress.formats.swap import put_codes, quantize_embeddings
+from compress.models.layers import linear_layers, matrix
+from compress.records.records import Lineage
 from compress.runtimes.onnx_runtime import OnnxRuntime
 
 VOCABULARY = 97
@@ -110,7 +110,7 @@ def quantized(bundle: Bundle, format: IntegerFormat, embeddings: IntegerFormat |
 
 
 def exported(bundle: Bundle, folder: Path, forms: Forms | None = None) -> OnnxRuntime:
-    from compress.export.artifact import write_artifact
+    from compress.export.onnx.artifact import write_artifact
 
     write_artifact(bundle, folder, forms or Forms())
     return OnnxRuntime(folder, threads=1)

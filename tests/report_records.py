@@ -10,8 +10,8 @@ from typing import NamedTuple
 from cli_helpers import DATA, SHAPE, write_text
 
 from compress import api
-from compress.recipe import parse
-from compress.records import Result, RunRecord, VariantRecord
+from compress.records.records import Result, RunRecord, VariantRecord
+from compress.run.recipe import parse
 
 INT4 = {"quantize_gptq": {"format": {"kind": "int4", "group": 32}}}
 # tokens/s of decoding; prefills five times that. So int4 in ONNX Runtime decodes twice as fast as the base

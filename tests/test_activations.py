@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Activations, Int8, Nf4, QuantizedLinear, QuantizedTensor
 from compress.formats.activations import round_dynamic, round_static

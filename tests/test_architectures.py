@@ -3,8 +3,8 @@ import torch
 from pydantic import ValidationError
 from training_set import TINY, documents, equal, tiny_bundle, weights
 
-from compress.architectures import PRESETS, Architecture, create, train_tokenizer
 from compress.errors import UserError
+from compress.models.create import PRESETS, Architecture, create, train_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from compress.attention import causal_attention, panel_attention
+from compress.models.attention import causal_attention, panel_attention
 
 SMALL = {
     "hidden_size": 64,

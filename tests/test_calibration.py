@@ -8,11 +8,10 @@ import pytest
 import torch
 from training_set import TINY, tiny_bundle
 
-from compress.architectures import random_model
-from compress.calibration import walk
+from compress.calibration.walk import walk
 from compress.errors import UserError
-from compress.formats.swap import matrix
-from compress.passes.base import linear_layers
+from compress.models.create import random_model
+from compress.models.layers import linear_layers, matrix
 
 WINDOWS = torch.randint(0, 300, (5, 24), generator=torch.Generator().manual_seed(0))
 
@@ -116,7 +115,7 @@ def test_layers_with_one_input_are_visited_together_in_the_order_they_run():
 def test_attention_and_norms_run_once_per_block_batch_and_stream(monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    from compress import attention
+    from compress.models import attention
 
     runs = {"forward": 0, "causal_attention": 0}
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_set import equal, tiny_bundle, weights
 
-from compress import checkpoints
-from compress.bundle import Bundle
-from compress.checkpoints import check_safetensors, load_checkpoint, meta_model
+from compress.artifact.bundle import Bundle
 from compress.errors import MissingExtra, UserError
+from compress.models import checkpoints
+from compress.models.checkpoints import check_safetensors, load_checkpoint, meta_model
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import re
 import pytest
 from cli_helpers import DATA, SHAPE, invoke, python, results, settings, write_recipe, write_text
 
-from compress.architectures import Architecture, create
-from compress.recipe import load_recipe, shipped
-from compress.registry import names
-from compress.text import load_documents
+from compress.models.create import Architecture, create
+from compress.run.recipe import load_recipe, shipped
+from compress.run.registry import names
+from compress.text.documents import load_documents
 
 COMMANDS = ["run", "bench", "compare", "passes", "fields", "generate", "doctor"]
 
@@ -23,7 +23,7 @@ def test_help_imports_no_heavy_library():
     script = f"""
 import sys
 from typer.testing import CliRunner
-from compress.cli import app
+from compress.cli.commands import app
 for command in {COMMANDS}:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "Usage" in result.output, command

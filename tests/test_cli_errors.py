@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cli_helpers import SHAPE, refused, settings, tree, write_recipe, write_text
 
-from compress.architectures import Architecture, create
-from compress.steps import alone
-from compress.text import load_documents
+from compress.models.create import Architecture, create
+from compress.run.store import alone
+from compress.text.documents import load_documents
 
 GPTQ, PRUNE = {"quantize_gptq": {"format": "int4"}}, {"prune_magnitude": {"sparsity": 0.5}}
 
@@ -342,5 +342,5 @@ def test_a_disk_that_is_too_small(refuse, monkeypatch):
 
 
 def test_a_memory_that_is_too_small(refuse, monkeypatch):
-    monkeypatch.setattr("compress.preflight.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("compress.run.preflight.available_memory_bytes", lambda: 1000)
     assert "of memory are needed" in refuse()

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.bundle import CODES, Bundle, weight_bytes
+from compress.artifact.bundle import CODES, Bundle, weight_bytes
 from compress.errors import UserError
 from compress.formats import Coded, Int3, Int8, QuantizedTensor
-from compress.formats.coded import longest_stream
-from compress.formats.rate_control import RateControl
-from compress.formats.streams import bits_per_weight, from_stream, to_stream
-from compress.formats.trellis import RUN, halved
+from compress.formats.coded.coded import longest_stream
+from compress.formats.coded.rate_control import RateControl
+from compress.formats.coded.streams import bits_per_weight, from_stream, to_stream
+from compress.formats.coded.trellis import RUN, halved
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound

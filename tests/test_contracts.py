@@ -10,15 +10,15 @@ import training_set
 from pydantic import ValidationError
 from training_set import equal, weights
 
-from compress.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
+from compress.artifact.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
 from compress.formats import Format, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import format_from
-from compress.formats.swap import matrix
+from compress.models.layers import matrix
 from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
-from compress.records import Manifest
-from compress.registry import names, pass_class
+from compress.records.records import Manifest
+from compress.run.registry import names, pass_class
 
 # The fields a pass cannot do without here; one that is not named runs with its defaults.
 FIELDS: dict[str, dict[str, Any]] = {

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import training_set
 
-from compress import text as text_module
-from compress.data import DataConfig, Windows, digest, prepare, refuse_overlap, training_documents
 from compress.errors import MissingExtra, UserError
-from compress.text import Document, load_documents
+from compress.text import documents as text_module
+from compress.text.documents import Document, load_documents
+from compress.text.windows import DataConfig, Windows, digest, prepare, refuse_overlap, training_documents
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from cli_helpers import ROOT, python, write_recipe, write_text
 from safetensors.torch import load_file
 
-from compress import cli
+from compress.cli import commands as cli
 from compress.errors import UserError
 from compress.passes.train import Train
-from compress.pipeline import make
-from compress.recipe import load_recipe
+from compress.run.pipeline import make
+from compress.run.recipe import load_recipe
 
 TWO = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone")
 

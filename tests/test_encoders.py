@@ -10,10 +10,10 @@ import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
 from encoder_models import write_encoder
 
-from compress.bundle import Bundle, code_files
+from compress.artifact.bundle import Bundle, code_files
 from compress.errors import UserError
 from compress.measure.quality import question, score, summarise
-from compress.passes.base import linear_layers
+from compress.models.layers import linear_layers
 from compress.runtimes.torch_runtime import TorchRuntime
 
 
@@ -126,7 +126,7 @@ def test_what_an_encoder_cannot_do_is_said_beforehand(text, tmp_path, monkeypatc
     recipe = write_recipe(
         tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)}, base=["export_onnx"]
     )
-    monkeypatch.setattr("compress.export.trace.find_spec", lambda name: None)
+    monkeypatch.setattr("compress.export.onnx.trace.find_spec", lambda name: None)
     assert "export_onnx of an encoder needs the package 'onnxscript': pip install onnxscript" in refused(
         "run", recipe, "-o", tmp_path / "run"
     )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.formats.entropy_coding import decode, encode, stream_bytes
+from compress.formats.coded.entropy_coding import decode, encode, stream_bytes
 
 
 def codes_of(spread: torch.Tensor, seed: int = 0) -> torch.Tensor:

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from compress.export.architecture import Rotary
-from compress.export.artifact import write_artifact
-from compress.export.cache import cache_scales, reach
-from compress.export.families import describe
-from compress.export.forms import Forms
-from compress.export.rotary import column_order
+from compress.export.onnx.architecture import Rotary
+from compress.export.onnx.artifact import write_artifact
+from compress.export.onnx.cache import cache_scales, reach
+from compress.export.onnx.families import describe
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.rotary import column_order
 from compress.runtimes.onnx_runtime import OnnxRuntime
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from export_models import exported, quantized, tiny_bundle, tokens
 
+from compress.context import Context
 from compress.errors import UserError
-from compress.export.check import ExportCheckFailed, compare
-from compress.export.families import require_supported
-from compress.export.forms import Forms
+from compress.export.onnx.check import ExportCheckFailed, compare
+from compress.export.onnx.families import require_supported
+from compress.export.onnx.forms import Forms
 from compress.formats import Int4, Int8
-from compress.passes.base import Context
 from compress.passes.export_onnx import ExportOnnx
-from compress.records import Manifest
+from compress.records.records import Manifest
 
 
 class _Heldout:

@@ -8,13 +8,13 @@ from export_models import exported, quantized, tiny_bundle, tokens, torch_logits
 from onnx import TensorProto, numpy_helper
 
 from compress.errors import UserError
-from compress.export.blocks import as_blocks
-from compress.export.forms import Forms
-from compress.export.graph import GraphBuilder
-from compress.export.integers import product
+from compress.export.onnx.blocks import as_blocks
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.graph import GraphBuilder
+from compress.export.onnx.integers import product
 from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.registry import format_from
-from compress.machine import adds_products_in_32_bits
+from compress.host.machine import adds_products_in_32_bits
 from compress.runtimes.onnx_session import graph_file, open_session
 
 INT4 = Int4(group=64)

@@ -11,21 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compress.bundle import Bundle
-from compress.checkpoints import quiet_transformers
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
-from compress.export.check import ExportCheckFailed
-from compress.export.compressed_tensors import (
+from compress.export.compressed_tensors.artifact import (
     Scheme,
     packed_layer,
     scheme_of,
     vllm_objection,
     write_checkpoint,
 )
-from compress.export.compressed_tensors_check import check_loads
+from compress.export.compressed_tensors.check import check_loads
+from compress.export.onnx.check import ExportCheckFailed
 from compress.formats import Activations, Int2, Int3, Int4, Int5, Int6, Int8, Nf4, QuantizedTensor
-from compress.formats.swap import matrix, put_codes, quantize_embeddings
-from compress.passes.base import linear_layers
+from compress.formats.swap import put_codes, quantize_embeddings
+from compress.models.checkpoints import quiet_transformers
+from compress.models.layers import linear_layers, matrix
 from compress.passes.export_compressed_tensors import ExportCompressedTensors
 
 helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from compress.context import Context
 from compress.errors import UserError
-from compress.export import encoder as encoder_export
-from compress.export.artifact import write_artifact
-from compress.export.check import ExportCheckFailed
-from compress.export.encoder_check import compare_encoder
-from compress.export.forms import Forms
-from compress.export.simplify import needed, without_turns
-from compress.export.trace import trace
+from compress.export.onnx import encoder as encoder_export
+from compress.export.onnx.artifact import write_artifact
+from compress.export.onnx.check import ExportCheckFailed
+from compress.export.onnx.encoder_check import compare_encoder
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.simplify import needed, without_turns
+from compress.export.onnx.trace import trace
 from compress.formats import Int4, Int8
-from compress.passes.base import Context
 from compress.passes.export_onnx import ExportOnnx
-from compress.records import Manifest
+from compress.records.records import Manifest
 from compress.runtimes import open_runtime
 from compress.runtimes.onnx_encoder import OnnxEncoder
 

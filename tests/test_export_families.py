@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import UserError
-from compress.export.architecture import Attention, Linear, Norm, Rotary
-from compress.export.check import compare
-from compress.export.families import describe
-from compress.export.forms import Forms
-from compress.export.rotary import arranged
+from compress.export.onnx.architecture import Attention, Linear, Norm, Rotary
+from compress.export.onnx.check import compare
+from compress.export.onnx.families import describe
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.rotary import arranged
 from compress.formats import Int4, Int8
 
 FAMILIES = [
@@ -124,6 +124,6 @@ def test_a_model_that_looks_ahead_is_refused():
 
 
 def test_every_family_is_tested():
-    from compress.export.families import _READERS
+    from compress.export.onnx.families import _READERS
 
     assert {tiny_bundle(name).model.config.model_type for name in MODELS} == set(_READERS)

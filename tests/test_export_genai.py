@@ -8,11 +8,11 @@ import pytest
 import training_set
 from export_models import CONTEXT, MODELS, exported, quantized, tiny_bundle, tokens
 
-from compress.export.artifact import write_artifact
-from compress.export.cache import cache_scales
-from compress.export.families import describe
-from compress.export.forms import Forms
-from compress.export.genai import genai_config
+from compress.export.onnx.artifact import write_artifact
+from compress.export.onnx.cache import cache_scales
+from compress.export.onnx.families import describe
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.genai import genai_config
 from compress.formats import Int4
 from compress.runtimes.onnx_runtime import OnnxRuntime
 

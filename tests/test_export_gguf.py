@@ -15,13 +15,13 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
-from compress.export.check import ExportCheckFailed
-from compress.export.gguf_artifact import interleaved, write_gguf
-from compress.export.gguf_blocks import block_type, blocks, refusal
-from compress.export.gguf_check import check_file, check_llama_cpp, llama_logits
-from compress.export.gguf_tokenizer import CONTROL, split_name, vocabulary
+from compress.export.gguf.artifact import interleaved, write_gguf
+from compress.export.gguf.blocks import block_type, blocks, refusal
+from compress.export.gguf.check import check_file, check_llama_cpp, llama_logits
+from compress.export.gguf.tokenizer import CONTROL, split_name, vocabulary
+from compress.export.onnx.check import ExportCheckFailed
 from compress.formats import Activations, Int2, Int3, Int4, Int5, Int6, Int8, Nf4, QuantizedTensor
 from compress.passes.export_gguf import ExportGguf
 

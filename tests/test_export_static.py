@@ -12,17 +12,17 @@ from export_models import exported, quantized, tiny_bundle, tokens, torch_logits
 from onnx import TensorProto
 
 from compress.errors import UserError
-from compress.export.architecture import Linear
-from compress.export.artifact import write_artifact
-from compress.export.forms import Forms
-from compress.export.graph import GraphBuilder
-from compress.export.static import static_product
+from compress.export.onnx.architecture import Linear
+from compress.export.onnx.artifact import write_artifact
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.graph import GraphBuilder
+from compress.export.onnx.static import static_product
 from compress.formats import Activations, Int4, Int8, QuantizedLinear, QuantizedTensor
 from compress.formats.activations import round_static
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.round_activations import RoundActivations, _ranges
-from compress.preflight import check_order
-from compress.recipe import parse
+from compress.run.preflight import check_order
+from compress.run.recipe import parse
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.runtimes.onnx_session import graph_file, open_session
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from compress import float32
-from compress.float32 import fast_float32, rounded_factors
+from compress.host import float32
+from compress.host.float32 import fast_float32, rounded_factors
 
 
 def error(size: int = 300) -> float:

@@ -16,10 +16,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from compress.calibration.magnitudes import input_statistics
 from compress.errors import UserError
-from compress.folding import apply_fold, find_folds, shared, stacked_weight
-from compress.formats.swap import matrix
-from compress.input_statistics import input_statistics
+from compress.layerwise.folding import apply_fold, find_folds, shared, stacked_weight
+from compress.models.layers import matrix
 from compress.passes.fold_scales import FoldScales
 from compress.passes.prune_magnitude import PruneMagnitude
 

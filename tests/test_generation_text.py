@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, processors
 
 import compress
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.generation.chat import render
 from compress.generation.counts import Counts
@@ -24,7 +24,7 @@ from compress.generation.generator import TextGenerator
 from compress.generation.sampling import Chooser, Sampling
 from compress.generation.text import Decoded, Stops, Writing, end_tokens, pieces
 from compress.generation.together import continue_together
-from compress.records import Lineage
+from compress.records.records import Lineage
 from compress.runtimes import open_text_runtime
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}

@@ -13,16 +13,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compress import machine
-from compress.data import Windows
+from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
+from compress.host import machine
+from compress.host.memory import peak_rss_bytes
 from compress.measure import harness
 from compress.measure.harness import Continuation, Target, measure, quality_only, save_result
 from compress.measure.process import WorkerError, WorkerProcess
-from compress.memory import disk_bytes, peak_rss_bytes
-from compress.protocol import MeasureProtocol
-from compress.records import read_results
+from compress.records.protocol import MeasureProtocol
+from compress.records.records import read_results
 from compress.runtimes.torch_runtime import TorchRuntime
+from compress.text.windows import Windows
 
 V = 53
 FAST = MeasureProtocol(prefill_tokens=16, rounds=2, threads=1)

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from compress.memory import kept_for_reuse, returned_at_once, trim
+from compress.host.memory import kept_for_reuse, returned_at_once, trim
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's rules are asked for")
 MEGABYTES = 96

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compress.moments import Rows, covariance, gram, mirrored, product
+from compress.calibration.moments import Rows, covariance, gram, mirrored, product
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from encoder_models import tiny_encoder
 from training_set import tiny_bundle
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.calibration.fisher import output_fisher
 from compress.errors import UserError
 from compress.formats import Int3
-from compress.formats.swap import matrix
-from compress.output_fisher import output_fisher
+from compress.models.layers import matrix
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.solvers.output_feedback import row_blocks, side_by_side
@@ -125,7 +125,7 @@ def test_wide_layers_are_weighed_in_parts(bundle, monkeypatch):
     name = "model.layers.0.mlp.up_proj"
     windows = torch.arange(64).view(2, 32)
     (whole,) = output_fisher(bundle.model, windows, [name], tokens=64, seed=0)[name]
-    monkeypatch.setattr("compress.output_fisher._TOGETHER", 40)
+    monkeypatch.setattr("compress.calibration.fisher._TOGETHER", 40)
     parts = output_fisher(bundle.model, windows, [name], tokens=64, seed=0)[name]
     assert [len(part) for part in parts] == [40, 24]
     torch.testing.assert_close(torch.block_diag(*parts)[:40, :40], whole[:40, :40])

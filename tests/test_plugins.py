@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cli_helpers import invoke, python, refused, write_recipe, write_text
 
-from compress.registry import pass_class
-from compress.steps import pass_version
+from compress.run.registry import pass_class
+from compress.run.store import pass_version
 
 PROJECT = """\
 [build-system]

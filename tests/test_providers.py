@@ -10,11 +10,11 @@ from cli_helpers import invoke, refused, settings, write_recipe, write_text
 from export_models import exported, quantized, tiny_bundle, tokens
 
 from compress.errors import UserError
-from compress.export.forms import Forms
+from compress.export.onnx.forms import Forms
 from compress.formats import Int4
 from compress.generation.generator import TextGenerator
 from compress.measure import worker
-from compress.protocol import MeasureProtocol
+from compress.records.protocol import MeasureProtocol
 from compress.runtimes.onnx_runtime import OnnxRuntime
 from compress.runtimes.onnx_session import without_defaults
 

@@ -13,8 +13,8 @@ from compress.passes.distill import Distill
 from compress.passes.prune_gradual import PruneGradual
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.train import Train
-from compress.preflight import check_order
-from compress.recipe import parse
+from compress.run.preflight import check_order
+from compress.run.recipe import parse
 from compress.solvers import gradual
 from compress.training import checkpoint
 

@@ -10,17 +10,17 @@ import transformers
 from export_models import tiny_bundle as architecture
 from pydantic import ValidationError
 
-from compress.bundle import Bundle, weight_file_bytes
-from compress.checkpoints import quiet_transformers
+from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context
+from compress.models.checkpoints import quiet_transformers
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
 from compress.passes.student import Student
-from compress.pruning import structure as structure_module
-from compress.pruning import target as target_module
-from compress.pruning.structure import Structure, Sublayer, find_structure
-from compress.records import Lineage
+from compress.records.records import Lineage
+from compress.structured import structure as structure_module
+from compress.structured import target as target_module
+from compress.structured.structure import Structure, Sublayer, find_structure
 
 IDS = torch.arange(20)[None]
 IMPORTANCES = ["magnitude", "activation", "taylor", "kl", "reconstruction"]

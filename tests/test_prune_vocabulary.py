@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from compress.bundle import Bundle, weight_file_bytes
-from compress.data import Windows, renumbered
+from compress.artifact.bundle import Bundle, weight_file_bytes
 from compress.errors import UserError
 from compress.measure.quality import score, summarise
 from compress.passes.prune_vocabulary import PruneVocabulary
-from compress.pruning.vocabulary import kept_tokens, require_bytes, trimmed_tokenizer
 from compress.runtimes.torch_runtime import TorchRuntime
-from compress.text import text_hash
-from compress.vocabulary import TranslatedWindows, translation
+from compress.structured.vocabulary import kept_tokens, require_bytes, trimmed_tokenizer
+from compress.text.documents import text_hash
+from compress.text.translation import TranslatedWindows, translation
+from compress.text.windows import Windows, renumbered
 
 TEXTS = [d.text for d in training_set.documents()]
 SHORT = TEXTS[0][:60]

@@ -9,24 +9,24 @@ import training_set
 from cli_helpers import invoke, refused, write_recipe, write_text
 from pydantic import ValidationError
 
-from compress.allocation import SparsityGoal, targets
-from compress.bundle import Bundle, parameter_counts
+from compress.artifact.bundle import Bundle, parameter_counts
+from compress.artifact.shards import join
+from compress.artifact.sparse import SPARSE
+from compress.calibration.magnitudes import input_statistics
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
-from compress.formats.swap import matrix
-from compress.input_statistics import input_statistics
-from compress.passes.base import Pass, linear_layers
+from compress.layerwise.sparsity import SparsityGoal, targets
+from compress.models.layers import linear_layers, matrix
+from compress.passes.base import Pass
 from compress.passes.prune_alps import PruneAlps
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.pipeline import make
-from compress.recipe import load_recipe
-from compress.shards import join
+from compress.run.pipeline import make
+from compress.run.recipe import load_recipe
 from compress.solvers import outliers
 from compress.solvers.masks import smallest_per_row
-from compress.sparse_files import SPARSE
 
 PASSES = [PruneMagnitude, PruneWanda, PruneSparsegpt, PruneAlps]
 MEASURED = {"measured_windows": 2, "measured_tokens": 16, "measured_shares": 3}
@@ -232,7 +232,9 @@ def test_a_model_that_stays_on_disk_is_pruned_and_quantized_alike(
     dense = training_set.tiny_bundle(family=family)
     first = PruneMagnitude(sparsity=0.2, select=("*.0.*",))(dense, make_context(dense))
     first.save(tmp_path / "source")
-    monkeypatch.setattr("compress.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 40_000))
+    monkeypatch.setattr(
+        "compress.artifact.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 40_000)
+    )
     pruned = whole_and_streamed(
         PruneSparsegpt(sparsity=0.5), tmp_path / "source", make_context, tmp_path / "pruned"
     )

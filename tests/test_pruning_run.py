@@ -9,8 +9,8 @@ import transformers
 from cli_helpers import DATA, SHAPE, invoke, refused, results, write_recipe, write_text
 
 from compress.api import _trimmed
-from compress.bundle import Bundle, weight_file_bytes
-from compress.records import Manifest
+from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.records.records import Manifest
 
 
 @pytest.fixture(scope="module")

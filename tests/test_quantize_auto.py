@@ -6,17 +6,17 @@ import torch
 import training_set
 from safetensors.torch import load_file
 
-from compress.artifact_bytes import ArtifactBytes
-from compress.bundle import CODES, weight_bytes
+from compress.artifact.bundle import CODES, weight_bytes
+from compress.artifact.folder import disk_bytes
+from compress.artifact.sizes import ArtifactBytes
 from compress.errors import UserError
 from compress.formats import Int3, Int4, Int8, QuantizedTensor
 from compress.formats.swap import embedding_names
-from compress.memory import disk_bytes
-from compress.passes.base import linear_layers
+from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses, replaced_weight
+from compress.models.layers import linear_layers
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_round import QuantizeRound
-from compress.records import Lineage, PassRecord
-from compress.sensitivity import Probe, embedding_losses, layer_losses, replaced_weight
+from compress.records.records import Lineage, PassRecord
 
 FAMILIES = ["llama", "gpt2"]
 LOW = Int3(group=32)

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from compress.errors import UserError
-from compress.recipe import load_recipe, parse, shipped
-from compress.registry import names
+from compress.run.recipe import load_recipe, parse, shipped
+from compress.run.registry import names
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from types import ModuleType
 
 import pytest
 
-from compress import registry
 from compress.errors import UserError
 from compress.passes.base import Pass
-from compress.recipe import parse
+from compress.run import registry
+from compress.run.recipe import parse
 
 
 def plugin(name: str, value: str) -> EntryPoint:

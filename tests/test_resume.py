@@ -12,21 +12,21 @@ from cli_helpers import ROOT, invoke, python, write_recipe, write_text
 
 from compress.errors import UserError
 from compress.measure.quality import score
-from compress.steps import earlier_seconds
+from compress.run.store import earlier_seconds
 
 TRAINING = {"tokens": 1500, "batch": 4, "heldout_points": 2, "checkpoint_seconds": 0}
 KILLS = ("SIGKILL", "SIGINT")
 # where to stop: a function inside each kind of step, the call of it, and how; in the order of the run
 STOPS = [
-    ("compress.training.task.cross_entropy", 3, ("full", *KILLS)),
-    ("compress.export.artifact.write_artifact", 1, ("full",)),
-    ("compress.export.check.compare", 1, KILLS),  # the graph is written, not yet checked
-    ("compress.steps.link_or_copy", 2, KILLS),  # the step is being kept, or shown as the variant
+    ("compress.training.objectives.base.cross_entropy", 3, ("full", *KILLS)),
+    ("compress.export.onnx.artifact.write_artifact", 1, ("full",)),
+    ("compress.export.onnx.check.compare", 1, KILLS),  # the graph is written, not yet checked
+    ("compress.run.store.link_or_copy", 2, KILLS),  # the step is being kept, or shown as the variant
     ("compress.solvers.masks.smallest", 3, ("full", *KILLS)),
-    ("compress.bundle.file_record", 2, KILLS),  # the weights are written, the manifest is not
-    ("compress.training.distillation.distillation", 3, ("full", *KILLS)),
-    ("compress.sequential.gptq", 3, ("full", *KILLS)),
-    ("compress.shards.save_file", 2, ("full", "SIGKILL")),  # one block is written, the next is not
+    ("compress.artifact.bundle.file_record", 2, KILLS),  # the weights are written, the manifest is not
+    ("compress.training.teaching.distillation.distillation", 3, ("full", *KILLS)),
+    ("compress.layerwise.quantize.gptq", 3, ("full", *KILLS)),
+    ("compress.artifact.shards.save_file", 2, ("full", "SIGKILL")),  # one block is written, the next is not
 ]
 STATUS = {"full": 2, "SIGKILL": -9, "SIGINT": 130}
 

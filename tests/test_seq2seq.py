@@ -12,27 +12,27 @@ from cli_helpers import invoke, refused, results, write_recipe, write_text
 from export_models import quantized, tokens
 from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
-from compress import seq2seq
-from compress.bundle import Bundle
-from compress.calibration import walk
+from compress.artifact.bundle import Bundle
+from compress.calibration.walk import walk
 from compress.errors import UserError
-from compress.export.artifact import write_artifact
-from compress.export.check import ExportCheckFailed
-from compress.export.encoder_check import compare_encoder
-from compress.export.forms import Forms
-from compress.export.graph import GraphBuilder
+from compress.export.onnx.artifact import write_artifact
+from compress.export.onnx.check import ExportCheckFailed
+from compress.export.onnx.encoder_check import compare_encoder
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.graph import GraphBuilder
 from compress.formats import Int4, Int8, QuantizedTensor
-from compress.formats.swap import matrix, put_codes, quantize_embeddings, tables
+from compress.formats.swap import put_codes, quantize_embeddings, tables
 from compress.generation.generator import TextGenerator, generate
+from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.measure.quality import question, score
-from compress.passes.base import linear_layers
+from compress.models.layers import linear_layers, matrix
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda
-from compress.records import Manifest
+from compress.records.records import Manifest
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
-from compress.sequential import LayerSolver, quantize_sequentially
+from compress.tasks import seq2seq
 
 KINDS = list(SEQ2SEQ)
 

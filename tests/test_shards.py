@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.bundle import Bundle, code_files
+from compress.artifact.bundle import Bundle, code_files
+from compress.artifact.shards import ShardReader, join
 from compress.errors import UserError
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound
-from compress.shards import ShardReader, join
 
 KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int64)
 
@@ -84,7 +84,9 @@ def test_streaming_gives_the_same_artifact(bundle, make_context, tmp_path, step,
 def test_several_shards_of_codes_load(bundle, make_context, tmp_path, monkeypatch):
     bundle.save(tmp_path / "float")
     result = QuantizeRound()(Bundle.load(tmp_path / "float", stream=True), make_context(bundle))
-    monkeypatch.setattr("compress.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 20_000))
+    monkeypatch.setattr(
+        "compress.artifact.bundle.join", lambda parts, folder, stem: join(parts, folder, stem, 20_000)
+    )
     result.save(tmp_path / "codes")
     assert len(code_files(tmp_path / "codes")) > 1
     loaded = Bundle.load(tmp_path / "codes").model

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.solvers.sampling import sample
-from compress.training.objectives import forward_kl
-from compress.training.sampled import sampled_kl
+from compress.training.objectives.losses import forward_kl
+from compress.training.teaching.sampled import sampled_kl
 
 
 @given(seed=st.integers(0, 10**6), v=st.integers(1, 40), k=st.integers(1, 40), sharp=st.floats(0, 60))

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.bundle import Bundle, parameter_counts, weight_bytes, weight_file_bytes
+from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes, weight_file_bytes
+from compress.artifact.folder import disk_bytes
+from compress.artifact.sparse import SPARSE
 from compress.errors import UserError
 from compress.formats import Int2, Int3, Int4, Int8, Nf4, QuantizedTensor
 from compress.formats.sparse import pack_codes, pack_floats, unpack_codes, unpack_floats
-from compress.memory import disk_bytes
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.store_sparse import StoreSparse
 from compress.passes.train import Train
-from compress.records import Manifest
+from compress.records.records import Manifest
 from compress.runtimes.torch_runtime import TorchRuntime
-from compress.sparse_files import SPARSE
 
 FORMATS = [Int2(group=16), Int3(group=None), Int4(group=16, symmetric=False), Int8(), Nf4(group=16)]
 kinds = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])

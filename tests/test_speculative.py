@@ -17,7 +17,7 @@ from compress.generation.generator import TextGenerator
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.generation.speculative import DraftLength, accept, best_length, speculate
-from compress.generation.speedup import measure_speedup
+from compress.measure.speedup import measure_speedup
 from compress.runtimes import open_text_runtime
 
 PROMPT = [3, 14, 15, 92, 65]

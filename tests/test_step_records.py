@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from compress.bundle import Bundle
-from compress.memory import disk_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import disk_bytes
 from compress.passes.distill import Distill
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.pipeline import _changed, make
-from compress.recipe import parse
-from compress.records import Manifest
+from compress.records.records import Manifest
+from compress.run.pipeline import _changed, make
+from compress.run.recipe import parse
 
 # a third-party export: neither its name nor that of its folder is one of ours
 MODULE = '''\

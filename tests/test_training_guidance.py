@@ -6,13 +6,14 @@ import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
-from compress.bundle import Bundle, parameter_counts
+from compress.artifact.bundle import Bundle, parameter_counts
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.train import Train
-from compress.training import checkpoint, matching, sampled
-from compress.training.onpolicy import continued, on_policy
-from compress.training.teachers import Teachers
+from compress.training import checkpoint
+from compress.training.teaching import matching, sampled
+from compress.training.teaching.onpolicy import continued, on_policy
+from compress.training.teaching.teachers import Teachers
 
 FEW = {"tokens": 10 * 4 * WINDOW, "batch": 4, "heldout_points": 2}
 
@@ -134,7 +135,9 @@ def test_a_student_of_another_width_comes_nearer_inside(shape, teacher, tmp_path
     more = {**FEW, "tokens": 30 * 4 * WINDOW}
     step = Distill(**more, hidden=3.0, relations=100.0, fade=1.0)
     far = Distill(**more)(start, tiny_context(start, tmp_path / "plain", teacher))
+    state = torch.random.get_rng_state()
     near = step(start, context)
+    assert torch.equal(torch.random.get_rng_state(), state), "the maps' start is not drawn from it"
     assert near.notes["hidden_pairs"] == [[0, 1], [1, 3]]
     assert weights(near).keys() == weights(start).keys()
     tokens = torch.from_numpy(context.data.heldout.tokens).long()

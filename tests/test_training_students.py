@@ -4,7 +4,7 @@ import pytest
 import torch
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.prune_layers import PruneLayers, spread

@@ -7,8 +7,8 @@ from cli_helpers import refused, write_recipe, write_text
 
 from compress.errors import MissingExtra
 from compress.passes.train import Train
-from compress.pipeline import make
-from compress.recipe import load_recipe
+from compress.run.pipeline import make
+from compress.run.recipe import load_recipe
 from compress.training import trackers
 
 TRAINING = {"tokens": 1024, "batch": 4, "heldout_points": 2, "trackers": ["tensorboard"]}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.formats.trellis import RUN, doubled, follow, halved
+from compress.formats.coded.trellis import RUN, doubled, follow, halved
 
 # state -> (set, next state), twice; written out once more, so that the tables are checked
 MACHINE = {

@@ -5,7 +5,7 @@ import torch
 from training_set import equal, tiny_bundle, tiny_context, weights
 from transformers import BertConfig, BertForMaskedLM
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Int4, QuantizedTensor
 from compress.formats.registry import format_from
@@ -15,7 +15,7 @@ from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.passes.tune_blocks import TuneBlocks
 from compress.passes.tune_scales import TuneScales
-from compress.records import Lineage
+from compress.records.records import Lineage
 from compress.solvers.block_tuning import descend, positions, tuned_codes
 
 SETTINGS = {"steps": 24, "batch": 2, "heldout_windows": 2}

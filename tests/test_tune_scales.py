@@ -8,16 +8,16 @@ import pytest
 import torch
 from training_set import equal, tiny_bundle, tiny_context, weights
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Int4, Int8, QuantizedLinear, QuantizedTensor
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.passes.tune_scales import TuneScales
-from compress.preflight import check_order
-from compress.recipe import parse
+from compress.run.preflight import check_order
+from compress.run.recipe import parse
 from compress.training import checkpoint
-from compress.training.scales import TunableLinear, TunableTensor, make_tunable, use_masters
+from compress.training.codes.scales import TunableLinear, TunableTensor, make_tunable, use_masters
 
 SETTINGS = {"tokens": 24 * 4 * 32, "batch": 4, "window": 32, "checks": 3, "learning_rate": 3e-3}
 SCALES = "quantized.scales"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.architectures import Architecture, create
-from compress.bundle import Bundle
-from compress.data import TextData, Windows, digest
-from compress.passes.base import Context
-from compress.records import Lineage
-from compress.text import Document
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.models.create import Architecture, create
+from compress.records.records import Lineage
+from compress.text.documents import Document
+from compress.text.windows import TextData, Windows, digest
 
 WINDOW = 32
 TINY = Architecture(

@@ -17,8 +17,8 @@ import numpy as np
 import openvino
 import openvino_genai as ov
 
+from compress.host.memory import peak_rss_bytes
 from compress.measure.worker import Worker, serve
-from compress.memory import peak_rss_bytes
 
 CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 

@@ -9,11 +9,12 @@ job = Job()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from compress.bundle import Bundle  # noqa: E402
-from compress.data import TextData, Windows, digest  # noqa: E402
-from compress.passes.base import Context, Pass  # noqa: E402
-from compress.pipeline import native_precision  # noqa: E402
-from compress.registry import pass_class  # noqa: E402
+from compress.artifact.bundle import Bundle  # noqa: E402
+from compress.context import Context  # noqa: E402
+from compress.models.running import native_precision  # noqa: E402
+from compress.passes.base import Pass  # noqa: E402
+from compress.run.registry import pass_class  # noqa: E402
+from compress.text.windows import TextData, Windows, digest  # noqa: E402
 
 
 def text() -> TextData:

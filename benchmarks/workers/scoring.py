@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from compress.bundle import Bundle
-from compress.checkpoints import load_checkpoint
+from compress.artifact.bundle import Bundle
 from compress.formats import QuantizedEmbedding, QuantizedLinear
-from compress.formats.swap import replace_module
 from compress.measure.quality import Scores, score, summarise
+from compress.models.checkpoints import load_checkpoint
+from compress.models.layers import replace_module
 
 
 def main() -> None:

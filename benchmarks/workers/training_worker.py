@@ -30,11 +30,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from compress.pipeline import native_precision
-from compress.training.forward import heldout_nll
+from compress.models.running import heldout_nll, native_precision
 from compress.training.loop import optimise
+from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
-from compress.training.task import plain_text
 
 PRECISION = native_precision()
 FIRST = 5  # steps that are not timed: memory is found, code is compiled

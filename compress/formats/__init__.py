@@ -1,7 +1,7 @@
 """What stored bits mean: grids, packing, and the layers that hold codes."""
 
 from compress.formats.activations import Activations
-from compress.formats.coded import Coded
+from compress.formats.coded.coded import Coded
 from compress.formats.integer import Grid, Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.nf4 import Nf4

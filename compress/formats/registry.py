@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from compress.errors import UserError
-from compress.formats.coded import Coded
+from compress.formats.coded.coded import Coded
 from compress.formats.integer import Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
 from compress.formats.nf4 import Nf4
 

@@ -5,22 +5,11 @@ A head that shares its matrix with the embedding goes on sharing it: one set of 
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compress.formats.integer import IntegerFormat
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-
-
-def matrix(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in), float32."""
-    return oriented(module).float()
-
-
-def oriented(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in); GPT-2's Conv1D stores it the other way round."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
+from compress.models.layers import matrix, replace_module
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
@@ -71,9 +60,3 @@ def embedding_scale(embedding: nn.Module) -> float:
         return embedding.scale
     own = getattr(embedding, "embed_scale", 1.0)  # a number or, beside `scalar_embed_scale`, a tensor
     return float(getattr(embedding, "scalar_embed_scale", own))
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place that `name` has in `model`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

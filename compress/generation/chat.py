@@ -19,8 +19,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from compress.checkpoints import first_line, read_json
 from compress.errors import UserError
+from compress.models.checkpoints import first_line, read_json
 
 Message = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints import first_line, read_json
 from compress.errors import UserError
+from compress.models.checkpoints import first_line, read_json
 
 _BROKEN = "\ufffd"  # what bytes decode to that are no whole character
 _WINDOW = 8  # tokens that are decoded again before those that are new

@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from compress import machine
-from compress.data import Windows, refuse_overlap
+from compress.artifact.folder import disk_bytes
+from compress.host import machine
+from compress.host.memory import available_memory_bytes
+from compress.host.progress import Tracker, track
 from compress.measure import latency, quality
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
-from compress.memory import available_memory_bytes, disk_bytes
-from compress.progress import Tracker, track
-from compress.protocol import WARM_DECODES, MeasureProtocol
-from compress.records import Result, read_results, write_results
-from compress.vocabulary import Translation
+from compress.records.protocol import WARM_DECODES, MeasureProtocol
+from compress.records.records import Result, read_results, write_results
+from compress.text.translation import Translation
+from compress.text.windows import Windows, refuse_overlap
 
 PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations

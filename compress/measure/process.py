@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import compress
 from compress.errors import UserError
 
 STDERR_LINES = 12
@@ -163,7 +162,7 @@ class WorkerProcess:
 
 def _environment(threads: int) -> dict[str, str]:
     """The parent's, with threads pinned, no network, and this very package importable."""
-    package = str(Path(compress.__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     fixed = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # how threads wait is the runtime's own default here, whatever suits training

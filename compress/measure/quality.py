@@ -51,8 +51,8 @@ import numpy.typing as npt
 
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
-from compress.tasks import Task, halves
-from compress.vocabulary import TranslatedWindows
+from compress.tasks.base import Task, halves
+from compress.text.translation import TranslatedWindows
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [1, length] -> float32 [1, length, V]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.data import Windows
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores
-from compress.vocabulary import Translation, translation
+from compress.text.translation import Translation, translation
+from compress.text.windows import Windows
 
 
 class Reference:

@@ -27,12 +27,12 @@ import numpy as np
 from compress.errors import UserError
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
+from compress.host.memory import peak_rss_bytes
 from compress.measure import latency, quality
-from compress.memory import peak_rss_bytes
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
-from compress.tasks import WRITERS
-from compress.vocabulary import TranslatedWindows
+from compress.tasks.base import WRITERS
+from compress.text.translation import TranslatedWindows
 
 Fields = dict[str, Any]
 

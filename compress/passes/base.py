@@ -6,51 +6,22 @@ the pipeline. A pass says what data it needs, which kinds of pass may not come b
 layers it will touch, so that a recipe that cannot work fails before any work starts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from compress.names import matches
-from compress.stacks import block_lists
-from compress.tasks import TASKS, Task
+from compress.context import Context as Context
+from compress.models.layers import is_linear as is_linear
+from compress.models.layers import linear_layers as linear_layers
+from compress.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
-    from compress.bundle import Bundle
-    from compress.data import TextData
+    from compress.artifact.bundle import Bundle
     from compress.formats import IntegerFormat
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
-
-
-@dataclass
-class Context:
-    """What the pipeline lends to a pass while it runs.
-
-    Attributes:
-        data: the disjoint token windows.
-        teacher: loads the recipe's base model.
-        seed: the only source of randomness a pass may use.
-        workdir: a folder that survives a kill; gone once the step is done. Checkpoints and exports go here.
-        device: where to compute.
-        threads: CPU threads in use.
-        precision: `bfloat16` where the machine computes it natively, else `float32`.
-        logs: where trackers of a training write; stays with the run.
-    """
-
-    data: "TextData"
-    teacher: Callable[[], "Bundle"]
-    seed: int
-    workdir: Path
-    device: torch.device
-    threads: int
-    precision: Literal["float32", "bfloat16"]
-    logs: Path | None = None
 
 
 class Pass(BaseModel):
@@ -109,28 +80,3 @@ class Pass(BaseModel):
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """A rough count of floating-point operations, for the time that `--dry-run` states."""
         return 0.0
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a stored matrix: torch's Linear, or GPT-2's transposed Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def linear_layers(
-    model: nn.Module, select: tuple[str, ...] = ("*",), skip: tuple[str, ...] = ()
-) -> list[str]:
-    """Names of the linear layers inside the decoder or encoder blocks that the patterns select.
-
-    Patterns are shell wildcards over full module names (`*.mlp.*`), or `re:` and a regular expression.
-    The head is no block layer: quantizers treat it together with the embedding it may be tied to. An
-    encoder's pooler lies outside the blocks, too, and stays as it is.
-    """
-    blocks = block_lists(model)
-    return [
-        name
-        for name, module in model.named_modules()
-        if is_linear(module)
-        and name.startswith(blocks)
-        and any(matches(name, p) for p in select)
-        and not any(matches(name, p) for p in skip)
-    ]

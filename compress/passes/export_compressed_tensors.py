@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.context import Context
 from compress.errors import MissingExtra, UserError
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
-    from compress.bundle import Bundle
+    from compress.artifact.bundle import Bundle
     from compress.formats import IntegerFormat
 
 FOLDER = "compressed-tensors"
@@ -54,7 +56,7 @@ class ExportCompressedTensors(Pass):
 
         Raises UserError for layers that compressed-tensors does not know, MissingExtra without the package.
         """
-        from compress.export.compressed_tensors import unsupported_layer
+        from compress.export.compressed_tensors.artifact import unsupported_layer
 
         if find_spec("compressed_tensors") is None:
             raise MissingExtra("compressed-tensors", "compressed-tensors", "export_compressed_tensors")
@@ -67,7 +69,7 @@ class ExportCompressedTensors(Pass):
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
         """Formats outside the layout, and those that vLLM has no kernel for if it is among the runtimes."""
-        from compress.export.compressed_tensors import refusal
+        from compress.export.compressed_tensors.artifact import refusal
 
         outside = next((reason for f in formats if (reason := refusal(f)) is not None), None)
         if outside is not None:
@@ -89,8 +91,8 @@ class ExportCompressedTensors(Pass):
             UserError: as `layers`, and for groups that do not divide a row.
             ExportCheckFailed: transformers does not load it, or computes something else.
         """
-        from compress.export.compressed_tensors import write_checkpoint
-        from compress.export.compressed_tensors_check import check_loads
+        from compress.export.compressed_tensors.artifact import write_checkpoint
+        from compress.export.compressed_tensors.check import check_loads
 
         self.layers(bundle.model)
         folder = context.workdir / FOLDER

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.context import Context
 from compress.errors import MissingExtra
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
-    from compress.bundle import Bundle
+    from compress.artifact.bundle import Bundle
     from compress.formats import IntegerFormat
 
 FOLDER = "gguf"
@@ -52,7 +54,7 @@ class ExportGguf(Pass):
         """
         if find_spec("gguf") is None:
             raise MissingExtra("gguf", "gguf", "export_gguf")
-        from compress.export.gguf_artifact import require_supported
+        from compress.export.gguf.artifact import require_supported
         from compress.formats.swap import embedding_names
 
         require_supported(model.config)
@@ -60,7 +62,7 @@ class ExportGguf(Pass):
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
         """Formats that no GGUF type can hold."""
-        from compress.export.gguf_blocks import refusal
+        from compress.export.gguf.blocks import refusal
 
         return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
 
@@ -72,8 +74,8 @@ class ExportGguf(Pass):
             ExportCheckFailed: the file, or llama.cpp's logits, are not those of the model.
         """
         self.layers(bundle.model)
-        from compress.export.gguf_artifact import write_gguf
-        from compress.export.gguf_check import check_file, check_llama_cpp
+        from compress.export.gguf.artifact import write_gguf
+        from compress.export.gguf.check import check_file, check_llama_cpp
 
         folder = context.workdir / FOLDER
         file = folder / "model.gguf"

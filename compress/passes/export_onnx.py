@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass
-from compress.tasks import TASKS, Task
+from compress.passes.base import Kind, Need, Pass
+from compress.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:
-    from compress.bundle import Bundle
-    from compress.export.check import Kind as CheckKind
-    from compress.export.forms import Forms
+    from compress.artifact.bundle import Bundle
+    from compress.export.onnx.check import Kind as CheckKind
+    from compress.export.onnx.forms import Forms
     from compress.formats import IntegerFormat
     from compress.runtimes.base import Tokens
 
@@ -78,11 +79,11 @@ class ExportOnnx(Pass):
 
     def layers(self, model: nn.Module) -> list[str]:
         """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
-        from compress.export.families import require_supported
-        from compress.export.trace import require_tracer
+        from compress.export.onnx.families import require_supported
+        from compress.export.onnx.trace import require_tracer
         from compress.formats.swap import embedding_names
-        from compress.passes.base import linear_layers
-        from compress.tasks import task_of
+        from compress.models.layers import linear_layers
+        from compress.tasks.base import task_of
 
         if task_of(model.config) == "causal":
             require_supported(model.config)
@@ -98,7 +99,7 @@ class ExportOnnx(Pass):
 
     def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
         """Formats without a kernel."""
-        from compress.export.blocks import refusal
+        from compress.export.onnx.blocks import refusal
 
         return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
 
@@ -109,11 +110,11 @@ class ExportOnnx(Pass):
             UserError: codes of a format without a kernel; a graph for VNNI on a processor without.
             ExportCheckFailed: ONNX Runtime does not reproduce torch within the tolerance.
         """
-        from compress.export.artifact import write_artifact, write_manifest
-        from compress.export.cache import cache_scales
-        from compress.export.forms import Forms, per_row
+        from compress.export.onnx.artifact import write_artifact, write_manifest
+        from compress.export.onnx.cache import cache_scales
+        from compress.export.onnx.forms import Forms, per_row
         from compress.formats import QuantizedEmbedding, QuantizedLinear
-        from compress.tasks import task_of
+        from compress.tasks.base import task_of
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
@@ -147,8 +148,8 @@ class ExportOnnx(Pass):
         self, bundle: "Bundle", folder: Path, facts: dict[str, Any], forms: "Forms", context: Context
     ) -> dict[str, Any]:
         """What comparing the written graph with the model found."""
-        from compress.export.check import compare
-        from compress.export.encoder_check import compare_encoder
+        from compress.export.onnx.check import compare
+        from compress.export.onnx.encoder_check import compare_encoder
         from compress.runtimes.onnx_encoder import OnnxEncoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
         from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq

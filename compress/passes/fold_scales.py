@@ -14,13 +14,14 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.calibration.magnitudes import InputStatistics, input_statistics
+from compress.context import Context
 from compress.errors import UserError
-from compress.folding import Fold, Place, apply_fold, find_folds, shared, stacked_weight
 from compress.formats import Format, Int4
-from compress.input_statistics import InputStatistics, input_statistics
-from compress.passes.base import Context, Kind, Need, Pass
-from compress.progress import track
+from compress.host.progress import track
+from compress.layerwise.folding import Fold, Place, apply_fold, find_folds, shared, stacked_weight
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.awq import scales_for, search
 from compress.solvers.smoothquant import smooth_scales
 

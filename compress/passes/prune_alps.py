@@ -1,6 +1,6 @@
 """prune_alps: which weights go and what the others become, decided together by ADMM.
 
-The method is solvers/alps.py's, over the walk of compress/sparsify.py: layers in order, through those
+The method is solvers/alps.py's, over the walk of layerwise/prune.py: layers in order, through those
 already pruned, with a target that makes good what was lost before. Any share of zeros or any N:M. Needs
 calibration text. On layers of SmolLM2-135M at 50 % the output error was 0.57 to 0.67 of SparseGPT's, for some
 ten times its cost: minutes for that model on one core. Very wide layers take long, since the eigenvectors of
@@ -14,13 +14,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal, check_goal
-from compress.bundle import Bundle
-from compress.correction import Aim, Correction
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.layerwise.prune import Prune, sparsify
+from compress.layerwise.sparsity import SparsityGoal, check_goal
+from compress.layerwise.target import Aim, Correction
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.alps import alps, spectrum
-from compress.sparsify import Prune, sparsify
-from compress.tasks import TASKS, Task
+from compress.tasks.base import TASKS, Task
 
 
 class PruneAlps(Pass, Correction, SparsityGoal):

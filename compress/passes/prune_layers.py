@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass
-from compress.pruning.blocks import block_influence, keep_blocks, renamed, spread
-from compress.stacks import decoder_blocks
+from compress.models.stacks import decoder_blocks
+from compress.passes.base import Kind, Need, Pass
+from compress.structured.blocks import block_influence, keep_blocks, renamed, spread
 
 
 class PruneLayers(Pass):

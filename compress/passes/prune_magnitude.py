@@ -14,13 +14,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.allocation import ScopedSparsity, SparsityGoal, check_goal, targets
-from compress.bundle import Bundle
-from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.layerwise.prune import counts
+from compress.layerwise.sparsity import ScopedSparsity, SparsityGoal, check_goal, targets
+from compress.models.layers import linear_layers, matrix, put_weight
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers import masks as solve
-from compress.sparsify import counts, put_weight
-from compress.tasks import TASKS, Task
+from compress.tasks.base import TASKS, Task
 
 
 class PruneMagnitude(Pass, SparsityGoal, ScopedSparsity):

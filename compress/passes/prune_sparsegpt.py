@@ -1,6 +1,6 @@
 """prune_sparsegpt: zeros chosen column by column, each column's loss made good by those not yet visited.
 
-The method is solvers/sparsegpt.py's, over the walk of compress/sparsify.py: layers in order, through those
+The method is solvers/sparsegpt.py's, over the walk of layerwise/prune.py: layers in order, through those
 already pruned, with a target that makes good what was lost before. Any share of zeros or any N:M. Needs
 calibration text; costs about as much as quantize_gptq.
 
@@ -12,13 +12,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.allocation import SparsityGoal, check_goal
-from compress.bundle import Bundle
-from compress.correction import Aim, Correction
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.layerwise.prune import Prune, sparsify
+from compress.layerwise.sparsity import SparsityGoal, check_goal
+from compress.layerwise.target import Aim, Correction
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.sparsegpt import sparsegpt
-from compress.sparsify import Prune, sparsify
-from compress.tasks import TASKS, Task
+from compress.tasks.base import TASKS, Task
 
 
 class PruneSparsegpt(Pass, Correction, SparsityGoal):

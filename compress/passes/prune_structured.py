@@ -25,17 +25,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.pruning.procedure import How, Shape, prune
-from compress.pruning.selection import Importance, Refit
-from compress.pruning.slicing import Counts
-from compress.pruning.structure import Structure, find_structure, require_torch_pruning
-from compress.pruning.target import Costs, Target, best_shape, shapes_within
-from compress.pruning.width import require_free_width
-from compress.stacks import decoder_blocks
-from compress.tasks import task_of
+from compress.models.layers import linear_layers
+from compress.models.stacks import decoder_blocks
+from compress.passes.base import Kind, Need, Pass
+from compress.structured.procedure import How, Shape, prune
+from compress.structured.selection import Importance, Refit
+from compress.structured.slicing import Counts
+from compress.structured.structure import Structure, find_structure, require_torch_pruning
+from compress.structured.target import Costs, Target, best_shape, shapes_within
+from compress.structured.width import require_free_width
+from compress.tasks.base import task_of
 
 
 class PruneStructured(Pass):

@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Need, Pass
-from compress.pruning.vocabulary import (
+from compress.passes.base import Kind, Need, Pass
+from compress.structured.vocabulary import (
     fewer_rows,
     kept_tokens,
     require_bytes,
     special_ids,
     trimmed_tokenizer,
 )
-from compress.tasks import task_of
-from compress.text import load_documents
+from compress.tasks.base import task_of
+from compress.text.documents import load_documents
 
 
 class PruneVocabulary(Pass):

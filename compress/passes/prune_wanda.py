@@ -1,6 +1,6 @@
 """prune_wanda: zeros where weight times input is smallest; the other weights stay as they are.
 
-The scores are solvers/wanda.py's, over the walk of compress/sparsify.py: layers in order, through those
+The scores are solvers/wanda.py's, over the walk of layerwise/prune.py: layers in order, through those
 already pruned. Any share of zeros or any N:M, compared inside each output row. Needs calibration text; costs
 one forward pass over it.
 
@@ -12,14 +12,16 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.allocation import SparsityGoal, check_goal
-from compress.bundle import Bundle
-from compress.correction import Aim, Correction
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.layerwise.prune import Prune, sparsify
+from compress.layerwise.sparsity import SparsityGoal, check_goal
+from compress.layerwise.target import Aim, Correction
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.masks import Target
 from compress.solvers.wanda import wanda
-from compress.sparsify import Prune, sparsify
-from compress.tasks import TASKS, Task
+from compress.tasks.base import TASKS, Task
 
 
 class PruneWanda(Pass, SparsityGoal):

@@ -4,7 +4,7 @@
     2. choose a width for every layer, and one for embedding and head, so that the summed losses are least
        and the bytes of the written artifact stay within the budget (solvers/knapsack.py, exact; or least
        bytes for a summed loss);
-    3. quantize as quantize_gptq does, each layer in its own format (sequential.py).
+    3. quantize as quantize_gptq does, each layer in its own format (layerwise/quantize.py).
 
 With `coded` every tensor gets a rate in quarters of a bit (formats/coded.py): fewer bytes in the file for the
 same loss, a byte per weight in memory.
@@ -27,16 +27,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compress.artifact_bytes import ArtifactBytes
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.artifact.sizes import ArtifactBytes
+from compress.context import Context
 from compress.formats import Coded, Int8, IntegerFormat
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.offers import Offers, Plan
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.records import PassRecord
-from compress.sensitivity import Probe, embedding_losses, layer_losses
-from compress.sequential import LayerSolver, quantize_sequentially
+from compress.layerwise.budget import Offers, Plan
+from compress.layerwise.quantize import LayerSolver, quantize_sequentially
+from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
+from compress.records.records import PassRecord
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]

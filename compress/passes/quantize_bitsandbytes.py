@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import MissingExtra, UserError
 from compress.formats import (
     Activations,
@@ -27,9 +28,10 @@ from compress.formats import (
     QuantizedTensor,
 )
 from compress.formats.integer import float16_exact
-from compress.formats.swap import embedding_names, matrix, quantize_embeddings, replace_module
-from compress.passes.base import Context, Kind, Pass, linear_layers
-from compress.progress import track
+from compress.formats.swap import embedding_names, quantize_embeddings
+from compress.host.progress import track
+from compress.models.layers import linear_layers, matrix, replace_module
+from compress.passes.base import Kind, Pass
 
 
 class QuantizeBitsandbytes(Pass):

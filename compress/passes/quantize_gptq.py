@@ -1,6 +1,6 @@
 """quantize_gptq: few-bit weights that compensate each other's rounding errors and those made before them.
 
-The method is compress/sequential.py's; here all linear layers get one format. Embedding and head are
+The method is layerwise/quantize.py's; here all linear layers get one format. Embedding and head are
 rounded to the format `embeddings`, tied ones together. Needs calibration text.
 """
 
@@ -10,12 +10,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.formats import Format, Int4, Int8, IntegerFormat
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.sequential import LayerSolver, quantize_sequentially
-from compress.tasks import TASKS, Task
+from compress.layerwise.quantize import LayerSolver, quantize_sequentially
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
+from compress.tasks.base import TASKS, Task
 
 
 class QuantizeGPTQ(Pass, LayerSolver):

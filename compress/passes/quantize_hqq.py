@@ -15,14 +15,16 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
 from compress.formats.integer import float16_exact
 from compress.formats.swap import embedding_names
-from compress.one_by_one import quantize_one_by_one
-from compress.passes.base import Context, Kind, Pass, linear_layers
+from compress.layerwise.plain import quantize_one_by_one
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Pass
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
-from compress.tasks import TASKS, Task
+from compress.tasks.base import TASKS, Task
 
 _ROWS = 4096  # fitted at a time, so that scratch memory does not grow with the layer
 _ROUNDS = 2

@@ -10,12 +10,14 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
 from compress.formats.swap import embedding_names
-from compress.one_by_one import quantize_one_by_one
-from compress.passes.base import Context, Kind, Pass, linear_layers
-from compress.tasks import TASKS, Task
+from compress.layerwise.plain import quantize_one_by_one
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Pass
+from compress.tasks.base import TASKS, Task
 
 
 class QuantizeRound(Pass):

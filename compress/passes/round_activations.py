@@ -17,13 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
-from compress.names import matches
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.progress import track
-from compress.stacks import block_lists
+from compress.host.progress import track
+from compress.models.layers import linear_layers, matches
+from compress.models.stacks import block_lists
+from compress.passes.base import Kind, Need, Pass
 
 
 class RoundActivations(Pass):

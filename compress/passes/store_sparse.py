@@ -5,7 +5,7 @@ zero, in the order of rows (formats/sparse.py), floats and codes alike: float32 
 53 %, int4 codes 75 %. Nothing else changes: loaded again, the weights are the same bit for bit, dense by
 default. The next pass of a chain works on the dense model and is saved dense, so this one comes last.
 
-Floats that 16 bits hold exactly are written in 16 bits (sparse_files.py); `dtype` rounds all to such.
+Floats that 16 bits hold exactly are written in 16 bits (artifact/sparse.py); `dtype` rounds all to such.
 
 With `packed` the matrices stay so in memory where the model is only run, and are unpacked at every call:
 fewer resident bytes, more time. Neither makes a forward pass faster.
@@ -17,11 +17,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from compress.bundle import Bundle, unique_state, weight_bytes
+from compress.artifact.bundle import Bundle, unique_state, weight_bytes
+from compress.artifact.sparse import compact
+from compress.context import Context
 from compress.errors import UserError
-from compress.passes.base import Context, Kind, Pass, linear_layers
-from compress.sparse_files import compact
-from compress.tasks import TASKS, Task
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Pass
+from compress.tasks.base import TASKS, Task
 
 
 class StoreSparse(Pass):

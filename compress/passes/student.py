@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from compress import subcloning
-from compress.bundle import Bundle
-from compress.passes.base import Context, Kind, Pass
-from compress.pruning.blocks import spread
-from compress.stacks import decoder_blocks
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.models.stacks import decoder_blocks
+from compress.passes.base import Kind, Pass
+from compress.structured import subcloning
+from compress.structured.blocks import spread
 
 
 class Student(Pass):

@@ -4,12 +4,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from compress.bundle import Bundle
-from compress.passes.base import Context, Kind, Need, Pass, linear_layers
-from compress.tasks import Task
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
+from compress.tasks.base import Task
 from compress.training.loop import optimise
+from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
-from compress.training.task import plain_text
 
 
 class Train(Pass, Optimization):
@@ -37,13 +39,5 @@ class Train(Pass, Optimization):
             UserError: the text does not fill one batch.
         """
         result = bundle.clone()
-
-        notes = optimise(
-            result.model,
-            self,
-            plain_text(),
-            context,
-            masks=bundle.masks,
-            what="training",
-        )
+        notes = optimise(result.model, self, plain_text(), context, masks=bundle.masks)
         return result.evolve(exports={}, notes=notes)

@@ -23,18 +23,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.attention import panel_attention
-from compress.blocks import Arguments, call, replaced_forward
-from compress.bundle import Bundle
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
-from compress.formats.swap import matrix
-from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
-from compress.progress import track
+from compress.host.progress import track
+from compress.models.attention import panel_attention
+from compress.models.blocks import Arguments, call, replaced_forward
+from compress.models.layers import is_linear, linear_layers, matrix
+from compress.models.stacks import decoder_blocks, only_stack
+from compress.passes.base import Kind, Need, Pass
 from compress.solvers.block_tuning import descend
-from compress.stacks import decoder_blocks, only_stack
-from compress.training.rounding import TunableRounding
-from compress.training.scales import digest_of_state
+from compress.training.codes.rounding import TunableRounding
+from compress.training.codes.scales import digest_of_state
 
 
 class TuneBlocks(Pass):

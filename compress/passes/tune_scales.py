@@ -20,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.bundle import Bundle
-from compress.data import TextData
+from compress.artifact.bundle import Bundle
+from compress.context import Context
 from compress.errors import UserError
-from compress.formats.swap import replace_module
-from compress.passes.base import Context, Kind, Need, Pass, is_linear, linear_layers
-from compress.tasks import task_of
-from compress.training.scales import digest_of_state, make_tunable
-from compress.training.tuning import Tuning, tune, units_of
+from compress.models.layers import is_linear, linear_layers, replace_module
+from compress.passes.base import Kind, Need, Pass
+from compress.tasks.base import task_of
+from compress.text.windows import TextData
+from compress.training.codes.scales import digest_of_state, make_tunable
+from compress.training.codes.tuning import Tuning, tune, units_of
 
 
 class TuneScales(Pass, Tuning):
@@ -60,7 +61,7 @@ class TuneScales(Pass, Tuning):
         teacher = context.teacher().model
         result = bundle.clone()
         model = result.model
-        identity = f"{digest_of_state(teacher)} {digest_of_state(model)}"
+        digests = f"{digest_of_state(teacher)} {digest_of_state(model)}"
         places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
         tensors = make_tunable(model)
         vectors = [p for p in model.parameters() if p.ndim == 1 and self.vector_rate]  # gains and biases
@@ -81,12 +82,8 @@ class TuneScales(Pass, Tuning):
             [*[None] * len(shifts), *units_of(vectors, self.vector_rate)],
             self,
             _text(context.data, self.batch * min(self.window, context.data.window)),
-            context.data.heldout.tokens,
-            window=context.data.window,
-            seed=context.seed,
-            workdir=context.workdir,
-            precision=context.precision,
-            identity=identity,
+            context,
+            digests=digests,
             what=self.name(),
         )
         model.cpu()

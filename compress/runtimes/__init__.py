@@ -5,7 +5,7 @@ from typing import cast
 
 from compress.errors import UserError, nearest
 from compress.runtimes.base import Runtime, TextRuntime
-from compress.tasks import WRITERS
+from compress.tasks.base import WRITERS
 
 RUNTIMES = ("torch", "onnxruntime")
 

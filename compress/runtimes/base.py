@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.tasks import Task
+from compress.tasks.base import Task
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]

@@ -17,7 +17,7 @@ import numpy as np
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
-from compress.tasks import Task
+from compress.tasks.base import Task
 
 _TASKS: tuple[Task, ...] = ("masked", "embedding")
 

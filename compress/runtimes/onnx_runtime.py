@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from compress.errors import UserError
 from compress.runtimes.base import Logits, State, Tokens
 from compress.runtimes.onnx_session import facts_of, graph_file, open_session
-from compress.tasks import Task
+from compress.tasks.base import Task
 
 # Tokens of a prompt that go through the model at once. Attention multiplies all keys of a chunk by all its
 # queries, half of them in vain. SmolLM2-135M, 2 threads, tokens/s of a prompt of 512 and of 2048, by 512 and

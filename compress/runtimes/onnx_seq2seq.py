@@ -16,7 +16,7 @@ import onnxruntime
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, facts_of, graph_file, open_session
-from compress.tasks import Task, halves
+from compress.tasks.base import Task, halves
 
 Values = dict[str, onnxruntime.OrtValue]  # by the names under which the decoder reads them
 

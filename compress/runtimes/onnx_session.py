@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 
 from compress.errors import UserError
-from compress.machine import adds_products_in_32_bits
+from compress.host.machine import adds_products_in_32_bits
 from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"

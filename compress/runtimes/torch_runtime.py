@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from compress import seq2seq
-from compress.bundle import Bundle, parameter_counts, weight_bytes
+from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes
 from compress.runtimes.base import Logits, State, Tokens
-from compress.tasks import Task, longest_text, task_of
+from compress.tasks import seq2seq
+from compress.tasks.base import Task, longest_text, task_of
 
 # Tokens of a prompt that go through the model at once. 8192 tokens through 4 blocks of width 256, whose cache
 # is 34 MB, took 198 MB at once, 116 MB by 512, and 89 MB by 128, in nearly twice the time.

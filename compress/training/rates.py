@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import UserError, nearest
-from compress.names import matches
+from compress.models.layers import matches
 
 
 class Slower(BaseModel):

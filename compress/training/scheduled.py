@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from compress.models.running import Precision
 from compress.training import optimizers
-from compress.training.forward import Precision
 from compress.training.plan import Optimization
 
 

@@ -1,0 +1,1 @@
+"""What is on disk: an artifact written, read, counted."""

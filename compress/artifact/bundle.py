@@ -1,0 +1,408 @@
+"""Bundle: a model, its tokenizer and where they come from; saved as an artifact and loaded back.
+
+An artifact is a directory: `config.json`, tokenizer, weights and `manifest.json`. A float model is saved
+as transformers saves it, so stock `from_pretrained` loads it. A model with codes keeps them in
+`quantized.safetensors`, one whose zeros are not stored in `sparse.safetensors`; the names differ on purpose,
+because a loader that does not know them must fail rather than fill in random weights. This file is the one
+place that counts bytes and parameters.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.artifact.applied import Given, Scratch, Step, applied
+from compress.artifact.coded import with_streams, without_streams
+from compress.artifact.folder import EXPORTS
+from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
+from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
+from compress.errors import UserError
+from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats.registry import format_from
+from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
+from compress.formats.swap import embedding_scale
+from compress.models.checkpoints import (
+    check_directory,
+    check_safetensors,
+    inside,
+    load_checkpoint,
+    load_config,
+    load_tokenizer,
+    loading,
+    quiet_transformers,
+    refuse_remote_code,
+    save_configurations,
+    weight_files,
+)
+from compress.models.layers import matrix, replace_module
+from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.tasks.base import auto_class, task_of
+from compress.version import __version__
+
+MANIFEST = "manifest.json"
+CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... when they are large
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What goes into a pass and comes out of it.
+
+    Attributes:
+        model: a `transformers` language model, in eval mode, float32 or with layers of codes.
+        tokenizer: its fast tokenizer.
+        lineage: the source and every pass so far.
+        masks: module name of a linear layer -> bool (out, in), True where a weight is kept.
+        exports: folders a pass wrote for other runtimes (`onnx`), taken along when the bundle is saved.
+        shards: where the weights are that `model` holds no data for; None when all are in memory.
+        parts: safetensors files that hold what such weights have become.
+        storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
+        notes: what the last pass wants told; the pipeline moves it into the lineage.
+        scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
+        origin: what `load` was given.
+    """
+
+    model: Any
+    tokenizer: Any
+    lineage: Lineage
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    exports: Mapping[str, Path] = field(default_factory=dict)
+    shards: ShardReader | None = None
+    parts: tuple[Path, ...] = ()
+    storage: Storage = "dense"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    scratch: tuple[Scratch, ...] = ()
+    origin: Path | str | None = None
+
+    def apply(
+        self,
+        step: Step,
+        *,
+        text: Given | None = None,
+        base: "Path | str | Bundle | None" = None,
+        seed: int = 0,
+    ) -> "Bundle":
+        """A copy of this model that a pass has changed; this one, and the caller's process, stay as they are.
+
+        Args:
+            step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
+            text: files, folders, 'stdlib' or 'datasets:NAME', where the pass needs text; a `DataConfig` also
+                says how many windows and how long. The share that `compress.measure` scores by default is
+                left out.
+            base: the model to stay close to, for passes that learn from one; by default the one that was
+                loaded.
+            seed: of all that is drawn by chance.
+
+        Raises:
+            UserError: the pass needs what is not given, or refuses this model.
+        """
+
+        def teacher() -> Bundle:
+            origin = self.origin if base is None else base
+            if origin is None:
+                raise UserError(
+                    f"base: {step.name()} learns from a model, and this one was not loaded; give base="
+                )
+            return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
+
+        return applied(self, step, text, teacher, seed)
+
+    def evolve(self, **changes: Any) -> "Bundle":
+        """A bundle with some fields changed."""
+        return replace(self, **changes)
+
+    def clone(self) -> "Bundle":
+        """A bundle whose model may be changed without touching this one's."""
+        return replace(self, model=copy.deepcopy(self.model), masks=copy.copy(self.masks), notes={})
+
+    def offload(self, folder: Path) -> Offload | None:
+        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
+        return None if self.shards is None else Offload(self.model, self.shards, folder)
+
+    def save(self, folder: Path) -> Manifest:
+        """Write the artifact; the folder appears whole or not at all.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            manifest = self._write(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            # safetensors reports a full disk as its own error type
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise UserError(
+                    f"{folder}: cannot be written ({error}); free some space and run again"
+                ) from None
+            raise
+        return manifest
+
+    def _write(self, folder: Path) -> Manifest:
+        layers = quantized_layers(self.model)
+        if any(isinstance(m, SparseLinear | SparseQuantizedTensor) for m in self.model.modules()):
+            raise UserError(f"{folder}: a model loaded with its weights packed can only run; load it dense")
+        sparse: dict[str, SparseRecord] = {}
+        with quiet_transformers():
+            if layers or self.storage != "dense":
+                save_configurations(self.model, folder)
+                sparse = self._write_state(folder)
+            elif self.parts:
+                self._write_shards(folder)
+            else:
+                self.model.save_pretrained(folder, max_shard_size="5GB")
+            self.tokenizer.save_pretrained(folder)
+        for name, source in self.exports.items():
+            shutil.copytree(source, folder / name)
+        steps = self.lineage.steps
+        manifest = Manifest(
+            kind="huggingface",
+            compress_version=__version__,
+            fingerprint=steps[-1].fingerprint if steps else "",
+            lineage=self.lineage,
+            layers=layers,
+            masked=tuple(sorted(self.masks)),
+            sparse=sparse,
+            storage=self.storage,
+            files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            exports=tuple(self.exports),
+        )
+        manifest.write(folder / MANIFEST)
+        return manifest
+
+    def _write_shards(self, folder: Path) -> None:
+        """A float model most of which is in files, as transformers would have saved it."""
+        config = copy.copy(self.model.config)
+        config.architectures, config.dtype = [type(self.model).__name__], "float32"
+        save_configurations(self.model, folder, config)
+        shards = join((*self.parts, self._rest(unique_state(self.model))), folder, "model")
+        if len(shards) > 1:
+            write_index(shards)
+
+    def _rest(self, state: dict[str, Tensor]) -> Path:
+        """A file beside the parts for what is still in memory."""
+        rest = self.parts[0].with_name("rest.safetensors")
+        save_file(state, rest)
+        return rest
+
+    def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
+        """Codes, or bitmasks and values; returns what was stored so."""
+        state = with_streams(unique_state(self.model), self.model)
+        if self.storage != "dense":
+            packed, records = compact(state, self.model)
+            save_file(packed, folder / SPARSE, metadata={"format": "pt"})
+            return records
+        if not self.parts:
+            save_file(state, folder / CODES, metadata={"format": "pt"})
+            return {}
+        join((*self.parts, self._rest(state)), folder, Path(CODES).stem)
+        return {}
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, masks: bool = True, stream: bool = False, packed: bool = False
+    ) -> "Bundle":
+        """Load an artifact, a Hugging Face directory, a `.gguf` file or a hub id.
+
+        Args:
+            path: where it is.
+            masks: False leaves the masks out, for those who only run the model and count its memory.
+            stream: leave the weights on disk where that is possible (float weights in safetensors), for
+                passes that take one block at a time.
+            packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
+                artifact of the storage `packed` is loaded so whenever masks are left out.
+
+        Raises:
+            UserError: as `load_checkpoint`, or the artifact is not whole.
+        """
+        folder = Path(path)
+        # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
+        stream = stream and folder.is_dir() and task_of(load_config(folder)) != "seq2seq"
+        if not (folder / MANIFEST).is_file():
+            if stream:
+                return cls._streaming(folder, Lineage(source=str(path)), ())
+            model, tokenizer = load_checkpoint(path)
+            return cls(model, tokenizer, Lineage(source=str(path)), origin=path)
+        manifest = Manifest.read(folder / MANIFEST)
+        if manifest.kind != "huggingface":
+            raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
+        for name, record in manifest.files.items():
+            file = inside(folder, name)
+            if not record.fits(file):
+                raise UserError(
+                    f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
+                )
+        if stream and not manifest.layers and manifest.storage == "dense":
+            return cls._streaming(folder, manifest.lineage, manifest.masked if masks else ())
+        if manifest.layers or manifest.storage != "dense":
+            packed = packed or (manifest.storage == "packed" and not masks)
+            model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
+        else:
+            model, tokenizer = load_checkpoint(folder)
+        linears = dict(model.named_modules())
+        masked = [name for name in manifest.masked if name in linears] if masks else []
+        kept = {name: matrix(linears[name]) != 0 for name in masked}
+        folders = dict.fromkeys((*EXPORTS, *manifest.exports))
+        exports = {name: folder / name for name in folders if (folder / name).is_dir()}
+        return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
+
+    @classmethod
+    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
+        check_directory(folder)
+        model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
+        masks = stored_masks(model, reader, masked)
+        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
+
+
+def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
+    """Masks of the layers that `model` has of those named, read from files one by one."""
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    return StoredMasks(reader, {name: kinds[name] == "Conv1D" for name in names if name in kinds})
+
+
+def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
+    """The layers of a model that hold codes, tied ones naming the first that holds them."""
+    first: dict[int, str] = {}
+    records = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            owner = first.setdefault(id(module.quantized), name)
+            records[name] = LayerRecord(
+                format=module.quantized.format.model_dump(),
+                shape=module.quantized.shape,
+                tied_to=None if owner == name else owner,
+                embedding=isinstance(module, QuantizedEmbedding),
+                activations=_activations(module),
+            )
+    return records
+
+
+def _activations(module: nn.Module) -> dict[str, Any] | None:
+    rule = getattr(module, "activations", None)
+    return None if rule is None else rule.model_dump()
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights as held in memory, tied ones counted once."""
+    return sum(t.numel() * t.element_size() for t in unique_state(model).values())
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(parameters, those that are not zero); a code counts as the weight it stands for, tied ones once."""
+    total = nonzero = 0
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, QuantizedTensor) and id(module) not in seen:
+            seen.add(id(module))
+            total += module.shape[0] * module.shape[1]
+            nonzero += int(module.dequantize().count_nonzero())
+        if isinstance(module, SparseLinear):
+            total += prod(module.shape)
+            nonzero += int(module.values.count_nonzero())
+    for parameter in model.parameters():  # yields tied ones once
+        total += parameter.numel()
+        nonzero += int(parameter.count_nonzero())
+    return total, nonzero
+
+
+def weight_file_bytes(folder: Path) -> int:
+    """Bytes of the weight files of an artifact or Hugging Face directory, scales and headers and all."""
+    return sum(p.stat().st_size for p in code_files(folder) or weight_files(folder))
+
+
+def code_files(folder: Path) -> list[Path]:
+    """The files of an artifact in a layout of our own (codes, bitmasks), none if others can load it."""
+    return sorted([*folder.glob(f"{Path(CODES).stem}*.safetensors"), *folder.glob(SPARSE)])
+
+
+def file_record(path: Path) -> FileRecord:
+    """Length and SHA-256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileRecord(bytes=path.stat().st_size, sha256=digest)
+
+
+def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
+    """Rebuild a model whose layers hold codes, or whose zeros are not stored.
+
+    Never touches memory for float weights that are not in the files.
+    """
+    from transformers.initialization import no_init_weights
+
+    refuse_remote_code(folder)
+    files = code_files(folder)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        check_safetensors(file)
+        state |= without_streams(load_file(file), manifest.layers, file)
+    if not packed:
+        expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
+    config = load_config(folder)
+    with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
+        model = auto_class(config).from_config(config, dtype=torch.float32)
+    try:
+        _make_room(model, manifest.layers)
+        if packed:
+            keep_packed(model, state, manifest.sparse, manifest.layers, folder / SPARSE)
+        widen(state, model)
+        result = model.load_state_dict(state, strict=False, assign=True)
+        if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
+            model.tie_weights()
+    except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
+        raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
+    wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
+    if wrong:
+        raise UserError(_mismatch(files, f"'{wrong[0]}'"))
+    return model.eval()
+
+
+def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
+    """Put empty layers of codes where the manifest has them, shared ones where they were tied."""
+    held: dict[str, QuantizedTensor] = {}
+    for name, record in layers.items():
+        old = model.get_submodule(name)
+        owner = record.tied_to or name
+        if owner not in held:
+            held[owner] = QuantizedTensor(format_from(record.format), record.shape)
+        new: nn.Module
+        if record.embedding:
+            new = QuantizedEmbedding(held[owner], scale=embedding_scale(old))
+        else:
+            rule = record.activations
+            activations = None if rule is None else Activations.model_validate(rule)
+            new = QuantizedLinear(held[owner], getattr(old, "bias", None), activations)
+        replace_module(model, name, new)
+
+
+def _mismatch(files: list[Path], what: str) -> str:
+    return f"{files[0]}: does not match its manifest ({what}); write the artifact again"
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every tensor once, under the first name it has."""
+    seen: set[tuple[int, int]] = set()
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_meta:  # in a file already
+            continue
+        # tensors without elements share the null pointer
+        key = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
+        if key not in seen:
+            seen.add(key)
+            state[name] = tensor.detach().contiguous()
+    return state
+
+
+load = Bundle.load

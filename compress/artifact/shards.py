@@ -1,0 +1,276 @@
+"""A model larger than memory: its tensors are read from safetensors files when they are wanted.
+
+`skeleton` makes the model without data, `ShardReader` finds tensors in the files, and an `Offload` moves
+one block at a time into memory and, when it is done, out again into a file of its own. `join` makes of
+those files the shards of an artifact, copying bytes. So memory holds one block, whatever the depth.
+
+The format of safetensors (8 bytes of length, a JSON header, the data) is simple enough to be written in
+pieces; tensors lie in the order of falling element size, which keeps each aligned for its type.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compress.artifact.coded import with_streams
+from compress.errors import UserError
+from compress.tasks.base import auto_class
+
+SHARD_BYTES = 5_000_000_000
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+class ShardReader:
+    """Tensors of safetensors files by name.
+
+    Raises:
+        UserError: a tensor that is asked for is in none of them.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._place: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as stream:
+                self._place.update(dict.fromkeys(stream.keys(), file))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors, floats as float32, in memory of their own: the files are closed again."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            if name not in self._place:
+                raise UserError(f"weights: no tensor '{name}' in the files, so the model cannot be streamed")
+            wanted.setdefault(self._place[name], []).append(name)
+        found = {}
+        for file, inside in wanted.items():
+            with safe_open(file, framework="pt") as stream:
+                for name in inside:
+                    tensor = stream.get_tensor(name)
+                    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    found[name] = tensor.to(kind, copy=True)
+        return found
+
+
+class StoredMasks(Mapping[str, Tensor]):
+    """Masks of weights that are on disk: read when one is asked for, kept where it is not zero.
+
+    Args:
+        reader: where the weights are.
+        names: of linear layers -> whether their matrix is stored (in, out), as GPT-2's is.
+    """
+
+    def __init__(self, reader: ShardReader, names: Mapping[str, bool]) -> None:
+        self._reader, self._names = reader, dict(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Bool (out, in)."""
+        transposed, key = self._names[name], f"{name}.weight"
+        mask = self._reader.read([key])[key] != 0
+        return mask.T if transposed else mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading
+
+
+@dataclass
+class Offload:
+    """Blocks of a model without data, each in memory only while it is worked on.
+
+    Attributes:
+        model: on torch's meta device but for its buffers.
+        reader: where its weights are.
+        folder: takes a file for each module that is done.
+        parts: those files.
+    """
+
+    model: Any
+    reader: ShardReader
+    folder: Path
+    parts: list[Path] = field(default_factory=list)
+    _released: list[str] = field(default_factory=list)
+    _names: dict[str, list[str]] = field(default_factory=dict)  # of every parameter: all that it has
+
+    def load(self, name: str) -> None:
+        """Read all weights of the module `name`; what is tied to them is tied again."""
+        module = self.model.get_submodule(name)
+        wanted = {key: self._stored(f"{name}.{key}") for key, t in module.state_dict().items() if t.is_meta}
+        found = self.reader.read(wanted.values())
+        module.load_state_dict(
+            {key: found[stored] for key, stored in wanted.items()}, strict=False, assign=True
+        )
+        self._tie(name)
+
+    def release(self, name: str) -> None:
+        """Write what the module has become into a file, and free its memory."""
+        module = self.model.get_submodule(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"part-{len(self.parts):05d}.safetensors"
+        kept = with_streams(module.state_dict(), module)
+        state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in kept.items()}
+        try:
+            save_file(state, path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be written ({error}); free some space and run again") from None
+        self.parts.append(path)
+        self._released.append(name)
+        self._empty(name)
+
+    def load_rest(self) -> None:
+        """Read what belongs to no module that was released: embedding, head, the last norm."""
+        for name, module in self.model.named_modules():
+            own = next(module.parameters(recurse=False), None)
+            if own is not None and own.is_meta and not f"{name}.".startswith(self._prefixes()):
+                self.load(name)
+
+    @contextmanager
+    def loaded(self, modules: Iterable[str]) -> Iterator[None]:
+        """Some modules in memory while the block runs, unchanged and freed at its end."""
+        names = [name for name in modules if self._is_empty(name)]
+        for name in names:
+            self.load(name)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._empty(name)
+
+    def __post_init__(self) -> None:
+        groups: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), []).append(name)
+        self._names = {name: names for names in groups.values() for name in names}
+
+    def _empty(self, name: str) -> None:
+        """Free the memory of the module `name`, which whatever is tied to it would hold on to."""
+        self.model.get_submodule(name).to("meta")
+        self._tie(name)
+
+    def _tie(self, name: str) -> None:
+        """Where parameters of the module `name` are those of others, make them so again."""
+        own = self.model.get_submodule(name).named_parameters(prefix=name)
+        if any(len(self._names.get(key, ())) > 1 for key, _ in own):
+            self.model.tie_weights()
+
+    def _stored(self, name: str) -> str:
+        """The name under which the files hold a tensor: its own, or that of one it is tied to."""
+        same = self._names.setdefault(name, [name])
+        return next((other for other in [name, *same] if other in self.reader), name)
+
+    def _prefixes(self) -> tuple[str, ...]:
+        return tuple(f"{name}." for name in self._released)
+
+    def _is_empty(self, name: str) -> bool:
+        return any(p.is_meta for p in self.model.get_submodule(name).parameters())
+
+
+def skeleton(config: Any) -> Any:
+    """The model of a configuration, in eval mode, weights on the meta device and buffers in memory."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = auto_class(config).from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    return model.eval()
+
+
+class _Entry(NamedTuple):
+    name: str
+    dtype: str
+    shape: list[int]
+    file: Path
+    start: int
+    stop: int
+
+
+def join(parts: Iterable[Path], folder: Path, stem: str, limit: int = SHARD_BYTES) -> list[Path]:
+    """Make `stem.safetensors`, or `stem-00001-of-00003.safetensors` ..., of the tensors of all parts.
+
+    A shard holds at most `limit` bytes of data, or one tensor that is larger.
+    """
+    entries = sorted((entry for part in parts for entry in _entries(part)), key=_largest_elements_first)
+    shards: list[list[_Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        size = entry.stop - entry.start
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += size
+    count = len(shards)
+    written = []
+    for number, shard in enumerate(shards, start=1):
+        name = stem if count == 1 else f"{stem}-{number:05d}-of-{count:05d}"
+        written.append(folder / f"{name}.safetensors")
+        _write(written[-1], shard)
+    return written
+
+
+def write_index(shards: list[Path]) -> None:
+    """Beside several shards, the file that tells transformers which tensor is in which."""
+    places = {entry.name: entry for shard in shards for entry in _entries(shard)}
+    index = {
+        "metadata": {"total_size": sum(entry.stop - entry.start for entry in places.values())},
+        "weight_map": {name: entry.file.name for name, entry in sorted(places.items())},
+    }
+    path = shards[0].with_name("model.safetensors.index.json")
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _entries(part: Path) -> Iterator[_Entry]:
+    with part.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            yield _Entry(name, entry["dtype"], entry["shape"], part, 8 + length + start, 8 + length + stop)
+
+
+def _largest_elements_first(entry: _Entry) -> tuple[int, str]:
+    return -_SIZES[entry.dtype], entry.name
+
+
+def _write(path: Path, entries: list[_Entry]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for entry in entries:
+        size = entry.stop - entry.start
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as target:
+        target.write(struct.pack("<Q", len(text)) + text)
+        for entry in entries:
+            with entry.file.open("rb") as source:
+                source.seek(entry.start)
+                _copy(source, target, entry.stop - entry.start)
+
+
+def _copy(source: Any, target: Any, size: int, chunk: int = 1 << 24) -> None:
+    while size:
+        data = source.read(min(size, chunk))
+        target.write(data)
+        size -= len(data)

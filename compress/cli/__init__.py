@@ -1,0 +1,5 @@
+"""Parsing and printing only."""
+
+from compress.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Graphs for ONNX Runtime, built from the very codes that the torch artifact holds."""

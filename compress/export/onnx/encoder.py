@@ -1,0 +1,77 @@
+"""An encoder as one ONNX graph: BERT and its relatives, traced, with the codes it holds.
+
+Inputs   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded on the right;
+         token_type_ids where the model tells texts apart by them and its tokenizer gives them.
+Outputs  logits (batch, sequence, vocabulary) of a masked-LM head; else last_hidden_state (batch, sequence,
+         width).
+
+Names and shapes are those of `optimum`. Matrices that are one in the model (a head tied to its embedding) are
+one in the file.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.export.onnx.architecture import Linear
+from compress.export.onnx.families.parts import linear
+from compress.export.onnx.forms import Forms
+from compress.export.onnx.graph import GraphBuilder, Shape
+from compress.export.onnx.trace import trace
+from compress.export.onnx.transcribe import transcribe
+from compress.formats import QuantizedEmbedding, QuantizedLinear
+from compress.formats.swap import tables
+from compress.host.progress import track
+from compress.models.layers import is_linear
+from compress.tasks.base import Task
+
+
+def write_encoder(
+    graph: GraphBuilder, model: Any, task: Task, inputs: list[str], forms: Forms
+) -> list[Linear]:
+    """Trace `model` with the inputs named and describe it to `graph`; returns the layers the graph has.
+
+    Raises:
+        UserError: torch cannot trace it; a group of codes that no kernel takes.
+    """
+    output = "logits" if task == "masked" else "last_hidden_state"
+    shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
+    forms = replace(forms, many_rows=True)
+    with track(2, "writing the graph", "stages") as progress:
+        traced = trace(model, shapes, [output])
+        progress.advance()
+        used = transcribe(graph, traced, layers(model), forms, shapes)
+        progress.advance()
+    return used
+
+
+def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:
+    """What the graph is to read."""
+    types = int(getattr(model.config, "type_vocab_size", 0) or 0)
+    told_apart = types > 1 and "token_type_ids" in tokenizer.model_input_names
+    return ["input_ids", "attention_mask", *(["token_type_ids"] if told_apart else [])]
+
+
+def layers(model: Any) -> dict[str, Linear]:
+    """Every matrix by its module's name; one that is tied to another bears the name of the first of them."""
+    first: dict[int, str] = {}
+    held = tables(model)
+    found: dict[str, Linear] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear) or is_linear(module):
+            found[name] = linear(first.setdefault(_identity(module), name), module)
+        elif name in held:
+            quantized = isinstance(module, QuantizedEmbedding)
+            weight = module.quantized if quantized else module.weight.detach()
+            found[name] = Linear(first.setdefault(_identity(module), name), weight, None)
+    return found
+
+
+def _identity(module: nn.Module) -> int:
+    """What tied matrices have in common."""
+    if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+        return id(module.quantized)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.data_ptr()

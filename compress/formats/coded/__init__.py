@@ -1,0 +1,1 @@
+"""Entropy-coded grids: steps, trellis, streams."""

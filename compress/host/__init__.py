@@ -1,0 +1,1 @@
+"""The machine: its cores, memory, processes and terminal."""

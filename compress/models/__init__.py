@@ -1,0 +1,1 @@
+"""Models of `transformers`: read, made, run, and taken apart."""

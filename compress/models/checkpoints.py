@@ -1,0 +1,280 @@
+"""Somebody else's weights, read safely.
+
+Reads Hugging Face directories with safetensors, hub ids, and single GGUF files. Never unpickles, never
+runs code that came with a checkpoint, and checks that weight files are whole before loading them.
+Weights are taken to float32: the solvers work in it, and sizes are stated against it.
+"""
+
+import io
+import json
+import logging
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from compress.errors import MissingExtra, UserError
+from compress.tasks.base import auto_class
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def load_checkpoint(source: str | Path) -> tuple[Any, Any]:
+    """Load (model, tokenizer) from a directory, a `.gguf` file, or a hub id.
+
+    Raises:
+        UserError: nothing there, a pickle, remote code, a broken or missing weight file, no decoder.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _load_gguf(path)
+    if path.is_dir():
+        check_directory(path)
+    elif path.is_absolute() or str(source).count("/") != 1:
+        raise UserError(f"model: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
+    return _load_pretrained(str(source), {})
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a directory that is no checkpoint, is a pickle, wants remote code, or is not whole."""
+    refuse_remote_code(path)
+    weights = list(weight_files(path))
+    if not weights:
+        pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))]
+        if pickles:
+            raise UserError(
+                f"{path / pickles[0]}: pickled weights are refused, since unpickling can run any code; "
+                "convert the checkpoint to safetensors first"
+            )
+        raise UserError(f"{path}: no weights (model.safetensors) in this directory")
+    for file in weights:
+        check_safetensors(file)
+
+
+def refuse_remote_code(path: Path) -> None:
+    """Refuse a directory without a configuration, or with one that names code to run."""
+    config = read_json(path / "config.json", f"{path}: no config.json, so this is no model directory")
+    for name, content in (("config.json", config), ("tokenizer_config.json", _optional(path))):
+        if "auto_map" in content:
+            raise UserError(
+                f"{path / name}: 'auto_map' asks for remote code, which is never run; if transformers knows "
+                f"model_type '{config.get('model_type')}' itself, delete that field"
+            )
+
+
+def weight_files(path: Path) -> Iterator[Path]:
+    """The safetensors files of a directory, in the order of its index."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        named = read_json(index, f"{index}: unreadable").get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise UserError(f"{index}: no 'weight_map' that names files; download the checkpoint again")
+        for name in sorted(set(named.values())):
+            file = inside(path, name)
+            if not file.is_file():
+                raise UserError(f"{file}: named by {index.name} but missing; download the checkpoint again")
+            yield file
+    elif (path / "model.safetensors").is_file():
+        yield path / "model.safetensors"
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a safetensors file whose header and length disagree (format: 8-byte length, JSON, data)."""
+    advice = "the file is truncated or damaged; copy or download it again"
+    if not file.is_file():
+        raise UserError(f"{file}: missing weight file")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if 8 + length > size:
+            raise UserError(f"{file}: header of {length} bytes in a file of {size}; {advice}")
+        try:
+            header = json.loads(stream.read(length))
+            end = max(
+                (entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"), default=0
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{file}: unreadable safetensors header; {advice}") from None
+    if 8 + length + end != size:
+        raise UserError(f"{file}: {size} bytes where the header promises {8 + length + end}; {advice}")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A path named by a file we did not write; raises UserError if it leaves `folder`."""
+    # by the name alone: links are followed, since the hub's cache is made of them
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{folder}: refers to '{name}', which lies outside it")
+    return folder / name
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """A JSON object from a file; raises UserError with `missing` where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object was expected")
+    return content
+
+
+def save_configurations(model: Any, folder: Path, config: Any = None) -> None:
+    """Write the model's configuration, or `config`, and that of generation where the model writes text.
+
+    The latter says what ends a text, which the former need not know.
+    """
+    (config or model.config).save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' own bars and warnings while it loads; what matters we say ourselves."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        # the bar of its GGUF reader heeds no setting
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Let transformers load something in silence; whatever it raises becomes a UserError, `failure: reason`.
+
+    A damaged file, or a wrong type in a configuration, fails wherever it is first used, with any exception.
+    """
+    try:
+        with quiet_transformers():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{failure}: {first_line(error)}") from None
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a directory; raises UserError where there is none that transformers knows."""
+    from transformers import AutoConfig
+
+    with loading(f"{folder / 'config.json'}: no model can be made of it"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_tokenizer(path: str | Path, **options: Any) -> Any:
+    """The fast tokenizer of a directory or hub id; raises UserError where there is none that works."""
+    from transformers import AutoTokenizer
+
+    with loading(f"{path}: its tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+
+
+def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoConfig
+
+    with loading(f"model: '{source}' cannot be loaded"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        model, found = auto_class(config).from_pretrained(
+            source,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    tokenizer = load_tokenizer(source, **options)
+    # an encoder that embeds is often saved without the layer after it, which is not used here
+    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise UserError(
+            f"model: '{source}' has no weights for '{missing[0]}'"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + ", which would be random; download it again, or name its class under 'architectures'"
+        )
+    return model.eval(), tokenizer
+
+
+def _refuse_what_is_no_gguf(path: Path) -> None:
+    """A single file must be a whole GGUF."""
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        if path.suffix in {p[1:] for p in _PICKLES}:
+            raise UserError(f"{path}: pickled weights are refused, since unpickling can run any code")
+        raise UserError(f"{path}: no GGUF file (it begins with {magic!r}); a model is a directory or a .gguf")
+    if find_spec("gguf") is None:
+        raise MissingExtra("gguf", "gguf", f"reading {path.name}")
+    _check_gguf(path)
+
+
+def _load_gguf(path: Path) -> tuple[Any, Any]:
+    _refuse_what_is_no_gguf(path)
+    model, tokenizer = _load_pretrained(str(path.parent), {"gguf_file": path.name})
+    # transformers marks the model as GGUF-quantized although its weights are float now, and would
+    # refuse to save it
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model, tokenizer
+
+
+def _check_gguf(path: Path) -> None:
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(path).tensors
+        end = max((int(t.data_offset) + int(t.n_bytes) for t in tensors), default=0)
+    except Exception as error:  # the reader fails in many ways on a damaged file
+        raise UserError(
+            f"{path}: truncated or damaged GGUF ({first_line(error)}); copy or download it again"
+        ) from None
+    if end > path.stat().st_size:
+        raise UserError(
+            f"{path}: truncated GGUF, {path.stat().st_size} bytes of {end}; copy or download it again"
+        )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer_config.json"
+    return read_json(file, "") if file.is_file() else {}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def meta_model(source: Any) -> Any:
+    """A model without data (torch's meta device): of a directory, `.gguf` file or hub id, or of a config.
+
+    Raises:
+        UserError: the configuration cannot be read, or describes no decoder that transformers knows.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = source
+    with loading(f"model: '{source}' cannot be loaded"):
+        if isinstance(source, str):
+            path = Path(source)
+            place = (path.parent, path.name) if path.is_file() else (source, None)
+            if path.is_file():
+                _refuse_what_is_no_gguf(path)
+            config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
+        with torch.device("meta"):
+            return auto_class(config).from_config(config)

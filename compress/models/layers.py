@@ -1,0 +1,73 @@
+"""The layers of a model that multiply by a stored matrix: found, selected by name, read, replaced."""
+
+import fnmatch
+import re
+
+import torch
+from torch import Tensor, nn
+
+from compress.models.stacks import block_lists
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a stored matrix: torch's Linear, or GPT-2's transposed Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def linear_layers(
+    model: nn.Module, select: tuple[str, ...] = ("*",), skip: tuple[str, ...] = ()
+) -> list[str]:
+    """Names of the linear layers inside the decoder or encoder blocks that the patterns select.
+
+    Patterns are shell wildcards over full module names (`*.mlp.*`), or `re:` and a regular expression.
+    The head is no block layer: quantizers treat it together with the embedding it may be tied to. An
+    encoder's pooler lies outside the blocks, too, and stays as it is.
+    """
+    blocks = block_lists(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module)
+        and name.startswith(blocks)
+        and any(matches(name, p) for p in select)
+        and not any(matches(name, p) for p in skip)
+    ]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module name fits a pattern: shell wildcards, or `re:` and a regular expression.
+
+    >>> matches("model.layers.0.mlp.up_proj", "*.mlp.*")
+    True
+    >>> matches("model.layers.0.mlp.up_proj", "re:layers\\\\.[1-9]")
+    False
+    """
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in), float32."""
+    return oriented(module).float()
+
+
+def oriented(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in); GPT-2's Conv1D stores it the other way round."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
+
+
+def put_weight(module: nn.Module, values: Tensor) -> None:
+    """Give a linear layer the weight `values` (out, in), in its own memory."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    with torch.no_grad():
+        weight.copy_(values.T if type(module).__name__ == "Conv1D" else values)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place that `name` has in `model`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

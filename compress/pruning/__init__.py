@@ -1,1 +1,0 @@
-"""Structured pruning: what goes together, what it is worth, and the smaller model without it."""

@@ -1,0 +1,1 @@
+"""What making writes and telling reads."""

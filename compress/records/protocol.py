@@ -1,0 +1,58 @@
+"""How to measure: the settings a recipe may change, and what is recorded beside every number."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.host.machine import usable_cores
+
+WARM_DECODES = 3  # steps before the timed ones in every round
+
+
+class MeasureProtocol(BaseModel):
+    """Settings of a measurement. Timings below 30 prefill repetitions or 100 decode steps are not offered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefill_tokens: int = Field(512, ge=1, description="prompt length; shortened to the model's context")
+    repetitions: int = Field(30, ge=30, description="timed prefills of each variant and runtime")
+    decode_tokens: int = Field(100, ge=100, description="timed decode steps of each variant and runtime")
+    rounds: int = Field(5, ge=1, le=30, description="turns in which the variants are timed, interleaved")
+    batch: int = Field(1, ge=1, description="sequences per prefill and decode step")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
+    provider: Literal["cpu", "cuda", "openvino", "coreml"] = Field(
+        "cpu", description="what runs ONNX graphs; artifacts in torch are measured on the CPU"
+    )
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+
+    @property
+    def pinned_threads(self) -> int:
+        """The number of threads that is used."""
+        return self.threads or usable_cores()
+
+    @property
+    def prefills_per_round(self) -> int:
+        """Timed prefills in one round, rounded up."""
+        return -(-self.repetitions // self.rounds)
+
+    @property
+    def decodes_per_round(self) -> int:
+        """Decode steps in one round, rounded up, with those that warm up."""
+        return -(-self.decode_tokens // self.rounds) + WARM_DECODES
+
+    def prompt_tokens(self, context: int) -> int:
+        """Prompt length that leaves room for the decode steps in `context` positions."""
+        return max(1, min(self.prefill_tokens, context - self.decodes_per_round))
+
+    def record(self, *, windows: int, window: int, text_sha256: str) -> dict[str, Any]:
+        """What goes into the `protocol` field and must be equal for a result to count as already measured."""
+        return self.model_dump() | {
+            "threads": self.pinned_threads,
+            "windows": windows,
+            "window": window,
+            "stride": window,
+            "normaliser": "predicted tokens; the first token of a window is not predicted",
+            "evaluation_sha256": text_sha256,
+        }

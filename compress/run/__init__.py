@@ -1,0 +1,1 @@
+"""A recipe run: read, checked, folded over its passes, kept."""

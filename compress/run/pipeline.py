@@ -1,0 +1,302 @@
+"""The fold over passes: from a recipe to artifacts on disk.
+
+Every step reads its parent from disk and is saved when done, so that a run killed at any moment goes on
+with the step it was in and ends with the same bytes. Shared prefixes run once. The pipeline, not the
+pass, records name, fields, seconds, peak memory, parent, fingerprint and seed.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from compress.artifact.bundle import Bundle, code_files
+from compress.context import Context
+from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.host.processes import is_main, on_this_machine, part, wait
+from compress.models.checkpoints import load_tokenizer, weight_files
+from compress.models.create import create
+from compress.models.running import native_precision
+from compress.passes.base import Pass
+from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord
+from compress.run.recipe import Recipe
+from compress.run.store import (
+    StepStore,
+    code_version,
+    earlier_seconds,
+    file_hashes,
+    fingerprint,
+    pass_version,
+)
+from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
+from compress.text.documents import Document, load_documents, text_hash
+from compress.text.translation import Translation, translation
+from compress.text.windows import TextData, prepare, renumbered, training_documents
+
+EVALUATION_FILE = "evaluation.npy"
+LOGS = "logs"  # what trackers write; a variant cannot have this name
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the making wing leaves to the telling wing."""
+
+    folder: Path
+    variants: list[VariantRecord]
+    data: TextData
+    data_record: DataRecord
+    steps: dict[str, Path]  # fingerprint -> folder of every finished step
+
+
+def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line: None) -> Made:
+    """Run all passes of `recipe` into `folder`; `say` gets a line per step.
+
+    Raises:
+        UserError: whatever a pass, the text or the disk refuses; finished steps are kept.
+    """
+    maker = _Maker(recipe, folder, say)
+    # cut first, so that text which cannot serve is refused before any pass runs
+    np.save(folder / EVALUATION_FILE, maker.data.evaluation.tokens)
+    variants = [maker.variant(name) for name in recipe.ordered()]
+    maker.store.forget_others(maker.used)
+    steps = {found: maker.store.path(found) for found in maker.used}
+    part()
+    return Made(folder, variants, maker.data, maker.data_record(), steps)
+
+
+def join(recipe: Recipe, folder: Path) -> None:
+    """What a process other than the main one does for `recipe`: its part of the training steps.
+
+    Raises:
+        UserError: as `make`.
+    """
+    maker = _Maker(recipe, folder, lambda line: None)
+    for name in recipe.ordered():
+        maker.chain(name)
+    part()
+
+
+def needs_training_text(recipe: Recipe) -> bool:
+    """Whether any pass of the recipe trains."""
+    chains = [recipe.base, *recipe.variants.values()]
+    return any("train" in step.requires() for chain in chains for step in chain.passes)
+
+
+class _Maker:
+    """One run of a recipe: the text, the store, and the fingerprints so far."""
+
+    def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+        self.recipe, self.folder, self.say = recipe, folder, say
+        self.store = StepStore(folder)
+        self.used: set[str] = set()
+        self.ends: dict[str, str] = {}  # variant -> fingerprint of its last step
+        self.precision = native_precision()
+        place = on_this_machine()[0]
+        self.device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The recipe's text."""
+        return load_documents(self.recipe.data.text)
+
+    @cached_property
+    def source(self) -> str:
+        """Fingerprint of the model before any pass; makes and saves it if need be."""
+        architecture = self.recipe.model.create
+        if architecture is not None:
+            documents = training_documents(self.documents)
+            text = hashlib.sha256("\0".join(d.text for d in documents).encode()).hexdigest()
+            config = architecture.model_dump()
+            found = fingerprint("create", config, text, self.recipe.seed, code_version())
+            label = f"created here: {architecture.label}"
+
+            def new() -> Bundle:
+                return Bundle(*create(architecture, documents, self.recipe.seed), Lineage(source=label))
+
+            return self._begin(found, "create", label, config, new)
+        checkpoint = str(self.recipe.model.checkpoint)
+        found = fingerprint("checkpoint", _identity(checkpoint), code_version())
+        return self._begin(
+            found, "checkpoint", checkpoint, {"checkpoint": checkpoint}, lambda: Bundle.load(checkpoint)
+        )
+
+    @cached_property
+    def data(self) -> TextData:
+        """The text cut into disjoint windows with the source's tokenizer."""
+        tokenizer = load_tokenizer(self.store.path(self.source))
+        training = needs_training_text(self.recipe)
+        return prepare(
+            self.recipe.data, self.documents, tokenizer, training=training,
+            tokenizer_from_text=self.recipe.model.create is not None,
+        )  # fmt: skip
+
+    def variant(self, name: str) -> VariantRecord:
+        """Run a variant's chain and show its end as a folder; its parents have run before."""
+        parent, steps = self.chain(name)
+        current = self.ends[name]
+        artifact = self.store.publish(current, name)
+        onnx = f"{name}/onnx" if (artifact / "onnx").is_dir() else None
+        return VariantRecord(
+            name=name, parent=parent, artifact=name, onnx_artifact=onnx, fingerprint=current, steps=steps
+        )
+
+    def chain(self, name: str) -> tuple[str | None, list[PassRecord]]:
+        """Run the passes of a variant: its parent and its steps."""
+        chain = self.recipe.chain(name)
+        parent = None if name == "base" else (chain.parent or "base")
+        current = self.source if parent is None else self._without_exports(parent)
+        steps = [self.store.record(current)] if parent is None else []
+        for number, step in enumerate(chain.passes, start=1):
+            current = self._step(step, current, f"{name} {number}/{len(chain.passes)} {step.name()}")
+            steps.append(self.store.record(current))
+        self.ends[name] = current
+        return parent, steps
+
+    def data_record(self) -> DataRecord:
+        """Counts and hashes for the report."""
+        data = self.data
+        return DataRecord(
+            source=data.source,
+            window=data.window,
+            train_tokens=len(data.train),
+            train_sha256=data.train_sha256,
+            calibration_tokens=int(data.calibration.tokens.size),
+            calibration_sha256=data.calibration.sha256,
+            evaluation_tokens=int(data.evaluation.tokens.size),
+            evaluation_sha256=data.evaluation.sha256,
+            evaluation_bytes=data.evaluation.bytes,
+        )
+
+    def _step(self, step: Pass, parent: str, label: str) -> str:
+        """One pass; nothing is done when its result is already there."""
+        found = fingerprint(
+            parent, step.name(), step.model_dump(mode="json"), self._data_hash(step), self.recipe.seed,
+            self.precision if step.requires() else "", pass_version(step),
+            *[_identity(source) for source in step.reads()], *map(text_hash, step.texts()),
+        )  # fmt: skip
+        self.used.add(found)
+        if self.store.has(found):
+            self.say(f"{label}: done before")
+            return found
+        if not (step.together or is_main()):
+            wait(lambda: self.store.has(found))
+            return found
+        bundle = Bundle.load(self.store.path(parent), stream=step.streams and self.device.type == "cpu")
+        words = self._words(parent)
+        context = Context(
+            data=self.data if words is None else renumbered(self.data, words),
+            teacher=lambda: self._teacher(words),
+            seed=self.recipe.seed,
+            workdir=self.store.workdir(found),
+            device=self.device,
+            threads=torch.get_num_threads(),
+            precision="bfloat16" if self.precision == "bfloat16" else "float32",
+            logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
+        )
+        reset_peak()
+        earlier = earlier_seconds(context.workdir) if is_main() else 0.0
+        started = time.perf_counter()
+        result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
+        seconds = earlier + time.perf_counter() - started
+        if not is_main():
+            wait(lambda: self.store.has(found))
+            return found
+        record = PassRecord(
+            name=step.name(),
+            kind=step.kind,
+            config=step.model_dump(mode="json"),
+            changed=_changed(step),
+            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
+            seconds=seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+            parent=parent,
+            fingerprint=found,
+            seed=self.recipe.seed,
+            notes=dict(result.notes),
+        )
+        lineage = Lineage(source=bundle.lineage.source, steps=(*bundle.lineage.steps, record))
+        result = result.evolve(lineage=lineage)
+        self.store.save(result, self.store.path(parent) if step.kind == "export" else None)
+        self.say(f"{label}: {seconds:.1f} s")
+        return found
+
+    def _words(self, step: str) -> Translation | None:
+        """From the source's token ids to those of a finished step; None where it numbers alike."""
+        files = [self.store.path(found) / "tokenizer.json" for found in (self.source, step)]
+        return translation(*files) if all(file.is_file() for file in files) else None
+
+    def _teacher(self, words: Translation | None) -> Bundle:
+        """The base; for a model of fewer tokens, with the rows of those."""
+        bundle = Bundle.load(self.store.path(self.ends["base"]))
+        if words is None:
+            return bundle
+        kept = words.rows.tolist()
+        return bundle.evolve(
+            model=fewer_rows(bundle.model, kept), tokenizer=trimmed_tokenizer(bundle.tokenizer, kept)
+        )
+
+    def _begin(
+        self, found: str, name: str, source: str, config: dict[str, Any], load: Callable[[], Bundle]
+    ) -> str:
+        """Save the model that all chains start from, once."""
+        self.used.add(found)
+        if not is_main():
+            wait(lambda: self.store.has(found))
+        if not self.store.has(found):
+            started = time.perf_counter()
+            bundle = load()
+            record = PassRecord(
+                name=name, kind="source", config=config, seconds=time.perf_counter() - started,
+                peak_rss_bytes=None, parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
+            )  # fmt: skip
+            lineage = Lineage(source=source, steps=(record,))
+            self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
+            self.say(f"{name} {source}: {record.seconds:.1f} s")
+        return found
+
+    def _without_exports(self, name: str) -> str:
+        """The last step of a variant that changed weights: children do not depend on exports."""
+        current = self.ends[name]
+        while (record := self.store.record(current)).is_export and record.parent:
+            current = record.parent
+        return current
+
+    def _data_hash(self, step: Pass) -> dict[str, str]:
+        """Hashes of the parts of the data that the pass says it needs."""
+        parts = {
+            "train": lambda: self.data.train_sha256,
+            "calibration": lambda: self.data.calibration.sha256,
+            "heldout": lambda: self.data.heldout.sha256,
+            "teacher": lambda: self._without_exports("base"),
+        }
+        return {need: parts[need]() for need in sorted(step.requires())}
+
+
+def _changed(value: BaseModel) -> dict[str, Any]:
+    """The fields that differ from their defaults or have none, as JSON values; of a format its kind, too."""
+    stated: dict[str, Any] = {}
+    whole = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+            stated[name] = _changed(inner) if isinstance(inner, BaseModel) else whole[name]
+    return stated
+
+
+def _identity(checkpoint: str) -> list[str]:
+    """What a checkpoint is known by: the hashes of its files, or the name of one on a hub."""
+    path = Path(checkpoint)
+    if path.is_file():
+        return file_hashes([path])
+    if path.is_dir():
+        names = ("config.json", "tokenizer.json", "manifest.json")
+        extra = [path / name for name in names if (path / name).is_file()]
+        return file_hashes([*weight_files(path), *code_files(path), *extra])
+    return [checkpoint]

@@ -1,0 +1,213 @@
+"""Steps of a run: what identifies one, and where its result is kept.
+
+A step's fingerprint covers its parent, the pass and all its fields, the data it reads, the precision, the
+seed and the code. A finished step lies whole under `.steps/<fingerprint>/`; a step that was interrupted
+leaves a `.work/<fingerprint>/` with what it can resume from. So a killed run goes on where it was, and a
+changed recipe computes only what changed. Variants are hard links to steps and cost no space.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from compress.artifact.bundle import MANIFEST, Bundle, file_record
+from compress.errors import UserError
+from compress.passes.base import Pass
+from compress.records.records import Lineage, Manifest, PassRecord
+
+# What cannot change the bytes of an artifact: the telling wing and the shell around both.
+_NOT_MAKING = ("measure", "report", "runtimes", "cli", "generation", "api")
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 over JSON values, hexadecimal."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Hash of the sources that make artifacts."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        relative = file.relative_to(root)
+        if relative.parts[0].removesuffix(".py") not in _NOT_MAKING:
+            digest.update(str(relative).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def pass_version(step: Pass) -> str:
+    """Hash of our sources, and of a plugin's own module."""
+    module = __import__(type(step).__module__, fromlist=["_"])
+    if module.__name__.startswith("compress."):
+        return code_version()
+    file = getattr(module, "__file__", None)
+    own = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return code_version() + own
+
+
+def file_hashes(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of files, in the order given."""
+    return [file_record(path).sha256 for path in paths]
+
+
+STEPS = ".steps"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs.
+
+    Raises:
+        UserError: one is at work there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another run is using it; wait for that, or choose another folder with --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class StepStore:
+    """The steps of one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        self.finished, self.working = folder / STEPS, folder / ".work"
+
+    def path(self, fingerprint: str) -> Path:
+        """Where a finished step lies."""
+        return self.finished / fingerprint[:16]
+
+    def has(self, fingerprint: str) -> bool:
+        """Whether the step was finished, and is still whole as far as file sizes tell."""
+        return _whole(self.path(fingerprint), fingerprint)
+
+    def record(self, fingerprint: str) -> PassRecord:
+        """The last pass of a finished step."""
+        return Manifest.read(self.path(fingerprint) / MANIFEST).lineage.steps[-1]
+
+    def workdir(self, fingerprint: str) -> Path:
+        """The folder a step may keep checkpoints in."""
+        folder = self.working / fingerprint[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def save(self, bundle: Bundle, parent: Path | None = None) -> None:
+        """Keep a finished step under the fingerprint its lineage ends with.
+
+        `parent` is given when the step changed no weights (an export): its files are linked, not written.
+        """
+        found = bundle.lineage.steps[-1].fingerprint
+        target = self.path(found)
+        self.finished.mkdir(parents=True, exist_ok=True)
+        if parent is None:
+            bundle.save(target)
+        else:
+            _extend(parent, target, bundle)
+        shutil.rmtree(self.working / found[:16], ignore_errors=True)
+
+    def publish(self, fingerprint: str, name: str) -> Path:
+        """Make a finished step visible as the folder of a variant."""
+        source, target = self.path(fingerprint), self.root / name
+        if _whole(target, fingerprint):
+            return target
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise UserError(f"{target}: is in the way, and was not written by a run; move it elsewhere")
+        partial = self.root / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, copy_function=link_or_copy)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+        return target
+
+    def forget_others(self, keep: set[str]) -> None:
+        """Remove steps and leftovers that the recipe no longer has."""
+        wanted = {found[:16] for found in keep}
+        for folder in (self.finished, self.working):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if entry.name.split(".")[0] not in wanted:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+def earlier_seconds(workdir: Path) -> float:
+    """Seconds that runs before this one, cut off, worked on a step; begins to count for this one.
+
+    From the start of each to the last file that it left: what came after that is done again.
+    """
+    file, now, spent = workdir / "started", time.time(), 0.0
+    if file.is_file():
+        before, started = map(float, file.read_text(encoding="utf-8").split())
+        left = (path.stat().st_mtime for path in workdir.rglob("*") if path != file)
+        spent = before + max(0.0, max(left, default=started) - started)
+    partial = file.with_suffix(".partial")
+    partial.write_text(f"{spent} {now}", encoding="utf-8")
+    partial.replace(file)
+    return spent
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link where the file system allows it: weights can be gigabytes."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(parent, partial, copy_function=link_or_copy)
+        for name, source in bundle.exports.items():
+            shutil.rmtree(partial / name, ignore_errors=True)
+            shutil.copytree(source, partial / name, copy_function=link_or_copy)
+            _relabel(partial / name / MANIFEST, bundle.lineage)
+        _relabel(partial / MANIFEST, bundle.lineage, exports=tuple(bundle.exports))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{target}: cannot be written ({error}); free some space and run again") from None
+
+
+def _whole(folder: Path, fingerprint: str) -> bool:
+    """Whether a folder holds what its manifest says, exports too, as far as file sizes tell."""
+    try:
+        manifest = Manifest.read(folder / MANIFEST)
+    except UserError:
+        return False
+    exports = [folder / name for name in manifest.exports]
+    for export in (e for e in exports if (e / MANIFEST).is_file()):
+        if not _whole(export, fingerprint):
+            return False
+    return (
+        manifest.fingerprint == fingerprint
+        and all(export.is_dir() for export in exports)
+        and all(record.fits(folder / name) for name, record in manifest.files.items())
+    )
+
+
+def _relabel(path: Path, lineage: Lineage, **more: Any) -> None:
+    """Write a manifest anew with another lineage; the file linked to stays as it was."""
+    if path.is_file():
+        manifest = Manifest.read(path)
+        path.unlink()
+        changed = {"lineage": lineage, "fingerprint": lineage.steps[-1].fingerprint}
+        manifest.model_copy(update=changed | more).write(path)

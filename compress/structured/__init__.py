@@ -1,0 +1,1 @@
+"""Heads, neurons, widths, blocks and tokens taken out whole."""

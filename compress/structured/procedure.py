@@ -1,0 +1,139 @@
+"""From a shape to a model of that shape: blocks, then units with refitted readers, then channels.
+
+The steps in their order, each on the model that the one before left:
+
+    1. blocks that change their input least go (pruning/blocks.py);
+    2. units go and readers are refitted, block by block (pruning/selection.py);
+    3. the stream's channels of the lowest score go, and norms are matched (pruning/width.py);
+    4. what is kept is copied into a model of its own (pruning/slicing.py), which must compute what the old
+       one does with zeros in the place of what went.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError
+from compress.models.running import Precision
+from compress.models.stacks import decoder_blocks
+from compress.structured.blocks import block_influence, keep_blocks, renamed
+from compress.structured.importance import kl, taylor
+from compress.structured.selection import Importance, Refit, select
+from compress.structured.slicing import Counts, Kept, slice_masks, slice_model, smaller_config
+from compress.structured.structure import Structure
+from compress.structured.width import channel_scores, kept_channels, match_norms
+
+_CHECK_TOKENS = 64
+_CLOSE = 1e-3  # of the largest logit: what two ways to compute the same may differ by
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many blocks there are, and what each has."""
+
+    layers: int
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class How:
+    """The choices that do not change the shape."""
+
+    importance: Importance
+    refit: Refit | None
+    kl_windows: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The smaller model, its masks, the numbers of its blocks in the old one, and its readers' errors."""
+
+    model: Any
+    masks: dict[str, Tensor]
+    blocks: list[int]
+    errors: dict[str, float]
+
+
+def prune(
+    model: Any,
+    structure: Structure,
+    shape: Shape,
+    windows: Tensor,
+    how: How,
+    masks: Mapping[str, Tensor],
+) -> Pruned:
+    """A model of the shape; the one given is used up.
+
+    Args:
+        model: in float; changed.
+        structure: its units.
+        shape: not larger in anything.
+        windows: calibration token ids (n, length).
+        how: importance and refit.
+        masks: module name -> bool (out, in); False stays exactly zero.
+
+    Raises:
+        UserError: the configuration cannot say it, or the result computes something else.
+    """
+    whole, counts = Counts.of(structure), shape.counts
+    smaller_config(model.config, structure, counts)  # refuses before any work
+    structure, blocks, masks = _fewer_blocks(model, structure, shape.layers, windows, masks)
+    scores, stream = _scores(model, windows, structure, counts, how)
+    if counts.width < whole.width:
+        stream = channel_scores(model, windows, structure, how.importance, stream)
+    chosen = select(
+        model, windows, structure, {"heads": counts.heads, "neurons": counts.neurons}, how.importance,
+        scores, how.refit, masks=masks, precision=how.precision,
+    )  # fmt: skip
+    channels = torch.arange(whole.width)
+    if stream is not None and counts.width < whole.width:
+        channels = kept_channels(stream, counts.width)
+        match_norms(model, windows, structure, channels)
+    kept = Kept(chosen.units, channels)
+    smaller = slice_model(model, structure, kept)
+    if counts.width == whole.width:
+        _check(model, smaller, windows)
+    return Pruned(smaller, slice_masks(masks, model, structure, kept), blocks, chosen.errors)
+
+
+def _fewer_blocks(
+    model: Any, structure: Structure, keep: int, windows: Tensor, masks: Mapping[str, Tensor]
+) -> tuple[Structure, list[int], Mapping[str, Tensor]]:
+    """Take out the blocks that change their input least; structure, numbers and masks of the others."""
+    name, blocks = decoder_blocks(model)
+    if keep == len(blocks):
+        return structure, list(range(keep)), masks
+    influence = block_influence(model, blocks, windows)
+    kept = sorted(sorted(range(len(blocks)), key=lambda i: -influence[i])[:keep])
+    keep_blocks(model, name, kept)
+    return structure.of_blocks(name, kept), kept, renamed(masks, name, kept)
+
+
+def _scores(
+    model: Any, windows: Tensor, structure: Structure, counts: Counts, how: How
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What is known before the walk: of units, and of the stream's channels."""
+    if how.importance == "taylor":
+        return taylor(model, windows, structure)
+    if how.importance == "kl":
+        whole = vars(Counts.of(structure))
+        kinds = tuple(kind for kind in ("heads", "neurons") if getattr(counts, kind) < whole[kind])
+        return kl(model, windows[: how.kl_windows], structure, kinds), None
+    return {}, None
+
+
+@torch.no_grad()
+def _check(masked: Any, smaller: Any, windows: Tensor) -> None:
+    """Refuse a result that computes something else than the model with zeros in the place of what went."""
+    ids = windows[:1, :_CHECK_TOKENS]
+    wanted, found = masked(input_ids=ids)[0], smaller(input_ids=ids)[0]
+    difference = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    if not difference < _CLOSE:
+        raise UserError(
+            f"prune_structured: model_type '{masked.config.model_type}' computes something else once units "
+            f"are taken out (by {difference:.1g}); its parts are not understood, take prune_layers instead"
+        )

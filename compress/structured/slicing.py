@@ -1,0 +1,188 @@
+"""The smaller model: what is kept of every parameter, under a configuration that says so.
+
+Nothing is cut in place. The kept entries are copied into a new model, made from the new configuration as
+stock `from_pretrained` makes it, so what cannot be said in that configuration cannot come out. It holds one
+number per kind for the whole model: key-value heads, query heads, neurons, width. Most architectures also
+derive the width of a head from width and heads; where no field can hold it (GPT-2, OPT, BERT), heads and
+width can only go together. Rotary tables depend on the width of a head alone, which never changes.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.models.checkpoints import quiet_transformers
+from compress.structured.structure import Part, Structure
+from compress.tasks.base import auto_class
+
+# what configurations call the width of the MLP
+_NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
+_WIDTHS = ("hidden_size", "word_embed_proj_dim")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many are kept: units per block, and channels of the stream."""
+
+    heads: int
+    neurons: int
+    width: int
+
+    @classmethod
+    def of(cls, structure: Structure) -> "Counts":
+        """Those of the whole model."""
+        return cls(structure.units("heads"), structure.units("neurons"), structure.width)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which units stay: of every reader by its name, and of the stream; all ascending."""
+
+    units: Mapping[str, Tensor]
+    stream: Tensor
+
+
+def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
+    """The configuration of a model that keeps `counts`; `config` stays as it is.
+
+    Raises:
+        UserError: the counts cannot be said in a configuration of this kind.
+    """
+    known = inspect.signature(type(config)).parameters
+    whole, new = Counts.of(structure), copy.deepcopy(config)
+    heads = config.num_attention_heads
+    head = structure.width // heads
+    if counts.heads != whole.heads:
+        new.num_attention_heads = heads // whole.heads * counts.heads
+        if "num_key_value_heads" in known:
+            new.num_key_value_heads = counts.heads
+    if counts.width != whole.width:
+        for name in _WIDTHS:
+            if getattr(config, name, None) == whole.width:
+                setattr(new, name, counts.width)
+    if counts.heads != whole.heads or counts.width != whole.width:
+        own = getattr(config, "head_dim", None)
+        if "head_dim" in known or "num_key_value_heads" in known:
+            new.head_dim = own or head
+        elif counts.width != new.num_attention_heads * head:
+            raise UserError(
+                f"prune_structured: model_type '{config.model_type}' has no field for the width of a head: "
+                f"{counts.heads} heads of {head} need a width of {counts.heads * head}, not {counts.width}; "
+                "give heads and width the same share, or prune neurons only"
+            )
+    if counts.neurons != whole.neurons or counts.width != whole.width:  # some derive one from the other
+        field = next((name for name in _NEURONS if name in known), None)
+        if field is None:
+            raise UserError(
+                f"prune_structured: it is not known where model_type '{config.model_type}' keeps its number "
+                "of neurons; take out heads or blocks only"
+            )
+        setattr(new, field, counts.neurons)
+    try:
+        new.validate()
+    except Exception as error:  # what is wrong is the last line of a chain of validators
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"prune_structured: model_type '{config.model_type}' cannot have {counts.heads} key-value heads, "
+            f"{counts.neurons} neurons and a width of {counts.width} ({reason}); choose other shares"
+        ) from None
+    return new
+
+
+def possible(config: Any, structure: Structure, counts: Counts) -> bool:
+    """Whether a stock configuration can hold the counts."""
+    try:
+        smaller_config(config, structure, counts)
+    except UserError:
+        return False
+    return True
+
+
+def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:
+    """A new model of what is kept, in eval mode; the one given stays as it is.
+
+    Raises:
+        UserError: the configuration makes a model of other shapes.
+    """
+    config = smaller_config(model.config, structure, _counts(structure, kept))
+    chosen = _chosen(structure, kept)
+    shared = {id(p) for p in model.parameters()}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter):
+            if id(tensor) not in shared:
+                continue  # tied to one that was taken: the new model ties it again
+            shared.remove(id(tensor))
+        state[name] = _cut(tensor.detach(), chosen.get(name, []))
+    return assembled(model, config, state)
+
+
+def slice_masks(
+    masks: Mapping[str, Tensor], model: Any, structure: Structure, kept: Kept
+) -> dict[str, Tensor]:
+    """The masks (out, in) of `model`'s linear layers, cut as `slice_model` cuts the weights."""
+    chosen = _chosen(structure, kept)
+    result = {}
+    for name, mask in masks.items():
+        transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
+        cut = _cut(mask.T if transposed else mask, chosen.get(f"{name}.weight", []))
+        result[name] = (cut.T if transposed else cut).contiguous()
+    return result
+
+
+def _counts(structure: Structure, kept: Kept) -> Counts:
+    found = {"heads": 0, "neurons": 0}
+    for sublayer in structure.sublayers:
+        found[sublayer.kind] = len(kept.units[sublayer.reader])
+    return Counts(found["heads"], found["neurons"], len(kept.stream))
+
+
+def _chosen(structure: Structure, kept: Kept) -> dict[str, list[tuple[int, Tensor]]]:
+    """Parameter -> (axis, its kept entries, ascending), where not all are kept."""
+    chosen: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def add(parts: Iterable[Part], units: Tensor) -> None:
+        for part in parts:
+            if len(units) < len(part.entries):
+                entries = part.entries[units].flatten().sort().values
+                chosen.setdefault(part.parameter, []).append((part.axis, entries))
+
+    for sublayer in structure.sublayers:
+        add(sublayer.parts, kept.units[sublayer.reader])
+    add(structure.stream, kept.stream)
+    return chosen
+
+
+def _cut(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+    for axis, entries in cuts:
+        tensor = tensor.index_select(axis, entries.to(tensor.device))
+    return tensor
+
+
+def assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
+    """A model of a configuration that holds these tensors."""
+    from transformers.initialization import no_init_weights
+
+    own = {name: tensor.clone() for name, tensor in state.items()}  # views would keep the large ones alive
+    try:
+        with quiet_transformers(), no_init_weights():
+            result = auto_class(config).from_config(
+                config, dtype=torch.float32, attn_implementation=model.config._attn_implementation
+            )
+        outcome = result.load_state_dict(own, strict=False, assign=True)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"model_type '{config.model_type}' makes no model of this shape "
+            f"({str(error).strip().splitlines()[-1].strip()}); prune other parts"
+        ) from None
+    assert not outcome.unexpected_keys, outcome.unexpected_keys
+    result.tie_weights()
+    if result.can_generate():
+        result.generation_config = copy.deepcopy(model.generation_config)
+    return result.eval()

@@ -1,0 +1,345 @@
+"""What can be taken out of a model, and what must go with it.
+
+A *unit* is the smallest thing that goes as a whole: a key-value head with the query heads that read it, or a
+neuron of an MLP. It ends in columns of one linear layer, its *reader* (o_proj, down_proj): without the unit
+the reader has fewer inputs, and the block's output keeps its width. The channels of the residual stream are
+units of their own kind, since every block reads and writes them.
+
+Which entries of which parameters belong to a unit is the answer of torch-pruning's dependency graph (Fang et
+al. 2023, DepGraph, arXiv 2301.12900), built from one traced forward pass, with no table of architectures.
+What the graph says is checked: the units of a reader must share nothing, and must together be every tensor
+they touch. A layer of k stacked parts (GPT-2's query, key and value in one) appears in the graph as its
+first part; the others follow it. The cost is one forward pass of a few tokens and lists of indices.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import MissingExtra, UserError
+from compress.models.running import gradients
+from compress.models.stacks import decoder_blocks
+from compress.tasks.base import task_of
+
+Kind = Literal["heads", "neurons"]
+_TOKENS = 5
+_HEAD_WIDTHS = ("head_dim", "attention_head_size")  # what attention modules call it
+
+
+@dataclass(frozen=True)
+class Part:
+    """The entries of one axis of a parameter that belong to each unit.
+
+    Attributes:
+        parameter: full name; a tied one under the name that `named_parameters` gives it.
+        axis: of the tensor as it is stored.
+        entries: int64 (units, entries per unit); no entry twice, and all of the axis together.
+    """
+
+    parameter: str
+    axis: int
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """The units of one sublayer.
+
+    Attributes:
+        block: its number.
+        kind: what the units are.
+        reader: full name of the linear layer that reads them.
+        columns: of the reader's inputs, int64 (units, columns per unit).
+        parts: every parameter that holds something of them, the reader's weight among them.
+    """
+
+    block: int
+    kind: Kind
+    reader: str
+    columns: Tensor
+    parts: tuple[Part, ...]
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return len(self.columns)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All units: those of the sublayers, block by block, and the channels of the residual stream."""
+
+    sublayers: tuple[Sublayer, ...]
+    stream: tuple[Part, ...]
+    width: int
+
+    def of(self, kind: Kind) -> tuple[Sublayer, ...]:
+        """The sublayers of one kind."""
+        return tuple(s for s in self.sublayers if s.kind == kind)
+
+    def units(self, kind: Kind) -> int:
+        """Units per block; 0 where blocks differ, since the configuration holds one number for all."""
+        counts = {s.units for s in self.of(kind)}
+        return counts.pop() if len(counts) == 1 else 0
+
+    def of_blocks(self, prefix: str, kept: list[int]) -> "Structure":
+        """That of the model with only the blocks `kept` of its list `prefix`, under their new numbers."""
+        new = {f"{prefix}.{old}.": f"{prefix}.{number}." for number, old in enumerate(kept)}
+
+        def rename(name: str) -> str | None:
+            if not name.startswith(f"{prefix}."):
+                return name
+            own = ".".join(name.split(".")[: prefix.count(".") + 2]) + "."
+            return name.replace(own, new[own], 1) if own in new else None
+
+        def parts(old: tuple[Part, ...]) -> tuple[Part, ...]:
+            named = ((rename(part.parameter), part) for part in old)
+            return tuple(replace(part, parameter=name) for name, part in named if name is not None)
+
+        sublayers = tuple(
+            replace(s, block=kept.index(s.block), reader=str(rename(s.reader)), parts=parts(s.parts))
+            for s in self.sublayers
+            if s.block in kept
+        )
+        return Structure(sublayers, parts(self.stream), self.width)
+
+
+def require_torch_pruning() -> None:
+    """Raise MissingExtra where the package is absent."""
+    if find_spec("torch_pruning") is None:
+        raise MissingExtra("torch-pruning", "pruning", "prune_structured")
+
+
+def find_structure(model: Any) -> Structure:
+    """Trace the model on a few tokens and read its units off the graph.
+
+    Raises:
+        UserError: torch-pruning is absent, or its graph does not describe this architecture.
+    """
+    require_torch_pruning()
+    kind = model.config.model_type
+    try:
+        with _traceable(model), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")  # the graph warns of every norm that it has no class for
+            return _Reader(model).structure()
+    except (
+        _Unclear,
+        AssertionError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"prune_structured: the dependency graph of model_type '{kind}' is not clear "
+            f"({str(error).strip() or type(error).__name__}); take prune_layers or prune_magnitude instead"
+        ) from None
+
+
+class _Unclear(Exception):
+    """What the graph says cannot be."""
+
+
+@contextmanager
+def _traceable(model: Any) -> Iterator[None]:
+    """Attention in plain operations, which the graph can follow, and gradients, which it is made of."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with gradients(model, True):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class _Reader:
+    """One graph, and what is read off it."""
+
+    def __init__(self, model: Any) -> None:
+        from torch_pruning import DependencyGraph
+        from transformers.pytorch_utils import Conv1D
+
+        self.model, self.conv1d = model, Conv1D
+        self.modules = {module: name for name, module in model.named_modules()}
+        self.parameters = {id(p): name for name, p in model.named_parameters()}
+        self.sizes = {name: p.shape for name, p in model.named_parameters()}
+        ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device)[None]
+        self.graph = DependencyGraph()
+        self.graph.build_dependency(
+            model,
+            ids,
+            forward_fn=_forward,
+            customized_pruners={Conv1D: _conv1d_pruner(Conv1D)},
+            verbose=False,
+        )
+        _join_plainly(self.graph)
+
+    def structure(self) -> Structure:
+        embedding = self.model.get_input_embeddings()
+        width = int(embedding.embedding_dim)
+        stream = self._parts(embedding, "out", torch.arange(width)[None])
+        written = {part.parameter for part in stream}
+        prefix, blocks = decoder_blocks(self.model)
+        sublayers = []
+        for index, block in enumerate(blocks):
+            for name, module in block.named_modules():
+                full = f"{prefix}.{index}.{name}"
+                if self._is_linear(module) and self._writes(full, module, stream):
+                    sublayers.append(self._sublayer(index, full, module, written))
+        if not sublayers:
+            raise _Unclear("no layer writes to the residual stream")
+        return Structure(tuple(sublayers), _one_channel_each(stream), width)
+
+    def _sublayer(self, block: int, name: str, module: Any, written: set[str]) -> Sublayer:
+        columns = int(module.weight.shape[self._axis(module, "in")])
+        everything = torch.arange(columns)
+        feeding = self._group(module, "in", everything[:1])
+        widths = {w for name, _ in feeding if (w := self._head_width(name)) is not None}
+        if not widths:
+            parts = self._parts(module, "in", everything[None])
+            return Sublayer(block, "neurons", name, everything[:, None], _one_channel_each(parts))
+        head = widths.pop()
+        # of key-value heads there are as many as the narrowest layer that makes them has room for
+        units = (
+            min(columns, *(self.sizes[n][axis] for n, axis in feeding if not self._is_head_norm(n, head)))
+            // head
+        )
+        if widths or not units or columns % (units * head):
+            raise _Unclear(f"'{name}' reads {columns} columns, not {units} groups of whole heads")
+        own = everything.view(units, -1)
+        return Sublayer(block, "heads", name, own, self._parts(module, "in", own, head))
+
+    def _parts(self, module: Any, side: str, units: Tensor, head: int | None = None) -> tuple[Part, ...]:
+        """Of every parameter that goes with the units (units, channels) of a module's inputs or outputs.
+
+        `head`: of so many channels at a time; the graph does not end where several query heads of one
+        key-value head are asked for together.
+        """
+        found: dict[tuple[str, int], list[list[int]]] = {}
+        for number, unit in enumerate(units):
+            for channels in unit.split(head or len(unit)):
+                for key, entries in self._group(module, side, channels).items():
+                    found.setdefault(key, [[] for _ in units])[number] += entries
+        return tuple(
+            self._part(key, lists) for key, lists in found.items() if not self._is_head_norm(key[0], head)
+        )
+
+    def _group(self, module: Any, side: str, channels: Tensor) -> dict[tuple[str, int], list[int]]:
+        """(parameter, axis) -> its entries that go with some channels of a module."""
+        pruner = self.graph.get_pruner_of_module(module)
+        prune = pruner.prune_out_channels if side == "out" else pruner.prune_in_channels
+        found: dict[tuple[str, int], list[int]] = {}
+        for item in self.graph.get_pruning_group(module, prune, channels.tolist()):
+            for key in self._tensors(item.dep.target.module, item.dep.handler.__name__):
+                found.setdefault(key, []).extend(item.idxs)
+        return found
+
+    def _part(self, key: tuple[str, int], lists: list[list[int]]) -> Part:
+        """The entries, those of stacked parts included, checked to be each entry once."""
+        (name, axis), size = key, self.sizes[key[0]][key[1]]
+        rows = [list(dict.fromkeys(entries)) for entries in lists]  # in the order of the root's channels
+        covered = sum(map(len, rows))
+        if len({len(row) for row in rows}) != 1 or not covered or size % covered:
+            raise _Unclear(f"'{name}' has {size} entries, of which {covered} belong to units")
+        entries = torch.tensor(rows)
+        stacked = [entries + covered * number for number in range(size // covered)]
+        entries = torch.cat(stacked, dim=1)
+        if not torch.equal(entries.flatten().sort().values, torch.arange(size)):
+            raise _Unclear(f"'{name}' belongs to units that share entries")
+        return Part(name, axis, entries)
+
+    def _tensors(self, target: Any, handler: str) -> Iterator[tuple[str, int]]:
+        """(parameter, axis) of what an entry of the graph's group stands for; none for an operation."""
+        if isinstance(target, nn.Parameter):
+            yield self.parameters[id(target)], target.dim() - 1
+        elif type(target).__module__.startswith("torch_pruning"):
+            return
+        elif self._is_linear(target):
+            side = "out" if handler == "prune_out_channels" else "in"
+            yield self._named(target.weight), self._axis(target, side)
+            if side == "out" and target.bias is not None:
+                yield self._named(target.bias), 0
+        elif isinstance(target, nn.Embedding | nn.LayerNorm):
+            for parameter in target.parameters(recurse=False):
+                yield self._named(parameter), parameter.dim() - 1
+        else:
+            raise _Unclear(f"'{self.modules.get(target, target)}' is a {type(target).__name__}")
+
+    def _writes(self, name: str, module: Any, stream: tuple[Part, ...]) -> bool:
+        """Whether a linear layer's outputs are the stream's channels."""
+        own = (self._named(module.weight), self._axis(module, "out"))
+        return any((part.parameter, part.axis) == own for part in stream)
+
+    def _head_width(self, parameter: str) -> int | None:
+        """The width of a head, where the parameter's layer belongs to an attention module."""
+        module = self.model.get_submodule(parameter.rpartition(".")[0].rpartition(".")[0])
+        return next((int(w) for w in (getattr(module, n, None) for n in _HEAD_WIDTHS) if w), None)
+
+    def _is_head_norm(self, name: str, head: int | None) -> bool:
+        """Whether a parameter is a gain that all heads share (Qwen3's query and key norms)."""
+        return head is not None and self.sizes[name] == (head,) and name.rpartition(".")[2] == "weight"
+
+    def _named(self, parameter: Tensor) -> str:
+        return self.parameters[id(parameter)]
+
+    def _is_linear(self, module: Any) -> bool:
+        return isinstance(module, nn.Linear | self.conv1d)
+
+    def _axis(self, module: Any, side: str) -> int:
+        """The axis of a stored weight (out, in), which Conv1D stores transposed."""
+        return int((side == "in") != isinstance(module, self.conv1d))
+
+
+def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Parts of one query over all channels, taken apart: (1, stacked * channels) -> (channels, stacked)."""
+    channels = min(part.entries.numel() for part in parts)
+    return tuple(Part(p.parameter, int(p.axis), p.entries.view(-1, channels).T.contiguous()) for p in parts)
+
+
+def _forward(model: Any, ids: Tensor) -> Tensor:
+    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
+    return model(input_ids=ids, **cache)[0]
+
+
+def _join_plainly(graph: Any) -> None:
+    """Let concatenations keep the channels' numbers.
+
+    The ones of a transformer join halves of a head (rotary positions), inside of what goes as a whole. The
+    graph takes them for joined features and shifts the numbers, in a circle without an end.
+    """
+    for node in graph.module2node.values():
+        if type(node.module).__name__ == "_ConcatOp":
+            node.enable_index_mapping = False
+            around = [*node.dependencies, *(d for n in (*node.inputs, *node.outputs) for d in n.dependencies)]
+            for dependency in around:
+                if node in (dependency.source, dependency.target):
+                    dependency.index_mapping = [None, None]
+
+
+def _conv1d_pruner(conv1d: type) -> Any:
+    """Tells the graph how many channels GPT-2's transposed linear layer has; nothing is cut through it."""
+    from torch_pruning import BasePruningFunc
+
+    class Conv1DPruner(BasePruningFunc):  # type: ignore[misc] # untyped
+        TARGET_MODULES = conv1d
+
+        def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
+            return layer
+
+        def prune_in_channels(self, layer: Any, idxs: Any) -> Any:  # another: inputs are not outputs
+            return layer
+
+        def get_out_channels(self, layer: Any) -> int:
+            return int(layer.nf)
+
+        def get_in_channels(self, layer: Any) -> int:
+            return int(layer.nx)
+
+    return Conv1DPruner()

@@ -1,0 +1,1 @@
+"""Documents, and the windows that are cut from them."""

@@ -1,0 +1,280 @@
+"""Text to disjoint token windows: train, held-out, calibration, evaluation, each with a hash.
+
+Documents are put in an order that depends only on their names, and whole documents go to one part, so
+that no part shares a file with another. A text of a few documents is cut at line ends into pieces that
+keep their order, and the parts are contiguous stretches of it. Evaluation takes its share from the end,
+then calibration, then held-out; training gets what is left.
+
+A tokenizer that is still to be trained sees the training share only.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from compress.errors import UserError
+from compress.host.progress import track
+from compress.text.documents import Document, load_documents
+from compress.text.translation import Translation
+
+_MANY_DOCUMENTS = 64
+_PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 256, 200, 4000  # characters
+# of the text: what evaluation, calibration and held-out may take when a tokenizer is trained on the rest
+_POOL_SHARE = 0.25
+_SHINGLE = 48  # tokens that must agree in a row to count as the same text
+_OVERLAP_REFUSED = 0.02
+
+Tokens = NDArray[np.int32]
+
+
+class DataConfig(BaseModel):
+    """The `data` section of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str | list[str] = Field(
+        "stdlib",
+        description="'stdlib' (the Python library's own source), files (.txt, .md, .py, .jsonl, .parquet), "
+        "folders, or 'datasets:NAME[/CONFIG][:SPLIT]'",
+    )
+    calibration_text: str | list[str] | None = Field(
+        None, description="calibrate on other text than `text`; it must not overlap the evaluation text"
+    )
+    window: int = Field(1024, ge=8, le=65536, description="tokens per window")
+    evaluation_windows: int = Field(20, ge=2, le=100_000, description="that quality is measured on")
+    calibration_windows: int = Field(
+        32, ge=1, le=100_000, description="that quantization and pruning look at activations of"
+    )
+    heldout_windows: int = Field(8, ge=1, le=10_000, description="for loss curves and early stopping")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of tokens that do not overlap.
+
+    Attributes:
+        tokens: int32 (n, window).
+        bytes: UTF-8 bytes of the text that the predicted tokens (all but each window's first) stand for.
+        sha256: of the tokens.
+    """
+
+    tokens: Tokens
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TextData:
+    """The parts of a text; no token is in two of them."""
+
+    source: str
+    window: int
+    train: Tokens = field(repr=False)
+    train_sha256: str
+    heldout: Windows
+    calibration: Windows
+    evaluation: Windows
+
+
+def prepare(
+    config: DataConfig,
+    documents: Sequence[Document],
+    tokenizer: Any,
+    *,
+    training: bool,
+    tokenizer_from_text: bool = False,
+) -> TextData:
+    """Tokenise and cut.
+
+    Args:
+        config: the recipe's data section.
+        documents: as `load_documents(config.text)` gave them.
+        tokenizer: a fast tokenizer.
+        training: whether a pass will train; if so the text must leave at least two windows for it.
+        tokenizer_from_text: the tokenizer was trained on `training_documents`, which no window may touch.
+
+    Raises:
+        UserError: the text is too short for the windows asked, or calibration overlaps evaluation.
+    """
+    units = _units(documents)
+    taker = _Taker(config, units, tokenizer, len(training_documents(documents)) if tokenizer_from_text else 0)
+    evaluation = taker.windows(config.evaluation_windows, "evaluation_windows")
+    if config.calibration_text is None:
+        calibration = taker.windows(config.calibration_windows, "calibration_windows")
+    else:
+        other = _Taker(config, _units(load_documents(config.calibration_text)), tokenizer)
+        calibration = other.windows(config.calibration_windows, "calibration_windows")
+        refuse_overlap(calibration.tokens, evaluation.tokens)
+    heldout = taker.windows(config.heldout_windows, "heldout_windows")
+    train = taker.rest() if training else np.zeros(0, dtype=np.int32)
+    if training and len(train) < 2 * config.window:
+        raise UserError(
+            f"data.text: {_named(config.text)} leaves {len(train)} tokens to train on; at least "
+            f"{2 * config.window} are needed: give more text or fewer windows"
+        )
+    source = _named(config.text)
+    return TextData(source, config.window, train, digest(train), heldout, calibration, evaluation)
+
+
+def renumbered(data: TextData, words: Translation) -> TextData:
+    """The same text in a smaller vocabulary; windows keep their length, and where tokens become pieces
+    lose their end."""
+
+    def windows(old: Windows) -> Windows:
+        tokens = words.cut(old.tokens)
+        return Windows(tokens, old.bytes, digest(tokens))
+
+    train = words.stream(data.train)
+    return TextData(
+        data.source, data.window, train, digest(train), windows(data.heldout), windows(data.calibration),
+        windows(data.evaluation),
+    )  # fmt: skip
+
+
+def training_documents(documents: Sequence[Document]) -> list[Document]:
+    """The documents a tokenizer may be trained on: all that evaluation cannot reach."""
+    units = _units(documents)
+    return units[: len(units) - _pool_size(units)]
+
+
+def refuse_overlap(calibration: Tokens, evaluation: Tokens) -> None:
+    """Raise UserError when calibration windows hold text of the evaluation windows.
+
+    Compares runs of 48 tokens, across the borders of windows, which may be shorter; up to 2 % may agree,
+    since real files share licence headers.
+    """
+    length = min(_SHINGLE, calibration.size, evaluation.size)
+    seen = {run.tobytes() for run in _runs(calibration, length, 1)}
+    runs = _runs(evaluation, length, _SHINGLE // 2)
+    share = sum(run.tobytes() in seen for run in runs) / max(len(runs), 1)
+    if share > _OVERLAP_REFUSED:
+        raise UserError(
+            f"data.calibration_text: {100 * share:.0f} % of the evaluation text is also in the calibration "
+            "text, which would flatter the result; calibrate on other text"
+        )
+
+
+def digest(tokens: Tokens) -> str:
+    """SHA-256 of tokens as little-endian int32."""
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
+
+
+class _Taker:
+    """Hands out units from the end, tokenised, in their own order; each unit once."""
+
+    def __init__(
+        self, config: DataConfig, units: list[Document], tokenizer: Any, untouchable: int = 0
+    ) -> None:
+        self.config, self.units, self.tokenizer = config, list(units), tokenizer
+        self.untouchable = untouchable  # first units that windows must leave alone
+        self.pieces = len(units) - untouchable
+        end = tokenizer.eos_token_id
+        self.separator = [] if end is None else [end]
+
+    def windows(self, count: int, what: str) -> Windows:
+        """Take as many units as fill `count` windows."""
+        window, need = self.config.window, count * self.config.window
+        taken: list[tuple[Tokens, Tokens]] = []
+        have, before = 0, self.pieces + self.untouchable - len(self.units)
+        while have < need and len(self.units) > self.untouchable:
+            taken.append(self._encode(self.units.pop()))
+            have += len(taken[-1][0])
+        if have < need:
+            gone = f" after {before} of {self.pieces} pieces went to other windows" if before else ""
+            raise UserError(
+                f"data.{what}: {count} windows of {window} tokens need {need} tokens, but "
+                f"{_named(self.config.text)} has {have}{gone}: give more text, or a smaller data.{what} "
+                "or data.window"
+            )
+        stream = np.concatenate([ids for ids, _ in reversed(taken)])[:need].reshape(count, window)
+        lengths = np.concatenate([size for _, size in reversed(taken)])[:need].reshape(count, window)
+        self._frame(stream, lengths)
+        return Windows(stream, int(lengths[:, 1:].sum()), digest(stream))
+
+    def _frame(self, stream: Tokens, lengths: Tokens) -> None:
+        """Encoders read text between two tokens of their own: they replace a window's first and last."""
+        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        if begin is not None and end is not None and begin != end:
+            stream[:, 0], stream[:, -1] = begin, end
+            lengths[:, 0] = lengths[:, -1] = 0
+
+    def rest(self) -> Tokens:
+        """All that is left, as one stream."""
+        parts: list[Tokens] = []
+        left, self.units = self.units, []
+        with track(sum(len(u.text) for u in left), "tokenising", "characters") as progress:
+            for start in range(0, len(left), 256):
+                batch = left[start : start + 256]
+                texts = [u.text for u in batch]
+                encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                for unit, ids in zip(batch, encoded, strict=True):
+                    parts.append(np.array(ids + self._end(unit), dtype=np.int32))
+                progress.advance(sum(len(text) for text in texts))
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+
+    def _end(self, unit: Document) -> list[int]:
+        return self.separator if unit.ends else []
+
+    def _encode(self, unit: Document) -> tuple[Tokens, Tokens]:
+        """Token ids and the bytes of text each stands for; a separator stands for none."""
+        encoded = self.tokenizer(
+            unit.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        # position of every character in bytes; one character may be split over several tokens, whose
+        # spans then coincide: each counts from the furthest end so far
+        widths = np.frombuffer(unit.text.encode("utf-32-le"), dtype="<u4")
+        sizes = 1 + (widths > 0x7F) + (widths > 0x7FF) + (widths > 0xFFFF)
+        position = np.concatenate(([0], np.cumsum(sizes)))
+        ends = np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
+        ends = np.maximum.accumulate(position[ends]) if len(ends) else ends
+        lengths = np.diff(ends, prepend=0)
+        end = self._end(unit)
+        ids = np.array(encoded["input_ids"] + end, dtype=np.int32)
+        return ids, np.concatenate((lengths, np.zeros(len(end)))).astype(np.int32)
+
+
+def _units(documents: Sequence[Document]) -> list[Document]:
+    """Documents in an order set by their names; a few long ones cut into pieces that keep their order."""
+    if len(documents) >= _MANY_DOCUMENTS:
+        return sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest())
+    total = sum(len(document.text) for document in documents)
+    size = min(max(total // _PIECES, _SHORTEST_PIECE), _LONGEST_PIECE)
+    return [piece for document in documents for piece in _pieces(document, size)]
+
+
+def _pieces(document: Document, characters: int) -> list[Document]:
+    pieces, lines, size = [], [], 0
+    for line in document.text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= characters:
+            pieces.append("".join(lines))
+            lines, size = [], 0
+    if lines:
+        pieces.append("".join(lines))
+    last = len(pieces) - 1
+    return [Document(f"{document.name}#{i}", text, ends=i == last) for i, text in enumerate(pieces)]
+
+
+def _pool_size(units: Sequence[Document]) -> int:
+    limit = _POOL_SHARE * sum(len(unit.text) for unit in units)
+    taken = 0
+    for index, unit in enumerate(reversed(units)):
+        taken += len(unit.text)
+        if taken > limit:
+            return index
+    return len(units)
+
+
+def _runs(windows: Tokens, length: int, stride: int) -> list[Tokens]:
+    stream = windows.ravel()
+    return [stream[i : i + length] for i in range(0, len(stream) - length + 1, stride)]
+
+
+def _named(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else ", ".join(text)

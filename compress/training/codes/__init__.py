@@ -1,0 +1,1 @@
+"""Scales and roundings that learn, with the codes frozen or not."""
