@@ -14,8 +14,8 @@ from compress.passes.distill import Distill
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.records.records import Manifest
-from compress.run.pipeline import _changed, make
+from compress.records.records import Manifest, changed_settings
+from compress.run.pipeline import make
 from compress.run.recipe import parse
 
 # a third-party export: neither its name nor that of its folder is one of ours
@@ -71,10 +71,10 @@ def test_a_third_party_export_is_no_weights(
 
 
 def test_changed_settings_are_those_unlike_the_defaults() -> None:
-    assert _changed(PruneMagnitude()) == {}
-    assert _changed(Distill(tokens=5, temperature=1.0)) == {"tokens": 5}
+    assert changed_settings(PruneMagnitude()) == {}
+    assert changed_settings(Distill(tokens=5, temperature=1.0)) == {"tokens": 5}
     int4 = QuantizeGPTQ.model_validate({"format": {"kind": "int4", "group": 32}})
-    assert _changed(int4) == {"format": {"kind": "int4", "group": 32}}
+    assert changed_settings(int4) == {"format": {"kind": "int4", "group": 32}}
     default = QuantizeGPTQ.model_fields["format"]
     if not default.is_required():
-        assert _changed(QuantizeGPTQ()) == {}
+        assert changed_settings(QuantizeGPTQ()) == {}

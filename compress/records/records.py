@@ -94,6 +94,17 @@ class PassRecord(Record):
         return [CurvePoint(*row) for row in rows] if isinstance(rows, list) else []
 
 
+def changed_settings(value: BaseModel) -> dict[str, Any]:
+    """The fields that differ from their defaults or have none, as JSON values; of a format its kind, too."""
+    stated: dict[str, Any] = {}
+    whole = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+            stated[name] = changed_settings(inner) if isinstance(inner, BaseModel) else whole[name]
+    return stated
+
+
 class CurvePoint(NamedTuple):
     """A point of `loss_curve` in a step's notes.
 

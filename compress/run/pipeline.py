@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 
 from compress.artifact.bundle import Bundle, code_files
 from compress.context import Context
@@ -25,7 +24,7 @@ from compress.models.checkpoints import load_tokenizer, weight_files
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord
+from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord, changed_settings
 from compress.run.recipe import Recipe
 from compress.run.store import (
     StepStore,
@@ -212,7 +211,7 @@ class _Maker:
             name=step.name(),
             kind=step.kind,
             config=step.model_dump(mode="json"),
-            changed=_changed(step),
+            changed=changed_settings(step),
             exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
             seconds=seconds,
             peak_rss_bytes=peak_rss_bytes(),
@@ -277,17 +276,6 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
         }
         return {need: parts[need]() for need in sorted(step.requires())}
-
-
-def _changed(value: BaseModel) -> dict[str, Any]:
-    """The fields that differ from their defaults or have none, as JSON values; of a format its kind, too."""
-    stated: dict[str, Any] = {}
-    whole = value.model_dump(mode="json")
-    for name, field in type(value).model_fields.items():
-        inner = getattr(value, name)
-        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
-            stated[name] = _changed(inner) if isinstance(inner, BaseModel) else whole[name]
-    return stated
 
 
 def _identity(checkpoint: str) -> list[str]:
