@@ -94,8 +94,8 @@ class PassRecord(Record):
         return [CurvePoint(*row) for row in rows] if isinstance(rows, list) else []
 
 
-def changed_settings(value: BaseModel) -> dict[str, Any]:
-    """The fields that differ from their defaults or have none, as JSON values; of a format its kind, too."""
+def changed_settings(value: Any) -> dict[str, Any]:
+    """Fields of a pass (a pydantic value) unlike their defaults or without, as JSON; of a format its kind, too."""
     stated: dict[str, Any] = {}
     whole = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
