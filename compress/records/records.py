@@ -95,7 +95,7 @@ class PassRecord(Record):
 
 
 def changed_settings(value: Any) -> dict[str, Any]:
-    """Fields of a pass (a pydantic value) unlike their defaults or without, as JSON; of a format its kind, too."""
+    """Fields of a pass (a pydantic value) unlike their defaults, or without; of a format its kind, too."""
     stated: dict[str, Any] = {}
     whole = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
