@@ -317,7 +317,7 @@ def _measure_steps(
     for variant in made.variants:
         if variant.name == "base":
             continue
-        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.name.startswith("export")]
+        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.is_export]
         inner += [(variant.name, i, s) for i, s in changing[:-1]]
     if not inner:
         return []

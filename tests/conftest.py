@@ -77,3 +77,12 @@ def page_folder(
     (tmp_path / "my.txt").symlink_to(whole / "my.txt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The records of a real tiny run, made once; see `report_records.Records`."""
+    import cli_helpers  # here, since they are only for those who ask
+    import report_records
+
+    return report_records.load(cli_helpers.built_once(tmp_path_factory, "report", report_records.make))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import ROOT, blocks
+from report_records import Records
 from training_set import tiny_bundle
 
 import compress
@@ -107,11 +108,10 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_results_table_comes_from_records() -> None:
+def test_results_table_comes_from_records(records: Records) -> None:
     import readme_table
-    from report_records import demo_run
 
-    record, results, _ = demo_run()
+    record, results, _ = records
     assert isinstance(record, RunRecord)
     assert isinstance(results[0], Result)
     assert isinstance(record.references[0], Reference)

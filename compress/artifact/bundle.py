@@ -175,6 +175,7 @@ class Bundle:
             sparse=sparse,
             storage=self.storage,
             files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            exports=tuple(self.exports),
         )
         manifest.write(folder / MANIFEST)
         return manifest
@@ -251,7 +252,8 @@ class Bundle:
         linears = dict(model.named_modules())
         masked = [name for name in manifest.masked if name in linears] if masks else []
         kept = {name: matrix(linears[name]) != 0 for name in masked}
-        exports = {name: folder / name for name in EXPORTS if (folder / name).is_dir()}
+        folders = dict.fromkeys((*EXPORTS, *manifest.exports))
+        exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
 
     @classmethod

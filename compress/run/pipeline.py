@@ -24,7 +24,7 @@ from compress.models.checkpoints import load_tokenizer, weight_files
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord
+from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord, changed_settings
 from compress.run.recipe import Recipe
 from compress.run.store import (
     StepStore,
@@ -209,7 +209,10 @@ class _Maker:
             return found
         record = PassRecord(
             name=step.name(),
+            kind=step.kind,
             config=step.model_dump(mode="json"),
+            changed=changed_settings(step),
+            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
             seconds=seconds,
             peak_rss_bytes=peak_rss_bytes(),
             parent=parent,
@@ -249,8 +252,8 @@ class _Maker:
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
-                name=name, config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
-                parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
+                name=name, kind="source", config=config, seconds=time.perf_counter() - started,
+                peak_rss_bytes=None, parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
@@ -260,7 +263,7 @@ class _Maker:
     def _without_exports(self, name: str) -> str:
         """The last step of a variant that changed weights: children do not depend on exports."""
         current = self.ends[name]
-        while (record := self.store.record(current)).name.startswith("export") and record.parent:
+        while (record := self.store.record(current)).is_export and record.parent:
             current = record.parent
         return current
 
