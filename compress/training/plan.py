@@ -1,6 +1,6 @@
 """How to optimise: the fields that every training pass shares."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -17,6 +17,7 @@ class Optimization(BaseModel):
     """Settings of the loop; defaults suit small models trained from scratch with Muon."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    incidental: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "trackers"})
 
     tokens: int = Field(1_000_000, ge=1, description="tokens to train on, rounded up to whole steps")
     batch: int = Field(8, ge=1, le=4096, description="windows per micro-batch")

@@ -21,7 +21,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class Tuning(BaseModel):
     """How to tune: the fields that tuning passes share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    incidental: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
     tokens: int = Field(100_000, ge=1, description="tokens to tune on, rounded up to whole steps")
     batch: int = Field(4, ge=1, le=4096, description="windows per step")
