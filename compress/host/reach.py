@@ -133,39 +133,37 @@ def _read(name: str) -> Source:
     if tree is None:  # a compiled module, or for another Python
         return Source(hashlib.sha256(content).hexdigest())
     package = name if file.stem == "__init__" else name.rpartition(".")[0]
-    at_once, later = _imports(tree, package)
-    return Source(hashlib.sha256(_bare(tree).encode()).hexdigest(), at_once, later)
+    found: tuple[set[str], set[str]] = set(), set()
+    for statement, inside in _statements(tree, inside=False):
+        found[inside].update(_named(statement, package))
+    if b"import_module(" in content or b"__import__(" in content:  # else no need to look into expressions
+        found[0].update(filter(None, map(_asked_for, ast.walk(tree))))
+    text = ast.dump(tree)  # without places in the file, and now without docstrings
+    return Source(hashlib.sha256(text.encode()).hexdigest(), frozenset(found[0]), frozenset(found[1]))
 
 
-def _bare(tree: ast.Module) -> str:
-    """The tree as text, without strings that stand alone (docstrings) and without places in the file."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not _stands_alone(s)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+def _statements(node: ast.AST, *, inside: bool) -> Iterator[tuple[ast.stmt, bool]]:
+    """All statements below a node, and whether a function holds them; strings that stand alone are taken out.
+
+    Those under `if TYPE_CHECKING` are passed over.
+    """
+    inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    never = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+        children = getattr(node, block, [])
+        children[:] = [child for child in children if not _stands_alone(child)]
+        for child in children if not (never and block == "body") else ():
+            if isinstance(child, ast.stmt):
+                yield child, inside
+            yield from _statements(child, inside=inside)
 
 
 def _stands_alone(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _imports(tree: ast.Module, package: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Dotted names that a module of `package` imports at once, and those that its functions import."""
-    found: tuple[set[str], set[str]] = set(), set()
-    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
-    while waiting:
-        node, inside = waiting.pop()
-        found[inside].update(_named(node, package))
-        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        never = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        children = node.orelse if never and isinstance(node, ast.If) else ast.iter_child_nodes(node)
-        waiting += [(child, inside) for child in children]
-    return frozenset(found[0]), frozenset(found[1])
-
-
-def _named(node: ast.AST, package: str) -> Iterator[str]:
-    """The dotted names that one statement or call imports."""
+def _named(node: ast.stmt, package: str) -> Iterator[str]:
+    """The dotted names that a statement imports."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield alias.name
@@ -176,14 +174,14 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
         above = here[: len(here) + 1 - node.level] if node.level else []
         base = ".".join([*above, *([node.module] if node.module else [])])
         yield from (base if alias.name == "*" else f"{base}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.Call) and (asked := _asked_for(node)):
-        yield asked
 
 
-def _asked_for(call: ast.Call) -> str:
-    """The module that `import_module("...")` names; empty for any other call."""
-    name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
-    first = call.args[0] if call.args else None
+def _asked_for(node: ast.AST) -> str:
+    """The module that `import_module("...")` names; empty for anything else."""
+    if not isinstance(node, ast.Call):
+        return ""
+    name = getattr(node.func, "id", "") or getattr(node.func, "attr", "")
+    first = node.args[0] if node.args else None
     if name in ("import_module", "__import__") and isinstance(first, ast.Constant):
         return str(first.value)
     return ""

@@ -154,6 +154,20 @@ def save_configurations(model: Any, folder: Path, config: Any = None) -> None:
         model.generation_config.save_pretrained(folder)
 
 
+def with_generation_settings(model: Any, folder: Path) -> Any:
+    """A model that was made of a configuration alone, with the settings of generation that lie beside it.
+
+    What ends a text is often written there only.
+    """
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if model.can_generate() and file.is_file():
+        with loading(f"{file}: no settings of generation"):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hold back transformers' own bars and warnings while it loads; what matters we say ourselves."""
