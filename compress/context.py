@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from compress.models.running import Precision
 from compress.records.records import Lineage
 
-if (
-    TYPE_CHECKING
-):  # text decides by what it says, not by the code that cuts it: passes do not reach that from here
+if TYPE_CHECKING:  # text decides by what it says: no pass reaches the code that cuts it through this
     from compress.text.windows import TextData
 
 
@@ -121,4 +119,13 @@ class Surroundings(Protocol):
     @property
     def precision(self) -> Precision:
         """What the forward pass computes in."""
+        ...
+
+
+class Classroom(Surroundings, Protocol):
+    """What a training that learns from a model needs besides."""
+
+    @property
+    def teacher(self) -> Callable[[], Original]:
+        """Loads the model that the run started from."""
         ...

@@ -24,10 +24,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-# They name, show, complain, spell records, or send curves elsewhere: no weight and no number is theirs.
-TELLING = frozenset(
+# They name, show, complain, spell records, send curves elsewhere, or serve callers outside a run: no weight
+# and no number of a run is theirs.
+ASIDE = frozenset(
     {
         "compress",  # loads public names from elsewhere
+        "compress.artifact.applied",
         "compress.version",
         "compress.errors",
         "compress.host.progress",
@@ -86,7 +88,7 @@ def reach(*roots: str) -> Reach:
     waiting = [(root, True) for root in roots]
     while waiting:
         name, functions = waiting.pop()
-        if name in TELLING or known.get(name) in (True, functions):
+        if name in ASIDE or known.get(name) in (True, functions):
             continue
         known[name] = functions
         source = _source(name)

@@ -39,13 +39,5 @@ class Train(Pass, Optimization):
             UserError: the text does not fill one batch.
         """
         result = bundle.clone()
-
-        notes = optimise(
-            result.model,
-            self,
-            plain_text(),
-            context,
-            masks=bundle.masks,
-            what="training",
-        )
+        notes = optimise(result.model, self, plain_text(), context, masks=bundle.masks)
         return result.evolve(exports={}, notes=notes)

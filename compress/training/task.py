@@ -55,6 +55,8 @@ class Task:
         moving: every epoch cuts the text elsewhere; False: always the same windows.
         masks: a schedule of masks, for the layers that `optimise` was given masks of.
         judge_from: the first step whose weights may be kept: before it the model is not yet what is asked.
+        identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
+        notes: facts about it for the record.
     """
 
     loss: Loss
@@ -64,6 +66,8 @@ class Task:
     moving: bool = True
     masks: MaskSchedule | None = None
     judge_from: int = 0
+    identity: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def pruning(self, masks: MaskSchedule, judge_from: int) -> "Task":
         """The same with masks that change."""
