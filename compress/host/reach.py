@@ -85,7 +85,9 @@ def reach(*roots: str) -> Reach:
     tops = frozenset(root.partition(".")[0] for root in roots)
     known: dict[str, bool] = {}  # a module of ours -> whether what its functions import counts, too
     libraries: dict[str, str] = {}
-    waiting = [(root, True) for root in roots]
+    waiting = [(root, True) for root in roots] + [
+        (parent, False) for root in roots for parent in _parents(root)
+    ]
     while waiting:
         name, functions = waiting.pop()
         if name in ASIDE or known.get(name) in (True, functions):
