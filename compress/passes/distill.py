@@ -62,6 +62,6 @@ class Distill(Pass, Lesson):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        task = taught(self, result, context)
-        notes = optimise(result.model, self, task, context, masks=bundle.masks, what="distilling")
+        objective = taught(self, result, context)
+        notes = optimise(result.model, self, objective, context, masks=bundle.masks, what="distilling")
         return result.evolve(exports={}, notes=notes)

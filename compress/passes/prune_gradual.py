@@ -24,7 +24,7 @@ from compress.passes.base import Kind, Need, Pass
 from compress.solvers import gradual
 from compress.tasks.base import Task
 from compress.training.loop import optimise
-from compress.training.task import plain_text
+from compress.training.objectives.base import plain_text
 from compress.training.teaching.distillation import Lesson, taught
 from compress.training.teaching.guidance import Guidance
 
@@ -92,10 +92,10 @@ class PruneGradual(Pass, Lesson, ScopedSparsity):
         masks = {name: mask.clone() for name, mask in bundle.masks.items()}
         for name, module in modules.items():
             masks.setdefault(name, torch.ones(matrix(module).shape, dtype=torch.bool))
-        task = plain_text() if self.towards == "text" else taught(self, result, context)
+        objective = plain_text() if self.towards == "text" else taught(self, result, context)
         steps = self.steps(self.window or context.data.window)
-        task = task.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1)
-        notes = optimise(result.model, self, task, context, masks=masks, what="pruning")
+        objective = objective.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1)
+        notes = optimise(result.model, self, objective, context, masks=masks, what="pruning")
         removed = sum(int((~masks[name]).sum()) for name in modules)
         total = sum(masks[name].numel() for name in modules)
         facts: dict[str, Any] = {"removed": removed, "of": total, "sparsity": removed / total}

@@ -10,8 +10,8 @@ from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
 from compress.training.loop import optimise
+from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
-from compress.training.task import plain_text
 
 
 class Train(Pass, Optimization):

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from compress.errors import UserError, nearest
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.report.text import Results
+from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
 from compress.tasks.base import longest_text, task_of
@@ -96,7 +96,7 @@ class Quantized:
     folder: Path
     files: dict[str, Path]
     reasons: list[str]
-    results: Results
+    results: list[Result]
 
     def serving(self) -> dict[str, list[str]]:
         """Three lines per runtime that serve its file."""

@@ -1,4 +1,4 @@
-"""The one optimisation loop: base training, healing and distillation differ in their task only.
+"""The one optimisation loop: base training, healing and distillation differ in their objective only.
 
 A step takes its windows (`batches`), computes the loss on micro-batches, averages the gradient over them
 and over processes (`devices`), clips it to a norm, updates, and puts pruned weights back to zero
@@ -23,15 +23,15 @@ from compress.errors import UserError
 from compress.host.progress import SILENT, Tracker, track
 from compress.models.running import autocast
 from compress.training.notes import notes
+from compress.training.objectives.base import Moment, Objective
 from compress.training.plan import Optimization
 from compress.training.setup import Run, ready
-from compress.training.task import Moment, Task
 
 
 def optimise(
     model: Any,
     plan: Optimization,
-    task: Task,
+    objective: Objective,
     around: Surroundings,
     *,
     masks: Mapping[str, Tensor] | None = None,
@@ -42,9 +42,9 @@ def optimise(
     Args:
         model: a causal language model in float32.
         plan: the settings.
-        task: what to minimise, and what belongs to it.
+        objective: what to minimise, and what belongs to it.
         around: text, seed, device, and where the checkpoint lives.
-        masks: module name -> bool (out, in); False stays exactly zero. Written to where the task has a
+        masks: module name -> bool (out, in); False stays exactly zero. Written to where the objective has a
             schedule of masks: in the end they are those of the result.
         what: the label of the progress bar.
 
@@ -55,14 +55,14 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    with ready(model, plan, task, around, masks or {}) as run:
+    with ready(model, plan, objective, around, masks or {}) as run:
         _train(run, what)
     return notes(run, model)
 
 
 def _train(run: Run, what: str) -> None:
     """All steps that are left, each in the order it happens; the model then holds the weights to keep."""
-    plan, task, devices, progress = run.plan, run.task, run.devices, run.progress
+    plan, objective, devices, progress = run.plan, run.objective, run.devices, run.progress
     model, masks, average, keeper = run.model, run.masks, run.average, run.keeper
     saved = time.monotonic()
     model.train()
@@ -71,8 +71,8 @@ def _train(run: Run, what: str) -> None:
             began, step = time.monotonic(), progress.step
 
             # masks that change now
-            if task.masks is not None:
-                masks.update(task.masks(masks.layers, masks.kept, step, run.steps))
+            if objective.masks is not None:
+                masks.update(objective.masks(masks.layers, masks.kept, step, run.steps))
 
             # this process's windows of the step: forward, loss, backward, a micro-batch at a time
             torch.manual_seed(run.step_seed(step))
@@ -80,14 +80,14 @@ def _train(run: Run, what: str) -> None:
             for part in run.batches.micro_batches(step, plan.accumulate, devices.rank, devices.count):
                 rows = torch.from_numpy(part.rows).to(run.device)  # (windows, window + 1)
                 moment = Moment(step, run.steps, part.numbers)
-                if task.rewrite is not None:
-                    rows, start = task.rewrite(model, rows, moment)
+                if objective.rewrite is not None:
+                    rows, start = objective.rewrite(model, rows, moment)
                     moment = moment._replace(start=start)
                 inputs, targets = rows[:, :-1], rows[:, 1:]  # (windows, window) each
                 with devices.apart(run.wrapped, part.last):
                     with autocast(run.device, run.precision):
                         outputs = run.wrapped(input_ids=inputs, use_cache=False)
-                    loss = task.loss(outputs, inputs, targets, moment) * part.share
+                    loss = objective.loss(outputs, inputs, targets, moment) * part.share
                     devices.backward(loss, run.extra, part.last)
                 mean += loss.detach()
 
@@ -103,7 +103,7 @@ def _train(run: Run, what: str) -> None:
             value, tokens = devices.mean(mean), (step + 1) * run.step_tokens
             _check_finite(what, step + 1, value, heldout)
             progress.record(value, tokens, heldout, run.steps)
-            if heldout is not None and progress.step >= task.judge_from:
+            if heldout is not None and progress.step >= objective.judge_from:
                 progress.verdict.stale += 1  # unless something better is kept now
                 keeper.offer(progress, heldout)
                 if average.coefficient(step) is not None:

@@ -8,12 +8,12 @@ from compress.training.setup import Run
 
 
 def notes(run: Run, model: nn.Module) -> dict[str, Any]:
-    """On a finished run and the model that it trained; the task's own first."""
+    """On a finished run and the model that it trained; the objective's own first."""
     progress, verdict = run.progress, run.progress.verdict
     parameters = sum(p.numel() for p in model.parameters())
     tokens = progress.step * run.step_tokens
     return {
-        **run.task.notes,
+        **run.objective.notes,
         "tokens": tokens,
         "steps": progress.step,
         "epochs": round(progress.step * run.batches.batch / run.batches.windows, 3),

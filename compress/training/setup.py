@@ -18,10 +18,10 @@ from compress.training.batches import Batches
 from compress.training.devices import Devices
 from compress.training.identity import digest_of, identity
 from compress.training.masking import Masks
+from compress.training.objectives.base import Objective
 from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled
 from compress.training.stopping import Keeper, Progress, Verdict
-from compress.training.task import Task
 from compress.training.trackers import tracking
 
 
@@ -39,24 +39,30 @@ class Run:
         self,
         model: Any,
         plan: Optimization,
-        task: Task,
+        objective: Objective,
         around: Surroundings,
         devices: Devices,
         batches: Batches,
         masks: Mapping[str, Tensor],
     ) -> None:
-        self.model, self.plan, self.task, self.devices, self.batches = model, plan, task, devices, batches
+        self.model, self.plan, self.objective, self.devices, self.batches = (
+            model,
+            plan,
+            objective,
+            devices,
+            batches,
+        )
         self.device, self.precision = around.device, plan.precision_on(around.precision)
         self.steps, self.step_tokens = plan.steps(batches.window), batches.batch * batches.window
         self.heldout = torch.from_numpy(around.data.heldout.tokens.astype(np.int64)).to(self.device)
         self.masks = Masks(model, masks)
         self.masks.weights()
-        digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), task.identity]
+        digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), objective.identity]
         found = identity([plan.deciding(self.precision), *digests], batches)
         factors = rates.factors(model, plan.slower)
         self.wrapped = devices.wrap(model)  # sharding puts others in the place of the model's parameters
         self.masks.refresh()
-        self.extra = task.extra.to(self.device)
+        self.extra = objective.extra.to(self.device)
         self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
         self.average = Average(model, plan.average, plan.average_share, self.steps)
         self.keeper = Keeper(model, plan.patience)
@@ -64,7 +70,7 @@ class Run:
         self._trained = nn.ModuleDict({"model": model, "extra": self.extra})
         self._others = {f"average.{name}": value for name, value in self.average.tensors.items()}
         self._others |= {f"best.{name}": value for name, value in self.keeper.tensors.items()}
-        if task.masks is not None:
+        if objective.masks is not None:
             self._others |= {f"mask.{name}": value for name, value in self.masks.tensors.items()}
         self.progress = self._restored(found) or self._beginning(found)
 
@@ -90,18 +96,18 @@ class Run:
 
     def _beginning(self, found: str) -> Progress:
         before = self.heldout_loss()
-        return Progress(found, before, Verdict(float("inf") if self.task.judge_from else before))
+        return Progress(found, before, Verdict(float("inf") if self.objective.judge_from else before))
 
 
 @contextmanager
 def ready(
-    model: Any, plan: Optimization, task: Task, around: Surroundings, masks: Mapping[str, Tensor]
+    model: Any, plan: Optimization, objective: Objective, around: Surroundings, masks: Mapping[str, Tensor]
 ) -> Iterator[Run]:
     """A run, and around it all that lasts as long as it trains; then `model` holds what it ended with, on the
     CPU, in eval mode, and `masks` those of the result.
     """
     window = plan.window or around.data.window
-    batches = Batches(around.data.train, window, plan.windows, around.seed, task.moving).check()
+    batches = Batches(around.data.train, window, plan.windows, around.seed, objective.moving).check()
     logs = around.logs or around.workdir / "logs"
     devices = Devices(around.device, plan.trackers, logs)
     # sharding changes a model for good: it gets a copy, and the result is copied back
@@ -112,15 +118,15 @@ def ready(
         during.enter_context(_random_numbers(around.device))
         during.enter_context(rates.frozen(own, plan.freeze))
         during.enter_context(gradient_checkpointing(own, plan.gradient_checkpointing))
-        during.enter_context(task.watch(own))
+        during.enter_context(objective.watch(own))
         during.enter_context(tracking(devices.accelerator, logs, plan.trackers, settings))
-        run = Run(own, plan, task, around, devices, batches, masks)
+        run = Run(own, plan, objective, around, devices, batches, masks)
         yield run
         if devices.sharded:
             sharding.gather(own, model)
         model.__dict__.pop("_is_accelerate_prepared", None)  # a later loop must prepare it anew
         model.cpu().eval()
-        if task.masks is not None:
+        if objective.masks is not None:
             for name, kept in run.masks.kept().items():
                 masks[name].copy_(kept)
 

@@ -33,7 +33,7 @@ from compress.training import checkpoint
 from compress.training.batches import Batches
 from compress.training.codes.scales import use_masters
 from compress.training.identity import digest_of, identity
-from compress.training.objectives import chunked, forward_kl
+from compress.training.objectives.losses import chunked, forward_kl
 from compress.training.optimizers import schedule_factor
 
 _HELDOUT_TOKENS = 2048  # per forward pass

@@ -1,4 +1,4 @@
-"""The task of learning from a teacher: logits, hidden states, relations, the student's own text.
+"""The objective of learning from a teacher: logits, hidden states, relations, the student's own text.
 
     loss = (1 - w) D(teacher, student) + w cross-entropy + f(t) (a hidden distance + b relation divergence)
 
@@ -21,9 +21,9 @@ from compress.errors import UserError
 from compress.host.processes import process
 from compress.tasks.base import task_of
 from compress.training.batches import Batches
-from compress.training.objectives import chunked, cross_entropy, distillation
+from compress.training.objectives.base import Moment, Objective
+from compress.training.objectives.losses import chunked, cross_entropy, distillation
 from compress.training.plan import Optimization
-from compress.training.task import Moment, Task
 from compress.training.teaching import matching
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.onpolicy import continued, on_policy
@@ -40,12 +40,12 @@ class Lesson(Optimization, Guidance):
         raise NotImplementedError
 
 
-def taught(lesson: Lesson, student: Original, around: Classroom) -> Task:
-    """The task of learning as `lesson` says; with cached targets the teachers have done their work, and their
-    memory is free, when this returns.
+def taught(lesson: Lesson, student: Original, around: Classroom) -> Objective:
+    """The objective of learning as `lesson` says; with cached targets the teachers have done their work, and
+    their memory is free, when this returns.
 
     Args:
-        lesson: what is asked of the teachers, and the plan of the loop that will run the task.
+        lesson: what is asked of the teachers, and the plan of the loop that will run the objective.
         student: the model to train.
         around: as the loop's; targets are kept in its `workdir`.
 
@@ -62,8 +62,8 @@ def taught(lesson: Lesson, student: Original, around: Classroom) -> Task:
     }
     if lesson.targets == "online":
         inner = _Inner(lesson, student.model, teachers, seed)
-        task = _Online(lesson, teachers, inner, window, seed).task()
-        return replace(task, identity=digest, notes=notes | inner.notes)
+        objective = _Online(lesson, teachers, inner, window, seed).objective()
+        return replace(objective, identity=digest, notes=notes | inner.notes)
     batches = Batches(around.data.train, window, lesson.windows, seed, moving=False).check()
     numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(lesson.steps(window))]))
     targets = SampledTargets(around.workdir / "targets", numbers, lesson.samples)
@@ -82,7 +82,7 @@ def taught(lesson: Lesson, student: Original, around: Classroom) -> Task:
     return replace(_cached(lesson, targets), identity=digest, notes=notes)
 
 
-def _cached(guidance: Guidance, targets: SampledTargets) -> Task:
+def _cached(guidance: Guidance, targets: SampledTargets) -> Objective:
     w, temperature = guidance.cross_entropy, guidance.temperature
 
     def mixed(logits: Tensor, ids: Tensor, weights: Tensor, entropy: Tensor, text: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _cached(guidance: Guidance, targets: SampledTargets) -> Task:
         wanted = targets.rows(moment.windows, inputs.device)
         return chunked(mixed, outputs.logits.flatten(0, 1), *wanted, text.flatten())
 
-    return Task(loss, moving=False)
+    return Objective(loss, moving=False)
 
 
 class _Inner:
@@ -176,10 +176,10 @@ class _Online:
         self.guidance, self.teachers, self.inner = guidance, teachers, inner
         self.window, self.seed = window, seed
 
-    def task(self) -> Task:
+    def objective(self) -> Objective:
         """For the loop."""
         rewrite = self.rewrite if self.guidance.on_policy else None
-        return Task(self.loss, extra=self.inner.maps, watch=self.watch, rewrite=rewrite)
+        return Objective(self.loss, extra=self.inner.maps, watch=self.watch, rewrite=rewrite)
 
     @contextmanager
     def watch(self, student: Any) -> Iterator[None]:
