@@ -92,7 +92,7 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
 
 
 def test_another_interval_between_checkpoints_goes_on_from_the_one_there_is(tmp_path):
-    text, place = write_text(tmp_path / "text"), "compress.training.task.cross_entropy"
+    text, place = write_text(tmp_path / "text"), "compress.training.objectives.base.cross_entropy"
     jobs: list[dict[str, object]] = []
     for name, interval in (("a", 0), ("b", 50)):
         base = [{"train": {**TRAINING, "checkpoint_seconds": interval}}]
