@@ -42,6 +42,7 @@ from compress.models.checkpoints import (
     refuse_remote_code,
     save_configurations,
     weight_files,
+    with_generation_settings,
 )
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
@@ -259,7 +260,8 @@ class Bundle:
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
         check_directory(folder)
-        model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
+        model = with_generation_settings(skeleton(load_config(folder)), folder)
+        reader = ShardReader(weight_files(folder))
         masks = stored_masks(model, reader, masked)
         return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
 
@@ -363,7 +365,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
         raise UserError(_mismatch(files, f"'{wrong[0]}'"))
-    return model.eval()
+    return with_generation_settings(model.eval(), folder)
 
 
 def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
