@@ -48,7 +48,7 @@ def test_a_chain_of_passes_leaves_the_model_and_the_process_alone(model, text, t
     assert equal(weights(loaded), before)
     assert small.lineage.names == ("quantize_gptq", "tune_scales", "export_onnx")
     scratch = small.exports["onnx"]
-    small.save(tmp_path / "out")
+    small.save(str(tmp_path / "out"))
     assert (tmp_path / "out/onnx/model.onnx").is_file()
     assert equal(weights(compress.load(tmp_path / "out")), weights(small))
     del small

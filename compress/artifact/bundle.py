@@ -91,15 +91,13 @@ class Bundle:
         base: "Path | str | Bundle | None" = None,
         seed: int = 0,
     ) -> "Bundle":
-        """A copy of this model that a pass has changed; this one, and the caller's process, stay as they are.
+        """A copy that a pass has changed; this one, and the caller's process, stay as they are.
 
         Args:
             step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
-            text: files, folders, 'stdlib' or 'datasets:NAME', where the pass needs text; a `DataConfig` also
-                says how many windows and how long. The share that `compress.measure` scores by default is
-                left out.
-            base: the model to stay close to, for passes that learn from one; by default the one that was
-                loaded.
+            text: where the pass needs some, as in recipes; a `DataConfig` also says how many windows of what
+                length. The share that `compress.measure` scores by default is left out.
+            base: the model to stay close to; by default the one that was loaded.
             seed: of all that is drawn by chance.
 
         Raises:
@@ -126,12 +124,13 @@ class Bundle:
         """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
         return None if self.shards is None else Offload(self.model, self.shards, folder)
 
-    def save(self, folder: Path) -> Manifest:
+    def save(self, folder: Path | str) -> Manifest:
         """Write the artifact; the folder appears whole or not at all.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
+        folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
