@@ -23,10 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from results_files import Line
 
-from compress.host.machine import machine
-from compress.models.checkpoints import load_checkpoint
-from compress.text.documents import load_documents
-from compress.text.windows import DataConfig, prepare
+from compress import DataConfig, TextData, load, machine
 
 HERE = Path(__file__).parent
 WORKERS = HERE / "workers"
@@ -156,10 +153,10 @@ class Bench:
         base, windows = self.folder / "base", self.folder / f"calibration-{seed}.npy"
         if not base.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
-            model, tokenizer = load_checkpoint(self.model)
+            bundle = load(self.model)
             partial = self.folder / "base.partial"
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            bundle.model.save_pretrained(partial)
+            bundle.tokenizer.save_pretrained(partial)
             if self.model.endswith(".gguf"):
                 shutil.copy(self.model, self.folder / "base.gguf")
             config = DataConfig(
@@ -169,7 +166,7 @@ class Bench:
                 calibration_windows=CALIBRATION // self.window,
                 heldout_windows=HELDOUT // self.window,
             )
-            data = prepare(config, load_documents(config.text), tokenizer, training=True)
+            data = TextData.cut(config, bundle.tokenizer)
             pool = np.concatenate([data.train, data.calibration.tokens.reshape(-1)])
             np.save(self.folder / "train.npy", pool)
             np.save(self.folder / "heldout.npy", data.heldout.tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from quantization_picture import NAMES, mean
 from results_files import Line
 
-from compress.errors import UserError
+from compress import UserError
 
 MODEL = "SmolLM2-135M-Instruct"
 HEADER = (

@@ -22,10 +22,7 @@ import typer
 from bench import name_of
 
 import compress
-from compress.host.machine import adds_products_in_32_bits, machine, usable_cores, versions
-from compress.passes.export_onnx import ExportOnnx
-from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.runtimes.onnx_encoder import OnnxEncoder
+from compress import ExportOnnx, adds_products_in_32_bits, machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "encoders.jsonl"
 WARM_UP, CALLS = 10, 60
@@ -43,7 +40,7 @@ def main(
     timed: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Make, score and time; with --timed, be the process that is timed."""
-    count = threads or usable_cores()
+    count = threads or machine()["cores"]
     if timed is not None:
         print(seconds_per_call(timed, batch, tokens, count))
         return
@@ -69,7 +66,7 @@ def main(
 
 def variants(model: str, text: str, window: int, work: Path) -> dict[str, dict[str, Any]]:
     """Write the float32 graph and those in int8 below `work`; what quality each has in ONNX Runtime."""
-    codes = QuantizeGPTQ(format=compress.Int8())
+    codes = compress.QuantizeGPTQ(format=compress.Int8())
     chains = {"int8": [codes, ExportOnnx()]}
     if adds_products_in_32_bits():
         chains["int8-vnni"] = [codes, ExportOnnx(processor="vnni")]
@@ -88,13 +85,12 @@ def variants(model: str, text: str, window: int, work: Path) -> dict[str, dict[s
 
 def seconds_per_call(folder: Path, batch: int, tokens: int, threads: int) -> float:
     """The median over calls with the first windows of the run's evaluation text."""
-    encoder = OnnxEncoder(folder, threads)
+    encoder = compress.open_runtime(folder, "onnxruntime", threads)
     ids = np.load(folder.parent / "evaluation.npy")[:batch, :tokens].astype(np.int32)
-    mask = np.ones(ids.shape, dtype=np.int64)
     taken = []
     for _ in range(WARM_UP + CALLS):
         start = time.perf_counter()
-        encoder.masked(ids, mask)
+        encoder.logits(ids)
         taken.append(time.perf_counter() - start)
     return median(taken[WARM_UP:])
 

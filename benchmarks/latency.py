@@ -31,9 +31,7 @@ from latency_points import CASES, POINTS, Case, Point
 from results_files import Line, tell
 from safetensors import safe_open
 
-from compress.host.machine import machine, usable_cores
-from compress.measure.latency import Samples, round_order, summarise
-from compress.measure.process import OWN_WORKER, WorkerProcess
+from compress import Samples, WorkerProcess, machine
 
 DECODES, WARM_UP = 20, 4  # 1000 tokens and these make a context of 1024
 FIRST = 32  # tokens of the prompt that is timed from loading
@@ -54,7 +52,7 @@ def main(
 ) -> None:
     """Run the missing cases, then draw."""
     bench = Bench(model, text, window, environments, work.resolve(), results)
-    count = threads or usable_cores()
+    count = threads or machine()["cores"]
     points = [point for point in POINTS if fnmatch.fnmatch(point.label, only)]
     if not model.endswith(".gguf"):
         points = [point for point in points if point.tool != "llama_cpp"]
@@ -88,7 +86,8 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
         for number in range(min(rounds, 2) if large else rounds):
             now = ceilings(threads)
             most = {name: max(rate, most.get(name, 0.0)) for name, rate in now.items()}
-            for point in round_order(list(files), number):
+            turn = number % len(files)
+            for point in [*files][turn:] + [*files][:turn]:  # each is first once
                 with start(point, bench, threads) if large else nullcontext(held[point]) as worker:
                     if large or point not in facts:  # the worker has loaded nothing yet
                         facts.setdefault(point, first_token(worker, files[point], text, folder))
@@ -111,12 +110,12 @@ def run(bench: Bench, files: dict[Point, Path], case: Case, threads: int, rounds
 
 def start(point: Point, bench: Bench, threads: int) -> WorkerProcess:
     """The process that runs one point."""
-    command: tuple[str, ...] = OWN_WORKER
+    other: dict[str, Any] = {}
     if point.tool not in OWN:
-        command = (bench.python(point.tool), str(WORKERS / f"{point.tool}_latency_worker.py"))
+        other["command"] = bench.python(point.tool), str(WORKERS / f"{point.tool}_latency_worker.py")
     log = bench.folder / "deployed" / f"{point.label}.worker.log".replace(" ", "_")
     return WorkerProcess(
-        point.runtime or point.tool, threads, what=point.label, log=log, patience=3600, command=command
+        point.runtime or point.tool, threads, what=point.label, log=log, patience=3600, **other
     )
 
 
@@ -172,7 +171,7 @@ def line(
     point: Point, files: Path, case: Case, threads: int, samples: Samples, facts: Line, most: dict[str, float]
 ) -> Line:
     """What the results say of one point."""
-    told = summarise(samples, case.prompt, case.batch)
+    told = samples.summary(case.prompt, case.batch)
     size = file_bytes(files)
     fields = (
         "prefill_tokens_per_second", "decode_tokens_per_second", "decode_seconds_p50", "decode_seconds_p95",

@@ -8,8 +8,7 @@ from typing import Any
 from bench import WORKERS, Bench, call
 from latency_points import Passes, Point
 
-from compress.api import make_artifacts
-from compress.run.recipe import load_recipe
+import compress
 
 WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 Commands = Iterator[list[Any]]
@@ -42,20 +41,17 @@ def file_bytes(path: Path) -> int:
 
 
 def exported(passes: Passes, base: Path, folder: Path) -> Path:
-    """An artifact of ours in a run of its own inside `folder`, which is made once; its graph is in `onnx`."""
+    """An artifact of ours inside `folder`, which is made once; its graph is in `onnx`."""
     words = json.dumps(passes)
     name = "ours-" + "".join(c if c.isalnum() else "-" for c in words).strip("-")
-    recipe = {
-        "name": "latency",
-        "model": {"checkpoint": str(base)},
-        "data": {"text": "stdlib"},
-        "variants": {"deployed": passes},
-    }
     made = folder / name / "deployed"
     if not made.is_dir():
-        file = folder / f"{name}.yaml"
-        file.write_text(json.dumps(recipe))  # which is YAML, too
-        make_artifacts(load_recipe(str(file)), folder / name)
+        print(f"writing {made}", flush=True)
+        bundle = compress.load(base)
+        for step in passes:
+            for kind, fields in step.items():
+                bundle = bundle.apply(compress.pass_class(kind).model_validate(fields), text="stdlib")
+        bundle.save(made)
     return made
 
 

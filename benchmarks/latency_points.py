@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from compress.host.machine import adds_products_in_32_bits
+from compress import adds_products_in_32_bits
 
 Passes = list[dict[str, Any]]
 

@@ -23,8 +23,7 @@ from pruning_picture import draw, table
 from pruning_points import POINTS, Point
 from results_files import Line, tell
 
-from compress.artifact.bundle import Bundle, parameter_counts
-from compress.host.machine import usable_cores
+from compress import load, machine, parameter_counts
 
 
 def main(
@@ -49,7 +48,7 @@ def run(bench: Bench, points: list[Point], only: str, seeds: int, keep: bool) ->
     """Measure what is missing, a line each."""
     for point, seed in bench.missing(points, only, seeds):
         facts, found, out = bench.measure(point, seed)
-        whole, nonzero = parameter_counts(Bundle.load(out / "artifact").model)
+        whole, nonzero = parameter_counts(load(out / "artifact").model)
         line: Line = {"parameters": whole, "nonzero_parameters": nonzero, "tokens": point.tokens}
         line |= {name: found[name] for name in ("delta_nll", "kl", "kl_ci95", "top1_agreement", "perplexity")}
         line |= {"seconds": facts["seconds"], "peak_rss_bytes": facts["peak_rss_bytes"]}
@@ -71,7 +70,8 @@ def decoding(bench: Bench, out: Path) -> Line:
         exported(FLOAT, path, folder) / "onnx"
         for path, folder in ((bench.folder / "base", deployed), (out / "artifact", out))
     ]
-    command = [sys.executable, WORKERS / "speed.py", *graphs, bench.folder / "evaluation.npy", usable_cores()]
+    command = [sys.executable, WORKERS / "speed.py", *graphs, bench.folder / "evaluation.npy"]
+    command.append(machine()["cores"])
     found: Line = json.loads(call(command, out / "speed.txt").splitlines()[-1])
     return found
 

@@ -8,8 +8,7 @@ Every number comes from the run's `results.jsonl` and `run.json`; nothing is typ
 import sys
 from pathlib import Path
 
-from compress.errors import UserError
-from compress.records.records import Reference, Result, RunRecord, read_results
+from compress import Result, RunRecord, UserError, read_results
 
 README = Path(__file__).parent.parent / "README.md"
 HEADER = (
@@ -30,7 +29,7 @@ def block(record: RunRecord, results: list[Result]) -> str:
     )
     lines = [where, "", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
     lines += [row(cells(result)) for result in results]
-    lines += [row(_reference(reference)) for reference in record.references]
+    lines += [row(_reference(r.name, r.perplexity)) for r in record.references]
     return "\n".join(lines)
 
 
@@ -72,8 +71,8 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def _reference(reference: Reference) -> list[str]:
-    return [f"*{reference.name}*", "*reference*", "–", f"{reference.perplexity:.3f}", *["–"] * 6]
+def _reference(name: str, perplexity: float) -> list[str]:
+    return [f"*{name}*", "*reference*", "–", f"{perplexity:.3f}", *["–"] * 6]
 
 
 def _difference(result: Result) -> str:

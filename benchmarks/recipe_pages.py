@@ -19,7 +19,6 @@ from bench import HERE
 from readme_table import HEADER, cells, insert, row
 
 import compress
-from compress.records.records import Manifest
 
 RESULTS = HERE / "results" / "recipes.jsonl"
 PAGES = HERE.parent / "docs" / "recipes"
@@ -65,12 +64,11 @@ def measured(
     record = compress.run(compress.load_recipe(name, overrides, **sections), folder)
     exports = []
     for variant in record.variants:
-        manifest = Manifest.read(folder / variant.name / "manifest.json")
         for kind, what in (("gguf", "llama.cpp"), ("compressed-tensors", "transformers, vLLM")):
             if (folder / variant.name / kind).is_dir():
                 size = sum(p.stat().st_size for p in (folder / variant.name / kind).iterdir())
                 exports.append(
-                    {"variant": variant.name, "for": what, "bytes": size, "kl": checked(manifest, kind)}
+                    {"variant": variant.name, "for": what, "bytes": size, "kl": checked(variant.steps, kind)}
                 )
     return {
         "recipe": name,
@@ -85,9 +83,9 @@ def measured(
     }
 
 
-def checked(manifest: Manifest, kind: str) -> float | None:
+def checked(steps: list[Any], kind: str) -> float | None:
     """KL from torch to the file in its runtime, as the export's own check noted it; None: not installed."""
-    for step in reversed(manifest.lineage.steps):
+    for step in reversed(steps):
         notes = step.notes.get(kind.replace("-", "_"))
         if notes is not None:
             check = notes["llama_cpp"] if kind == "gguf" else notes["check"]

@@ -16,11 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from compress.generation.sampling import Sampling
-from compress.generation.text import load_tokenizer
-from compress.host.machine import machine, usable_cores, versions
-from compress.measure.speedup import measure_speedup
-from compress.text.documents import load_documents
+from compress import Sampling, TextGenerator, load_documents, machine, measure_speedup, versions
 
 RESULTS = Path(__file__).parent / "results" / "speculative.jsonl"
 
@@ -40,7 +36,7 @@ def main(
 ) -> None:
     """Measure one pair."""
     if text.endswith(".npy"):
-        whole = load_tokenizer(target).decode(np.load(text).ravel().tolist())
+        whole = TextGenerator(target).tokenizer.decode(np.load(text).ravel().tolist())
     else:
         whole = "\n".join(document.text for document in load_documents(text))
     spread = max(1, len(whole) // prompts)
@@ -65,7 +61,7 @@ def main(
         "longest_draft": draft_tokens,
         "rounds": rounds,
         "temperature": temperature,
-        "threads": threads or usable_cores(),
+        "threads": threads or machine()["cores"],
         **asdict(found),
         "machine": machine(),
         "versions": versions(),

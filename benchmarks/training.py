@@ -26,7 +26,7 @@ import typer
 from bench import HERE, WORKERS, Bench, call
 from results_files import Line
 
-from compress.host.machine import machine
+from compress import machine
 
 ROUNDS, SHORT = 3, 25  # runs of each loop, and their steps
 BUDGET = 400  # steps of AdamW in the second question

@@ -5,6 +5,7 @@ from compress.api import quantize as quantize
 from compress.api import run as run
 from compress.artifact.bundle import Bundle as Bundle
 from compress.artifact.bundle import load as load
+from compress.artifact.bundle import parameter_counts as parameter_counts
 from compress.context import Context as Context
 from compress.errors import MissingExtra as MissingExtra
 from compress.errors import UserError as UserError
@@ -20,6 +21,18 @@ from compress.formats import Nf4 as Nf4
 from compress.generation.generator import TextGenerator as TextGenerator
 from compress.generation.generator import generate as generate
 from compress.generation.sampling import Sampling as Sampling
+from compress.host.machine import adds_products_in_32_bits as adds_products_in_32_bits
+from compress.host.machine import machine as machine
+from compress.host.machine import versions as versions
+from compress.host.memory import peak_rss_bytes as peak_rss_bytes
+from compress.measure.latency import Samples as Samples
+from compress.measure.latency import time_round as time_round
+from compress.measure.process import WorkerProcess as WorkerProcess
+from compress.measure.quality import Scores as Scores
+from compress.measure.quality import score as score
+from compress.measure.speedup import measure_speedup as measure_speedup
+from compress.measure.worker import Worker as Worker
+from compress.models.running import native_precision as native_precision
 from compress.passes.base import Pass as Pass
 from compress.passes.distill import Distill as Distill
 from compress.passes.export_compressed_tensors import ExportCompressedTensors as ExportCompressedTensors
@@ -52,5 +65,9 @@ from compress.records.records import read_results as read_results
 from compress.report.text import Results as Results
 from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe
+from compress.run.registry import pass_class as pass_class
+from compress.runtimes import open_runtime as open_runtime
+from compress.text.documents import load_documents as load_documents
 from compress.text.windows import DataConfig as DataConfig
+from compress.text.windows import TextData as TextData
 from compress.version import __version__ as __version__

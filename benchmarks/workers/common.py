@@ -41,12 +41,12 @@ class Job:
 
         return np.load(self.calibration).astype(np.int64)
 
-    def finish(self, linear_bytes: int, note: str = "") -> None:
-        """The artifact is written: seconds, memory and bytes."""
+    def finish(self, linear_bytes: int, note: str = "", peak: int = 0) -> None:
+        """The artifact is written: seconds, memory and bytes; `peak`: of memory, before the last."""
         seconds = time.monotonic() - self._began
         facts = {
             "seconds": seconds,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": max(peak, peak_rss_bytes()),
             "file_bytes": weight_file_bytes(self.artifact),
             "linear_bytes": linear_bytes,
             "note": note,

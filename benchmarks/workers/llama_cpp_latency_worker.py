@@ -14,7 +14,7 @@ from pathlib import Path
 import llama_cpp as api
 import numpy as np
 
-from compress.measure.worker import Worker, serve
+from compress import Worker
 
 SPARE = 64  # positions after the prompt
 BATCH = 2048  # tokens in a call, llama.cpp's default
@@ -97,4 +97,4 @@ class LlamaCpp:
         return np.ctypeslib.as_array(api.llama_get_logits_ith(self.session, index), (self.vocabulary,))
 
 
-serve(lambda advance: Worker(sys.argv[1], int(sys.argv[2]), advance, LlamaCpp))
+Worker.answer(sys.argv[1:], LlamaCpp)

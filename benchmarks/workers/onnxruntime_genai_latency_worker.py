@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 
-from compress.measure.worker import Worker, serve
+from compress import Worker
 
 SPARE = 64  # positions after the prompt
 
@@ -54,4 +54,4 @@ class GenAI:
         return State(state.generator, state.length + 1)
 
 
-serve(lambda advance: Worker(sys.argv[1], int(sys.argv[2]), advance, GenAI))
+Worker.answer(sys.argv[1:], GenAI)

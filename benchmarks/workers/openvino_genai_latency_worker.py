@@ -17,8 +17,7 @@ import numpy as np
 import openvino
 import openvino_genai as ov
 
-from compress.host.memory import peak_rss_bytes
-from compress.measure.worker import Worker, serve
+from compress import Worker, peak_rss_bytes
 
 CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 
@@ -51,7 +50,7 @@ class OpenVinoWorker(Worker):
     def time_round(
         self, prompt: str, following: str, repetitions: int, warm_up: int, rehearse: bool = True
     ) -> dict[str, Any]:
-        pipe, tokens, decodes = self._loaded, np.load(prompt), np.load(following).shape[1]
+        pipe, tokens, decodes = self.loaded, np.load(prompt), np.load(following).shape[1]
         if rehearse:
             pipe.generate(tokens, 1)
         prefill = [self._prefill(tokens) for _ in range(repetitions)]
@@ -63,8 +62,8 @@ class OpenVinoWorker(Worker):
 
     def _prefill(self, tokens: np.ndarray) -> float:
         began = perf_counter()
-        first, _ = self._loaded.generate(tokens, 1)
+        first, _ = self.loaded.generate(tokens, 1)
         return first if len(tokens) == 1 else perf_counter() - began
 
 
-serve(lambda advance: OpenVinoWorker(sys.argv[1], int(sys.argv[2]), advance, Pipeline))
+OpenVinoWorker.answer(sys.argv[1:], Pipeline)

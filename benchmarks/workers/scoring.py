@@ -17,11 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from compress.artifact.bundle import Bundle
-from compress.formats import QuantizedEmbedding, QuantizedLinear
-from compress.measure.quality import Scores, score, summarise
-from compress.models.checkpoints import load_checkpoint
-from compress.models.layers import replace_module
+from compress import Scores, open_runtime, score
 
 
 def main() -> None:
@@ -35,8 +31,8 @@ def main() -> None:
         scores = score(forward(model), windows, keep=reference, threads=threads)
         kept.write_text(json.dumps(scores.to_json()))
         del model
-    found = score(forward(load(base, out)), windows, base=reference, threads=threads)
-    quality = summarise(found, Scores(**json.loads(kept.read_text())), text_bytes=1)
+    found = score(forward_of(base, out), windows, base=reference, threads=threads)
+    quality = found.quality(Scores(**json.loads(kept.read_text())), text_bytes=1)
     print(
         json.dumps(
             {
@@ -51,35 +47,17 @@ def main() -> None:
     )
 
 
-def load(base: Path, out: Path) -> Any:
-    """The model with what a tool made of its weights, in float32."""
+def forward_of(base: Path, out: Path) -> Any:
+    """The model with what a tool made of its weights, in float32: tokens to logits, as `forward`."""
     gguf, weights = out / "artifact" / "model.gguf", out / "weights.safetensors"
-    if gguf.is_file():
-        return load_checkpoint(gguf)[0].eval()
-    if not weights.is_file():
-        return floated(Bundle.load(out / "artifact").model)
+    if gguf.is_file() or not weights.is_file():
+        return open_runtime(gguf if gguf.is_file() else out / "artifact", "torch").logits
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
     assert not unexpected, f"{weights}: {unexpected[0]} is no weight of the base"
     left = [name for name in missing if ".layers." in name and model.get_parameter(name).dim() == 2]
     assert not left, f"{weights}: lacks {left[0]}, so the base would be scored"
-    return model.eval()
-
-
-def floated(model: Any) -> Any:
-    """Layers of codes become layers of the floats that the codes stand for, which run faster."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantizedLinear):
-            weight = module.quantized.dequantize()
-            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
-            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-            if module.bias is not None:
-                layer.bias = torch.nn.Parameter(module.bias.detach(), requires_grad=False)
-            replace_module(model, name, layer)
-        elif isinstance(module, QuantizedEmbedding) and module.scale == 1.0:
-            table = torch.nn.Embedding.from_pretrained(module.quantized.dequantize())
-            replace_module(model, name, table)
-    return model
+    return forward(model.eval())
 
 
 def forward(model: Any) -> Any:

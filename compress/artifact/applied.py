@@ -21,6 +21,7 @@ from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
 
 Given = str | Path | list[str] | DataConfig
+Text = Given | TextData
 _Bundle = TypeVar("_Bundle", bound=Any)  # compress.Bundle, which stands above this file
 
 
@@ -58,7 +59,7 @@ class Scratch:
 
 
 def applied(
-    bundle: _Bundle, step: Step, text: Given | None, teacher: Callable[[], Original], seed: int
+    bundle: _Bundle, step: Step, text: Text | None, teacher: Callable[[], Original], seed: int
 ) -> _Bundle:
     """A copy of `bundle` that `step` has changed, with the step in its lineage.
 
@@ -68,7 +69,7 @@ def applied(
         bundle: stays as it is.
         step: the pass.
         text: where windows are cut from, as the `text` of a recipe; a `DataConfig` says how many of what
-            length.
+            length, and a `TextData` is taken as it is.
         teacher: loads the model to stay close to.
         seed: of all that is drawn by chance.
 
@@ -114,7 +115,7 @@ def windows_of(text: Given, model: Any) -> DataConfig:
     return DataConfig(text=str(text) if isinstance(text, Path) else text, window=window)
 
 
-def _cut(bundle: Any, step: Step, text: Given | None) -> TextData:
+def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
     """The windows of a recipe with these settings; none where the pass reads none."""
     reads = sorted(step.requires() - {"teacher"})
     if not reads:
@@ -122,6 +123,13 @@ def _cut(bundle: Any, step: Step, text: Given | None) -> TextData:
         return TextData("", 8, nothing.tokens.reshape(-1), digest(nothing.tokens), *[nothing] * 3)
     if text is None:
         raise UserError(f"text: {step.name()} needs text ({', '.join(reads)}); give text='FILE' or 'stdlib'")
+    if isinstance(text, TextData):
+        parts = {"train": text.train, "calibration": text.calibration.tokens, "heldout": text.heldout.tokens}
+        if empty := [name for name in reads if not len(parts[name])]:
+            raise UserError(
+                f"text: {step.name()} needs {', '.join(empty)} tokens, and there are none; give some"
+            )
+        return text
     config = windows_of(text, bundle.model)
     documents = load_documents(config.text)
     return prepare(config, documents, bundle.tokenizer, training="train" in reads)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.artifact.applied import Given, Scratch, Step, applied
+from compress.artifact.applied import Scratch, Step, Text, applied
 from compress.artifact.coded import with_streams, without_streams
 from compress.artifact.folder import EXPORTS
 from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
@@ -87,7 +87,7 @@ class Bundle:
         self,
         step: Step,
         *,
-        text: Given | None = None,
+        text: Text | None = None,
         base: "Path | str | Bundle | None" = None,
         seed: int = 0,
     ) -> "Bundle":
@@ -96,7 +96,7 @@ class Bundle:
         Args:
             step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
             text: where the pass needs some, as in recipes; a `DataConfig` also says how many windows of what
-                length. The share that `compress.measure` scores by default is left out.
+                length, a `TextData` has them. What `compress.measure` scores by default is left out.
             base: the model to stay close to; by default the one that was loaded.
             seed: of all that is drawn by chance.
 

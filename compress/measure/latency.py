@@ -43,6 +43,10 @@ class Samples:
         self.prefill += other.prefill
         self.decode += other.decode
 
+    def summary(self, prompt_tokens: int, batch: int) -> dict[str, Any]:
+        """The latency fields of a `Result`, as `summarise`."""
+        return summarise(self, prompt_tokens, batch)
+
 
 def time_round(
     runtime: Runtime,

@@ -77,6 +77,10 @@ class Scores:
         """Plain lists, for the pipe between processes."""
         return asdict(self)
 
+    def quality(self, base: Scores | None, text_bytes: int) -> Quality:
+        """Means and intervals, as `summarise`; `base`: of the base model, None for itself."""
+        return summarise(self, base, text_bytes)
+
 
 @dataclass(frozen=True)
 class Quality:

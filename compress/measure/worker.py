@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,7 @@ Fields = dict[str, Any]
 
 
 class Worker:
-    """One artifact in one runtime, and the commands that it understands (its public methods).
+    """One artifact in one runtime, and the commands that it understands (`COMMANDS`).
 
     `opener` opens it, with the arguments of `open_runtime`, which does unless told otherwise: runtimes that
     are not ours are timed in the same way.
@@ -77,9 +77,9 @@ class Worker:
     ) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
         after = np.load(following)
-        if self._loaded.task not in WRITERS:
+        if self.loaded.task not in WRITERS:
             after = after[:, :0]  # an encoder reads whole texts and appends nothing
-        samples = latency.time_round(self._loaded, np.load(prompt), after, repetitions, warm_up, rehearse)
+        samples = latency.time_round(self.loaded, np.load(prompt), after, repetitions, warm_up, rehearse)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
     def score(
@@ -87,20 +87,20 @@ class Worker:
     ) -> Fields:
         """Quality on a .npy file of windows; the others as in `quality.score`, `translated` an .npz file."""
         return quality.score(
-            self._loaded.logits,
+            self.loaded.logits,
             np.load(windows),
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
-            task=self._loaded.task,
-            mask_token=self._loaded.mask_token,
+            task=self.loaded.task,
+            mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
             advance=self._advance,
         ).to_json()
 
     def count_parameters(self) -> Fields:
         """Parameters and those that are not zero, where the runtime can tell."""
-        count = getattr(self._loaded, "parameter_counts", None)
+        count = getattr(self.loaded, "parameter_counts", None)
         total, nonzero = (None, None) if count is None else count()
         return {"parameters": total, "nonzero_parameters": nonzero}
 
@@ -109,14 +109,21 @@ class Worker:
 
         None from an encoder, which continues nothing.
         """
-        runtime = self._loaded
+        runtime = self.loaded
         if runtime.task not in WRITERS:
             return {"tokens": None}
         limit = min(limit, runtime.context - len(tokens))
         return {"tokens": list(continue_tokens(runtime, tokens, Chooser(Sampling()), limit, stop))}
 
+    @classmethod
+    def answer(cls, arguments: Sequence[str], opener: Callable[..., Runtime]) -> None:
+        """Be the process of a runtime that is not ours: `arguments` are its name and the threads."""
+        runtime, threads = arguments
+        serve(lambda advance: cls(runtime, int(threads), advance, opener))
+
     @property
-    def _loaded(self) -> Runtime:
+    def loaded(self) -> Runtime:
+        """What `load` opened."""
         if self._runtime is None:
             raise RuntimeError("the first command must be load")
         return self._runtime

@@ -80,6 +80,37 @@ class TextData:
     calibration: Windows
     evaluation: Windows
 
+    @classmethod
+    def cut(cls, config: DataConfig, tokenizer: Any, *, training: bool = True) -> "TextData":
+        """The parts of a text as a recipe with these settings has them; `training`: whether a pass trains.
+
+        Raises:
+            UserError: as `prepare`, or the text cannot be read.
+        """
+        return prepare(config, load_documents(config.text), tokenizer, training=training)
+
+    @classmethod
+    def of_tokens(
+        cls,
+        window: int,
+        *,
+        train: NDArray[Any] | None = None,
+        heldout: NDArray[Any] | None = None,
+        calibration: NDArray[Any] | None = None,
+        source: str = "tokens",
+    ) -> "TextData":
+        """Tokens that somebody else has cut: `train` (tokens,), the others (n, window); what is left out is
+        empty. Nothing is known of the bytes that they stand for, nor is there an evaluation part.
+        """
+
+        def windows(given: NDArray[Any] | None) -> Windows:
+            tokens = _int32(np.zeros((0, window)) if given is None else given)
+            return Windows(tokens, 0, digest(tokens))
+
+        stream = _int32(np.zeros(0) if train is None else train)
+        parts = windows(heldout), windows(calibration), windows(None)
+        return cls(source, window, stream, digest(stream), *parts)
+
 
 def prepare(
     config: DataConfig,
@@ -236,6 +267,10 @@ class _Taker:
         end = self._end(unit)
         ids = np.array(encoded["input_ids"] + end, dtype=np.int32)
         return ids, np.concatenate((lengths, np.zeros(len(end)))).astype(np.int32)
+
+
+def _int32(tokens: NDArray[Any]) -> Tokens:
+    return np.ascontiguousarray(tokens, dtype=np.int32)
 
 
 def _units(documents: Sequence[Document]) -> list[Document]:
