@@ -15,7 +15,7 @@ def test_a_start_is_the_point_of_its_cell_nearest_to_the_original():
     codes = held.unpacked()
     codes[0] = 7 - codes[0]  # far from the weights, as an error-compensating rounder may leave them
     scales, zeros = held.grid.scales, held.grid.zeros.float()
-    start = positions(weight, codes, scales, zeros)
+    start = positions(weight / scales + zeros, codes)
     for row in range(6):
         for column in range(40):
             ideal = float(weight[row, column] / scales[row, 0] + zeros[row, 0])
