@@ -19,9 +19,14 @@ from compress.passes.base import Context
 # `pytest --hypothesis-profile=explore` looks for new ones
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=3000, deadline=None)
-# a failure is all that is asked for (mutants.py), not the smallest one
+# for mutants.py: a failure is all that is asked for, not the smallest one, and soon
 settings.register_profile(
-    "mutants", derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate), database=None
+    "mutants",
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    database=None,
+    max_examples=30,
 )
 settings.load_profile("steady")
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from compress.formats import Int3, QuantizedTensor
+from compress.formats import Coded, Int2, Int3, Int4, Int8, Nf4, QuantizedLinear, QuantizedTensor
 from compress.solvers.block_tuning import descend, positions, tuned_codes
+from compress.training.rounding import TunableRounding
 
 
 def test_a_start_is_the_point_of_its_cell_nearest_to_the_original():
@@ -97,3 +98,72 @@ def test_of_equal_points_the_earlier_is_kept():
     outcome = descend([p], [1.0], [0.1], lambda _: -p.sum(), lambda: 1.0, 4)
     assert p.item() == 0
     assert outcome.before == outcome.after == 1.0
+
+
+FORMATS = [
+    Int4(group=16),
+    Int2(group=None),
+    Int8(),
+    Nf4(group=16),
+    Coded(rate=3),
+    Coded(rate=3, trellis=False),
+]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_a_layer_starts_as_its_codes_and_moves_towards_lower_loss(format):
+    weight, loss = torch.randn(2, 32, 40, generator=torch.Generator().manual_seed(0)).unbind()
+    mask = torch.rand(32, 40, generator=torch.Generator().manual_seed(1)) > 0.2
+    held = QuantizedTensor.round(format, weight * mask)
+    tunable = TunableRounding(QuantizedLinear(held), weight, mask)
+    assert torch.equal(tunable.weight, held.dequantize())
+    (tunable.weight * loss).sum().backward()
+    width = format.group_width(40)
+    scales = held.grid.scales.repeat_interleave(width, 1)[:, :40]
+    inside = (tunable.start > 0) & (
+        tunable.start < format.levels - 1
+    )  # elsewhere a code can move one way only
+    assert torch.equal(tunable.offset.grad.sign()[inside], (loss * scales).sign()[inside])
+    padded = torch.nn.functional.pad(loss * held.dequantize(), (0, -40 % width))
+    slope = padded.view(32, -1, width).sum(2)  # w = u s (1 + d)
+    torch.testing.assert_close(tunable.shift.grad, slope, rtol=1e-4, atol=1e-4)
+    tuned = tunable.tuned()
+    assert torch.equal(tuned.codes, held.codes)
+    assert torch.equal(tuned.scales, held.scales)
+    movable = torch.zeros(32, 40) if isinstance(format, Coded) else 0.5 * mask
+    assert torch.equal(tunable.movable, movable)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_a_moved_layer_ships_what_it_was_judged_by(format):
+    """Codes one step off, scales rounded to float16: written, they stand for the weight that was seen."""
+    weight = torch.randn(32, 40, generator=torch.Generator().manual_seed(0))
+    held = QuantizedTensor.round(format, weight)
+    tunable = TunableRounding(QuantizedLinear(held), weight, None)
+    with torch.no_grad():
+        tunable.offset.copy_(0.5 * torch.randn(32, 40, generator=torch.Generator().manual_seed(2)).sign())
+        tunable.offset.clamp_(-tunable.movable, tunable.movable)
+        tunable.shift.fill_(0.0123)
+    tunable.shipping = True
+    tuned = tunable.tuned()
+    assert torch.equal(tuned.dequantize(), tunable.weight)
+    moved = tuned.unpacked().int() - held.unpacked().int()
+    assert moved.any() != isinstance(format, Coded)
+    assert moved.abs().max() <= 1
+    torch.testing.assert_close(tuned.grid.scales, 1.0123 * held.grid.scales, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS[:4], ids=str)
+def test_places_are_codes_and_what_lies_between_them(format):
+    weight = torch.randn(8, 40, generator=torch.Generator().manual_seed(3))
+    grid = format.fit(0.8 * weight)
+    codes = format.codes(weight, grid)
+    values = format.values(codes, grid)
+    torch.testing.assert_close(format.places(values, grid), codes.float(), rtol=0, atol=1e-4)
+    places = format.places(weight, grid)
+    assert torch.equal(places.round().clamp(0, format.levels - 1), codes.float())
+    higher = format.values((codes.int() + 1).clamp(max=format.levels - 1).to(torch.uint8), grid)
+    torch.testing.assert_close(
+        format.places(0.75 * values + 0.25 * higher, grid), codes + 0.25 * (codes < format.levels - 1),
+        rtol=0, atol=1e-3,
+    )  # fmt: skip

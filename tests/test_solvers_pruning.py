@@ -265,7 +265,7 @@ def by_solving(weight: torch.Tensor, hessian: torch.Tensor, target: masks.Target
     return values / scale, mask
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, 2, 9, 44])  # with 9 and 44 the first support of three rows is better
 @pytest.mark.parametrize(("rows", "target"), [(3, 20), (16, 100), (6, (2, 4)), (6, (1, 3))])
 def test_alps_is_the_papers_algorithm_with_a_system_for_every_step(seed, rows, target):
     """With few rows and with many: the inverse is applied in two ways."""
