@@ -205,3 +205,16 @@ def test_a_matrix_that_rounding_made_indefinite_is_helped_and_another_refused():
     assert torch.isfinite(refit(torch.ones(1, 3), torch.tensor([0, 1]), h, damping=0.0)).all()
     with pytest.raises(UserError, match="cannot be factorised; use more calibration windows"):
         refit(torch.ones(1, 2), torch.tensor([0]), torch.tensor([[-1.0, 0.0], [0.0, 3.0]]), damping=0.0)
+
+
+def test_conjugate_gradients_reach_what_a_factor_gives_where_scales_differ_widely():
+    """Fifty steps are more than there are weights in a row, but far from enough for plain descent."""
+    x = (
+        inputs(24, seed=2)
+        * torch.logspace(0, 2, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    )
+    h, w = double_moments(x), torch.randn(3, 24, generator=torch.Generator().manual_seed(2))
+    kept = torch.arange(20)
+    wanted = refit(w, kept, h, damping=1e-7)
+    found = refit(w, kept, h, damping=1e-7, mask=torch.ones(3, 20, dtype=torch.bool))
+    assert (found - wanted).norm() < 1e-3 * (wanted - w[:, kept]).norm()

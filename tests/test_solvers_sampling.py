@@ -87,3 +87,11 @@ def test_tokens_are_taken_as_often_as_the_equation_says_and_weigh_what_it_says(k
     taken = torch.zeros(12).scatter_add_(0, ids.flatten(), torch.ones(ids.numel()))
     torch.testing.assert_close(taken.double() / draws, inclusion, rtol=0, atol=2 / draws)
     torch.testing.assert_close(weights.double(), (p / inclusion)[ids], rtol=1e-6, atol=1e-9)
+
+
+def test_the_largest_number_below_one_takes_the_last_token_and_none_behind_it():
+    """k - 1 + u is rounded to k: no place is past the end."""
+    p = torch.softmax(torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.double), -1)
+    ids, weights = sample(p, 3, torch.full((50,), 1 - 2.0**-53, dtype=torch.double))
+    assert torch.equal(ids[:, -1], p.argmin(-1))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(50))
