@@ -1,16 +1,21 @@
 """Take out one factor or guard at a time and see whether the nearest tests notice.
 
     python tests/mutants.py              # all of them: a second or two each, more for tests that run models
-    python tests/mutants.py gptq rates   # those of files whose name holds one of these words
+    python tests/mutants.py gptq rates   # those in whose file, tests or text one of these words occurs
 
 `mutants.txt` has the changes; `test_mutants.py` sees to it that the list fits the code. Each is made in a
 copy of the package, against which the tests named with it are run until the first failure. A change that
 makes them loop for ever counts as noticed; one that breaks the import or the collection stops the script,
 since nothing was tested. Exit code: 0 if at least 95 % are noticed, else 1.
 
-Not in the list, as no result tells them from the original: changes of what only saves time or memory (sizes
-of blocks and slices, the branch taken for narrow matrices, `greedy` and the first gap of the knapsack), and
-guards against values that their callers rule out.
+Not in the list are sizes of blocks and slices and all else that only saves time or memory, and what was tried
+but leaves every result as it is:
+
+- masks: `max(target, removed)` in `best` (what is carried is taken off behind it), twice the sizes in
+  `best_per_row` (equal shares stay equal), `minimum(limits)` in `largest_remainder` (asked for by its text);
+- sparsegpt: a removed weight left in the work copy (the mask is multiplied in at the end);
+- hqq: the guards against a scale of 0 and against 0 / 0 (each does what the other is for);
+- sampling: weights divided by their sum (which is 1 but for rounding).
 """
 
 import importlib
@@ -158,8 +163,8 @@ def run(mutants: list[Mutant]) -> list[Mutant]:
 
 
 def main(words: list[str]) -> int:
-    """Try the changes to files whose name holds one of the words, or all."""
-    chosen = [m for m in MUTANTS if not words or any(word in m.where for word in words)]
+    """Try the changes in whose file, tests or text one of the words occurs, or all."""
+    chosen = [m for m in MUTANTS if not words or any(word in f"{m.test} {m}" for word in words)]
     missed = run(chosen)
     noticed = len(chosen) - len(missed)
     print(f"{noticed} of {len(chosen)} noticed ({100 * noticed / len(chosen):.1f} %)")
