@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.formats import Grid, Int3, Int4, Int8
+from compress.formats import Grid, Int3, Int4, Int8, Nf4
 from compress.formats.integer import float16_exact
 from compress.solvers import masks
 from compress.solvers.gptq import factorise, gptq, output_error
@@ -193,10 +193,11 @@ def test_the_descent_takes_the_best_of_all_codes(seed, block, sweeps, pruned):
     assert ours.scales is grid.scales
 
 
-def test_a_row_whose_stored_scales_are_no_better_keeps_its_own():
+@pytest.mark.parametrize("format", [FORMAT, Nf4(group=32)], ids=str)
+def test_a_row_whose_stored_scales_are_no_better_keeps_its_own(format):
     """Rounded up by a half, some rows lose by the fitted scales: those stay as they were, bit for bit."""
     weight, h = normal(ROWS, COLUMNS), hessian()
-    values, grid, _ = start(weight, h)
+    values, grid, _ = start(weight, h, format)
     fit = Fit.of(weight, values, grid.scales, h)
     refitted = refit_scales(fit, h, 32)
     rows = torch.arange(ROWS) % 2 == 0
