@@ -15,7 +15,8 @@ but leaves every result as it is:
   `best_per_row` (equal shares stay equal), `minimum(limits)` in `largest_remainder` (asked for by its text);
 - sparsegpt: a removed weight left in the work copy (the mask is multiplied in at the end);
 - hqq: the guards against a scale of 0 and against 0 / 0 (each does what the other is for);
-- sampling: weights divided by their sum, bounds stretched to k (which they are but for rounding).
+- sampling: weights divided by their sum, bounds stretched to k (which they are but for rounding);
+- output_feedback: the guard against an F of zeros (`factorise` has one of its own).
 """
 
 import importlib

@@ -304,3 +304,13 @@ def test_one_step_serves_all_rows_whose_weights_it_reaches(trellis):
         rounder = format.column_rounder(grid, 64)
         values = format.values(codes, grid)
         assert all(torch.equal(rounder(weight[:, i], i), values[:, i]) for i in range(64))
+
+
+@pytest.mark.parametrize("trellis", [False, True])
+def test_what_keeps_zeros_rounds_every_zero_to_zero(trellis):
+    weight = gaussian(64, 80)
+    weight[gaussian(64, 80, seed=1) > 0] = 0
+    format = Coded(rate=3, trellis=trellis).keeping_zeros()
+    assert format == Coded(rate=3, trellis=False)
+    grid = format.fit(weight)
+    assert not format.values(format.round(weight, grid), grid)[weight == 0].any()
