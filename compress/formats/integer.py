@@ -42,6 +42,9 @@ class IntegerFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     bits: ClassVar[int]
     zero_code: ClassVar[int | None] = None
+    codes_move: ClassVar[bool] = (
+        True  # one code may change, and others and the file's length stay as they are
+    )
 
     kind: str
     group: int | None = Field(None, ge=16, description="columns that share a scale; null: the whole row")
@@ -113,6 +116,11 @@ class IntegerFormat(BaseModel):
         values = codes.reshape(out, -1, width).float()
         values.sub_(grid.zeros[..., None]).mul_(grid.scales[..., None])
         return values.view(out, -1)[:, :columns]
+
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion."""
+        scales, zeros = self._per_column(grid, weight.shape[1])
+        return weight / scales + zeros
 
     def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder":
         """What a solver needs to round one column at a time without knowing of bits."""

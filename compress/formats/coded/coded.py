@@ -43,6 +43,7 @@ class Coded(IntegerFormat):
     """A uniform grid whose codes are entropy-coded in the file."""
 
     bits: ClassVar[int] = 8
+    codes_move: ClassVar[bool] = False  # they follow the trellis together, and are as long as they are likely
     kind: Literal["coded"] = "coded"
     rate: float = Field(3.25, ge=1.5, le=7, description="bits per weight in the file, scales included")
     trellis: bool = Field(
