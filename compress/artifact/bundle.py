@@ -42,9 +42,11 @@ from compress.models.checkpoints import (
     save_configurations,
     weight_files,
 )
+from compress.models.conv1d import StoredTransposed, linears
+from compress.models.create import of_config
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.base import auto_class, task_of
+from compress.tasks.base import task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -76,6 +78,9 @@ class Bundle:
     parts: tuple[Path, ...] = ()
     storage: Storage = "dense"
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        linears(self.model)  # one that was made elsewhere comes in here
 
     def evolve(self, **changes: Any) -> "Bundle":
         """A bundle with some fields changed."""
@@ -228,8 +233,8 @@ class Bundle:
 
 def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
     """Masks of the layers that `model` has of those named, read from files one by one."""
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    return StoredMasks(reader, {name: kinds[name] == "Conv1D" for name in names if name in kinds})
+    transposed = {name: isinstance(module, StoredTransposed) for name, module in model.named_modules()}
+    return StoredMasks(reader, {name: transposed[name] for name in names if name in transposed})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
@@ -311,7 +316,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
-        model = auto_class(config).from_config(config, dtype=torch.float32)
+        model = of_config(config, dtype=torch.float32)
     try:
         _make_room(model, manifest.layers)
         if packed:

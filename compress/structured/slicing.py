@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
+from compress.models.create import of_config
 from compress.structured.structure import Part, Structure
-from compress.tasks.base import auto_class
 
 # what configurations call the width of the MLP
 _NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
@@ -112,15 +112,7 @@ def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:
     """
     config = smaller_config(model.config, structure, _counts(structure, kept))
     chosen = _chosen(structure, kept)
-    shared = {id(p) for p in model.parameters()}
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter):
-            if id(tensor) not in shared:
-                continue  # tied to one that was taken: the new model ties it again
-            shared.remove(id(tensor))
-        state[name] = _cut(tensor.detach(), chosen.get(name, []))
-    return assembled(model, config, state)
+    return assembled(model, config, {n: _cut(t, chosen.get(n, [])) for n, t in held(model).items()})
 
 
 def slice_masks(
@@ -128,12 +120,7 @@ def slice_masks(
 ) -> dict[str, Tensor]:
     """The masks (out, in) of `model`'s linear layers, cut as `slice_model` cuts the weights."""
     chosen = _chosen(structure, kept)
-    result = {}
-    for name, mask in masks.items():
-        transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
-        cut = _cut(mask.T if transposed else mask, chosen.get(f"{name}.weight", []))
-        result[name] = (cut.T if transposed else cut).contiguous()
-    return result
+    return {name: _cut(mask, chosen.get(f"{name}.weight", [])) for name, mask in masks.items()}
 
 
 def _counts(structure: Structure, kept: Kept) -> Counts:
@@ -165,24 +152,35 @@ def _cut(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
     return tensor
 
 
-def assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
-    """A model of a configuration that holds these tensors."""
+def held(model: Any) -> dict[str, Tensor]:
+    """What a model is saved as, the way it lies in the model: parameters, tied ones once, and buffers."""
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+@torch.no_grad()
+def assembled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A model of a configuration that holds these tensors, named as `held` names them."""
     from transformers.initialization import no_init_weights
 
-    own = {name: tensor.clone() for name, tensor in state.items()}  # views would keep the large ones alive
     try:
         with quiet_transformers(), no_init_weights():
-            result = auto_class(config).from_config(
+            result = of_config(
                 config, dtype=torch.float32, attn_implementation=model.config._attn_implementation
             )
-        outcome = result.load_state_dict(own, strict=False, assign=True)
+        result.tie_weights()
+        targets = held(result)
+        assert targets.keys() == tensors.keys(), targets.keys() ^ tensors.keys()
+        for name, tensor in tensors.items():
+            if tensor.shape != targets[name].shape:
+                raise ValueError(f"{name} is {tuple(targets[name].shape)}, not {tuple(tensor.shape)}")
+            targets[name].copy_(tensor)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"model_type '{config.model_type}' makes no model of this shape "
             f"({str(error).strip().splitlines()[-1].strip()}); prune other parts"
         ) from None
-    assert not outcome.unexpected_keys, outcome.unexpected_keys
-    result.tie_weights()
     if result.can_generate():
         result.generation_config = copy.deepcopy(model.generation_config)
-    return result.eval()
+    return result.to(next(model.parameters()).device).eval()

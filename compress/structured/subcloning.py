@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
+from compress.models.create import of_config
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_in_config
 from compress.structured.width import require_free_width
-from compress.tasks.base import auto_class
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 _LAYOUT: dict[str, tuple[str | None, ...]] = {  # leaf of a module's name -> kinds of its weight's axes
@@ -118,7 +118,7 @@ def smaller(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
     config = _config(model.config, blocks, widths)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        result = auto_class(config).from_config(config, dtype=torch.float32)
+        result = of_config(config, dtype=torch.float32)
     result.generation_config = copy.deepcopy(model.generation_config)
     return result.eval()
 
