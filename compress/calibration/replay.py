@@ -101,7 +101,7 @@ class Stream:
         """Whether this layer ends a submodule and has fewer outputs than inputs."""
         if layer not in self.plan.shortcuts:
             return False
-        module = self.block.get_submodule(layer)
+        module: Any = self.block.get_submodule(layer)
         return int(module.out_features) < int(module.in_features)
 
     def output(self, layer: str, index: int) -> Tensor:

@@ -19,7 +19,7 @@ class StoredTransposed(nn.Linear):
     def __init__(self, layer: Any) -> None:
         """Stand for a `Conv1D`, holding its weight and its bias."""
         stored: Tensor = layer.weight  # (in, out)
-        super().__init__(*stored.shape, device="meta")
+        super().__init__(stored.shape[0], stored.shape[1], device="meta")
         self.weight = nn.Parameter(stored.detach().T, requires_grad=stored.requires_grad)
         self.bias = layer.bias
         self.train(layer.training)
