@@ -9,7 +9,7 @@ width can only go together. Rotary tables depend on the width of a head alone, w
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from compress.structured.structure import Part, Structure
 # what configurations call the width of the MLP
 _NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
 _WIDTHS = ("hidden_size", "word_embed_proj_dim")
+
+# parameter -> axes, and the entries that are kept of each, ascending
+Cuts = Mapping[str, Sequence[tuple[int, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -104,49 +107,43 @@ def possible(config: Any, structure: Structure, counts: Counts) -> bool:
     return True
 
 
-def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:
+def slice_model(model: Any, structure: Structure, counts: Counts, kept: Kept) -> Any:
     """A new model of what is kept, in eval mode; the one given stays as it is.
 
     Raises:
         UserError: the configuration makes a model of other shapes.
     """
-    config = smaller_config(model.config, structure, _counts(structure, kept))
-    chosen = _chosen(structure, kept)
-    return assembled(model, config, {n: _cut(t, chosen.get(n, [])) for n, t in held(model).items()})
+    config = smaller_config(model.config, structure, counts)
+    return assembled(model, config, cut(held(model), cuts_of(structure, kept)))
 
 
-def slice_masks(
-    masks: Mapping[str, Tensor], model: Any, structure: Structure, kept: Kept
-) -> dict[str, Tensor]:
-    """The masks (out, in) of `model`'s linear layers, cut as `slice_model` cuts the weights."""
-    chosen = _chosen(structure, kept)
-    return {name: _cut(mask, chosen.get(f"{name}.weight", [])) for name, mask in masks.items()}
-
-
-def _counts(structure: Structure, kept: Kept) -> Counts:
-    found = {"heads": 0, "neurons": 0}
-    for sublayer in structure.sublayers:
-        found[sublayer.kind] = len(kept.units[sublayer.reader])
-    return Counts(found["heads"], found["neurons"], len(kept.stream))
-
-
-def _chosen(structure: Structure, kept: Kept) -> dict[str, list[tuple[int, Tensor]]]:
-    """Parameter -> (axis, its kept entries, ascending), where not all are kept."""
-    chosen: dict[str, list[tuple[int, Tensor]]] = {}
+def cuts_of(structure: Structure, kept: Kept) -> Cuts:
+    """What is kept of the parameters that do not stay whole."""
+    cuts: dict[str, list[tuple[int, Tensor]]] = {}
 
     def add(parts: Iterable[Part], units: Tensor) -> None:
         for part in parts:
             if len(units) < len(part.entries):
                 entries = part.entries[units].flatten().sort().values
-                chosen.setdefault(part.parameter, []).append((part.axis, entries))
+                cuts.setdefault(part.parameter, []).append((part.axis, entries))
 
     for sublayer in structure.sublayers:
         add(sublayer.parts, kept.units[sublayer.reader])
     add(structure.stream, kept.stream)
-    return chosen
+    return cuts
 
 
-def _cut(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+def cut(tensors: Mapping[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
+    """What is kept of parameters, by name."""
+    return {name: _cut(tensor, cuts.get(name, ())) for name, tensor in tensors.items()}
+
+
+def cut_masks(masks: Mapping[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
+    """What is kept of the masks (out, in) of linear layers, as `cut` takes it of their weights."""
+    return {name: _cut(mask, cuts.get(f"{name}.weight", ())) for name, mask in masks.items()}
+
+
+def _cut(tensor: Tensor, cuts: Iterable[tuple[int, Tensor]]) -> Tensor:
     for axis, entries in cuts:
         tensor = tensor.index_select(axis, entries.to(tensor.device))
     return tensor

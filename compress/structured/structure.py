@@ -140,7 +140,7 @@ def find_structure(model: Any) -> Structure:
     ) as error:
         raise UserError(
             f"prune_structured: the dependency graph of model_type '{kind}' is not clear "
-            f"({str(error).strip() or type(error).__name__}); take prune_layers or prune_magnitude instead"
+            f"({str(error).strip() or type(error).__name__}); take student or prune_magnitude instead"
         ) from None
 
 
