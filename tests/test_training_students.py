@@ -1,5 +1,7 @@
 """Students: blocks taken from a teacher, and what distillation adds."""
 
+import copy
+
 import pytest
 import torch
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
@@ -11,6 +13,7 @@ from compress.passes.student import Student
 from compress.passes.train import Train
 from compress.run.recipe import parse
 from compress.structured.blocks import spread
+from compress.structured.slicing import assembled, held
 
 
 @pytest.mark.parametrize("choose", ["spread", "similarity"])
@@ -235,3 +238,15 @@ def test_widths_of_other_families_are_refused_and_their_blocks_taken(tmp_path):
         Student(hidden=16).layers(gpt2.model)
     fewer = Student(blocks=2)(gpt2, tiny_context(gpt2, tmp_path))
     assert fewer.model.config.num_hidden_layers == 2
+
+
+def test_tensors_that_a_configuration_has_no_place_for_are_refused():
+    model = tiny_bundle().model
+    fewer, wider = copy.deepcopy(model.config), copy.deepcopy(model.config)
+    fewer.num_hidden_layers, wider.intermediate_size = 3, 80
+    for config, what in (
+        (fewer, "model.layers.3."),
+        (wider, r"gate_proj.weight is \(80, 32\), not \(64"),
+    ):
+        with pytest.raises(UserError, match=f"'llama' makes no model of this shape .*{what}"):
+            assembled(model, config, held(model))

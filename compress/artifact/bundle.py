@@ -90,9 +90,16 @@ class Bundle:
         """A bundle whose model may be changed without touching this one's."""
         return replace(self, model=copy.deepcopy(self.model), masks=copy.copy(self.masks), notes={})
 
-    def offload(self, folder: Path) -> Offload | None:
-        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
-        return None if self.shards is None else Offload(self.model, self.shards, folder)
+    def offload(self, folder: Path, *, whole: bool = False) -> Offload | None:
+        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory.
+
+        With `whole` they are once this returns: for what looks at more than a block.
+        """
+        store = None if self.shards is None else Offload(self.model, self.shards, folder)
+        if store is not None and whole:
+            store.load_rest()
+            return None
+        return store
 
     def save(self, folder: Path) -> Manifest:
         """Write the artifact; the folder appears whole or not at all.

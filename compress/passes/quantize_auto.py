@@ -1,6 +1,6 @@
 """quantize_auto: bits where they matter, under a budget.
 
-    1. measure what each layer loses at the model's output when it alone is rounded (sensitivity.py);
+    1. measure what each layer loses at the model's output rounded alone (layerwise/sensitivity.py);
     2. choose a width for every layer, and one for embedding and head, so that the summed losses are least
        and the bytes of the written artifact stay within the budget (solvers/knapsack.py, exact; or least
        bytes for a summed loss);

@@ -2,10 +2,10 @@
 
 The steps in their order, each on the model that the one before left:
 
-    1. blocks that change their input least go (pruning/blocks.py);
-    2. units go and readers are refitted, block by block (pruning/selection.py);
-    3. the stream's channels of the lowest score go, and norms are matched (pruning/width.py);
-    4. what is kept is copied into a model of its own (pruning/slicing.py), which must compute what the old
+    1. blocks that change their input least go (structured/blocks.py);
+    2. units go and readers are refitted, block by block (structured/selection.py);
+    3. the stream's channels of the lowest score go, and norms are matched (structured/width.py);
+    4. what is kept is copied into a model of its own (structured/slicing.py), which must compute what the old
        one does with zeros in the place of what went.
 """
 

@@ -168,7 +168,8 @@ def assembled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
             )
         result.tie_weights()
         targets = held(result)
-        assert targets.keys() == tensors.keys(), targets.keys() ^ tensors.keys()
+        if other := sorted(targets.keys() ^ tensors.keys()):
+            raise ValueError(f"{other[0]} is in one of the two only")
         for name, tensor in tensors.items():
             if tensor.shape != targets[name].shape:
                 raise ValueError(f"{name} is {tuple(targets[name].shape)}, not {tuple(tensor.shape)}")

@@ -139,7 +139,7 @@ def subclone(
     cuts, gain = ({}, 1.0) if widths == Widths.of(model.config) else _choose(model, prefix, blocks, widths)
     taken = cut(held(model), cuts)
     if gain != 1.0:
-        norms = [name for name in taken if name.split(".")[-2] in _NORMS]
+        norms = [name for name in taken if _leaf(name) in _NORMS]
         taken |= {name: taken[name] * gain for name in norms}
     student = assembled(model, _config(model.config, blocks, widths), renamed(taken, prefix, blocks))
     return student, renamed(cut_masks(masks, cuts), prefix, blocks)
@@ -151,12 +151,16 @@ def _choose(model: Any, prefix: str, blocks: list[int], widths: Widths) -> tuple
     inside = {f"{prefix}.{block}.": _inside(model, f"{prefix}.{block}", widths) for block in blocks}
     cuts = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        leaf = name.split(".")[-2]
         own = next((found for block, found in inside.items() if name.startswith(block)), {})
         kept = {**own, "hidden": channels}
-        kinds = _LAYOUT.get(leaf, ())[: parameter.dim()]
+        kinds = _LAYOUT.get(_leaf(name), ())[: parameter.dim()]
         cuts[name] = [(axis, kept[kind]) for axis, kind in enumerate(kinds) if kind in kept]
     return cuts, gain
+
+
+def _leaf(parameter: str) -> str:
+    """The last part of the name of the module that holds a parameter."""
+    return parameter.rpartition(".")[0].rpartition(".")[2]
 
 
 def _channels(model: Any, prefix: str, widths: Widths) -> tuple[Tensor, float]:
