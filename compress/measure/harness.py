@@ -103,7 +103,7 @@ def measure(
     common = _common(protocol, windows)
     book = Unfinished(unfinished, common)
     results = taken_over(targets, windows, protocol, done)
-    results |= {step: found for step in steps if (found := book.step(step.fingerprint)) is not None}
+    results |= {step: known for step in steps if (known := book.step(step.fingerprint)) is not None}
     todo = [target for target in targets if target not in results]
     inner = [step for step in steps if step not in results]
     if not todo and not inner:
