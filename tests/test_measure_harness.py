@@ -20,6 +20,7 @@ from compress.errors import UserError
 from compress.measure import harness
 from compress.measure.harness import Continuation, Target, measure, save_result
 from compress.measure.process import WorkerError, WorkerProcess
+from compress.measure.unfinished import Unfinished
 from compress.memory import disk_bytes, peak_rss_bytes
 from compress.protocol import MeasureProtocol
 from compress.records import PassRecord, VariantRecord, read_results
@@ -166,9 +167,11 @@ def test_what_was_cut_off_is_neither_timed_nor_scored_again(base, other, windows
     assert row.kl_to_base > 0
     assert row.decode_seconds_p99 is not None
     assert row.peak_rss_bytes > 50e6
-    kept.write_text('{"common": {}}', encoding="utf-8")  # of another machine
-    _, timed = go()
-    assert len(timed) == FAST.rounds
+    common = harness._common(FAST, windows)
+    assert Unfinished(kept, common).timings([targets[0].key]) is not None
+    assert Unfinished(kept, common | {"machine": {}}).timings([targets[0].key]) is None
+    kept.write_text("{", encoding="utf-8")
+    assert Unfinished(kept, common).timings([targets[0].key]) is None
 
 
 def test_a_step_that_is_the_end_of_another_chain_is_not_scored_again():
