@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, refused, results, write_recipe, write_text
-from export_models import quantized, tokens
+from export_models import quantized, tokens, traced_once
 from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
 from compress.artifact.bundle import Bundle
@@ -35,6 +35,12 @@ from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.tasks import seq2seq
 
 KINDS = list(SEQ2SEQ)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_shared_by_formats():
+    with traced_once():
+        yield
 
 
 def in_torch(model, ids):

@@ -92,6 +92,7 @@ class Worker:
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
+            together=getattr(self._loaded, "together", 1),
             task=self._loaded.task,
             mask_token=self._loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),

@@ -36,6 +36,7 @@ _CHUNK = 512
 # Fixed work of a block of a decoded token, in bytes that are read in that time: SmolLM2-135M in float32 took
 # 81 ms where reading it takes 25 (21 GB/s), and 41 where it takes 11 (51 GB/s).
 _BLOCK_BYTES = 45_000_000
+_TOGETHER = 8  # texts that share a call where they may: codes are then unpacked once for all of them
 
 
 @dataclass
@@ -73,6 +74,9 @@ class TorchRuntime:
         # rows of unlike lengths may share a call: each row is told its positions and its padding
         self.joins = self.rewinds and {"attention_mask", "position_ids"} <= accepted
         self.device = str(self._model.device)
+        # which inputs are outliers depends on all that a call is given
+        rules = (getattr(module, "activations", None) for module in self._model.modules())
+        self.together = 1 if any(getattr(rule, "outliers", None) for rule in rules) else _TOGETHER
         self.weight_bytes = weight_bytes(self._model)
         blocks = int(getattr(self._model.config.get_text_config(), "num_hidden_layers", 0))
         self.step_bytes = self.weight_bytes + _BLOCK_BYTES * blocks
