@@ -44,8 +44,7 @@ from compress.models.checkpoints import (
     weight_files,
     with_generation_settings,
 )
-from compress.models.conv1d import StoredTransposed, linears
-from compress.models.create import of_config
+from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.base import task_of

@@ -305,7 +305,7 @@ def meta_model(source: Any) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from compress.models.create import of_config
+    from compress.models.conv1d import of_config
 
     config = source
     with loading(f"model: '{source}' cannot be loaded"):

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compress.tasks.base import auto_class
+
 
 class StoredTransposed(nn.Linear):
     """A linear layer whose weight is (out, in) in the model and (in, out) in state dicts."""
@@ -43,3 +45,8 @@ def linears(model: Any) -> Any:
             if isinstance(child, Conv1D):
                 setattr(parent, name, StoredTransposed(child))
     return model
+
+
+def of_config(config: Any, **options: Any) -> Any:
+    """A model of a configuration; `options` are those of transformers' `from_config`."""
+    return linears(auto_class(config).from_config(config, **options))

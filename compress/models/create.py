@@ -16,8 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import UserError
-from compress.models.conv1d import linears
-from compress.tasks.base import auto_class
+from compress.models.conv1d import of_config
 
 END_OF_TEXT = "<|endoftext|>"
 _BYTES = 256
@@ -151,11 +150,6 @@ def create(architecture: Architecture, documents: Iterable[HasText], seed: int) 
     """
     tokenizer = train_tokenizer((d.text for d in documents), architecture.vocab_size, architecture.context)
     return random_model(architecture, seed), tokenizer
-
-
-def of_config(config: Any, **options: Any) -> Any:
-    """A model of a configuration; `options` are those of transformers' `from_config`."""
-    return linears(auto_class(config).from_config(config, **options))
 
 
 def random_model(architecture: Architecture, seed: int) -> Any:

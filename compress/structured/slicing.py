@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
-from compress.models.create import of_config
+from compress.models.conv1d import of_config
 from compress.structured.structure import Part, Structure
 
 # what configurations call the width of the MLP

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
-from compress.models.create import of_config
+from compress.models.conv1d import of_config
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_in_config, renamed
 from compress.structured.slicing import Cuts, assembled, cut, cut_masks, held
