@@ -50,7 +50,9 @@ Text = Annotated[
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (demo, smollm2) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe, such as demo or fit-size, or a YAML file.")
+    ],
     output: Output = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Start from this checkpoint: directory, .gguf or hub id.")
