@@ -18,8 +18,7 @@ from torch import nn
 
 from compress.artifact.bundle import CODES, Bundle, file_record
 from compress.artifact.coded import STREAM
-from compress.formats import Coded, IntegerFormat
-from compress.formats.coded.coded import longest_stream
+from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations
 from compress.models.layers import matrix
@@ -69,7 +68,7 @@ class ArtifactBytes:
         self.owners = _owners(self.model)
         self._longest: dict[str, int] = {}
 
-    def total(self, formats: Mapping[str, IntegerFormat]) -> int:
+    def total(self, formats: Mapping[str, Format]) -> int:
         """Bytes of the whole folder when the modules named in `formats` hold codes."""
         entries = self._entries(formats)
         codes = 8 + header_bytes(entries) + sum(entry[3] for entry in entries)
@@ -86,7 +85,7 @@ class ArtifactBytes:
         text = manifest.model_dump_json(indent=2) + "\n"
         return sum(record.bytes for record in files.values()) + len(text.encode())
 
-    def share(self, name: str, format: IntegerFormat) -> int:
+    def share(self, name: str, format: Format) -> int:
         """What one module adds to `total`: codes, its part of the header and of the manifest.
 
         Right but for the digits of offsets, which depend on what else is in the file.
@@ -96,19 +95,19 @@ class ArtifactBytes:
         entries = [] if self.owners[name] != name else self._codes(name, format)
         return described + sum(entry[3] + len(_entry_text(entry, 0)) for entry in entries)
 
-    def stored(self, name: str, format: IntegerFormat) -> int:
+    def stored(self, name: str, format: Format) -> int:
         """Bytes of codes, scales and zero-points alone; none for a module that shares another's."""
         if self.owners[name] != name:
             return 0
         stored = format.stored_bytes(self.shapes[name])
-        return min(stored, self._longest_stream(name)) if isinstance(format, Coded) else stored
+        return min(stored, self._longest_stream(name, format)) if format.streamed else stored
 
     def weights(self, name: str) -> int:
         """How many weights a module holds; none if it shares another's."""
         out, columns = self.shapes[name]
         return out * columns if self.owners[name] == name else 0
 
-    def _layer(self, name: str, format: IntegerFormat) -> LayerRecord:
+    def _layer(self, name: str, format: Format) -> LayerRecord:
         return LayerRecord(
             format=format.model_dump(),
             shape=self.shapes[name],
@@ -116,10 +115,10 @@ class ArtifactBytes:
             embedding=isinstance(self.model.get_submodule(name), nn.Embedding),
         )
 
-    def _codes(self, name: str, format: IntegerFormat) -> list[_Entry]:
+    def _codes(self, name: str, format: Format) -> list[_Entry]:
         out, columns = self.shapes[name]
         inner = f"{name}.quantized"
-        if isinstance(format, Coded):
+        if format.streamed:
             stream = self.stored(name, format)
             return [(f"{inner}.{STREAM}", "U8", (stream,), stream)]
         groups = format.groups(columns)
@@ -133,13 +132,13 @@ class ArtifactBytes:
             found.append((f"{inner}.zeros", "U8", (out, zeros), out * zeros))
         return found
 
-    def _longest_stream(self, name: str) -> int:
-        """Bytes at the finest steps of 8-bit codes: higher rates get no more."""
+    def _longest_stream(self, name: str, format: Format) -> int:
+        """Bytes at the finest steps that there are: higher rates get no more."""
         if name not in self._longest:
-            self._longest[name] = longest_stream(matrix(self.model.get_submodule(name)))
+            self._longest[name] = format.longest_stream(matrix(self.model.get_submodule(name)))
         return self._longest[name]
 
-    def _entries(self, formats: Mapping[str, IntegerFormat]) -> list[_Entry]:
+    def _entries(self, formats: Mapping[str, Format]) -> list[_Entry]:
         """Every tensor of the file, in its order."""
         coded = [e for name, f in formats.items() if self.owners[name] == name for e in self._codes(name, f)]
         seen: set[tuple[int, int]] = set()

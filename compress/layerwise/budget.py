@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.formats import IntegerFormat
+from compress.formats import Format
 from compress.solvers.knapsack import cheapest, choose
 
-Plan = dict[str, IntegerFormat]  # module name -> what it becomes
+Plan = dict[str, Format]  # module name -> what it becomes
 Chosen = list[int]  # for each offer, which of its formats
 _REPAIRS = 20
 
@@ -28,7 +28,7 @@ class Offers:
     """
 
     members: Sequence[list[str]]
-    formats: Sequence[tuple[IntegerFormat, ...]]
+    formats: Sequence[tuple[Format, ...]]
     costs: list[list[int]]
 
     def plan(self, chosen: Chosen) -> Plan:

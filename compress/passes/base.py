@@ -18,7 +18,7 @@ from compress.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.artifact.bundle import Bundle
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
@@ -64,11 +64,11 @@ class Pass(BaseModel):
         """Text it reads besides the recipe's, as `load_documents` takes it: what it says decides, too."""
         return ()
 
-    def writes(self) -> tuple["IntegerFormat", ...]:
+    def writes(self) -> tuple["Format", ...]:
         """The formats of the codes this pass may write."""
         return ()
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Why this pass cannot take a model with codes of these formats, and what to do; None if it can."""
         return None
 

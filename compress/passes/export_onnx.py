@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
     from compress.export.onnx.check import Kind as CheckKind
     from compress.export.onnx.forms import Forms
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
     from compress.runtimes.base import Tokens
 
 
@@ -97,7 +97,7 @@ class ExportOnnx(Pass):
         """Static rounding of activations is what it writes; other rounding it does itself."""
         return super().cannot_follow(earlier) and getattr(earlier, "mode", None) != "static"
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Formats without a kernel."""
         from compress.export.onnx.blocks import refusal
 

@@ -6,8 +6,8 @@
        bytes for a summed loss);
     3. quantize as quantize_gptq does, each layer in its own format (layerwise/quantize.py).
 
-With `coded` every tensor gets a rate in quarters of a bit (formats/coded.py): fewer bytes in the file for the
-same loss, a byte per weight in memory.
+With `coded` every tensor gets a rate in quarters of a bit (formats/coded/coded.py): fewer bytes in the file
+for the same loss, a byte per weight in memory.
 
 The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from compress.artifact.bundle import Bundle
 from compress.artifact.sizes import ArtifactBytes
 from compress.context import Context
-from compress.formats import Coded, Int8, IntegerFormat
+from compress.formats import Coded, Format, Int8
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.layerwise.budget import Offers, Plan
@@ -100,7 +100,7 @@ class QuantizeAuto(Pass, LayerSolver):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """All formats that it chooses from."""
         return tuple(dict.fromkeys((*self._choices(self.widths), *self._choices(self.embedding_widths))))
 
@@ -130,8 +130,8 @@ class QuantizeAuto(Pass, LayerSolver):
         sizes = ArtifactBytes(bundle, self._record(context, names), context.workdir / "weighed")
         plan, predicted = self._plan(names, tables, losses, sizes)
         notes: dict[str, Any] = {
-            "layers": dict(sorted(Counter(_label(plan[name]) for name in names).items())),
-            "embeddings": _label(plan[tables[0]]),
+            "layers": dict(sorted(Counter(plan[name].label for name in names).items())),
+            "embeddings": plan[tables[0]].label,
             "predicted_kl": predicted,
             "planned_bytes": sizes.total(plan),
             "measuring_seconds": seconds,
@@ -201,7 +201,7 @@ class QuantizeAuto(Pass, LayerSolver):
         return offers.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
 
     def _valued(
-        self, losses: list[list[float]], formats: tuple[IntegerFormat, ...], weights: list[int]
+        self, losses: list[list[float]], formats: tuple[Format, ...], weights: list[int]
     ) -> list[list[float]]:
         """The losses as they count in the choice: layers drawn towards each other, and less of them."""
         *layers, embeddings = losses
@@ -211,24 +211,24 @@ class QuantizeAuto(Pass, LayerSolver):
         # what embedding and head lose is measured at every width, with all that depends on them
         return [*([share * loss for loss in row] for row in drawn), embeddings]
 
-    def _format(self, bits: int) -> IntegerFormat:
+    def _format(self, bits: int) -> Format:
         if self.coded:
             return Coded(rate=min(bits, _LARGEST_RATE), trellis=False)
         return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
 
-    def _measured(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _measured(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """Where losses are measured: at the widths, or at the whole bits between, without a trellis."""
         if not self.coded:
             return tuple(self._format(b) for b in widths)
         low, high = (min(end, _LARGEST_RATE) for end in (min(widths), max(widths)))
         return tuple(Coded(rate=rate, trellis=False) for rate in range(low, high + 1))
 
-    def _choices(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _choices(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """What is chosen from: the widths, or coded rates between them."""
         found = self._measured(widths)
         if not self.coded:
             return found
-        low, high = (int(_rate(end) * _PER_BIT) for end in (found[0], found[-1]))
+        low, high = (int(end.nominal_bits * _PER_BIT) for end in (found[0], found[-1]))
         return tuple(Coded(rate=quarters / _PER_BIT) for quarters in range(low, high + 1))
 
     def _for_choices(self, widths: tuple[Width, ...], losses: list[float]) -> list[float]:
@@ -236,14 +236,14 @@ class QuantizeAuto(Pass, LayerSolver):
         if not self.coded:
             return losses
         at, wanted = (
-            [_rate(format) for format in formats]
+            [format.nominal_bits for format in formats]
             for formats in (self._measured(widths), self._choices(widths))
         )
         return extended(losses, at, wanted)
 
     def _record(self, context: Context, names: list[str]) -> PassRecord:
         """As the pipeline will write it, every number as long as it can get."""
-        kinds = {_label(format) for format in self.writes()}
+        kinds = {format.label for format in self.writes()}
         notes: Mapping[str, Any] = {
             "layers": dict.fromkeys(sorted(kinds), len(names)),
             "embeddings": max(kinds, key=len),
@@ -267,14 +267,6 @@ class QuantizeAuto(Pass, LayerSolver):
         )
 
 
-def _nearest(formats: tuple[IntegerFormat, ...]) -> int:
+def _nearest(formats: tuple[Format, ...]) -> int:
     """Which of them is the nearest to the rate at which layers are compared."""
-    return min(range(len(formats)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))
-
-
-def _rate(format: IntegerFormat) -> float:
-    return format.rate if isinstance(format, Coded) else format.bits
-
-
-def _label(format: IntegerFormat) -> str:
-    return f"coded {format.rate:g}" if isinstance(format, Coded) else format.kind
+    return min(range(len(formats)), key=lambda k: abs(formats[k].nominal_bits - _COMPARED_AT))
