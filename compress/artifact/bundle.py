@@ -44,7 +44,7 @@ from compress.models.checkpoints import (
 )
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.base import auto_class, task_of
+from compress.tasks.registry import auto_class, task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -190,7 +190,7 @@ class Bundle:
         """
         folder = Path(path)
         # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-        stream = stream and folder.is_dir() and task_of(load_config(folder)) != "seq2seq"
+        stream = stream and folder.is_dir() and task_of(load_config(folder)).stacks == 1
         if not (folder / MANIFEST).is_file():
             if stream:
                 return cls._streaming(folder, Lineage(source=str(path)), ())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 SHARD_BYTES = 5_000_000_000
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}

@@ -17,10 +17,9 @@ normalised over them, and absent where a token had to be written in pieces.
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
-An encoder with a masked-LM head predicts tokens that are hidden from it: 15 % of each window's, drawn by
-the window's number and never the first or last (Devlin et al. 2018, all of them replaced by the mask
-token); the definitions above then hold over those. bits_per_byte is left out. A model that embeds is
-judged by the mean of its last hidden states over a window, e:
+An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
+above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
+hidden states over a window, e:
 
     cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
 
@@ -51,14 +50,14 @@ import numpy.typing as npt
 
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
-from compress.tasks.base import Task, halves
+from compress.tasks.base import Question, Task
+from compress.tasks.causal import CAUSAL
 from compress.text.translation import TranslatedWindows
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [1, length] -> float32 [1, length, V]
 
 CHUNK_ELEMENTS = 2_000_000
-MASKED = 0.15
 
 
 @dataclass(frozen=True)
@@ -95,35 +94,6 @@ class Quality:
     cosine_ci95: Interval | None = None
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked about a window: `inputs` [length], and of its answer the `rows` whose logits
-    should give the `targets` [rows]."""
-
-    inputs: npt.NDArray[np.int32]
-    rows: slice | npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int32]
-
-
-def question(
-    window: npt.NDArray[np.int32], index: int, task: Task = "causal", mask_token: int | None = None
-) -> Question:
-    """The question of a task about the window numbered `index`, [L]."""
-    if task == "causal":
-        return Question(window[:-1], slice(None), window[1:])
-    if task == "seq2seq":
-        return Question(window, slice(None), halves(window)[1])
-    if task == "embedding":
-        return Question(window, slice(None), window)
-    if mask_token is None:
-        raise UserError("the tokenizer has no mask token, so a masked-LM loss cannot be measured")
-    inner = len(window) - 2
-    hidden = np.random.default_rng(index).permutation(inner)[: max(1, round(MASKED * inner))] + 1
-    inputs = window.copy()
-    inputs[hidden] = mask_token
-    return Question(inputs, hidden, window[hidden])
-
-
 def score(
     forward: Forward,
     windows: npt.NDArray[np.int32],
@@ -131,7 +101,7 @@ def score(
     base: Path | None = None,
     keep: Path | None = None,
     threads: int = 1,
-    task: Task = "causal",
+    task: Task = CAUSAL,
     mask_token: int | None = None,
     translated: TranslatedWindows | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -147,23 +117,23 @@ def score(
     nats, tokens, kl, agreements, distances = [], [], [], [], []
     rows = None if translated is None else translated.rows
     if translated is not None:
-        if task != "causal":
+        if not task.continues:
             raise UserError("a smaller vocabulary can be measured of a model that continues text only")
         base = base if rows is not None else None
     for index, window in enumerate(windows):
         if translated is None:
-            asked = question(window, index, task, mask_token)
+            asked = task.question(window, index, mask_token)
         else:
             asked = _renumbered_question(translated, index)
         logits = forward(asked.inputs[None])[0][asked.rows]  # [predictions, V]
-        if task == "embedding":
+        if not task.predicts:
             logits = logits.mean(axis=0, keepdims=True)  # [1, width]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
         if reference is not None and rows is not None:
             reference = np.take(reference, rows, axis=1)
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
-        if task == "embedding":
+        if not task.predicts:
             distances.append(0.0 if reference is None else _cosine_distance(reference[0], logits[0]))
             sums = (0.0, 0.0, 0.0)
         else:
@@ -179,9 +149,9 @@ def score(
                 _require_room(keep, len(windows) * logits.nbytes)
             _save(_file(keep, index), logits)
         advance()
-    if task == "embedding":
+    if not task.predicts:
         return Scores([], [1] * len(windows), distances=distances if base is not None else None)
-    whole = task == "causal"
+    whole = task.continues
     if base is None:
         return Scores(nats, tokens, whole_text=whole)
     return Scores(nats, tokens, kl, agreements, whole_text=whole)

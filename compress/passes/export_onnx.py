@@ -24,7 +24,8 @@ from torch import nn
 from compress.context import Context
 from compress.errors import UserError
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
@@ -83,9 +84,9 @@ class ExportOnnx(Pass):
         from compress.export.onnx.trace import require_tracer
         from compress.formats.swap import embedding_names
         from compress.models.layers import linear_layers
-        from compress.tasks.base import task_of
+        from compress.tasks.registry import task_of
 
-        if task_of(model.config) == "causal":
+        if task_of(model.config).continues:
             require_supported(model.config)
         else:
             require_tracer()
@@ -114,7 +115,7 @@ class ExportOnnx(Pass):
         from compress.export.onnx.cache import cache_scales
         from compress.export.onnx.forms import Forms, per_row
         from compress.formats import QuantizedEmbedding, QuantizedLinear
-        from compress.tasks.base import task_of
+        from compress.tasks.registry import task_of
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
@@ -128,7 +129,7 @@ class ExportOnnx(Pass):
                     f"{module.quantized.format.bits}-bit codes, and only static rounding is written, with "
                     "format int8 (a scale per row). Leave round_activations out: int8_form rounds per token"
                 )
-        form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
+        form = self.int8_form or ("blocks" if task_of(bundle.model.config).continues else "token")
         bits = self.activation_bits or (8 if self.processor == "vnni" else 7)
         forms = Forms(form, bits, self.accuracy_level, self.processor)
         folder = context.workdir / "onnx"
@@ -153,14 +154,16 @@ class ExportOnnx(Pass):
         from compress.runtimes.onnx_encoder import OnnxEncoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
         from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+        from compress.tasks.registry import task_of
 
         windows = self._windows(context.data.heldout.tokens, self.check_tokens, facts)
         kind, threads = _kind(facts, forms), context.threads
-        if facts["task"] == "causal":
+        task = task_of(bundle.model.config)
+        if task.continues:
             decoder = OnnxRuntime(folder, threads=threads)
             return compare(bundle.model, decoder, windows, kind, self.tolerance).notes()
         padding = bundle.tokenizer.pad_token_id or 0
-        opened = OnnxSeq2Seq if facts["task"] == "seq2seq" else OnnxEncoder
+        opened = OnnxSeq2Seq if task.writes else OnnxEncoder
         encoder = opened(folder, threads=threads)
         return compare_encoder(bundle.model, encoder, windows, kind, self.tolerance, padding).notes()
 

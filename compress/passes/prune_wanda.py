@@ -21,7 +21,8 @@ from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers.masks import Target
 from compress.solvers.wanda import wanda
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class PruneWanda(Pass, SparsityGoal):

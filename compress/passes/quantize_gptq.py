@@ -17,7 +17,8 @@ from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class QuantizeGPTQ(Pass, LayerSolver):

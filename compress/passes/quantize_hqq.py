@@ -24,7 +24,8 @@ from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 _ROWS = 4096  # fitted at a time, so that scratch memory does not grow with the layer
 _ROUNDS = 2

@@ -17,7 +17,8 @@ from compress.formats.swap import embedding_names
 from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class QuantizeRound(Pass):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
 from compress.structured.structure import Part, Structure
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 # what configurations call the width of the MLP
 _NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from compress.errors import MissingExtra, UserError
 from compress.models.running import gradients
 from compress.models.stacks import decoder_blocks
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 Kind = Literal["heads", "neurons"]
 _TOKENS = 5
@@ -304,8 +304,7 @@ def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _forward(model: Any, ids: Tensor) -> Tensor:
-    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
-    return model(input_ids=ids, **cache)[0]
+    return task_of(model.config).answers(model, ids)
 
 
 def _join_plainly(graph: Any) -> None:

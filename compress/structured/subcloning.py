@@ -27,7 +27,7 @@ from compress.models.checkpoints import quiet_transformers
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_in_config
 from compress.structured.width import require_free_width
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 _LAYOUT: dict[str, tuple[str | None, ...]] = {  # leaf of a module's name -> kinds of its weight's axes
