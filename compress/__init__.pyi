@@ -1,5 +1,7 @@
 from compress.api import bench as bench
 from compress.api import compare as compare
+from compress.api import measure as measure
+from compress.api import quantize as quantize
 from compress.api import run as run
 from compress.artifact.bundle import Bundle as Bundle
 from compress.artifact.bundle import load as load
@@ -49,6 +51,7 @@ from compress.records.protocol import MeasureProtocol as MeasureProtocol
 from compress.records.records import Result as Result
 from compress.records.records import RunRecord as RunRecord
 from compress.records.records import read_results as read_results
+from compress.report.text import Results as Results
 from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe
 from compress.text.windows import DataConfig as DataConfig

@@ -3,21 +3,22 @@
 Joins the two wings: what `pipeline` made is what `measure` reloads from disk, and `report` draws.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from compress import report
-from compress.artifact.bundle import Bundle
+from compress.artifact.applied import Given, windows_of
 from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
 from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
+from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.measure.reference import Reference as BaseLogits
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
+from compress.models.unchanged import unchanged_process
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import (
     Reference,
@@ -31,22 +32,21 @@ from compress.records.records import (
     write_results,
     write_whole,
 )
+from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
+from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone
-from compress.runtimes import detect_runtime
-from compress.runtimes.providers import require_provider
-from compress.tasks.base import longest_text
-from compress.text.documents import load_documents
-from compress.text.translation import translation
-from compress.text.windows import DataConfig, TextData, Windows, prepare
+from compress.text.windows import DataConfig, TextData, Windows
 
 Say = Callable[[str], None]
+_ATTEMPTS = 4  # to meet a budget with what an export adds
+_RESERVED = 4096  # what quantize_auto leaves free by default
 _T = TypeVar("_T")
 
 
-def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
+def run(recipe: Recipe, folder: Path | str, say: Say = print) -> RunRecord:
     """Run a recipe: preflight, passes, measurement, report. Call again to resume.
 
     Leaves `recipe.yaml`, a folder per variant, `results.jsonl`, `run.json`, `report.html` and `report.md`.
@@ -58,19 +58,24 @@ def run(recipe: Recipe, folder: Path, say: Say = print) -> RunRecord:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
     made = make_artifacts(recipe, folder, say)
-    with alone(folder):
+    with alone(made.folder), unchanged_process(threads_for(recipe)):
         record = tell(recipe, made)
-        write_report(folder)
+        write_report(made.folder)
     return record
 
 
-def make_artifacts(recipe: Recipe, folder: Path, say: Say = print) -> Made:
+def make_artifacts(recipe: Recipe, folder: Path | str, say: Say = print) -> Made:
     """The first half of `run`: everything but measuring and reporting, which a later `run` catches up on.
 
     Raises:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
-    pin_threads(recipe.threads)
+    folder = Path(folder)
+    with unchanged_process(threads_for(recipe)):
+        return _make(recipe, folder, say)
+
+
+def _make(recipe: Recipe, folder: Path, say: Say) -> Made:
     preflight(recipe, folder)
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)  # what tells a run's folder from others
@@ -81,23 +86,75 @@ def make_artifacts(recipe: Recipe, folder: Path, say: Say = print) -> Made:
         return make(recipe, folder, say)
 
 
+def quantize(
+    model: Path | str,
+    bits: int | None = None,
+    to: Sequence[str] | str = "onnx",
+    out: Path | str = "quantized",
+    *,
+    text: str | Path | Sequence[str] | None = None,
+    budget_bytes: int | None = None,
+    effort: Effort = "normal",
+    measured: bool = True,
+    say: Say = print,
+) -> Quantized:
+    """Quantize a model for runtimes by the best recipe known for that, and measure what was written.
+
+    `out` becomes the folder of a run: called again with the same arguments it goes on where it was.
+
+    Args:
+        model: directory, `.gguf` file or hub id.
+        bits: of a weight; by default 4, or what `budget_bytes` allows.
+        to: `onnx`, `gguf`, `compressed-tensors`; one or several.
+        out: where to write.
+        text: to calibrate and to judge by; by default the source of Python's standard library.
+        budget_bytes: the most that what is shipped may take, per runtime.
+        effort: `quick`, `normal`, or `best` (tunes scales at 4 bits, too).
+        measured: False: write and check only.
+        say: gets a line per decision and step.
+
+    Raises:
+        UserError: before any work, what a runtime cannot take; later, what a pass refuses.
+    """
+    names = (to,) if isinstance(to, str) else tuple(to)
+    texts = None if text is None else str(text) if isinstance(text, str | Path) else tuple(map(str, text))
+    request = Request(str(model), names, bits, budget_bytes, texts, effort)
+    reserve: dict[str, int] = {}
+    for attempt in range(_ATTEMPTS):
+        choice = choose(request, Path(out).absolute().name, reserve)
+        for reason in choice.reasons if attempt == 0 else ():
+            say(reason)
+        made = make_artifacts(choice.recipe, out, say)
+        files = {to: made.folder / choice.variants[to] / RUNTIMES[to].file for to in names}
+        over = {to: disk_bytes(f) - budget_bytes for to, f in files.items()} if budget_bytes else {}
+        if all(excess <= 0 for excess in over.values()):
+            break
+        for name, excess in over.items():
+            if excess > 0:
+                reserve[name] = reserve.get(name, _RESERVED) + excess + excess // 50
+                say(f"{name}: its file is {excess:,} bytes above the budget; once more with fewer bits")
+    else:
+        raise UserError(f"--budget: {budget_bytes:,} bytes could not be met by {', '.join(over)}; raise it")
+    results = Results()
+    if measured:
+        run(choice.recipe, out, say)
+        results.extend(load_run(made.folder)[1])
+    return Quantized(made.folder, files, choice.reasons, results)
+
+
 def take_part(recipe: Recipe, folder: Path) -> None:
     """What the processes beside the main one do: their share of the training, and nothing else.
 
     Raises:
         UserError: whatever a pass refuses.
     """
-    pin_threads(recipe.threads)
-    join(recipe, folder)
+    with unchanged_process(threads_for(recipe)):
+        join(recipe, folder)
 
 
-def pin_threads(threads: int | None) -> int:
-    """Use this many CPU threads for the passes; default: all cores, shared by the processes that run."""
-    import torch
-
-    count = threads or max(1, usable_cores() // on_this_machine()[1])
-    torch.set_num_threads(count)
-    return count
+def threads_for(recipe: Recipe) -> int:
+    """CPU threads of the passes: the recipe's, or all cores, shared by the processes that run."""
+    return recipe.threads or max(1, usable_cores() // on_this_machine()[1])
 
 
 def tell(recipe: Recipe, made: Made) -> RunRecord:
@@ -186,54 +243,42 @@ def bench(
     data: DataConfig,
     base: Path | None = None,
     protocol: MeasureProtocol | None = None,
-) -> list[Result]:
-    """Measure existing artifacts or plain model directories on a text, against `base` where given.
+) -> Results:
+    """Measure existing artifacts or plain model directories, these and no others; see `measure_artifacts`."""
+    with unchanged_process():
+        return Results(measure_artifacts(artifacts, data, base, protocol))
 
-    The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
-    same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
-    be compared.
+
+def measure(
+    artifact: Path | str | Sequence[Path | str],
+    *,
+    base: Path | str | None = None,
+    text: Given = "stdlib",
+    protocol: MeasureProtocol | None = None,
+) -> Results:
+    """Measure artifacts and their exports from disk, each in its runtime and a fresh process of its own.
+
+    Args:
+        artifact: folders or `.gguf` files; an `onnx` folder inside one is measured, too.
+        base: the model that they are compared with; it comes first.
+        text: as a recipe's; a `DataConfig` says how many windows, and how long.
+        protocol: how speed and memory are measured.
+
+    Returns:
+        A line per artifact and runtime; printed, a table.
 
     Raises:
-        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
-            provider that is absent, windows beyond an artifact's context.
+        UserError: as `measure_artifacts`.
     """
-    require_provider((protocol or MeasureProtocol()).provider)
-    first = base or artifacts[0]
-    windows = evaluation_windows(first, data)
-    own = _vocabulary(first)
-    for path in artifacts:
-        if _vocabulary(path) != own and not _trimmed(path, base):
-            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
-    for path in artifacts:
-        if not (path / "config.json").is_file():
-            continue
-        if data.window > (longest := longest_text(meta_model(str(path)))):
-            raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
-    targets = [
-        harness.Target(name, detect_runtime(path), path, artifact=str(path))
-        for name, path in zip(_short(artifacts), artifacts, strict=True)
-    ]
-    return harness.measure(targets, base, windows, protocol)
-
-
-def _short(paths: Sequence[Path]) -> list[str]:
-    """As many of each path's last parts as tell it from the others."""
-    parts = [path.absolute().parts for path in paths]
-    for count in range(1, max(map(len, parts))):
-        names = ["/".join(own[-count:]) for own in parts]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return [str(path) for path in paths]
-
-
-def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
-    """The windows `artifact` would be scored on."""
-    if artifact.is_file():
-        tokenizer = Bundle.load(artifact).tokenizer
-    else:
-        tokenizer = load_tokenizer(artifact)
-    few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
-    return prepare(few, load_documents(data.text), tokenizer, training=False).evaluation
+    given = [artifact] if isinstance(artifact, Path | str) else list(artifact)
+    paths = [Path(path) for path in ([] if base is None else [base]) + given]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such artifact")
+    found = [p for path in paths for p in (path, path / "onnx") if p == path or p.is_dir()]
+    with unchanged_process():
+        data = windows_of(text, meta_model(str(paths[0])))
+    return bench(list(dict.fromkeys(found)), data, paths[0] if base is not None else None, protocol)
 
 
 def _targets(folder: Path, variant: VariantRecord) -> list[harness.Target]:
@@ -295,16 +340,3 @@ def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:
         return read(path) if path.exists() else None
     except UserError:
         return None
-
-
-def _trimmed(path: Path, base: Path | None) -> bool:
-    """Whether an artifact has some of the base's tokens and no others."""
-    files = [folder / "tokenizer.json" for folder in (base, path) if folder is not None]
-    return len(files) == 2 and all(f.is_file() for f in files) and translation(*files) is not None
-
-
-def _vocabulary(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = path / "tokenizer.json"
-    return Tokenizer.from_file(str(file)).get_vocab_size() if file.is_file() else math.nan

@@ -118,3 +118,12 @@ class Surroundings(Protocol):
     def precision(self) -> Precision:
         """What the forward pass computes in."""
         ...
+
+
+class Classroom(Surroundings, Protocol):
+    """What a training that learns from a model needs besides."""
+
+    @property
+    def teacher(self) -> Callable[[], Original]:
+        """Loads the model that the run started from."""
+        ...

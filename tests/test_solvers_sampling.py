@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.solvers.sampling import sample
-from compress.training.objectives import forward_kl
+from compress.training.objectives.losses import forward_kl
 from compress.training.teaching.sampled import sampled_kl
 
 

@@ -135,7 +135,9 @@ def test_a_student_of_another_width_comes_nearer_inside(shape, teacher, tmp_path
     more = {**FEW, "tokens": 30 * 4 * WINDOW}
     step = Distill(**more, hidden=3.0, relations=100.0, fade=1.0)
     far = Distill(**more)(start, tiny_context(start, tmp_path / "plain", teacher))
+    state = torch.random.get_rng_state()
     near = step(start, context)
+    assert torch.equal(torch.random.get_rng_state(), state), "the maps' start is not drawn from it"
     assert near.notes["hidden_pairs"] == [[0, 1], [1, 3]]
     assert weights(near).keys() == weights(start).keys()
     tokens = torch.from_numpy(context.data.heldout.tokens).long()

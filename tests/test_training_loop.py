@@ -215,6 +215,25 @@ def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
     assert np.array_equal(batches(7), Batches(stream, 8, 5, 0)(7)), "a pure function of seed and step"
 
 
+@pytest.mark.parametrize(("batch", "parts", "count"), [(12, 1, 1), (12, 5, 1), (10, 2, 2), (6, 6, 3)])
+def test_micro_batches_of_all_processes_are_the_step(batch, parts, count):
+    batches = Batches(np.arange(40 * 8 + 8, dtype=np.int32), window=8, batch=batch, seed=0)
+    rows, numbers = [], []
+    for rank in range(count):
+        dealt = list(batches.micro_batches(3, parts, rank, count))
+        sizes = [len(part.rows) for part in dealt]
+        assert len(dealt) <= parts
+        assert len(set(sizes[:-1])) <= 1, "equal but for the last"
+        assert sizes[-1] <= sizes[0]
+        # so the sum of means times shares is the mean over the process's windows
+        assert [part.share for part in dealt] == pytest.approx([size / (batch // count) for size in sizes])
+        assert [part.last for part in dealt] == [False] * (len(dealt) - 1) + [True]
+        rows += [row.tolist() for part in dealt for row in part.rows]
+        numbers += [int(number) for part in dealt for number in part.numbers]
+    assert sorted(rows) == sorted(batches(3).tolist())
+    assert sorted(numbers) == sorted(batches.numbers(3).tolist())
+
+
 def test_text_shorter_than_a_batch_is_an_error(tmp_path):
     bundle = tiny_bundle()
     with pytest.raises(UserError, match="1000 windows of 32 tokens need 32032 tokens"):
@@ -264,6 +283,47 @@ def test_bfloat16_forward_keeps_float32_weights_and_learns(tmp_path):
     result = Train(**SETTINGS)(bundle, context)
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
     assert result.notes["heldout_after"] < result.notes["heldout_before"] - 1
+
+
+@pytest.mark.parametrize("step", [Train, Distill])
+def test_a_recipe_that_names_its_precision_gives_the_same_weights_on_every_machine(step, tmp_path):
+    bundle, made, few = tiny_bundle(), {}, {**SETTINGS, "tokens": 6 * 4 * WINDOW}
+    for asked in ("auto", "float32", "bfloat16"):
+        for machine in ("float32", "bfloat16"):
+            context = tiny_context(bundle, tmp_path / asked / machine, tiny_bundle(seed=3))
+            context.precision = machine
+            result = made[asked, machine] = step(**few, precision=asked)(bundle, context)
+            assert result.notes["precision"] == (machine if asked == "auto" else asked)
+    for used in ("float32", "bfloat16"):
+        expected = weights(made["auto", used])
+        assert all(equal(expected, weights(made[used, machine])) for machine in ("float32", "bfloat16"))
+    assert not equal(weights(made["auto", "float32"]), weights(made["auto", "bfloat16"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "goes_on"),
+    [
+        ({"checkpoint_seconds": 1e6}, "float32", True),
+        ({"precision": "float32"}, "bfloat16", True),  # what auto was where the checkpoint was written
+        ({}, "bfloat16", False),
+        ({"precision": "bfloat16"}, "float32", False),
+        ({"clip": 0.5}, "float32", False),
+    ],
+)
+def test_a_checkpoint_serves_what_gives_the_same_result(changes, machine, goes_on, tmp_path, capsys):
+    bundle = tiny_bundle()
+    settings = {"tokens": 4 * 4 * WINDOW, "batch": 4, "checkpoint_seconds": 0.0}
+    Train(**settings)(bundle, tiny_context(bundle, tmp_path))
+    assert "goes on" not in capsys.readouterr().err
+    context = tiny_context(bundle, tmp_path)
+    context.precision = machine
+    Train(**settings | changes)(bundle, context)
+    assert ("goes on after step 3 of 4" in capsys.readouterr().err) == goes_on
+
+
+def test_trackers_and_checkpoints_decide_nothing():
+    plan = Train(trackers=("tensorboard",), checkpoint_seconds=1.0)
+    assert plan.deciding("float32") == Train().deciding("float32") != Train().deciding("bfloat16")
 
 
 def test_a_large_vocabulary_is_scored_in_smaller_pieces_with_the_same_result(monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compress.training.objectives import (
+from compress.training.objectives.losses import (
     DIVERGENCES,
     chunked,
     cross_entropy,

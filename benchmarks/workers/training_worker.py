@@ -32,8 +32,8 @@ from transformers import (
 
 from compress.models.running import heldout_nll, native_precision
 from compress.training.loop import optimise
+from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
-from compress.training.task import plain_text
 
 PRECISION = native_precision()
 FIRST = 5  # steps that are not timed: memory is found, code is compiled

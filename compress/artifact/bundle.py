@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from compress.artifact.applied import Given, Scratch, Step, applied
 from compress.artifact.coded import with_streams, without_streams
 from compress.artifact.folder import EXPORTS
 from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
@@ -65,6 +66,8 @@ class Bundle:
         parts: safetensors files that hold what such weights have become.
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
         notes: what the last pass wants told; the pipeline moves it into the lineage.
+        scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
+        origin: what `load` was given.
     """
 
     model: Any
@@ -76,6 +79,41 @@ class Bundle:
     parts: tuple[Path, ...] = ()
     storage: Storage = "dense"
     notes: Mapping[str, Any] = field(default_factory=dict)
+    scratch: tuple[Scratch, ...] = ()
+    origin: Path | str | None = None
+
+    def apply(
+        self,
+        step: Step,
+        *,
+        text: Given | None = None,
+        base: "Path | str | Bundle | None" = None,
+        seed: int = 0,
+    ) -> "Bundle":
+        """A copy of this model that a pass has changed; this one, and the caller's process, stay as they are.
+
+        Args:
+            step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
+            text: files, folders, 'stdlib' or 'datasets:NAME', where the pass needs text; a `DataConfig` also
+                says how many windows and how long. The share that `compress.measure` scores by default is
+                left out.
+            base: the model to stay close to, for passes that learn from one; by default the one that was
+                loaded.
+            seed: of all that is drawn by chance.
+
+        Raises:
+            UserError: the pass needs what is not given, or refuses this model.
+        """
+
+        def teacher() -> Bundle:
+            origin = self.origin if base is None else base
+            if origin is None:
+                raise UserError(
+                    f"base: {step.name()} learns from a model, and this one was not loaded; give base="
+                )
+            return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
+
+        return applied(self, step, text, teacher, seed)
 
     def evolve(self, **changes: Any) -> "Bundle":
         """A bundle with some fields changed."""
@@ -195,7 +233,7 @@ class Bundle:
             if stream:
                 return cls._streaming(folder, Lineage(source=str(path)), ())
             model, tokenizer = load_checkpoint(path)
-            return cls(model, tokenizer, Lineage(source=str(path)))
+            return cls(model, tokenizer, Lineage(source=str(path)), origin=path)
         manifest = Manifest.read(folder / MANIFEST)
         if manifest.kind != "huggingface":
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
@@ -216,14 +254,14 @@ class Bundle:
         masked = [name for name in manifest.masked if name in linears] if masks else []
         kept = {name: matrix(linears[name]) != 0 for name in masked}
         exports = {name: folder / name for name in EXPORTS if (folder / name).is_dir()}
-        return cls(model, tokenizer, manifest.lineage, kept, exports)
+        return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
 
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
         check_directory(folder)
         model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
         masks = stored_masks(model, reader, masked)
-        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader)
+        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
 
 
 def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:

@@ -6,6 +6,7 @@ imports happen inside the commands, so that `--help` answers at once.
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -84,17 +85,49 @@ def run(
         api.take_part(plan, folder)
         return
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     if not measured:
-        for variant in api.make_artifacts(plan, folder, say).variants:
+        for variant in api.make_artifacts(plan, folder, _say).variants:
             print(folder / variant.name)
         print("not measured: the same command without --no-measure does that, and writes the report")
         return
-    record = api.run(plan, folder, say)
+    record = api.run(plan, folder, _say)
     print_results(api.load_run(folder)[1], record.references)
     print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Directory with safetensors, .gguf file or hub id.")],
+    bits: Annotated[int | None, typer.Option(help="Of a weight: 2, 3, 4, 5, 6 or 8; default 4.")] = None,
+    to: Annotated[str, typer.Option(help="What will run it: onnx, gguf, compressed-tensors.")] = "onnx",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path("quantized"),
+    text: Text = None,
+    budget: Annotated[str | None, typer.Option(help="The most each file may take: 92MB.")] = None,
+    effort: Annotated[str, typer.Option(help="quick, normal, or best: takes longest.")] = "normal",
+    measured: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Or write and check the files only.")
+    ] = True,
+) -> None:
+    """Quantize a model for the runtimes it ships in, by the best recipe known, and measure it there."""
+    from compress import api
+    from compress.cli.tables import print_quantized
+    from compress.run.request import EFFORTS
+
+    chosen = next((known for known in EFFORTS if known == effort), None)
+    if chosen is None:
+        raise UserError(f"--effort: '{effort}' is unknown; known: {', '.join(EFFORTS)}")
+    done = api.quantize(
+        model,
+        bits,
+        [name.strip() for name in to.split(",") if name.strip()],
+        output,
+        text=text,
+        budget_bytes=None if budget is None else _size(budget),
+        effort=chosen,
+        measured=measured,
+        say=_say,
+    )
+    print_quantized(done)
 
 
 @app.command()
@@ -248,6 +281,19 @@ def main() -> None:
         _fail(f"error: {error.filename or 'disk'}: no space left; free some and run again to resume", 2)
     except _Interrupted:
         _fail("interrupted; run the same command again to resume", 130)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _size(text: str) -> int:
+    """Bytes of `92MB`, `1.5 GB`, `800kB` (powers of ten), `88MiB` (powers of two), or of a plain number."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise UserError(f"--budget: '{text}' is no size; write 92MB, 1.5GB or a number of bytes")
+    power = " kmg".index(found[2].lower() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 class _Interrupted(BaseException):

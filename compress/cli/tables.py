@@ -3,6 +3,7 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,14 +11,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
+from compress.artifact.folder import disk_bytes
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.records import Reference, Result
+from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
+from compress.run.request import Quantized
 
 
 def _console() -> Console:
@@ -70,48 +73,21 @@ def print_fields() -> None:
 
 def print_results(results: list[Result], references: list[Reference]) -> None:
     """The table a run ends with; the report has all of it."""
-    embeds = any(r.cosine_distance is not None for r in results)
-    columns = (
-        "variant",
-        "runtime",
-        "MB",
-        "perplexity",
-        "Δ NLL, nats",
-        "KL, nats",
-        "top-1",
-        *(["1 − cosine"] if embeds else []),
-        "prefill, tokens/s",
-        "decode, tokens/s",
-        "peak MB",
-    )
-    table = Table(*columns, box=None)
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "left" if column.header in columns[:2] else "right"
-    for r in results:
-        table.add_row(
-            r.variant,
-            r.runtime,
-            _number(r.disk_bytes and r.disk_bytes / 1e6, ".2f"),
-            _number(r.perplexity, ".3f"),
-            _number(r.delta_nll, "+.4f"),
-            _number(r.kl_to_base, ".4f"),
-            _number(r.top1_agreement, ".3f"),
-            *([_number(r.cosine_distance, ".5f")] if embeds else []),
-            _number(r.prefill_tokens_per_second, ".0f"),
-            _number(r.decode_tokens_per_second, ".0f"),
-            _number(r.peak_rss_bytes and r.peak_rss_bytes / 1e6, ".0f"),
-        )
-    for reference in references:
-        table.add_row(
-            reference.name, "reference", "–", f"{reference.perplexity:.3f}", *["–"] * (len(columns) - 4)
-        )
-    console = _console()
-    # a terminal that is too narrow folds a line, which can be read; cut numbers could not
-    console.width = max(
-        console.width, Measurement.get(console, console.options.update(width=1000), table).maximum
-    )
-    console.print(table)
+    print(text_table(results, references))
+
+
+def print_quantized(done: Quantized) -> None:
+    """The table, and how to serve each file."""
+    if done.results:
+        print(text_table(done.results))
+    for to, lines in done.serving().items():
+        print(f"\n{to}: {done.files[to]}, {disk_bytes(done.files[to]) / 1e6:.2f} MB")
+        for line in lines:
+            print(f"  {line}")
+        if to == "gguf" and find_spec("llama_cpp") is None:
+            print("  (compared tensor by tensor, not run: llama-cpp-python is not installed here)")
+    if done.results:
+        print(f"\nreport: {done.folder / 'report.html'}")
 
 
 def _table(model: type[BaseModel]) -> Table:
@@ -120,10 +96,6 @@ def _table(model: type[BaseModel]) -> Table:
     for row in _fields([model], model.model_json_schema()):
         table.add_row(*row)
     return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 def _fields(

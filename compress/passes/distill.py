@@ -22,12 +22,10 @@ from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
-from compress.training.plan import Optimization
-from compress.training.teaching.distillation import taught
-from compress.training.teaching.guidance import Guidance
+from compress.training.teaching.distillation import Lesson, taught
 
 
-class Distill(Pass, Optimization, Guidance):
+class Distill(Pass, Lesson):
     """Train towards the distribution of the recipe's base model, or of other teachers."""
 
     kind: ClassVar[Kind] = "distill"
@@ -65,16 +63,6 @@ class Distill(Pass, Optimization, Guidance):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        task, identity, about = taught(
-            self, self, self.name(), bundle, result.model, context, context.teacher
-        )
-        notes = optimise(
-            result.model,
-            self,
-            task,
-            context,
-            masks=bundle.masks,
-            identity=identity,
-            what="distilling",
-        )
-        return result.evolve(exports={}, notes={**about, **notes})
+        objective = taught(self, result, context)
+        notes = optimise(result.model, self, objective, context, masks=bundle.masks, what="distilling")
+        return result.evolve(exports={}, notes=notes)

@@ -25,13 +25,12 @@ from compress.solvers import gradual
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
-from compress.training.plan import Optimization
-from compress.training.task import plain_text
-from compress.training.teaching.distillation import taught
+from compress.training.objectives.base import plain_text
+from compress.training.teaching.distillation import Lesson, taught
 from compress.training.teaching.guidance import Guidance
 
 
-class PruneGradual(Pass, Optimization, Guidance, ScopedSparsity):
+class PruneGradual(Pass, Lesson, ScopedSparsity):
     """Magnitude pruning on Zhu and Gupta's schedule while training."""
 
     kind: ClassVar[Kind] = "prune"
@@ -94,27 +93,14 @@ class PruneGradual(Pass, Optimization, Guidance, ScopedSparsity):
         masks = {name: mask.clone() for name, mask in bundle.masks.items()}
         for name, module in modules.items():
             masks.setdefault(name, torch.ones(matrix(module).shape, dtype=torch.bool))
-        identity, about = "", dict[str, Any]()
-        if self.towards == "text":
-            task = plain_text()
-        else:
-            task, identity, about = taught(
-                self, self, self.name(), bundle, result.model, context, context.teacher
-            )
+        objective = plain_text() if self.towards == "text" else taught(self, result, context)
         steps = self.steps(self.window or context.data.window)
-        notes = optimise(
-            result.model,
-            self,
-            task.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1),
-            context,
-            masks=masks,
-            identity=identity,
-            what="pruning",
-        )
+        objective = objective.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1)
+        notes = optimise(result.model, self, objective, context, masks=masks, what="pruning")
         removed = sum(int((~masks[name]).sum()) for name in modules)
         total = sum(masks[name].numel() for name in modules)
         facts: dict[str, Any] = {"removed": removed, "of": total, "sparsity": removed / total}
-        return result.evolve(masks=masks, exports={}, notes={**facts, **about, **notes})
+        return result.evolve(masks=masks, exports={}, notes={**facts, **notes})
 
     def _schedule(self, names: list[str]) -> Callable[..., Mapping[str, Tensor]]:
         def masks(

@@ -11,8 +11,8 @@ from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
+from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
-from compress.training.task import plain_text
 
 
 class Train(Pass, Optimization):
@@ -40,13 +40,5 @@ class Train(Pass, Optimization):
             UserError: the text does not fill one batch.
         """
         result = bundle.clone()
-
-        notes = optimise(
-            result.model,
-            self,
-            plain_text(),
-            context,
-            masks=bundle.masks,
-            what="training",
-        )
+        notes = optimise(result.model, self, plain_text(), context, masks=bundle.masks)
         return result.evolve(exports={}, notes=notes)

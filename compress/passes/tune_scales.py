@@ -61,7 +61,7 @@ class TuneScales(Pass, Tuning):
         teacher = context.teacher().model
         result = bundle.clone()
         model = result.model
-        identity = f"{digest_of_state(teacher)} {digest_of_state(model)}"
+        digests = f"{digest_of_state(teacher)} {digest_of_state(model)}"
         places = {name: module for name, module in model.named_modules() if hasattr(module, "quantized")}
         tensors = make_tunable(model)
         vectors = [p for p in model.parameters() if p.ndim == 1 and self.vector_rate]  # gains and biases
@@ -82,12 +82,8 @@ class TuneScales(Pass, Tuning):
             [*[None] * len(shifts), *units_of(vectors, self.vector_rate)],
             self,
             _text(context.data, self.batch * min(self.window, context.data.window)),
-            context.data.heldout.tokens,
-            window=context.data.window,
-            seed=context.seed,
-            workdir=context.workdir,
-            precision=context.precision,
-            identity=identity,
+            context,
+            digests=digests,
             what=self.name(),
         )
         model.cpu()

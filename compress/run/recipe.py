@@ -115,6 +115,28 @@ class Recipe(BaseModel):
             self.ancestry(name)
         return self
 
+    @classmethod
+    def parse(cls, content: dict[str, Any], source: str = "recipe") -> "Recipe":
+        """A recipe from plain values, as YAML gives them; `source` begins what is said of a mistake.
+
+        Raises:
+            UserError: a field that is unknown, of the wrong type or out of range.
+        """
+        content = dict(content)
+        try:
+            if "base" in content:
+                content["base"] = _chain(content["base"], "base")
+            if isinstance(content.get("variants"), dict):
+                content["variants"] = {
+                    str(name): _chain(value, f"variants.{name}")
+                    for name, value in content["variants"].items()
+                }
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UserError(f"{source}: {explain(error, cls)}") from None
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+
     def chain(self, name: str) -> Chain:
         """The chain of a variant, or of the base."""
         return self.base if name == "base" else self.variants[name]
@@ -169,24 +191,10 @@ def load_recipe(source: str, overrides: list[str] | None = None, **sections: Any
             content[section] = {**given, **value}
     for override in overrides or []:
         _override(content, override)
-    return parse(content, source)
+    return Recipe.parse(content, source)
 
 
-def parse(content: dict[str, Any], source: str = "recipe") -> Recipe:
-    """A Recipe from plain values; the errors are those of `load_recipe`."""
-    content = dict(content)
-    try:
-        if "base" in content:
-            content["base"] = _chain(content["base"], "base")
-        if isinstance(content.get("variants"), dict):
-            content["variants"] = {
-                str(name): _chain(value, f"variants.{name}") for name, value in content["variants"].items()
-            }
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, Recipe)}") from None
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+parse = Recipe.parse
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:

@@ -5,6 +5,7 @@ every window once, in an order of its own and, if `moving`, from an offset of it
 cuts the text elsewhere. Nothing is remembered between steps: resuming needs the step's number only.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserError
+
+
+class MicroBatch(NamedTuple):
+    """The windows of a step that a process computes at once.
+
+    Attributes:
+        rows: int64 (windows, window + 1): inputs and, one to the right, targets.
+        numbers: which windows of the text those are, (windows,).
+        share: of the process's windows in the step: what their mean loss weighs.
+        last: whether the step ends with it.
+    """
+
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    share: float
+    last: bool
 
 
 class Batches(NamedTuple):
@@ -53,6 +70,15 @@ class Batches(NamedTuple):
     def numbers(self, step: int) -> NDArray[np.int64]:
         """Which windows of the text those are, (batch,): the same number is the same tokens if not moving."""
         return np.array([number for _, number in self._places(step)], dtype=np.int64)
+
+    def micro_batches(self, step: int, parts: int, rank: int = 0, count: int = 1) -> Iterator[MicroBatch]:
+        """What process `rank` of `count` computes in a step: at most `parts`, equal but for the last."""
+        rows, numbers = self(step)[rank::count], self.numbers(step)[rank::count]
+        size = -(-len(rows) // parts)
+        for start in range(0, len(rows), size):
+            end = min(start + size, len(rows))
+            share = (end - start) / len(rows)
+            yield MicroBatch(rows[start:end], numbers[start:end], share, end == len(rows))
 
     def fixed(self, number: int) -> NDArray[np.int64]:
         """The tokens of a window that does not move, (window + 1,)."""

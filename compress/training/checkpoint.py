@@ -5,7 +5,6 @@ and the curve so far. One file, replaced in one rename after an fsync, cannot be
 unlike pickle, cannot run code.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,17 +18,14 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.training import sharding
+from compress.training.identity import digest_of
 
 _META = "state"
 
 
 def digest(model: nn.Module) -> str:
     """SHA-256 over the names and values of a model's parameters."""
-    result = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        result.update(name.encode())
-        result.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
+    return digest_of(model.named_parameters())
 
 
 def save(

@@ -51,10 +51,6 @@ class Devices:
         # accelerate shards a model only beside an optimiser; ours are built from the shards afterwards
         return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
 
-    def share(self, rows: Any) -> Any:
-        """This process's part of a step's windows."""
-        return rows[self.rank :: self.count]
-
     def backward(self, loss: Tensor, extra: nn.Module, last: bool) -> None:
         """Add a gradient; processes meet at the last micro-batch of a step."""
         loss.backward()
@@ -62,6 +58,13 @@ class Devices:
             for parameter in extra.parameters():  # they lie outside what averages
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+
+    def clip(self, model: nn.Module, extra: nn.Module, limit: float) -> None:
+        """Shorten the gradient to a norm of at most `limit`."""
+        own, beside = list(model.parameters()), list(extra.parameters())
+        # shards and whole tensors have no norm together
+        for parameters in [own, beside] if self.sharded else [own + beside]:
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
 
     def apart(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
         """Around a micro-batch: without meeting the others unless it is the last."""

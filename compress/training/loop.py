@@ -1,4 +1,4 @@
-"""The one optimisation loop: base training, healing and distillation differ in their task only.
+"""The one optimisation loop: base training, healing and distillation differ in their objective only.
 
 A step takes its windows (`batches`), computes the loss on micro-batches, averages the gradient over them
 and over processes (`devices`), clips it to a norm, updates, and puts pruned weights back to zero
@@ -9,47 +9,32 @@ Same seed, same thread count: same weights, also across kills. The order of data
 functions of (seed, step), and the clock decides only when a checkpoint is written.
 """
 
-import copy
-import hashlib
-import json
 import math
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.context import Surroundings
 from compress.errors import UserError
-from compress.host.progress import SILENT, track
-from compress.models.running import autocast, backward_passes, gradient_checkpointing, heldout_nll
-from compress.training import checkpoint, rates, sharding
-from compress.training.averaging import Average
-from compress.training.batches import Batches
-from compress.training.devices import Devices
-from compress.training.masking import Masks
+from compress.host.progress import SILENT, Tracker, track
+from compress.models.running import autocast
+from compress.training.notes import notes
+from compress.training.objectives.base import Moment, Objective
 from compress.training.plan import Optimization
-from compress.training.scheduled import Scheduled
-from compress.training.state import Progress
-from compress.training.stopping import Keeper, Verdict
-from compress.training.task import Moment, Task
-from compress.training.trackers import tracking
-
-_CURVE_POINTS = 100
+from compress.training.setup import Run, ready
 
 
 def optimise(
     model: Any,
     plan: Optimization,
-    task: Task,
+    objective: Objective,
     around: Surroundings,
     *,
     masks: Mapping[str, Tensor] | None = None,
-    identity: str = "",
     what: str = "training",
 ) -> dict[str, Any]:
     """Train `model` in place; it comes back on the CPU, in eval mode.
@@ -57,11 +42,10 @@ def optimise(
     Args:
         model: a causal language model in float32.
         plan: the settings.
-        task: what to minimise, and what belongs to it.
+        objective: what to minimise, and what belongs to it.
         around: text, seed, device, and where the checkpoint lives.
-        masks: module name -> bool (out, in); False stays exactly zero. Written to where the task has a
+        masks: module name -> bool (out, in); False stays exactly zero. Written to where the objective has a
             schedule of masks: in the end they are those of the result.
-        identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
         what: the label of the progress bar.
 
     Returns:
@@ -71,238 +55,98 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    run = _Run(model, plan, task, around)
-    with ExitStack() as during:
-        during.enter_context(backward_passes(run.model))
-        during.enter_context(_random_numbers(run.device))
-        during.enter_context(rates.frozen(run.model, plan.freeze))
-        during.enter_context(gradient_checkpointing(run.model, plan.gradient_checkpointing))
-        during.enter_context(task.watch(run.model))
-        during.enter_context(tracking(run.devices.accelerator, run.logs, plan.trackers, plan.deciding()))
-        run.begin(masks or {}, identity)
-        run.train(what)
-        run.finish(model)
-        if task.masks is not None:
-            for name, kept in run.masks.kept().items():
-                (masks or {})[name].copy_(kept)
-    return run.notes(model)
+    with ready(model, plan, objective, around, masks or {}) as run:
+        _train(run, what)
+    return notes(run, model)
 
 
-class _Run:
-    """One optimisation: what it works on, and how far it is."""
+def _train(run: Run, what: str) -> None:
+    """All steps that are left, each in the order it happens; the model then holds the weights to keep."""
+    plan, objective, devices, progress = run.plan, run.objective, run.devices, run.progress
+    model, masks, average, keeper = run.model, run.masks, run.average, run.keeper
+    saved = time.monotonic()
+    model.train()
+    with _bar(run, what) as bar:
+        while progress.step < run.steps and not keeper.done(progress.verdict):
+            began, step = time.monotonic(), progress.step
 
-    state: Progress
+            # masks that change now
+            if objective.masks is not None:
+                masks.update(objective.masks(masks.layers, masks.kept, step, run.steps))
 
-    def __init__(
-        self,
-        model: Any,
-        plan: Optimization,
-        task: Task,
-        around: Surroundings,
-    ) -> None:
-        self.plan, self.task, self.seed = plan, task, around.seed
-        self.device, self.precision = around.device, around.precision
-        self.path = around.workdir / "training.safetensors"
-        self.logs = around.logs or around.workdir / "logs"
-        window, batch = plan.window or around.data.window, plan.batch * plan.accumulate
-        self.batches = Batches(around.data.train, window, batch, around.seed, task.moving).check()
-        self.devices = Devices(self.device, plan.trackers, self.logs)
-        # sharding changes a model for good: it gets a copy, and the result is copied back
-        self.model = (copy.deepcopy(model) if self.devices.sharded else model).to(self.device)
-        self.heldout = torch.from_numpy(around.data.heldout.tokens.astype(np.int64)).to(self.device)
-        self.steps = plan.steps(window)
-        self.step_tokens = batch * window
+            # this process's windows of the step: forward, loss, backward, a micro-batch at a time
+            torch.manual_seed(run.step_seed(step))
+            mean = torch.zeros((), device=run.device)
+            for part in run.batches.micro_batches(step, plan.accumulate, devices.rank, devices.count):
+                rows = torch.from_numpy(part.rows).to(run.device)  # (windows, window + 1)
+                moment = Moment(step, run.steps, part.numbers)
+                if objective.rewrite is not None:
+                    rows, start = objective.rewrite(model, rows, moment)
+                    moment = moment._replace(start=start)
+                inputs, targets = rows[:, :-1], rows[:, 1:]  # (windows, window) each
+                with devices.apart(run.wrapped, part.last):
+                    with autocast(run.device, run.precision):
+                        outputs = run.wrapped(input_ids=inputs, use_cache=False)
+                    loss = objective.loss(outputs, inputs, targets, moment) * part.share
+                    devices.backward(loss, run.extra, part.last)
+                mean += loss.detach()
 
-    def begin(self, masks: Mapping[str, Tensor], identity: str) -> None:
-        """Set up what a step needs, and go on where a killed run was."""
-        plan, model, task = self.plan, self.model, self.task
-        self.masks = Masks(model, masks)
-        self.masks.weights()
-        identity = _identity(self, identity)
-        factors = rates.factors(model, plan.slower)
-        self.wrapped = self.devices.wrap(model)
-        self.extra = task.extra.to(self.device)
-        self.trained = _Together(model, self.extra) if any(True for _ in self.extra.parameters()) else model
-        self.masks.refresh()
-        self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
-        self.average = Average(model, plan.average, plan.average_share, self.steps)
-        self.keeper = Keeper(model, plan.patience)
-        self.others = {f"average.{name}": value for name, value in self.average.tensors.items()}
-        self.others |= {f"best.{name}": value for name, value in self.keeper.tensors.items()}
-        if task.masks is not None:
-            self.others |= {f"mask.{name}": value for name, value in self.masks.tensors.items()}
-        restored = checkpoint.restore(self.path, self.trained, self.optimisers.parts, identity, self.others)
-        if restored is None:
-            before = self._score()
-            start = float("inf") if task.judge_from else before
-            self.state = Progress(identity, heldout_before=before, verdict=Verdict(start))
-        else:
-            self.state = Progress(**{**restored, "verdict": Verdict(**restored["verdict"])})
-            self.masks.refresh()
+            # update; pruned weights have no share in the norm, and stay zero
+            masks.gradients()
+            devices.clip(model, run.extra, plan.clip)
+            run.optimisers.step(step)
+            masks.weights()
+            average.update(step)
 
-    def train(self, what: str) -> None:
-        """All steps that are left."""
-        state = self.state
-        self.model.train()
-        saved = time.monotonic()
-        left = (self.steps - state.step) * self.step_tokens
-        with track(left, what, "tokens") if self.devices.main else nullcontext(SILENT) as bar:
-            if state.step and self.devices.main:
-                bar.note(f"{what}: goes on after step {state.step} of {self.steps}")
-            while state.step < self.steps and not self.keeper.done(state.verdict):
-                began = time.monotonic()
-                step = state.step
-                loss = self._step(step)
-                due = (step + 1) * self.plan.heldout_points // self.steps
-                score = self._score() if due > step * self.plan.heldout_points // self.steps else None
-                value = self.devices.mean(loss)
-                if not math.isfinite(value) or (score is not None and not math.isfinite(score)):
-                    raise UserError(
-                        f"{what}: the loss is not finite after step {step + 1}; lower the learning rates, or "
-                        "see whether the model that it began with is sound"
-                    )
-                tokens = (step + 1) * self.step_tokens
-                state.record(value, tokens, score, every=max(1, self.steps // _CURVE_POINTS))
-                if score is not None:
-                    self._judge(score)
-                state.seconds += time.monotonic() - began
-                pace = state.step * self.step_tokens / state.seconds
-                bar.advance(self.step_tokens, loss=value, **{"tokens/s": f"{pace:,.0f}"})
-                self.devices.log(state.step, loss=value, heldout=score, tokens=tokens)
-                late = time.monotonic() - saved >= self.plan.checkpoint_seconds
-                if state.step < self.steps and self.devices.agreed(late):
-                    self._save()
-                    saved = time.monotonic()
+            # held-out loss where it is due: which weights to keep, and whether to go on
+            heldout = run.heldout_loss() if plan.scores_after(step, run.steps) else None
+            value, tokens = devices.mean(mean), (step + 1) * run.step_tokens
+            _check_finite(what, step + 1, value, heldout)
+            progress.record(value, tokens, heldout, run.steps)
+            if heldout is not None and progress.step >= objective.judge_from:
+                progress.verdict.stale += 1  # unless something better is kept now
+                keeper.offer(progress, heldout)
+                if average.coefficient(step) is not None:
+                    with average.swapped():
+                        masks.weights()
+                        of_average = run.heldout_loss()
+                        progress.average_curve.append([progress.step, of_average])
+                        keeper.offer(progress, of_average, averaged=True)
 
-    def finish(self, model: Any) -> None:
-        """Put the weights to keep into `model`, on the CPU."""
-        if self.plan.patience is not None:
-            self.keeper.restore()
-        elif self.state.verdict.averaged:
-            self.average.swap()
-        self.masks.weights()
-        if self.devices.sharded:
-            with torch.no_grad():
-                for (_, target), (_, source) in zip(
-                    model.named_parameters(), self.model.named_parameters(), strict=True
-                ):
-                    target.copy_(sharding.whole(source))
-        model.__dict__.pop("_is_accelerate_prepared", None)  # a later loop must prepare it anew
-        model.cpu().eval()
+            progress.seconds += time.monotonic() - began
+            pace = f"{tokens / progress.seconds:,.0f}"
+            bar.advance(run.step_tokens, loss=value, **{"tokens/s": pace})
+            devices.log(progress.step, loss=value, heldout=heldout, tokens=tokens)
 
-    def notes(self, model: Any) -> dict[str, Any]:
-        """Facts for the record."""
-        state, verdict = self.state, self.state.verdict
-        parameters = sum(p.numel() for p in model.parameters())
-        tokens = state.step * self.step_tokens
-        return {
-            "tokens": tokens,
-            "steps": state.step,
-            "epochs": round(state.step * self.batches.batch / self.batches.windows, 3),
-            "parameters": parameters,
-            "tokens_per_parameter": round(tokens / parameters, 3),
-            "tokens_per_second": round(tokens / state.seconds, 1),
-            "precision": self.precision,
-            "processes": self.devices.count,
-            "heldout_before": state.heldout_before,
-            "heldout_after": verdict.score,
-            "kept": ("average" if verdict.averaged else "weights") + f" of step {verdict.step}",
-            "stopped_early": state.step < self.steps,
-            "average_curve": state.average_curve,
-            "loss_curve": state.curve,
-        }
+            # a checkpoint where the last is old
+            late = time.monotonic() - saved >= plan.checkpoint_seconds
+            if progress.step < run.steps and devices.agreed(late):
+                run.save()
+                saved = time.monotonic()
 
-    def _step(self, step: int) -> Tensor:
-        """One update; the mean loss of this process's windows."""
-        task, devices = self.task, self.devices
-        if task.masks is not None:
-            changed = task.masks(self.masks.layers, self.masks.kept, step, self.steps)
-            if changed:
-                self.masks.update(changed)
-                self.masks.weights()
-        # for dropout and sampling, if there are any; processes draw numbers of their own
-        torch.manual_seed(((self.seed * 1_000_003 + step) * 1_009 + devices.rank) % 2**63)
-        rows = torch.from_numpy(devices.share(self.batches(step))).to(self.device)
-        numbers = devices.share(self.batches.numbers(step))
-        parts = rows.chunk(self.plan.accumulate)
-        loss, seen = torch.zeros((), device=self.device), 0
-        for number, part in enumerate(parts, start=1):
-            moment = Moment(step, self.steps, numbers[seen : seen + len(part)])
-            seen += len(part)
-            if task.rewrite is not None:
-                part, start = task.rewrite(self.model, part, moment)
-                moment = moment._replace(start=start)
-            inputs, targets = part[:, :-1], part[:, 1:]  # (batch, window) each
-            last = number == len(parts)
-            with devices.apart(self.wrapped, last):
-                with autocast(self.device, self.precision):
-                    outputs = self.wrapped(input_ids=inputs, use_cache=False)
-                mean = task.loss(outputs, inputs, targets, moment) * (len(part) / len(rows))
-                devices.backward(mean, self.extra, last)
-            loss += mean.detach()
-        self.masks.gradients()
-        # shards and whole tensors have no norm together
-        clipped = [self.model, self.extra] if devices.sharded else [self.trained]
-        for module in clipped:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), self.plan.clip)
-        self.optimisers.step(step)
-        self.masks.weights()
-        self.average.update(step)
-        return loss
-
-    def _score(self) -> float:
-        score = heldout_nll(self.model, self.heldout, self.precision)
-        self.devices.rest(self.model)
-        return score
-
-    def _judge(self, score: float) -> None:
-        """Keep the weights as they stand, or their average, if the held-out loss says so."""
-        state, keeper = self.state, self.keeper
-        if state.step < self.task.judge_from:
-            return
-        better = keeper.better(state.verdict, score)
-        if better:
-            state.verdict = Verdict(score, state.step)
-            keeper.keep()
-        if self.average.coefficient(state.step - 1) is not None:
-            with self.average.swapped():
-                self.masks.weights()
-                mean = self._score()
-                state.average_curve.append([state.step, mean])
-                if mean < state.verdict.score:
-                    better, state.verdict = True, Verdict(mean, state.step, averaged=True)
-                    keeper.keep()
-        if not better:
-            state.verdict.stale += 1
-
-    def _save(self) -> None:
-        progress, main = asdict(self.state), self.devices.main
-        checkpoint.save(self.path, self.trained, self.optimisers.parts, progress, self.others, main)
+    if plan.patience is not None:
+        keeper.restore()
+    elif progress.verdict.averaged:
+        average.swap()
+    masks.weights()
 
 
-class _Together(nn.Module):
-    """A model and what learns beside it, under one set of names."""
-
-    def __init__(self, model: nn.Module, extra: nn.Module) -> None:
-        super().__init__()
-        self.model, self.extra = model, extra
-
-
-def _random_numbers(device: torch.device) -> Any:
-    """Leaves torch's generators as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+def _check_finite(what: str, step: int, loss: float, heldout: float | None) -> None:
+    if not math.isfinite(loss) or (heldout is not None and not math.isfinite(heldout)):
+        raise UserError(
+            f"{what}: the loss is not finite after step {step}; lower the learning rates, or see whether the "
+            "model that it began with is sound"
+        )
 
 
-def _identity(run: _Run, more: str) -> str:
-    """A digest of everything that decides the result."""
-    digest = hashlib.sha256()
-    batches = run.batches
-    facts = [
-        run.plan.deciding(), batches.window, batches.batch, batches.seed, batches.moving, run.precision, more
-    ]  # fmt: skip
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(batches.stream).data)
-    digest.update(checkpoint.digest(run.model).encode())
-    for kept in run.masks.kept().values():
-        digest.update(kept.cpu().numpy().tobytes())
-    return digest.hexdigest()
+@contextmanager
+def _bar(run: Run, what: str) -> Iterator[Tracker]:
+    """Tokens that are left; the main process tells."""
+    if not run.devices.main:
+        yield SILENT
+        return
+    done = run.progress.step
+    with track((run.steps - done) * run.step_tokens, what, "tokens") as bar:
+        if done:
+            bar.note(f"{what}: goes on after step {done} of {run.steps}")
+        yield bar

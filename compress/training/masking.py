@@ -24,10 +24,12 @@ class Masks:
         self.refresh()
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """Put new masks in the place of those of some layers."""
-        for name, kept in masks.items():
-            self.tensors[name].copy_(self._own(name, kept))
-        self.refresh()
+        """Put new masks in the place of those of some layers, and zeros where they say so."""
+        if masks:
+            for name, kept in masks.items():
+                self.tensors[name].copy_(self._own(name, kept))
+            self.refresh()
+            self.weights()
 
     def refresh(self) -> None:
         """Follow `tensors` after they were changed in place."""

@@ -1,16 +1,19 @@
 """How to optimise: the fields that every training pass shares."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from compress.errors import UserError
 from compress.host.processes import process
+from compress.models.running import Precision
 from compress.tasks.base import longest_text
 from compress.training import optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
+
+PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 
 class Optimization(BaseModel):
@@ -38,6 +41,9 @@ class Optimization(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again for the gradient: less memory, a third more time"
     )
+    precision: PrecisionName = Field(
+        "auto", description="of the forward passes; auto: bfloat16 where the machine multiplies it natively"
+    )
     average: AverageName = Field(
         "none", description="of the weights, kept where its held-out loss is lower; ema, or tail: plain mean"
     )
@@ -55,11 +61,31 @@ class Optimization(BaseModel):
 
     def steps(self, window: int) -> int:
         """Steps that hold at least `tokens` tokens."""
-        return max(1, -(-self.tokens // (self.batch * self.accumulate * window)))
+        return max(1, -(-self.tokens // (self.windows * window)))
 
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result; when checkpoints are written is no part of it."""
-        return self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
+    @property
+    def windows(self) -> int:
+        """Windows per step, over all micro-batches and processes."""
+        return self.batch * self.accumulate
+
+    def scores_after(self, step: int, steps: int) -> bool:
+        """Whether a held-out loss is due after step 0 .. steps - 1.
+
+        >>> [step for step in range(10) if Optimization(heldout_points=3).scores_after(step, 10)]
+        [3, 6, 9]
+        """
+        return (step + 1) * self.heldout_points // steps > step * self.heldout_points // steps
+
+    def precision_on(self, machine: Precision) -> Precision:
+        """What the forward passes compute in on a machine that computes in `machine` by itself."""
+        return machine if self.precision == "auto" else self.precision
+
+    def deciding(self, precision: Precision) -> dict[str, Any]:
+        """The settings that decide the result, with the precision that `auto` stands for here; when
+        checkpoints are written is no part of it.
+        """
+        settings = self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
+        return settings | {"precision": precision}
 
     def check(self, model: nn.Module) -> None:
         """Refuse what can be known to fail: too long windows, a batch that cannot be shared, no such tracker,
@@ -70,10 +96,10 @@ class Optimization(BaseModel):
         """
         if self.window is not None and self.window > (longest := longest_text(model)):
             raise UserError(f"window: {self.window} tokens, but the model takes at most {longest}")
-        windows, (_, count) = self.batch * self.accumulate, process()
-        if windows % count:
+        count = process()[1]
+        if self.windows % count:
             raise UserError(
-                f"batch: {windows} windows per step (batch x accumulate) cannot be dealt out to {count} "
+                f"batch: {self.windows} windows per step (batch x accumulate) cannot be dealt out to {count} "
                 f"processes; take a multiple of {count}"
             )
         tracking.check(self.trackers)

@@ -7,7 +7,7 @@ every process must call it.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -36,3 +36,10 @@ def like(value: Tensor, pattern: Any) -> Tensor:
 def put(target: Any, value: Tensor) -> None:
     """Copy a whole tensor into one that may be spread."""
     target.copy_(like(value, target))
+
+
+@torch.no_grad()
+def gather(source: nn.Module, target: nn.Module) -> None:
+    """Copy the parameters of a model that may be spread into a whole one of the same kind."""
+    for mine, spread in zip(target.parameters(), source.parameters(), strict=True):
+        mine.copy_(whole(spread))

@@ -15,7 +15,6 @@ rebuilt in the precision of the matrix product in forward and again in backward,
 (q - z) * s would keep three float copies of every weight.
 """
 
-import hashlib
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from compress.formats import Grid, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.models.layers import replace_module
+from compress.training.identity import digest_of
 
 
 class TunableTensor(nn.Module):
@@ -174,8 +174,4 @@ def make_tunable(model: nn.Module) -> dict[str, tuple[QuantizedTensor, TunableTe
 
 def digest_of_state(model: nn.Module) -> str:
     """SHA-256 over all that a model holds, codes included."""
-    result = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        result.update(name.encode())
-        result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return result.hexdigest()
+    return digest_of(model.state_dict().items())

@@ -16,11 +16,8 @@ point, and in that nothing of the model but a few vectors is trained, stored in 
 Same seed, same thread count: same result, also across kills.
 """
 
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +26,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from compress.context import Surroundings
 from compress.host.progress import Tracker, track
 from compress.models.running import Precision, autocast, backward_passes
 from compress.training import checkpoint
 from compress.training.batches import Batches
 from compress.training.codes.scales import use_masters
-from compress.training.objectives import chunked, forward_kl
+from compress.training.identity import digest_of, identity
+from compress.training.objectives.losses import chunked, forward_kl
 from compress.training.optimizers import schedule_factor
 
 _HELDOUT_TOKENS = 2048  # per forward pass
@@ -118,13 +117,9 @@ def tune(
     units: list[Tensor | None],
     plan: Tuning,
     stream: NDArray[np.int32],
-    heldout: NDArray[np.int32],
+    around: Surroundings,
     *,
-    window: int,
-    seed: int,
-    workdir: Path,
-    precision: Precision,
-    identity: str,
+    digests: str,
     what: str,
 ) -> dict[str, Any]:
     """Tune `parameters` of `model` in place, to the point of the lowest held-out KL, the start included.
@@ -136,12 +131,8 @@ def tune(
         units: what each parameter's steps are multiplied by, elementwise; None: 1.
         plan: the settings.
         stream: text to tune on, int32 (tokens,).
-        heldout: windows that decide, int32 (n, length), never tuned on.
-        window: longest window that may be used.
-        seed: of the order of the text.
-        workdir: where the checkpoint lives.
-        precision: what matrix products compute in.
-        identity: what else the result depends on (digests of both models); another's checkpoint is ignored.
+        around: seed, precision, longest window, held-out windows, and where the checkpoint lives.
+        digests: of both models; a checkpoint of others is ignored.
         what: the label of the progress bar.
 
     Returns:
@@ -151,26 +142,28 @@ def tune(
     Raises:
         UserError: the text does not fill one batch.
     """
-    window = min(plan.window, window)
-    batches = Batches(stream, window, plan.batch, seed).check()
+    window, precision = min(plan.window, around.data.window), around.precision
+    batches = Batches(stream, window, plan.batch, around.seed).check()
     step_tokens = plan.batch * window
     steps = max(1, -(-plan.tokens // step_tokens))
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
     device = parameters[0].device
     state = _State(parameters)
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
+    heldout = around.data.heldout.tokens
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
-    identity = _identity(plan, batches, held, precision, identity)
-    path = workdir / "tuning.safetensors"
+    settings = plan.model_dump(mode="json", exclude={"checkpoint_seconds"})  # that decides nothing
+    found = identity([settings, precision, digests, digest_of([("heldout", held)])], batches)
+    path = around.workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
     with backward_passes(model, teacher):
-        restored = checkpoint.restore(path, state, [optimizer], identity)
+        restored = checkpoint.restore(path, state, [optimizer], found)
         if restored is None:
             began = time.monotonic()
             before = heldout_kl(model, teacher, held, precision)
-            progress = TuningProgress(identity, before, before, seconds=time.monotonic() - began)
+            progress = TuningProgress(found, before, before, seconds=time.monotonic() - began)
         else:
             progress = TuningProgress(**restored)
         saved = time.monotonic()
@@ -276,13 +269,3 @@ def units_of(vectors: list[nn.Parameter], share: float) -> list[Tensor]:
     sizes = [vector.detach().abs() for vector in vectors]
     means = [max(float(size.mean()), _SMALLEST_UNIT) for size in sizes]
     return [share * size.clamp(min=mean / 100) for size, mean in zip(sizes, means, strict=True)]
-
-
-def _identity(plan: Tuning, batches: Batches, held: Tensor, precision: str, more: str) -> str:
-    """A digest of everything that decides the result; when checkpoints are written is no part of it."""
-    settings = plan.model_dump(mode="json", exclude={"checkpoint_seconds"})
-    facts = [settings, batches.window, batches.batch, batches.seed, precision, more]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(batches.stream).data)
-    digest.update(held.cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The task of learning from a teacher: logits, hidden states, relations, the student's own text.
+"""The objective of learning from a teacher: logits, hidden states, relations, the student's own text.
 
     loss = (1 - w) D(teacher, student) + w cross-entropy + f(t) (a hidden distance + b relation divergence)
 
@@ -7,22 +7,23 @@ a student to start, and is in the way of a student of another shape later on. On
 since the tokens are the student's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.context import Original, Surroundings
+from compress.context import Classroom, Original
 from compress.errors import UserError
 from compress.host.processes import process
 from compress.tasks.registry import task_of
 from compress.training.batches import Batches
-from compress.training.objectives import chunked, cross_entropy, distillation
+from compress.training.objectives.base import Moment, Objective
+from compress.training.objectives.losses import chunked, cross_entropy, distillation
 from compress.training.plan import Optimization
-from compress.training.task import Moment, Task
 from compress.training.teaching import matching
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.onpolicy import continued, on_policy
@@ -30,81 +31,58 @@ from compress.training.teaching.sampled import SampledTargets, sampled_kl
 from compress.training.teaching.teachers import Teachers
 
 
-def taught(
-    guidance: Guidance,
-    plan: Optimization,
-    name: str,
-    bundle: Original,
-    student: Any,
-    around: Surroundings,
-    base: Callable[[], Original],
-) -> tuple[Task, str, dict[str, Any]]:
-    """The task of `guided`, what its teachers are known by, and notes.
+class Lesson(Optimization, Guidance):
+    """The fields of passes that learn from a teacher."""
 
-    With cached targets the teachers' memory is free when this returns.
-
-    Args:
-        guidance, plan, around: as `guided`.
-        name: of the pass, for its errors.
-        bundle: what `student`, the model to train, was made of.
-        base: loads the recipe's base.
-
-    Raises:
-        UserError: as `guided`; a teacher of another vocabulary, or of a shorter context.
-    """
-    found, window = guidance.load_teachers(base), plan.window or around.data.window
-    teachers = Teachers(bundle, found, around.device, around.precision, name, window)
-    task, notes = guided(guidance, plan, student, teachers, around)
-    return task, teachers.digest, notes
+    @classmethod
+    def name(cls) -> str:
+        """The pass's, for its errors."""
+        raise NotImplementedError
 
 
-def guided(
-    guidance: Guidance,
-    plan: Optimization,
-    student: Any,
-    teachers: Teachers,
-    around: Surroundings,
-) -> tuple[Task, dict[str, Any]]:
-    """The task, and notes on it. With cached targets the teacher has done its work when this returns.
+def taught(lesson: Lesson, student: Original, around: Classroom) -> Objective:
+    """The objective of learning as `lesson` says; with cached targets the teachers have done their work, and
+    their memory is free, when this returns.
 
     Args:
-        guidance: what is asked of the teacher.
-        plan: of the loop that will run the task.
+        lesson: what is asked of the teachers, and the plan of the loop that will run the objective.
         student: the model to train.
-        teachers: checked and placed.
         around: as the loop's; targets are kept in its `workdir`.
 
     Raises:
-        UserError: blocks or heads that the models do not have; text or disk that does not suffice.
+        UserError: a teacher of another vocabulary, or of a shorter context; blocks or heads that the models
+            do not have; text or disk that does not suffice.
     """
+    window, seed = lesson.window or around.data.window, around.seed
+    precision, found = lesson.precision_on(around.precision), lesson.load_teachers(around.teacher)
+    teachers = Teachers(student, found, around.device, precision, lesson.name(), window)
+    digest = teachers.digest
     notes: dict[str, Any] = {
         "teachers": [list(pair) for pair in zip(teachers.sources, teachers.weights, strict=True)]
     }
-    window, seed = plan.window or around.data.window, around.seed
-    if guidance.targets == "cached":
-        batches = Batches(around.data.train, window, plan.batch * plan.accumulate, seed, moving=False).check()
-        numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(plan.steps(window))]))
-        targets = SampledTargets(around.workdir / "targets", numbers, guidance.samples)
-        with teachers.ready():
-            targets.build(
-                lambda tokens: teachers.logits(tokens, guidance.temperature),
-                batches,
-                guidance.temperature,
-                f"{teachers.digest} {teachers.precision}",
-                teachers.device,
-                process(),
-            )
-        notes |= {
-            "target_bytes": targets.bytes,
-            "target_positions": len(numbers) * window,
-            "target_samples": guidance.samples,
-        }
-        return _cached(guidance, targets), notes
-    inner = _Inner(guidance, student, teachers, seed)
-    return _Online(guidance, teachers, inner, window, seed).task(), notes | inner.notes
+    if lesson.targets == "online":
+        inner = _Inner(lesson, student.model, teachers, seed)
+        objective = _Online(lesson, teachers, inner, window, seed).objective()
+        return replace(objective, identity=digest, notes=notes | inner.notes)
+    batches = Batches(around.data.train, window, lesson.windows, seed, moving=False).check()
+    numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(lesson.steps(window))]))
+    targets = SampledTargets(around.workdir / "targets", numbers, lesson.samples)
+    with teachers.ready():
+        targets.build(
+            lambda tokens: teachers.logits(tokens, lesson.temperature),
+            batches,
+            lesson.temperature,
+            f"{digest} {precision}",
+            teachers.device,
+            process(),
+        )
+    notes["target_bytes"] = targets.bytes
+    notes["target_positions"] = len(numbers) * window
+    notes["target_samples"] = lesson.samples
+    return replace(_cached(lesson, targets), identity=digest, notes=notes)
 
 
-def _cached(guidance: Guidance, targets: SampledTargets) -> Task:
+def _cached(guidance: Guidance, targets: SampledTargets) -> Objective:
     w, temperature = guidance.cross_entropy, guidance.temperature
 
     def mixed(logits: Tensor, ids: Tensor, weights: Tensor, entropy: Tensor, text: Tensor) -> Tensor:
@@ -115,7 +93,7 @@ def _cached(guidance: Guidance, targets: SampledTargets) -> Task:
         wanted = targets.rows(moment.windows, inputs.device)
         return chunked(mixed, outputs.logits.flatten(0, 1), *wanted, text.flatten())
 
-    return Task(loss, moving=False)
+    return Objective(loss, moving=False)
 
 
 class _Inner:
@@ -198,10 +176,10 @@ class _Online:
         self.guidance, self.teachers, self.inner = guidance, teachers, inner
         self.window, self.seed = window, seed
 
-    def task(self) -> Task:
+    def objective(self) -> Objective:
         """For the loop."""
         rewrite = self.rewrite if self.guidance.on_policy else None
-        return Task(self.loss, extra=self.inner.maps, watch=self.watch, rewrite=rewrite)
+        return Objective(self.loss, extra=self.inner.maps, watch=self.watch, rewrite=rewrite)
 
     @contextmanager
     def watch(self, student: Any) -> Iterator[None]:
@@ -238,7 +216,8 @@ class _Online:
 
 def _map(narrow: int, wide: int, generator: torch.Generator) -> nn.Linear:
     """W: (teacher's width, student's width), rows of norm about 1."""
-    layer = nn.Linear(narrow, wide, bias=False)
+    # the caller's random numbers stay as they are
+    layer = nn.utils.skip_init(nn.Linear, narrow, wide, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(wide, narrow, generator=generator) / narrow**0.5)
     return layer

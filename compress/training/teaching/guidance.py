@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.artifact.bundle import Bundle
 from compress.context import Original
-from compress.training.objectives import Divergence
+from compress.training.objectives.losses import Divergence
 from compress.training.teaching.teachers import Teacher
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.training.objectives import chunked, cross_entropy
+from compress.training.objectives.losses import chunked, cross_entropy
 
 
 class Moment(NamedTuple):
@@ -44,7 +44,7 @@ MaskSchedule = Callable[
 
 
 @dataclass(frozen=True)
-class Task:
+class Objective:
     """One kind of training.
 
     Attributes:
@@ -55,6 +55,8 @@ class Task:
         moving: every epoch cuts the text elsewhere; False: always the same windows.
         masks: a schedule of masks, for the layers that `optimise` was given masks of.
         judge_from: the first step whose weights may be kept: before it the model is not yet what is asked.
+        identity: what else the result depends on (a teacher's digest): a checkpoint of another is ignored.
+        notes: facts about it for the record.
     """
 
     loss: Loss
@@ -64,16 +66,18 @@ class Task:
     moving: bool = True
     masks: MaskSchedule | None = None
     judge_from: int = 0
+    identity: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def pruning(self, masks: MaskSchedule, judge_from: int) -> "Task":
+    def pruning(self, masks: MaskSchedule, judge_from: int) -> "Objective":
         """The same with masks that change."""
         return replace(self, masks=masks, judge_from=judge_from)
 
 
-def plain_text() -> Task:
-    """The task of predicting the text's next token, without a teacher."""
+def plain_text() -> Objective:
+    """The objective of predicting the text's next token, without a teacher."""
 
     def loss(outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
         return chunked(cross_entropy, outputs.logits.flatten(0, 1), text.flatten())
 
-    return Task(loss)
+    return Objective(loss)

@@ -1,0 +1,124 @@
+"""One pass applied to a bundle, outside a run: the text is cut, the place is lent, the record is kept."""
+
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from compress.context import Context, Original
+from compress.errors import UserError
+from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.models.running import native_precision
+from compress.models.unchanged import unchanged_process
+from compress.records.records import PassRecord
+from compress.tasks.base import longest_text
+from compress.text.documents import load_documents
+from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
+
+Given = str | Path | list[str] | DataConfig
+_Bundle = TypeVar("_Bundle", bound=Any)  # compress.Bundle, which stands above this file
+
+
+class Step(Protocol):
+    """A pass, as far as it is asked here."""
+
+    @property
+    def kind(self) -> str:
+        """`export` changes no weights."""
+        ...
+
+    def name(self) -> str:
+        """As recipes call it."""
+        ...
+
+    def requires(self) -> frozenset[str]:
+        """Of train, calibration, heldout, teacher."""
+        ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Its fields."""
+        ...
+
+    def __call__(self, bundle: Any, context: Context) -> Any:
+        """The changed bundle."""
+        ...
+
+
+class Scratch:
+    """A temporary folder that lives as long as this value: exports lie in it until they are saved."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="compress-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def applied(
+    bundle: _Bundle, step: Step, text: Given | None, teacher: Callable[[], Original], seed: int
+) -> _Bundle:
+    """A copy of `bundle` that `step` has changed, with the step in its lineage.
+
+    The caller's threads, default dtype and generators of random numbers stay as they were.
+
+    Args:
+        bundle: stays as it is.
+        step: the pass.
+        text: where windows are cut from, as the `text` of a recipe; a `DataConfig` says how many of what
+            length.
+        teacher: loads the model to stay close to.
+        seed: of all that is drawn by chance.
+
+    Raises:
+        UserError: the pass needs text and there is none, or whatever it refuses.
+    """
+    scratch = Scratch()
+    with unchanged_process():
+        context = Context(
+            data=_cut(bundle, step, text),
+            teacher=teacher,
+            seed=seed,
+            workdir=scratch.path,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            threads=torch.get_num_threads(),
+            precision=native_precision(),
+        )
+        reset_peak()
+        started = time.perf_counter()
+        result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
+        record = PassRecord(
+            name=step.name(),
+            config=step.model_dump(mode="json"),
+            seconds=time.perf_counter() - started,
+            peak_rss_bytes=peak_rss_bytes(),
+            parent=None,
+            fingerprint="",
+            seed=seed,
+            notes=dict(result.notes),
+        )
+    lineage = bundle.lineage.model_copy(update={"steps": (*bundle.lineage.steps, record)})
+    return result.evolve(lineage=lineage, scratch=(*bundle.scratch, scratch))
+
+
+def windows_of(text: Given, model: Any) -> DataConfig:
+    """A text without settings, for a model: windows of 1024 tokens, or of all that it takes."""
+    if isinstance(text, DataConfig):
+        return text
+    window = min(1024, longest_text(model))
+    return DataConfig(text=str(text) if isinstance(text, Path) else text, window=window)
+
+
+def _cut(bundle: Any, step: Step, text: Given | None) -> TextData:
+    """The windows of a recipe with these settings; none where the pass reads none."""
+    reads = sorted(step.requires() - {"teacher"})
+    if not reads:
+        nothing = Windows(torch.zeros((0, 8), dtype=torch.int32).numpy(), 0, "")
+        return TextData("", 8, nothing.tokens.reshape(-1), digest(nothing.tokens), *[nothing] * 3)
+    if text is None:
+        raise UserError(f"text: {step.name()} needs text ({', '.join(reads)}); give text='FILE' or 'stdlib'")
+    config = windows_of(text, bundle.model)
+    documents = load_documents(config.text)
+    return prepare(config, documents, bundle.tokenizer, training="train" in reads)

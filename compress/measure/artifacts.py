@@ -1,0 +1,89 @@
+"""Measure artifacts that lie somewhere, each in the runtime it is for, on one text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.artifact.folder import EXPORTS
+from compress.errors import UserError
+from compress.measure import harness
+from compress.models.checkpoints import load_tokenizer, meta_model
+from compress.records.protocol import MeasureProtocol
+from compress.records.records import Result
+from compress.runtimes import detect_runtime
+from compress.runtimes.providers import require_provider
+from compress.tasks.base import longest_text
+from compress.text.documents import load_documents
+from compress.text.translation import translation
+from compress.text.windows import DataConfig, Windows, prepare
+
+
+def measure_artifacts(
+    artifacts: Sequence[Path], data: DataConfig, base: Path | None, protocol: MeasureProtocol | None
+) -> list[Result]:
+    """Measure artifacts or plain model directories on a text, against `base` where given.
+
+    The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
+    same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
+    be compared.
+
+    Raises:
+        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
+            provider that is absent, windows beyond an artifact's context.
+    """
+    require_provider((protocol or MeasureProtocol()).provider)
+    first = base or artifacts[0]
+    windows = evaluation_windows(first, data)
+    known = _vocabulary(first)
+    for path in artifacts:
+        if _vocabulary(path) != known and not _trimmed(path, base):
+            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    for path in artifacts:
+        if not (path / "config.json").is_file():
+            continue
+        if data.window > (longest := longest_text(meta_model(str(path)))):
+            raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
+    targets = [
+        harness.Target(name, detect_runtime(path), path, artifact=str(path))
+        for name, path in zip(_short([_whole(path) for path in artifacts]), artifacts, strict=True)
+    ]
+    return harness.measure(targets, base, windows, protocol)
+
+
+def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
+    """The windows `artifact` would be scored on."""
+    few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
+    return prepare(few, load_documents(data.text), _tokenizer(artifact), training=False).evaluation
+
+
+def _tokenizer(artifact: Path) -> Any:
+    if artifact.is_file():
+        return load_tokenizer(artifact.parent, gguf_file=artifact.name)
+    return load_tokenizer(artifact)
+
+
+def _vocabulary(artifact: Path) -> dict[str, int]:
+    """Token -> id: two tokenizers of one size may have different ones."""
+    found: dict[str, int] = _tokenizer(artifact).get_vocab()
+    return found
+
+
+def _trimmed(path: Path, base: Path | None) -> bool:
+    """Whether an artifact has some of the base's tokens and no others."""
+    files = [folder / "tokenizer.json" for folder in (base, path) if folder is not None]
+    return len(files) == 2 and all(f.is_file() for f in files) and translation(*files) is not None
+
+
+def _whole(path: Path) -> Path:
+    """The artifact that an export lies in, itself for all others."""
+    return path.parent if path.name in EXPORTS and (path.parent / "config.json").is_file() else path
+
+
+def _short(paths: Sequence[Path]) -> list[str]:
+    """As many of each path's last parts as tell it from the others."""
+    parts = [path.absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return [str(path) for path in paths]

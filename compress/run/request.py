@@ -1,0 +1,312 @@
+"""The recipe behind `compress-lm quantize`: from bits, runtimes and a size to passes, with the reasons.
+
+What is known comes from `docs/results` and stands here once: which widths a runtime has kernels for, which
+grid it multiplies fastest, and which passes lose least at a width. A runtime gets a chain of its own where
+its grid differs; runtimes of one grid share the codes. The original is exported to ONNX as well, so that
+each result stands beside it in its own runtime.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from compress.errors import UserError, nearest
+from compress.models.checkpoints import load_tokenizer, meta_model
+from compress.records.records import Result
+from compress.run.recipe import Recipe
+from compress.run.registry import pass_class
+from compress.tasks.base import longest_text, task_of
+from compress.text.documents import load_documents
+
+Effort = Literal["quick", "normal", "best"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+FULL_WINDOWS = {"evaluation_windows": 20, "calibration_windows": 32, "heldout_windows": 8}
+_WINDOW = 1024
+_FEWEST = 24  # windows, below which shorter ones are cut
+_SHORTEST = 64
+_SHARE_FOR_TRAINING = 0.1  # of a text that is shorter than all windows
+_FISHER_UP_TO = 2_000_000_000  # parameters: beyond, the gradients of a whole model take too much memory
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a runtime takes.
+
+    Attributes:
+        export: the pass that writes for it.
+        file: what the pass leaves, inside the variant's folder.
+        bits: widths that it has kernels for.
+        group: columns that share a scale.
+        symmetric: whether zero-points are left out.
+        eight: the grid of eight bits.
+        embeddings: whether it reads embeddings as codes.
+    """
+
+    export: str
+    file: str
+    bits: tuple[int, ...]
+    group: int
+    symmetric: bool
+    eight: dict[str, Any]
+    embeddings: bool = True
+
+
+RUNTIMES = {
+    "onnx": Runtime("export_onnx", "onnx", (2, 4, 8), 64, False, {"kind": "int8"}),
+    "gguf": Runtime("export_gguf", "gguf/model.gguf", (4, 5, 8), 32, True, {"kind": "int8", "group": 32}),
+    "compressed-tensors": Runtime(
+        "export_compressed_tensors", "compressed-tensors", (4, 8), 64, False, {"kind": "int8"}, False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted.
+
+    Attributes:
+        model: directory, `.gguf` file or hub id.
+        to: names of `RUNTIMES`.
+        bits: of a weight; None: 4, or what a budget allows.
+        budget_bytes: of what is shipped, for each runtime.
+        text: as a recipe's; None: the source of Python's standard library.
+        effort: quick, normal, best.
+    """
+
+    model: str
+    to: tuple[str, ...] = ("onnx",)
+    bits: int | None = None
+    budget_bytes: int | None = None
+    text: str | tuple[str, ...] | None = None
+    effort: Effort = "normal"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written.
+
+    Attributes:
+        folder: of the run, with `report.html` where it was measured.
+        files: runtime -> the folder or file to ship.
+        reasons: why these.
+        results: of base and result in every runtime; empty where nothing was measured.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+    reasons: list[str]
+    results: list[Result]
+
+    def serving(self) -> dict[str, list[str]]:
+        """Three lines per runtime that serve its file."""
+        return {to: _serving(to, file) for to, file in self.files.items()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen: the recipe, a sentence per decision, and variant and folder per runtime."""
+
+    recipe: Recipe
+    reasons: list[str]
+    variants: dict[str, str]  # runtime -> variant
+
+
+def choose(request: Request, name: str, reserve: dict[str, int] | None = None) -> Choice:
+    """The best recipe known for a request.
+
+    Args:
+        request: what is wanted.
+        name: of the recipe.
+        reserve: runtime -> bytes of its budget that the file takes beyond the artifact in torch.
+
+    Raises:
+        UserError: a runtime that is unknown, has no kernel for the bits, or does not take this model; text
+            that is too short.
+    """
+    model = meta_model(request.model)
+    bits = request.bits or 4
+    _check(request, model, bits)
+    task = task_of(model.config)
+    reasons: list[str] = []
+    chains: dict[str, list[dict[str, Any]]] = {}
+    variants: dict[str, str] = {}
+    for to in request.to:
+        runtime = RUNTIMES[to]
+        steps = _steps(request, runtime, bits, task, model, (reserve or {}).get(to, 0))
+        known = next((v for v, chain in chains.items() if chain[: len(steps)] == steps), None)
+        label = f"int{bits}" if request.budget_bytes is None else "budget"
+        variants[to] = known or (label if label not in chains else f"{label}-{to}")
+        chains.setdefault(variants[to], list(steps)).append({runtime.export: {}})
+    reasons += _reasons(request, bits, chains, variants)
+    data, why = _windows(request, model)
+    recipe = Recipe.parse(
+        {
+            "name": name,
+            "description": f"compress-lm quantize {request.model}",
+            "model": {"checkpoint": request.model},
+            "data": data,
+            "base": ["export_onnx"] if "onnx" in request.to else [],
+            "variants": chains,
+        },
+        "quantize",
+    )
+    return Choice(recipe, [*reasons, *why], variants)
+
+
+def _check(request: Request, model: Any, bits: int) -> None:
+    """Refuse, before any work, what a runtime cannot take."""
+    if not request.to:
+        raise UserError(f"--to: names no runtime; known: {', '.join(RUNTIMES)}")
+    for to in request.to:
+        if to not in RUNTIMES:
+            raise UserError(f"--to: '{to}' is unknown; {nearest(to, RUNTIMES)}")
+        if request.budget_bytes is None and bits not in RUNTIMES[to].bits:
+            known = ", ".join(map(str, RUNTIMES[to].bits))
+            raise UserError(f"--bits: {to} has no kernel for {bits} bits; it has {known}")
+        export = pass_class(RUNTIMES[to].export)
+        if task_of(model.config) not in export.tasks:
+            raise UserError(f"--to: {to} does not take a model of the kind {type(model).__name__}")
+        try:
+            export().layers(model)
+        except UserError as error:
+            raise UserError(f"--to {to}: {error}") from None
+
+
+def _steps(
+    request: Request, runtime: Runtime, bits: int, task: str, model: Any, reserve: int
+) -> list[dict[str, Any]]:
+    """The passes that make the codes for one runtime."""
+    fields: dict[str, Any] = {}
+    few = sum(p.numel() for p in model.parameters()) <= _FISHER_UP_TO
+    if request.effort != "quick" and task == "causal" and few:
+        fields["outputs"] = "fisher"
+    if request.budget_bytes is not None:
+        widths = list(runtime.bits)
+        fields |= {"budget_bytes": request.budget_bytes, "widths": widths, "group": runtime.group}
+        fields |= {"embedding_widths": [b for b in widths if b >= 4]}
+        if reserve:
+            fields["reserve_bytes"] = reserve
+        steps: list[dict[str, Any]] = [{"quantize_auto": fields}]
+    else:
+        grid = runtime.eight
+        if bits < 8:
+            grid = {"kind": f"int{bits}", "group": _group(runtime, model), "symmetric": runtime.symmetric}
+        embeddings = runtime.eight if runtime.embeddings else None
+        if bits == 8:
+            fields = {}  # errors of rows hardly matter there
+        steps = [{"quantize_gptq": {"format": grid, "embeddings": embeddings, **fields}}]
+    tuned = request.effort == "best" or (request.effort == "normal" and bits <= 3)
+    if tuned and task == "causal" and bits < 8:
+        steps.append({"tune_scales": {}})
+    return steps
+
+
+def _group(runtime: Runtime, model: Any) -> int:
+    """The runtime's group, or the half of it where rows are no multiple and it takes no shorter rest."""
+    from compress.models.layers import linear_layers
+
+    if runtime.export != "export_compressed_tensors":
+        return runtime.group
+    widths = [model.get_submodule(name).weight.shape[1] for name in linear_layers(model)]
+    return runtime.group if all(width % runtime.group == 0 for width in widths) else runtime.group // 2
+
+
+def _reasons(
+    request: Request, bits: int, chains: dict[str, list[dict[str, Any]]], variants: dict[str, str]
+) -> list[str]:
+    """A line per decision."""
+    found = []
+    if request.budget_bytes is not None and request.bits is not None:
+        found.append(f"--bits {request.bits} does not bind: the budget decides each tensor's width")
+    for to, variant in variants.items():
+        names = [next(iter(step)) for step in chains[variant] if next(iter(step)) in _WHY]
+        runtime = RUNTIMES[to]
+        grid = f"groups of {runtime.group}, {'symmetric' if runtime.symmetric else 'with zero-points'}"
+        if request.budget_bytes is not None:
+            grid = f"{', '.join(map(str, runtime.bits))} bits, {grid}"
+        elif bits == 8:
+            grid = "a scale per row" if "group" not in runtime.eight else f"groups of {runtime.group}"
+        found.append(f"{to}: {' then '.join(names)}; {grid}: what its kernels take")
+    passes = {next(iter(step)): next(iter(step.values())) for chain in chains.values() for step in chain}
+    found += [f"{name}: {why}" for name, why in _WHY.items() if name in passes]
+    if any(fields.get("outputs") == "fisher" for fields in passes.values()):
+        found.append("outputs: fisher: rows make good each other's errors by what they do to the loss")
+    if request.effort != "best" and bits < 8 and "tune_scales" not in passes:
+        found.append("tune_scales is left out, as it takes longer than all else; --effort best has it")
+    return found
+
+
+_WHY = {
+    "quantize_gptq": "each layer makes good what those before it lost; it loses least at one width",
+    "quantize_auto": "bits where they matter, by measured loss and an exact knapsack",
+    "tune_scales": "scales learn the original's distribution, codes frozen: not a byte more",
+}
+
+
+def _windows(request: Request, model: Any) -> tuple[dict[str, Any], list[str]]:
+    """The `data` section, and what there is to say of it."""
+    reasons = []
+    if request.text is None:
+        reasons.append(
+            "text: Python's standard library, as none was given: calibration and scores are of code; "
+            "give --text of your own"
+        )
+    text = request.text or "stdlib"
+    source: str | list[str] = text if isinstance(text, str) else list(text)
+    window = min(_WINDOW, longest_text(model))
+    need = window * sum(FULL_WINDOWS.values())
+    tokens = _tokens(request.model, source, need)
+    if tokens >= need * (1 + _SHARE_FOR_TRAINING):
+        return {"text": source, "window": window, **FULL_WINDOWS}, reasons
+    usable = int(tokens * (1 - _SHARE_FOR_TRAINING))
+    while window > _SHORTEST and usable // window < _FEWEST:
+        window //= 2
+    count = usable // window
+    if count < _FEWEST:
+        raise UserError(
+            f"--text: {tokens} tokens are too few to calibrate and to judge by; at least "
+            f"{int(_FEWEST * _SHORTEST / (1 - _SHARE_FOR_TRAINING))} are needed"
+        )
+    shares = {name: max(2, count * share // 60) for name, share in FULL_WINDOWS.items()}
+    reasons.append(
+        f"text: {tokens} tokens, so windows are {window} long: {shares['calibration_windows']} to calibrate, "
+        f"{shares['evaluation_windows']} to judge by"
+    )
+    return {"text": source, "window": window, **shares}, reasons
+
+
+def _tokens(model: str, source: str | Sequence[str], enough: int) -> int:
+    """Tokens of a text, counted until there are more than enough."""
+    path = Path(model)
+    tokenizer = load_tokenizer(path.parent, gguf_file=path.name) if path.is_file() else load_tokenizer(model)
+    found = 0
+    for document in load_documents(source):
+        for start in range(0, len(document.text), 100_000):
+            piece = document.text[start : start + 100_000]
+            found += len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+            if found > 2 * enough:
+                return found
+    return found
+
+
+def _serving(to: str, file: Path) -> list[str]:
+    """Three lines that serve what was written for a runtime."""
+    lines = {
+        "onnx": [
+            f"compress-lm generate {file} --prompt 'Once upon a time' --stats",
+            f"python -c \"import compress; print(compress.generate('{file}', 'Once upon a time'))\"",
+            f"python -c \"import onnxruntime_genai; onnxruntime_genai.Model('{file}')\"",
+        ],
+        "gguf": [
+            f"llama-cli -m {file} -p 'Once upon a time'",
+            f"llama-server -m {file} --port 8080",
+            f"python -c \"from llama_cpp import Llama; print(Llama('{file}')('Once upon a time'))\"",
+        ],
+        "compressed-tensors": [
+            f"vllm serve {file}",
+            "vllm chat --url http://localhost:8000/v1   # talks to the line above",
+            f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{file}')\"",
+        ],
+    }
+    return lines[to]

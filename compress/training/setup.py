@@ -1,0 +1,136 @@
+"""What the steps of a training work with, made before the first: devices, batches, optimisers, progress."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.context import Surroundings
+from compress.models.running import backward_passes, gradient_checkpointing, heldout_nll
+from compress.training import checkpoint, rates, sharding
+from compress.training.averaging import Average
+from compress.training.batches import Batches
+from compress.training.devices import Devices
+from compress.training.identity import digest_of, identity
+from compress.training.masking import Masks
+from compress.training.objectives.base import Objective
+from compress.training.plan import Optimization
+from compress.training.scheduled import Scheduled
+from compress.training.stopping import Keeper, Progress, Verdict
+from compress.training.trackers import tracking
+
+
+class Run:
+    """One training: its parts by name, and how far it is (`progress`), which is where a killed one was.
+
+    Attributes:
+        model: what is trained, on `device`; `wrapped` is the same as its gradient is taken.
+        extra: learns beside it.
+        heldout: int64 (windows, length), on `device`.
+        steps: of the whole run, each of `step_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Optimization,
+        objective: Objective,
+        around: Surroundings,
+        devices: Devices,
+        batches: Batches,
+        masks: Mapping[str, Tensor],
+    ) -> None:
+        self.model, self.plan, self.objective, self.devices, self.batches = (
+            model,
+            plan,
+            objective,
+            devices,
+            batches,
+        )
+        self.device, self.precision = around.device, plan.precision_on(around.precision)
+        self.steps, self.step_tokens = plan.steps(batches.window), batches.batch * batches.window
+        self.heldout = torch.from_numpy(around.data.heldout.tokens.astype(np.int64)).to(self.device)
+        self.masks = Masks(model, masks)
+        self.masks.weights()
+        digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), objective.identity]
+        found = identity([plan.deciding(self.precision), *digests], batches)
+        factors = rates.factors(model, plan.slower)
+        self.wrapped = devices.wrap(model)  # sharding puts others in the place of the model's parameters
+        self.masks.refresh()
+        self.extra = objective.extra.to(self.device)
+        self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
+        self.average = Average(model, plan.average, plan.average_share, self.steps)
+        self.keeper = Keeper(model, plan.patience)
+        self._path = around.workdir / "training.safetensors"
+        self._trained = nn.ModuleDict({"model": model, "extra": self.extra})
+        self._others = {f"average.{name}": value for name, value in self.average.tensors.items()}
+        self._others |= {f"best.{name}": value for name, value in self.keeper.tensors.items()}
+        if objective.masks is not None:
+            self._others |= {f"mask.{name}": value for name, value in self.masks.tensors.items()}
+        self.progress = self._restored(found) or self._beginning(found)
+
+    def step_seed(self, step: int) -> int:
+        """Of dropout and sampling, if there are any; processes draw numbers of their own."""
+        return ((self.batches.seed * 1_000_003 + step) * 1_009 + self.devices.rank) % 2**63
+
+    def heldout_loss(self) -> float:
+        """Of the model as it stands, in nats per token."""
+        loss = heldout_nll(self.model, self.heldout, self.precision)
+        self.devices.rest(self.model)
+        return loss
+
+    def save(self) -> None:
+        """Write a checkpoint in the place of the last."""
+        progress, main = asdict(self.progress), self.devices.main
+        checkpoint.save(self._path, self._trained, self.optimisers.parts, progress, self._others, main)
+
+    def _restored(self, found: str) -> Progress | None:
+        values = checkpoint.restore(self._path, self._trained, self.optimisers.parts, found, self._others)
+        self.masks.refresh()
+        return None if values is None else Progress.read(values)
+
+    def _beginning(self, found: str) -> Progress:
+        before = self.heldout_loss()
+        return Progress(found, before, Verdict(float("inf") if self.objective.judge_from else before))
+
+
+@contextmanager
+def ready(
+    model: Any, plan: Optimization, objective: Objective, around: Surroundings, masks: Mapping[str, Tensor]
+) -> Iterator[Run]:
+    """A run, and around it all that lasts as long as it trains; then `model` holds what it ended with, on the
+    CPU, in eval mode, and `masks` those of the result.
+    """
+    window = plan.window or around.data.window
+    batches = Batches(around.data.train, window, plan.windows, around.seed, objective.moving).check()
+    logs = around.logs or around.workdir / "logs"
+    devices = Devices(around.device, plan.trackers, logs)
+    # sharding changes a model for good: it gets a copy, and the result is copied back
+    own = (copy.deepcopy(model) if devices.sharded else model).to(around.device)
+    settings = plan.deciding(plan.precision_on(around.precision))
+    with ExitStack() as during:
+        during.enter_context(backward_passes(own))
+        during.enter_context(_random_numbers(around.device))
+        during.enter_context(rates.frozen(own, plan.freeze))
+        during.enter_context(gradient_checkpointing(own, plan.gradient_checkpointing))
+        during.enter_context(objective.watch(own))
+        during.enter_context(tracking(devices.accelerator, logs, plan.trackers, settings))
+        run = Run(own, plan, objective, around, devices, batches, masks)
+        yield run
+        if devices.sharded:
+            sharding.gather(own, model)
+        model.__dict__.pop("_is_accelerate_prepared", None)  # a later loop must prepare it anew
+        model.cpu().eval()
+        if objective.masks is not None:
+            for name, kept in run.masks.kept().items():
+                masks[name].copy_(kept)
+
+
+def _random_numbers(device: torch.device) -> Any:
+    """Leaves torch's generators as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
