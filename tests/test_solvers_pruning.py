@@ -31,16 +31,16 @@ def correlated(columns: int = COLUMNS, samples: int = 600) -> torch.Tensor:
     return x.T @ x / samples
 
 
-def by_sweep(weight: Any, hessian: Any, target: masks.Target, carried: Any = None, **options: Any) -> Any:
+def by_sweep(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None, **options: Any) -> Any:
     together = target[1] if isinstance(target, tuple) else 1
     return sparsegpt(weight, factorise(hessian, together=together), target, carried, **options)
 
 
-def by_admm(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_admm(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     return alps(weight, spectrum(hessian, factorise(hessian).ridge), target, carried)
 
 
-def by_scores(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_scores(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     mask = wanda(weight, hessian.diagonal(), target, carried)
     return weight * mask, mask
 

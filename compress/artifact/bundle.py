@@ -65,7 +65,7 @@ class Bundle:
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
-        notes: what the last pass wants told; the pipeline moves it into the lineage.
+        notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
         origin: what `load` was given.
     """

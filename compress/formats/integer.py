@@ -108,7 +108,7 @@ class Int8(AffineFormat):
 
 
 class _FewBits(AffineFormat):
-    """Groups of 64 with a zero-point unless told otherwise."""
+    """Groups of 64 with a zero-point by default."""
 
     group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
     symmetric: bool = Field(False, description="fix the zero-point at mid-range and do not store it")

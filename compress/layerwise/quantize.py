@@ -2,7 +2,7 @@
 
 Per group of layers with the same input, through the layers already quantized:
     1. the target moves part of the way to what the original model computed (solvers/asymmetric.py), the
-       share chosen on calibration windows kept apart for that;
+       share chosen on held-out calibration windows;
     2. a grid is fitted by clip search, weighted by the inputs' second moments (formats/integer.py);
     3. GPTQ rounds column by column (solvers/gptq.py);
     4. scales are refitted and codes chosen again, in turn (solvers/refit.py).
@@ -106,7 +106,7 @@ def quantize_sequentially(
         list(formats),
         both_streams=solver.asymmetric != 0,
         residual=solver.residual,
-        heldout=solver.kept_apart(windows),
+        heldout=solver.heldout(windows),
         batch=solver.batch,
         precision=precision,
         store=store,

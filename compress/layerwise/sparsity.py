@@ -31,7 +31,7 @@ from compress.models.running import Precision
 from compress.models.stacks import decoder_blocks
 from compress.solvers import outliers
 from compress.solvers.knapsack import choose
-from compress.solvers.masks import Target, best, spread
+from compress.solvers.masks import Quota, best, spread
 from compress.solvers.wanda import scores
 from compress.tasks.registry import task_of
 
@@ -152,7 +152,7 @@ def targets(
     *,
     score: Score = scores,
     precision: Precision = "float32",
-) -> dict[str, Target]:
+) -> dict[str, Quota]:
     """The target of every layer.
 
     Args:

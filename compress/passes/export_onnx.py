@@ -29,7 +29,7 @@ from compress.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
-    from compress.export.onnx.check import Kind as CheckKind
+    from compress.export.onnx.check import GraphKind
     from compress.export.onnx.forms import Forms
     from compress.formats import Format
     from compress.runtimes.base import Tokens
@@ -174,7 +174,7 @@ class ExportOnnx(Pass):
         return tokens[: max(1, count // length), :length]
 
 
-def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":
+def _kind(facts: dict[str, Any], forms: "Forms") -> "GraphKind":
     """Which tolerance applies to a graph of these forms."""
     used = set(facts["linear_forms"])
     if facts.get("cache") == "int8":

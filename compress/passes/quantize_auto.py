@@ -9,7 +9,7 @@
 With `coded` every tensor gets a rate in quarters of a bit (formats/coded/coded.py): fewer bytes in the file
 for the same loss, a byte per weight in memory.
 
-The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
+The losses of single layers do not tell all of what they do together: `trust` shrinks every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
 Those of embedding and head are wholly trusted, and nothing after them makes their errors good.
 
@@ -33,7 +33,7 @@ from compress.context import Context
 from compress.formats import Coded, Format, Int8
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.layerwise.budget import Offers, Plan
+from compress.layerwise.budget import Assignment, Candidates
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
@@ -155,9 +155,9 @@ class QuantizeAuto(Pass, LayerSolver):
         self, bundle: Bundle, model: nn.Module, names: list[str], windows: Tensor, context: Context
     ) -> list[list[float]]:
         """Losses per tensor and width: the layers', then those of embedding and head together."""
-        apart = min(self.measured_windows, max(len(windows) - 1, 1))
-        fitted = windows[:-apart][: self.moment_windows] if len(windows) > apart else windows
-        probe = Probe(model, windows[-apart:, : self.measured_tokens], context.precision)
+        heldout = min(self.measured_windows, max(len(windows) - 1, 1))
+        fitted = windows[:-heldout][: self.moment_windows] if len(windows) > heldout else windows
+        probe = Probe(model, windows[-heldout:, : self.measured_tokens], context.precision)
         tables = embedding_losses(model, self._measured(self.embedding_widths), probe)
         found = layer_losses(
             model,
@@ -178,7 +178,7 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def _plan(
         self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
-    ) -> tuple[Plan, float]:
+    ) -> tuple[Assignment, float]:
         """A format for every layer and for the embeddings, and the summed loss predicted for them."""
         size = sizes.share if self.bits_per_weight is None else sizes.stored
         formats = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
@@ -187,29 +187,29 @@ class QuantizeAuto(Pass, LayerSolver):
             [sum(size(name, format) for name in together) for format in each]
             for together, each in zip(members, formats, strict=True)
         ]
-        offers = Offers(members, formats, costs)
+        candidates = Candidates(members, formats, costs)
         weights = [sum(sizes.weights(name) for name in together) for together in members]
         if self.largest_kl is not None:
-            chosen = offers.within_loss(losses, self.largest_kl)
+            chosen = candidates.within_loss(losses, self.largest_kl)
         else:
             valued = self._valued(losses, formats[0], weights)
             if self.bits_per_weight is not None:
-                chosen = offers.within_bits(valued, sum(weights), self.bits_per_weight)
+                chosen = candidates.within_bits(valued, sum(weights), self.bits_per_weight)
             else:
                 assert self.budget_bytes is not None
-                chosen = offers.within_bytes(valued, sizes.total, self.budget_bytes, self.reserve_bytes)
-        return offers.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
+                chosen = candidates.within_bytes(valued, sizes.total, self.budget_bytes, self.reserve_bytes)
+        return candidates.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
 
     def _valued(
         self, losses: list[list[float]], formats: tuple[Format, ...], weights: list[int]
     ) -> list[list[float]]:
-        """The losses as they count in the choice: layers drawn towards each other, and less of them."""
+        """The losses as they count in the choice: layers shrunk towards each other, and less of them."""
         *layers, embeddings = losses
         levels = [row[_nearest(formats)] for row in layers]
         share = 1.0 if self.asymmetric == 0 else _LEFT
-        drawn = tempered(layers, levels, weights[:-1], self.trust)
+        shrunk = tempered(layers, levels, weights[:-1], self.trust)
         # what embedding and head lose is measured at every width, with all that depends on them
-        return [*([share * loss for loss in row] for row in drawn), embeddings]
+        return [*([share * loss for loss in row] for row in shrunk), embeddings]
 
     def _format(self, bits: int) -> Format:
         if self.coded:

@@ -1,4 +1,4 @@
-"""What a task is: how a model of it is made, asked and scored, told once for making and for telling.
+"""What a task is: how a model of it is made, asked and scored, in one place.
 
 A new task is a subclass in a file of this folder and a line in registry.py. It must have a name, what a
 model of it is called, the class of `transformers` that makes one, whether a configuration is of one, and the

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, Kind, divergence, refusal
+from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, GraphKind, divergence, refusal
 from compress.host.progress import track
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
@@ -28,7 +28,7 @@ from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.tasks.base import Task
 from compress.tasks.seq2seq import halves
 
-COSINE_TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
+COSINE_TOLERANCES: dict[GraphKind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
 _EVERY = 7  # of a masked-LM model's tokens one in so many is hidden
 
 Answers = list[NDArray[np.float32]]  # of each text (length, width)
@@ -38,7 +38,7 @@ Answers = list[NDArray[np.float32]]  # of each text (length, width)
 class EncoderAgreement:
     """What the comparison found: the worse of alone and padded, unless it says which."""
 
-    kind: Kind
+    kind: GraphKind
     task: str
     tolerance: float
     tokens: int
@@ -68,7 +68,7 @@ def compare_encoder(
     model: Any,
     runtime: OnnxEncoder | OnnxSeq2Seq,
     windows: Tokens,
-    kind: Kind,
+    kind: GraphKind,
     tolerance: float | None = None,
     padding: int = 0,
 ) -> EncoderAgreement:

@@ -114,11 +114,11 @@ class Coded(Format):
         """
         weight = weight.float()
         largest = weight.abs().amax(1, keepdim=True)  # (out, 1)
-        apart = 2 if self._takes_turns else 1  # steps between neighbours that a code chooses from
+        spacing = 2 if self._takes_turns else 1  # of the steps that a code chooses from
         step = float(weight.std(correction=0)) * 2.0 ** (2.0 - rate)
         for _ in range(_ROUNDS):
-            grid = _grid(largest, step / apart)
-            plainly = self.codes(weight, Grid(apart * grid.scales, grid.zeros))
+            grid = _grid(largest, step / spacing)
+            plainly = self.codes(weight, Grid(spacing * grid.scales, grid.zeros))
             excess = written_bits(plainly, grid.scales) - rate
             if abs(excess) < _CLOSE or not step:
                 break
