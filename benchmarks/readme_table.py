@@ -28,9 +28,9 @@ def block(record: RunRecord, results: list[Result]) -> str:
         f"ONNX Runtime {versions.get('onnxruntime')}. "
         f"{protocol.get('windows')} windows of {protocol.get('window')} tokens."
     )
-    lines = [where, "", _row(HEADER), _row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
-    lines += [_row(_cells(result)) for result in results]
-    lines += [_row(_reference(reference)) for reference in record.references]
+    lines = [where, "", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
+    lines += [row(cells(result)) for result in results]
+    lines += [row(_reference(reference)) for reference in record.references]
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
     README.write_text(insert(README.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
-def _cells(result: Result) -> list[str]:
+def cells(result: Result) -> list[str]:
     return [
         result.variant,
         {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(result.runtime, result.runtime),
@@ -89,7 +89,7 @@ def _number(value: float | None, unit: float, form: str) -> str:
     return "–" if value is None else format(value / unit, form)
 
 
-def _row(cells: list[str] | tuple[str, ...]) -> str:
+def row(cells: list[str] | tuple[str, ...]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -48,7 +48,7 @@ def two_panels() -> tuple[Any, Any]:
     return plt.subplots(2, 1, figsize=(11, 14), sharey=True)
 
 
-def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
+def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]], colour: str = "black") -> None:
     """Write beside every mark, (x, y, text), at the nearest place where nothing is written yet.
 
     Limits, scales and legend of the axis must be as they will be.
@@ -74,6 +74,7 @@ def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
                 (right, up),
                 textcoords="offset points",
                 fontsize=7,
+                color=colour,
                 ha="left" if right > 0 else "right" if right < 0 else "center",
                 va="center",
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if reach > _REACHES[0] else None,
@@ -89,7 +90,7 @@ def put_labels(axis: Any, marks: Sequence[tuple[float, float, str]]) -> None:
         taken.append(place)
 
 
-def save(figure: Any, file: Path) -> None:
+def save(figure: Any, file: Path, metadata: dict[str, Any] | None = None, **options: Any) -> None:
     """The same bytes for the same figure."""
     figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None, **(metadata or {})}, **options)

@@ -37,12 +37,12 @@ from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
-from compress.run.store import STEPS, StepStore, alone
+from compress.run.store import STEPS, StepStore, alone, show
 from compress.text.windows import DataConfig, TextData, Windows
 
 Say = Callable[[str], None]
 _ATTEMPTS = 4  # to meet a budget with what an export adds
-_RESERVED = 4096  # what quantize_auto leaves free by default
+_NEAR_BUDGET = 0.005  # below it, of the budget
 _T = TypeVar("_T")
 
 
@@ -95,6 +95,7 @@ def quantize(
     text: str | Path | Sequence[str] | None = None,
     budget_bytes: int | None = None,
     effort: Effort = "normal",
+    threads: int | None = None,
     measured: bool = True,
     say: Say = print,
 ) -> Quantized:
@@ -110,6 +111,7 @@ def quantize(
         text: to calibrate and to judge by; by default the source of Python's standard library.
         budget_bytes: the most that what is shipped may take, per runtime.
         effort: `quick`, `normal`, or `best` (tunes scales at 4 bits, too).
+        threads: on the CPU, of passes and of measuring; by default all cores.
         measured: False: write and check only.
         say: gets a line per decision and step.
 
@@ -118,28 +120,40 @@ def quantize(
     """
     names = (to,) if isinstance(to, str) else tuple(to)
     texts = None if text is None else str(text) if isinstance(text, str | Path) else tuple(map(str, text))
-    request = Request(str(model), names, bits, budget_bytes, texts, effort)
-    reserve: dict[str, int] = {}
-    for attempt in range(_ATTEMPTS):
-        choice = choose(request, Path(out).absolute().name, reserve)
-        for reason in choice.reasons if attempt == 0 else ():
+    request = Request(str(model), names, bits, budget_bytes, texts, effort, threads)
+    more: dict[str, int] = {}
+    sizes: list[dict[str, int]] = []
+    while True:
+        choice = choose(request, Path(out).absolute().name, more)
+        for reason in choice.reasons if not sizes else ():
             say(reason)
         made = make_artifacts(choice.recipe, out, say)
-        files = {to: made.folder / choice.variants[to] / RUNTIMES[to].file for to in names}
-        over = {to: disk_bytes(f) - budget_bytes for to, f in files.items()} if budget_bytes else {}
-        if all(excess <= 0 for excess in over.values()):
+        for to in names:
+            show(made.folder / choice.variants[to] / to, made.folder / to)
+        files = {to: made.folder / RUNTIMES[to].file for to in names}
+        sizes.append({to: disk_bytes(file) for to, file in files.items()})
+        if budget_bytes is None or not (wrong := _missed(budget_bytes, sizes)):
             break
-        for name, excess in over.items():
-            if excess > 0:
-                reserve[name] = reserve.get(name, _RESERVED) + excess + excess // 50
-                say(f"{name}: its file is {excess:,} bytes above the budget; once more with fewer bits")
-    else:
-        raise UserError(f"--budget: {budget_bytes:,} bytes could not be met by {', '.join(over)}; raise it")
+        if len(sizes) == _ATTEMPTS:
+            raise UserError(
+                f"--budget: {budget_bytes:,} bytes could not be met by {', '.join(wrong)}; raise it"
+            )
+        for to, left in wrong.items():
+            more[to] = more.get(to, 0) + left - budget_bytes // 1000
+            say(f"{to}: its file is {sizes[-1][to]:,} bytes of {budget_bytes:,}; once more with other widths")
     results = Results()
     if measured:
         run(choice.recipe, out, say)
         results.extend(load_run(made.folder)[1])
     return Quantized(made.folder, files, choice.reasons, results)
+
+
+def _missed(budget: int, sizes: list[dict[str, int]]) -> dict[str, int]:
+    """Runtime -> bytes left, below 0 where the last file is too large; files that cannot grow are none."""
+    left = {to: budget - size for to, size in sizes[-1].items()}
+    still = {to for to in left if len(sizes) > 1 and sizes[-2][to] == sizes[-1][to]}
+    near = budget * _NEAR_BUDGET if len(sizes) < _ATTEMPTS else budget
+    return {to: n for to, n in left.items() if n < 0 or (n > near and to not in still)}
 
 
 def take_part(recipe: Recipe, folder: Path) -> None:
@@ -303,7 +317,7 @@ def _measure_steps(
     for variant in made.variants:
         if variant.name == "base":
             continue
-        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.name.startswith("export")]
+        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.is_export]
         inner += [(variant.name, i, s) for i, s in changing[:-1]]
     if not inner:
         return []

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import training_set
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
@@ -19,6 +19,15 @@ from compress.context import Context
 # `pytest --hypothesis-profile=explore` looks for new ones
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=3000, deadline=None)
+# for mutants.py: a failure is all that is asked for, not the smallest one, and soon
+settings.register_profile(
+    "mutants",
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    database=None,
+    max_examples=30,
+)
 settings.load_profile("steady")
 
 
@@ -61,3 +70,28 @@ def recipe_dict(tmp_path: Path) -> dict[str, Any]:
             "pruned-int4": {"from": "pruned", "passes": [{"quantize_gptq": {"format": "int4"}}]},
         },
     }  # fmt: skip
+
+
+@pytest.fixture
+def page_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The current folder, as README and docs suppose it: a model, also under `path/to/`, and a text."""
+    import doc_pages
+
+    whole = doc_pages.prepared(tmp_path_factory)
+    (tmp_path / "path/to").mkdir(parents=True)
+    for link in ("model", "path/to/model"):
+        (tmp_path / link).symlink_to(whole / "model")
+    (tmp_path / "my.txt").symlink_to(whole / "my.txt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The records of a real tiny run, made once; see `report_records.Records`."""
+    import cli_helpers  # here, since they are only for those who ask
+    import report_records
+
+    return report_records.load(cli_helpers.built_once(tmp_path_factory, "report", report_records.make))

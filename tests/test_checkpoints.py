@@ -149,12 +149,14 @@ class TestDirectories:
         def offline(*args, **options):
             assert options["trust_remote_code"] is False
             assert options["use_safetensors"] is True
+            assert options["revision"] == "c0ffee"
             raise OSError("We couldn't connect to the hub\nCheck your connection")
 
         monkeypatch.setattr(
             transformers.AutoConfig, "from_pretrained", lambda *_, **__: transformers.LlamaConfig()
         )
         monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", offline)
+        monkeypatch.setattr(checkpoints, "hub_revision", lambda source: "c0ffee")
         refused("owner/name", r"model: 'owner/name' cannot be loaded: We couldn't connect to the hub$")
 
 

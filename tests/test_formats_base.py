@@ -47,6 +47,12 @@ class Powers(Format):
         scales, _ = grid.columns(self.group_width(codes.shape[1]), codes.shape[1])
         return self.steps()[codes.int()] * scales
 
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        scales, _ = grid.columns(self.group_width(weight.shape[1]), weight.shape[1])
+        scaled, steps = weight / scales, self.steps()
+        above = torch.bucketize(scaled, steps).clamp(1, 6)
+        return above - 1 + (scaled - steps[above - 1]) / (steps[above] - steps[above - 1])
+
     def column_rounder(self, grid: Grid, columns: int):
         def rounded(column: Tensor, index: int) -> Tensor:
             of_group = slice(index // self.group_width(columns), None)
@@ -75,6 +81,13 @@ class TestEveryFormat:
         assert codes.dtype == torch.uint8
         assert int(codes.max()) < format.levels
         assert torch.equal(format.codes(format.values(codes, grid), grid), codes)
+
+    def test_values_lie_at_the_places_of_their_codes(self, format):
+        w = weight()
+        grid = format.fit(w)
+        codes = format.codes(w, grid)
+        places = format.places(format.values(codes, grid), grid)
+        assert torch.allclose(places, codes.float(), atol=1e-3)
 
     def test_zero_is_on_the_grid_and_has_the_code_it_says(self, format):
         w = weight()

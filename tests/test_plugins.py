@@ -1,5 +1,6 @@
 """A pass from another package: installed, found by its entry point, run from a recipe."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -111,8 +112,10 @@ def test_a_change_of_the_plugin_changes_the_fingerprint():
     step = pass_class("soften")()
     before = pass_version(step)
     file = Path(sys.modules["soften"].__file__)
-    file.write_text(MODULE + "# changed\n")
-    assert pass_version(step) != before
+    for text, changes in ((MODULE + "# changed\n", False), (MODULE + "CHANGED = 1\n", True)):
+        file.write_text(text)
+        importlib.reload(sys.modules["soften"])
+        assert (pass_version(step) != before) == changes
 
 
 def broken(site: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, target: str) -> None:

@@ -16,7 +16,7 @@ from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_round import QuantizeRound
-from compress.records.records import Lineage, PassRecord
+from compress.records.records import Lineage, PassRecord, changed_settings
 
 FAMILIES = ["llama", "gpt2"]
 LOW = Int3(group=32)
@@ -156,8 +156,9 @@ def written(bundle, step, make_context, folder):
     """The result of the pass, saved as the pipeline does."""
     result = step(bundle, make_context(bundle))
     pass_record = PassRecord(
-        name=step.name(), config=step.model_dump(mode="json"), seconds=12.3456789, peak_rss_bytes=123456789,
-        parent="1" * 64, fingerprint="2" * 64, seed=1, notes=dict(result.notes),
+        name=step.name(), kind=step.kind, config=step.model_dump(mode="json"), changed=changed_settings(step),
+        seconds=12.3456789, peak_rss_bytes=123456789, parent="1" * 64, fingerprint="2" * 64, seed=1,
+        notes=dict(result.notes),
     )  # fmt: skip
     result = result.evolve(lineage=Lineage(source=bundle.lineage.source, steps=(pass_record,)))
     result.save(folder)

@@ -1,18 +1,23 @@
 """The rendered page and its Markdown, without a browser."""
 
+import base64
+import gzip
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
-import plotly.graph_objects as go
 import pytest
-from report_records import bare, demo_run
+from report_records import Records, bare
 
-from compress.records.records import Result, RunRecord
-from compress.report import compare, render
-from compress.report.plots import runtime_points, tradeoff_figures
+from compress.records.records import Result
+from compress.report import compare, render, units
+from compress.report.curves import loss_pictures
+from compress.report.page import MOST_BYTES
+from compress.report.pictures import Picture
+from compress.report.plots import runtime_points, tradeoff_pictures
 
 HOSTILE = "<script>alert('x')</script>|`*\"&"
 
@@ -39,51 +44,58 @@ class Page(HTMLParser):
             self.text += data
 
 
-def figures_of(html: str) -> dict[str, dict[str, object] | None]:
-    match = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)
+def book_of(html: str) -> dict[str, Any]:
+    """What the page's script unpacks."""
+    match = re.search(r'<script type="text/plain" id="book">(.*?)</script>', html, re.DOTALL)
     assert match
-    figures: dict[str, dict[str, object] | None] = json.loads(match[1])
-    return figures
+    book: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(match[1])))
+    return book
 
 
-def hostile_run() -> tuple[RunRecord, list[Result], str]:
-    run, results, recipe = demo_run(HOSTILE)
+def hostile(records: Records) -> Records:
+    """The same run with names, notes, prompts and texts that are code."""
     variants = [
         v.model_copy(
             update={
                 "name": HOSTILE,
-                "steps": [s.model_copy(update={"notes": {HOSTILE: HOSTILE}}) for s in v.steps],
+                "steps": [
+                    s.model_copy(update={"notes": {HOSTILE: HOSTILE}, "changed": {HOSTILE: HOSTILE}})
+                    for s in v.steps
+                ],
             }
         )
         if v.name == "int4"
         else v
-        for v in run.variants
+        for v in records.run.variants
     ]
     samples = [
-        s.model_copy(update={"variant": HOSTILE, "prompt": HOSTILE, "text": HOSTILE * 2}) for s in run.samples
+        s.model_copy(update={"variant": HOSTILE, "prompt": HOSTILE, "text": HOSTILE * 2})
+        for s in records.run.samples
     ]
-    run = run.model_copy(
-        update={
-            "variants": variants,
-            "samples": samples,
-            "machine": {HOSTILE: HOSTILE},
-            "versions": {"x": HOSTILE},
-        }
-    )
-    results = [r.model_copy(update={"variant": HOSTILE}) if r.variant == "int4" else r for r in results]
-    return run, results, recipe + HOSTILE
+    more = {
+        "recipe_name": HOSTILE,
+        "variants": variants,
+        "samples": samples,
+        "machine": {HOSTILE: HOSTILE},
+        "versions": {"x": HOSTILE},
+    }
+    results = [
+        r.model_copy(update={"variant": HOSTILE}) if r.variant == "int4" else r for r in records.results
+    ]
+    return Records(records.run.model_copy(update=more), results, records.recipe + HOSTILE)
 
 
 @pytest.fixture(scope="module")
-def page() -> Page:
-    return Page(render(*demo_run())[0])
+def page(records: Records) -> Page:
+    return Page(render(*records)[0])
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "img", "base"), tag
         for name in ("src", "href", "srcset", "data", "action"):
-            assert name not in attributes, (tag, attributes)
+            # a picture's marker is drawn elsewhere in the page
+            assert name not in attributes or (attributes[name] or "").startswith("#mark-"), (tag, attributes)
     policy = next(
         a["content"]
         for t, a in page.tags
@@ -98,40 +110,55 @@ def test_every_column_sorts_by_keyboard_and_says_its_state(page: Page) -> None:
     headings = [a for t, a in page.tags if t == "th" and "data-key" in a]
     assert len(headings) == 16
     assert all(heading["aria-sort"] == "none" for heading in headings)
-    assert sum(t == "button" for t, _ in page.tags) == len(headings)
+    assert sum(t == "button" and "data-series" not in a for t, a in page.tags) == len(headings)
 
 
-def test_the_page_holds_what_a_reader_needs(page: Page) -> None:
-    run, _, recipe = demo_run()
-    for needed in (
-        run.data.evaluation_sha256,
-        "AMD EPYC 9R45",
-        "2.13.0",
-        recipe,
-        "Kneser-Ney trigram",
-        "No gain",
-    ):
-        assert needed in page.text
-    assert "not significant" in page.text
-    assert "tokens per parameter" in page.text
+def test_the_page_holds_what_a_reader_needs(page: Page, records: Records) -> None:
+    run = records.run
+    needed = [run.data.evaluation_sha256, str(run.machine["cpu"]), run.versions["torch"], records.recipe]
+    for text in (*needed, "Kneser-Ney trigram", "No gain", "significant", "tokens per parameter"):
+        assert text in page.text
 
 
-def test_hostile_names_stay_text() -> None:
-    html, markdown = render(*hostile_run())
+def test_the_first_pictures_need_no_script(page: Page, records: Records) -> None:
+    html = render(*records)[0]
+    drawn = re.findall(r'<div class="plot[^>]*data-plot="([^"]*)">(.*?)</figure>', html, re.DOTALL)
+    assert [key for key, _ in drawn] == ["size", "speed", "loss/0", "loss/1", "loss/2"]
+    for key, picture in drawn[:2]:
+        assert picture.count('<use href="#mark-0" x="50%"') == 1  # in the legend
+        assert len(re.findall(r'<use href="#mark-\d" x="(?!50%)', picture)) == len(records.results), key
+        assert ">int4</text>" in picture
+    assert all('class="curve' in picture for _, picture in drawn[2:])
+    assert "html:not(.ready) .picks { display: none; }" in html, "what only a script can serve is not shown"
+
+
+def test_settings_are_folded_away_but_those_that_were_changed(records: Records) -> None:
+    html = render(*records)[0]
+    train = html[html.index('<span class="pass">train</span>') :]
+    open_part, folded = train[: train.index("<details>")], train[train.index("<details>") :]
+    assert "tokens=8000, batch=16" in open_part
+    for folded_name in ("learning_rate", "momentum", "clip"):
+        assert folded_name not in open_part
+        assert f"<dt>{folded_name}</dt>" in folded
+
+
+def test_hostile_names_stay_text(records: Records) -> None:
+    html, markdown = render(*hostile(records))
     page = Page(html)
-    assert sum(tag == "script" for tag, _ in page.tags) == 3  # figures, Plotly, ours
+    assert sum(tag == "script" for tag, _ in page.tags) == 2  # the packed pictures, ours
     assert HOSTILE in page.text
     assert "<script>alert" not in html
     assert "<script>" not in markdown.replace("\\<script\\>", "")
-    hover = json.dumps(figures_of(html))
-    assert "<script>" not in hover  # Plotly reads tags in labels, so they are escaped there too
-    assert "&lt;script&gt;" in hover
-    compared = compare([hostile_run(), hostile_run()])
-    assert sum(tag == "script" for tag, _ in Page(compared).tags) == 3
+    book = book_of(html)
+    for picture in book["pictures"].values():  # what the page puts in as HTML; all else it puts in as text
+        assert "<script>" not in picture["html"]
+    assert any("&lt;script&gt;" in picture["html"] for picture in book["pictures"].values())
+    compared = compare([hostile(records), hostile(records)])
+    assert sum(tag == "script" for tag, _ in Page(compared).tags) == 2
 
 
-def test_absent_numbers_are_dashes_and_nothing_breaks() -> None:
-    run, results, recipe = demo_run()
+def test_absent_numbers_are_dashes_and_nothing_breaks(records: Records) -> None:
+    run, results, recipe = records
     empty = run.model_copy(update={"step_results": [], "samples": [], "references": []})
     html, markdown = render(empty, bare(results), recipe)
     page = Page(html)
@@ -139,35 +166,33 @@ def test_absent_numbers_are_dashes_and_nothing_breaks() -> None:
     assert not re.search(r"\bnan\b", page.text)
     assert "–" in page.text
     assert "None" not in markdown
-    assert all(figure is None for key, figure in figures_of(html).items() if not key.startswith("loss"))
+    assert page.text.count("Not measured in this run.") == 2
+    assert all(picture is None for key, picture in book_of(html)["pictures"].items() if "loss" not in key)
 
 
-def test_without_latency_the_size_picture_remains() -> None:
-    run, results, recipe = demo_run()
+def test_without_latency_the_size_picture_remains(records: Records) -> None:
     untimed = [
         r.model_copy(
             update={name: None for name in Result.model_fields if "seconds" in name or "per_second" in name}
         )
-        for r in results
+        for r in records.results
     ]
-    figures = figures_of(render(run, untimed, recipe)[0])
-    assert figures["decode/kl/log"] is None
-    assert figures["disk/kl/log"] is not None
+    pictures = book_of(render(records.run, untimed, records.recipe)[0])["pictures"]
+    assert pictures["decode/kl/log"] is None
+    assert pictures["disk/kl/log"] is not None
 
 
-def test_one_variant_only() -> None:
-    run, results, recipe = demo_run()
+def test_one_variant_only(records: Records) -> None:
+    run, _, recipe = records
     alone = run.model_copy(update={"variants": run.variants[:1], "step_results": [], "references": []})
-    html, markdown = render(
-        alone, [r for r in results if r.variant == "base" and r.runtime == "torch"], recipe
-    )
+    html, markdown = render(alone, [records.result("base")], recipe)
     assert "Nothing to compare yet" in html
     assert "| base | PyTorch |" in markdown
     render(alone.model_copy(update={"variants": []}), [], "")
 
 
-def test_markdown_tables_are_valid() -> None:
-    for run, results, recipe in (demo_run(), hostile_run()):
+def test_markdown_tables_are_valid(records: Records) -> None:
+    for run, results, recipe in (records, hostile(records)):
         markdown = render(run, results, recipe)[1]
         table = [line for line in markdown.splitlines() if line.startswith("|")]
         bars = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
@@ -177,44 +202,115 @@ def test_markdown_tables_are_valid() -> None:
         assert run.data.evaluation_sha256 in markdown
 
 
-def painted(value: object) -> object:
-    if isinstance(value, str):
-        return "#123456" if value.startswith("--") else value
-    if isinstance(value, list):
-        return [painted(inner) for inner in value]
-    return {key: painted(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+def spots(picture: Picture | None) -> dict[int, tuple[float, float]]:
+    """Number of the point -> its place, from the bottom left."""
+    assert picture is not None
+    return {number: (x, 1 - y) for x, y, _, number in picture.hover if isinstance(number, int)}
 
 
-def test_every_figure_is_valid_plotly() -> None:
-    figures = figures_of(render(*demo_run())[0])
-    assert len(figures) == 5 * 3 * 2 + 2
-    for figure in figures.values():
-        assert go.Figure(painted(figure)).data
+def test_points_lie_where_their_numbers_are(records: Records) -> None:
+    pictures = tradeoff_pictures(runtime_points(records.results))
+    assert len(pictures) == 5 * 3 * 2
+    picture = pictures["disk/nll/linear"]
+    assert picture is not None
+    for number, (x, y) in spots(picture).items():
+        result = records.results[number]
+        assert result.disk_bytes is not None
+        assert result.nll is not None
+        assert x * picture.x.high == pytest.approx(result.disk_bytes / 1e6)
+        assert picture.y.low + y * (picture.y.high - picture.y.low) == pytest.approx(result.nll)
+    # what stands beside an axis lies there, too
+    for tick in picture.x.ticks:
+        assert tick.at * picture.x.high == pytest.approx(float(tick.text))
+    names = {label.text for label in picture.wide}
+    assert names == {"base", "healed", "int4"}
 
 
-def test_log_scale_keeps_what_is_not_positive_on_the_strip() -> None:
-    _, results, _ = demo_run()
-    better = [r.model_copy(update={"delta_nll": -0.02, "delta_nll_ci95": (-0.03, -0.01)}) for r in results]
-    figure = tradeoff_figures(runtime_points(better))["disk/delta/log"]
-    assert figure is not None
-    heights = [y for trace in figure["data"] for y in trace["y"]]
-    assert min(heights) > 0
-    assert figure["layout"]["yaxis"]["ticktext"][0] == "≤ 0"
+def test_bars_are_intervals_and_the_slowest_in_twenty(records: Records) -> None:
+    picture = tradeoff_pictures(runtime_points(records.results))["decode/nll/linear"]
+    assert picture is not None
+    for number, (x, y) in spots(picture).items():
+        (mark,) = [m for s in picture.series for m in s.marks if (m.x, 1 - m.y) == (x, y)]
+        assert mark.across is not None
+        assert mark.down is not None
+        assert mark.across == pytest.approx((x / 1.12, x))
+        low, high = records.results[number].nll_ci95 or (0.0, 0.0)
+        assert picture.y.share(low) == pytest.approx(1 - mark.down[1])
+        assert picture.y.share(high) == pytest.approx(1 - mark.down[0])
+        assert mark.down[0] < mark.y < mark.down[1]
 
 
-def test_comparison_says_first_what_must_not_be_compared() -> None:
-    run, results, recipe = demo_run()
+def test_log_scale_keeps_what_is_not_positive_on_the_strip(records: Records) -> None:
+    better = [
+        r.model_copy(update={"delta_nll": -0.02, "delta_nll_ci95": (-0.03, -0.01)}) for r in records.results
+    ]
+    picture = tradeoff_pictures(runtime_points(better))["disk/delta/log"]
+    assert picture is not None
+    assert picture.y.ticks[0].text == "≤ 0"
+    assert [y for _, y in spots(picture).values()] == pytest.approx([picture.y.ticks[0].at] * len(better))
+
+
+def curves(records: Records) -> list[tuple[str, Picture]]:
+    return loss_pictures((v.name, step) for v in records.run.variants for step in v.steps)
+
+
+def heights(picture: Picture, series: str) -> list[float]:
+    """The values of a curve, read off its axis."""
+    (line,) = [s.curve for s in picture.series if s.name == series]
+    assert line is not None
+    low, high = picture.y.low, picture.y.high
+    return [low + (1 - y) * (high - low) for _, y in line.points]
+
+
+def test_what_distillation_minimises_is_not_drawn_as_nats_per_token(records: Records) -> None:
+    """Its objective and the held-out NLL are two quantities; on one axis it looked like overfitting."""
+    own, heldout = [picture for name, picture in curves(records) if name == "distill"]
+    step = records.variant("healed").steps[1]
+    assert [s.name for s in own.series] == [s.name for s in heldout.series] == ["healed"]
+    assert own.y_title == "what the pass minimises (a unit of its own)"
+    assert heldout.y_title == "held-out NLL (nats per token)"
+    assert heights(own, "healed") == pytest.approx([point.objective for point in step.curve()])
+    scored = [point.heldout for point in step.curve() if point.heldout is not None]
+    assert heights(heldout, "healed") == pytest.approx([step.notes["heldout_before"], *scored])
+    assert own.y.high < min(scored), "one axis would have held both"
+
+
+def test_training_on_text_and_held_out_text_share_a_unit(records: Records) -> None:
+    (picture,) = [picture for name, picture in curves(records) if name == "train"]
+    step = records.variant("base").steps[1]
+    assert "(nats per token)" in picture.y_title
+    assert [s.name for s in picture.series] == ["base", "base, held out"]
+    assert heights(picture, "base") == pytest.approx([point.objective for point in step.curve()])
+    last = step.curve()[-1]
+    assert picture.hover[len(step.curve()) - 1][3] == [
+        "base", f"{units.significant(last.objective, 4)} at {units.count(last.tokens)} tokens",
+    ]  # fmt: skip
+
+
+def test_comparison_says_first_what_must_not_be_compared(records: Records) -> None:
+    run, results, recipe = records
     other = run.model_copy(update={"data": run.data.model_copy(update={"evaluation_sha256": "f" * 64})})
     page = Page(compare([(run, results, recipe), (other, results, recipe)]))
     assert "The evaluation data differ" in page.text
     assert page.text.index("Do not compare quality") < page.text.index("Trade-offs")
     assert "No Pareto front is drawn" in page.text
-    assert "demo (2)" in page.text
-    same = Page(compare([(run, results, recipe), (run, results, recipe)]))
+    assert "tiny (2)" in page.text
+    same = Page(compare([records, records]))
     assert "the numbers compare" in same.text
 
 
-def test_rendering_is_pure_and_light() -> None:
-    assert render(*demo_run()) == render(*demo_run())
+@pytest.mark.parametrize(("copies", "whole"), [(0, True), (40, True), (150, False)])
+def test_a_page_has_at_most_two_megabytes(records: Records, copies: int, whole: bool) -> None:
+    many = records.many(copies)
+    html = render(*many)[0]
+    assert len(html.encode()) <= MOST_BYTES == 2_000_000
+    assert ("Left out, so that this page stays below 2 MB" in html) != whole
+    table = html[html.index('<table id="results"') :]
+    for result in many.results:
+        assert f">{result.variant}</th>" in table
+
+
+def test_rendering_is_pure_and_light(records: Records) -> None:
+    assert render(*records) == render(*records)
     code = "import sys, compress.report; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The report's pure rules: fronts, verdicts, headlines, differences."""
+"""The report's pure rules: fronts, verdicts, headlines, chains, differences."""
 
 import math
 from typing import Any
@@ -6,15 +6,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_records import bare, demo_run
+from report_records import Records, bare
 
-from compress.records.records import Result
+from compress.records.records import PassRecord, Result, RunRecord
 from compress.report import units
-from compress.report.chains import chains
+from compress.report.chains import Chain, chains
 from compress.report.differences import differences
 from compress.report.frontier import dominates, pareto_front
 from compress.report.narrative import headlines
-from compress.report.verdicts import Rate, State, change_of_nll, judge, quality_finding, speed_findings
+from compress.report.verdicts import (
+    Rate,
+    State,
+    change_of_nll,
+    judge,
+    quality_finding,
+    significance,
+    speed_findings,
+)
 
 coordinates = st.integers(-5, 5).map(float)
 points = st.lists(st.tuples(coordinates, coordinates, coordinates), min_size=1, max_size=12)
@@ -79,10 +87,10 @@ def test_smaller_but_slower_tells_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(100, "Same size"), (101, "Same size"), (98, "smaller"), (103, "larger")]
+    ("size", "said"), [(100, "Same size"), (101, "Same size"), (98, "smaller"), (103, "larger")]
 )
-def test_size_counts_above_one_percent(size: int, told: str) -> None:
-    assert told in judge(State(bytes=100), State(bytes=size)).summary
+def test_size_counts_above_one_percent(size: int, said: str) -> None:
+    assert said in judge(State(bytes=100), State(bytes=size)).summary
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -114,153 +122,231 @@ def test_a_quality_difference_without_interval_says_so() -> None:
     assert quality_finding(0.2, None).text.endswith("(no interval)")
 
 
-def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains() -> None:
-    run, results, _ = demo_run()
-    sentences = headlines(run, results)
+def test_headline_has_the_numbers_of_the_best_tradeoffs_and_the_no_gains(records: Records) -> None:
+    sentences = headlines(records.run, records.results)
     texts = {sentence.kind: [s.text for s in sentences if s.kind == sentence.kind] for sentence in sentences}
-    assert any(
-        t.startswith("int4 in ONNX Runtime is 5.9× smaller and 2.1× faster at +0.0291 nats (significant")
-        for t in texts["good"]
-    )
-    assert any(t.startswith("int8 in ONNX Runtime") and "not significant" in t for t in texts["good"])
-    assert any(t.startswith("pruned: no gain in size or speed") for t in texts["none"])
-    assert any("base beats the strongest reference, Kneser-Ney trigram" in t for t in texts["fact"])
-
-
-def test_a_runtimes_speed_beats_no_variant_in_another_runtime() -> None:
-    run, results, _ = demo_run()
-    slow = [
-        r.model_copy(update={"decode_tokens_per_second": 1.0}) if r.runtime == "torch" else r for r in results
+    base, int4 = records.result("base", "onnxruntime"), records.result("int4", "onnxruntime")
+    assert base.disk_bytes
+    assert int4.disk_bytes
+    smaller = units.times(base.disk_bytes / int4.disk_bytes)
+    cost = f"at {units.signed(int4.delta_nll)} nats ({significance(int4.delta_nll_ci95)}, "
+    cost += f"KL {units.significant(int4.kl_to_base)})."
+    assert [t for t in texts["good"] if t.startswith("int4")] == [
+        f"int4 in ONNX Runtime is {smaller} smaller and 2.1× faster {cost}"
     ]
-    for sentence in headlines(run, slow):
+    (healed,) = [t for t in texts["none"] if t.startswith("healed")]
+    assert healed.startswith("healed: no gain in size or speed (")
+    assert "no faster than base in PyTorch)" in healed
+    assert "ONNX Runtime alone, with base unchanged, against PyTorch: decode 3.0× faster, " in "".join(
+        texts["fact"]
+    )
+
+
+@pytest.mark.parametrize(("nll", "verb", "kind"), [(0.01, "beats", "fact"), (9.0, "does NOT beat", "none")])
+def test_headline_says_whether_the_base_beats_the_references(
+    records: Records, nll: float, verb: str, kind: str
+) -> None:
+    strongest = min(records.run.references, key=lambda reference: reference.nll)
+    results = [
+        r.model_copy(update={"nll": nll, "perplexity": math.exp(nll)}) if r.variant == "base" else r
+        for r in records.results
+    ]
+    (sentence,) = [s for s in headlines(records.run, results) if strongest.name in s.text]
+    assert sentence.kind == kind
+    assert f"base {verb} the strongest reference, {strongest.name}: perplexity" in sentence.text
+    gap = units.significant(abs(strongest.nll - nll))
+    assert sentence.text.endswith(f"({gap} nats {'better' if kind == 'fact' else 'worse'}).")
+
+
+def test_a_runtimes_speed_beats_no_variant_in_another_runtime(records: Records) -> None:
+    slow = [
+        r.model_copy(update={"decode_tokens_per_second": 1.0}) if r.runtime == "torch" else r
+        for r in records.results
+    ]
+    for sentence in headlines(records.run, slow):
         own, _, rival = sentence.text.partition("; but ")
         if rival:
             assert ("in ONNX Runtime" in own) == ("in ONNX Runtime" in rival), sentence.text
 
 
 @pytest.mark.parametrize(("slowest", "gains"), [(0.01, False), (0.007, True)])
-def test_speed_that_the_slowest_tokens_do_not_share_is_no_gain(slowest: float, gains: bool) -> None:
-    run, results, _ = demo_run()
-    rate = next(r.decode_tokens_per_second for r in results if (r.variant, r.runtime) == ("base", "torch"))
+def test_speed_that_the_slowest_tokens_do_not_share_is_no_gain(
+    records: Records, slowest: float, gains: bool
+) -> None:
+    rate = records.result("base").decode_tokens_per_second
     changed = {
         "base": {"decode_seconds_p95": 0.01},
-        "pruned": {"decode_tokens_per_second": 1.5 * (rate or 0), "decode_seconds_p95": slowest},
+        "healed": {"decode_tokens_per_second": 1.5 * (rate or 0), "decode_seconds_p95": slowest},
     }
-    told = headlines(run, [r.model_copy(update=changed.get(r.variant, {})) for r in results])
-    assert any(s.text.startswith("pruned: no gain in size or speed") for s in told) != gains
-
-
-def test_headline_admits_a_base_worse_than_the_references() -> None:
-    run, results, _ = demo_run()
-    poor = [
-        r.model_copy(update={"nll": 9.0, "perplexity": 8103.0}) if r.variant == "base" else r for r in results
+    lines = [r.model_copy(update=changed.get(r.variant, {})) for r in records.results]
+    no_gains = [
+        s for s in headlines(records.run, lines) if s.text.startswith("healed: no gain in size or speed")
     ]
-    assert any("does NOT beat" in s.text and s.kind == "none" for s in headlines(run, poor))
+    assert (not no_gains) == gains
 
 
-def test_headline_of_nothing_measured() -> None:
-    run, results, _ = demo_run()
-    for sentence in headlines(run.model_copy(update={"references": []}), bare(results)):
+def test_headline_of_nothing_measured(records: Records) -> None:
+    run = records.run.model_copy(update={"references": []})
+    for sentence in headlines(run, bare(records.results)):
         assert sentence.kind == "none"
         assert "neither size nor speed was measured" in sentence.text
-    assert headlines(run.model_copy(update={"references": []}), []) == []
+    assert headlines(run, []) == []
 
 
-def test_chains_judge_every_step_against_the_one_before() -> None:
-    run, results, _ = demo_run()
-    told = {chain.variant: chain for chain in chains(run, results)}
-    assert [step.name for step in told["student"].steps] == ["prune_layers", "distill"]
-    pruned = told["pruned"].steps[0].verdict
-    assert pruned is not None
-    assert pruned.summary.startswith("No gain in size, speed or quality.")
-    healed = told["healed"].steps[0].verdict
-    assert healed is not None
-    assert "Gain: quality better by 0.331 nats (significant)." in healed.summary
-    total = told["healed"].total
+def chain_of(run: RunRecord, results: list[Result], name: str) -> Chain:
+    return next(chain for chain in chains(run, results) if chain.variant == name)
+
+
+def words(chain: Chain, step: str) -> str:
+    """The verdict on a step of a chain."""
+    verdict = next(row.verdict for row in chain.steps if row.name == step)
+    assert verdict is not None
+    return verdict.summary
+
+
+def test_every_step_is_judged_against_the_one_before(records: Records) -> None:
+    pruned = next(r for r in records.run.step_results if r.pass_name == "prune_magnitude")
+    healed = records.result("healed")
+    assert pruned.delta_nll
+    assert healed.delta_nll
+    chain = chain_of(records.run, records.results, "healed")
+    assert [step.name for step in chain.steps] == ["prune_magnitude", "distill"]
+    assert f"quality worse by {units.significant(pruned.delta_nll)} nats" in words(chain, "prune_magnitude")
+    won = pruned.delta_nll - healed.delta_nll
+    assert f"Gain: quality better by {units.significant(won)} nats" in words(chain, "distill")
+    base = chain_of(records.run, records.results, "base").steps
+    assert [step.name for step in base] == ["create", "train", "export_onnx"]
+    assert base[0].verdict is base[1].verdict is None
+    assert base[1].notes[0][0] == "tokens per parameter"
+
+
+def test_the_whole_way_from_the_base_is_judged_through_all_parents(records: Records) -> None:
+    """A variant's record holds its own steps only: int4 has one that changes weights, its way three."""
+    assert records.variant("int4").steps[0].name == "quantize_gptq"
+    base, int4 = records.result("base"), records.result("int4")
+    assert base.disk_bytes
+    assert int4.disk_bytes
+    assert int4.delta_nll
+    total = chain_of(records.run, records.results, "int4").total
     assert total is not None
-    assert total.summary.startswith("No gain in size, speed or quality.")
-    export = told["int4"].steps[-1].verdict
-    assert export is not None
-    assert "(ONNX Runtime against PyTorch)" in export.summary
-    assert told["base"].steps[0].verdict is None
-    assert told["base"].steps[0].notes[0][0] == "tokens per parameter"
+    assert f"{units.times(base.disk_bytes / int4.disk_bytes)} smaller" in total.summary
+    assert f"by {units.significant(abs(int4.delta_nll))} nats" in total.summary
+    assert "decode 2.1× faster, prefill 2.1× faster (ONNX Runtime)" in total.summary
+    assert chain_of(records.run, records.results, "healed").total is not None
+    assert chain_of(records.run, records.results, "base").total is None
+    alone = records.variant("int4").model_copy(update={"parent": "base"})
+    run = records.run.model_copy(update={"variants": [records.variant("base"), alone]})
+    assert chain_of(run, records.results, "int4").total is None, "its one step says it already"
 
 
-def test_a_failed_factorisation_is_shown_as_a_warning() -> None:
-    run, results, _ = demo_run()
-    variant = next(v for v in run.variants if v.name == "int4")
+def test_an_export_is_judged_by_what_was_measured_of_it_alone(records: Records) -> None:
+    torch, onnx = records.result("int4"), records.result("int4", "onnxruntime")
+    assert torch.disk_bytes
+    assert onnx.disk_bytes
+    results = [r for r in records.results if "gguf" not in r.artifact]
+    chain = chain_of(records.run, results, "int4")
+    assert [step.name for step in chain.steps] == ["quantize_gptq", "export_onnx", "export_gguf"]
+    said = words(chain, "export_onnx")
+    assert "decode 7.9× faster, prefill 7.9× faster (ONNX Runtime against PyTorch)" in said
+    assert f"{units.times(onnx.disk_bytes / torch.disk_bytes)} larger" in said
+    assert words(chain, "export_gguf") == "Not measured after this step."
+    assert chain.steps[-1].size == units.ABSENT
+    other = {"runtime": "llama.cpp", "artifact": "int4/gguf/model.gguf", "disk_bytes": 1}
+    gguf = onnx.model_copy(update=other)
+    said = words(chain_of(records.run, [*results, gguf], "int4"), "export_gguf")
+    assert "(llama.cpp against PyTorch)" in said
+    assert f"{units.times(torch.disk_bytes)} smaller" in said
+
+
+def test_what_a_step_is_is_asked_of_its_kind(records: Records) -> None:
+    """A third-party export may be called as it likes; and what is called an export need not be one."""
+    renamed = {"export_onnx": "write_coreml", "quantize_gptq": "exporting"}
+    int4 = records.variant("int4")
+    steps = [s.model_copy(update={"name": renamed.get(s.name, s.name)}) for s in int4.steps]
+    variants = [v.model_copy(update={"steps": steps}) if v is int4 else v for v in records.run.variants]
+    run = records.run.model_copy(update={"variants": variants})
+    before, after = (chain_of(r, records.results, "int4") for r in (records.run, run))
+    assert [row.verdict for row in after.steps] == [row.verdict for row in before.steps]
+    assert after.total == before.total
+
+
+def test_records_from_before_kinds_are_read() -> None:
+    old = {
+        "name": "export_gguf", "config": {}, "seconds": 1.0, "peak_rss_bytes": None, "parent": None,
+        "fingerprint": "f", "seed": 0, "notes": {},
+    }  # fmt: skip
+    record = PassRecord.model_validate(old)
+    assert (record.kind, record.exports, record.changed) == ("export", ("gguf",), None)
+    other = PassRecord.model_validate({**old, "name": "quantize_gptq"})
+    assert (other.kind, other.is_export, other.exports) == (None, False, ())
+    assert PassRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_settings_that_differ_from_the_defaults_stand_apart(records: Records) -> None:
+    train = chain_of(records.run, records.results, "base").steps[1]
+    assert train.changed == "tokens=8000, batch=16"
+    assert ("clip", "1") in train.settings
+    assert chain_of(records.run, records.results, "int4").steps[0].changed == "format=int4 (group=32)"
+    assert chain_of(records.run, records.results, "healed").steps[0].changed == ""
+
+
+def test_a_failed_factorisation_is_shown_as_a_warning(records: Records) -> None:
+    variant = records.variant("int4")
     steps = [
         s.model_copy(update={"notes": {"failed_cholesky": ["layer.3"]}}) if "gptq" in s.name else s
         for s in variant.steps
     ]
-    changed = [v.model_copy(update={"steps": steps}) if v is variant else v for v in run.variants]
-    chain = next(
-        c for c in chains(run.model_copy(update={"variants": changed}), results) if c.variant == "int4"
-    )
+    changed = [v.model_copy(update={"steps": steps}) if v is variant else v for v in records.run.variants]
+    chain = chain_of(records.run.model_copy(update={"variants": changed}), records.results, "int4")
     assert chain.steps[0].warnings == ("failed cholesky: layer.3",)
-
-
-def changed_data(**fields: Any) -> Any:
-    run, results, _ = demo_run()
-    return run.model_copy(update={"data": run.data.model_copy(update=fields)}), results
 
 
 def with_protocol(results: list[Result], **fields: Any) -> list[Result]:
     return [r.model_copy(update={"protocol": {**r.protocol, **fields}}) for r in results]
 
 
-def test_equal_runs_have_no_differences() -> None:
-    run, results, _ = demo_run()
-    assert differences([("a", run, results), ("b", run, results)]) == []
+def test_equal_runs_have_no_differences(records: Records) -> None:
+    assert differences([("a", records.run, records.results), ("b", records.run, records.results)]) == []
 
 
-def test_each_difference_names_what_it_forbids() -> None:
-    run, results, _ = demo_run()
+def test_each_difference_names_what_it_forbids(records: Records) -> None:
+    run, results, _ = records
+
+    def changed(part: str, **fields: Any) -> tuple[RunRecord, list[Result]]:
+        old = getattr(run, part)
+        new = {**old, **fields} if isinstance(old, dict) else old.model_copy(update=fields)
+        return run.model_copy(update={part: new}), results
+
     cases = [
-        (changed_data(evaluation_sha256="0" * 64), "quality", "evaluation data differ"),
-        (changed_data(window=512), "quality", "windows differ"),
+        (changed("data", evaluation_sha256="0" * 64), "quality", "evaluation data differ"),
+        (changed("data", window=512), "quality", "windows differ"),
         ((run, with_protocol(results, threads=8)), "both", "protocols differ (threads)"),
-        ((run.model_copy(update={"machine": {"cpu": "other"}}), results), "speed", "machines differ (cpu)"),
-        (
-            (run.model_copy(update={"versions": {"onnxruntime": "9"}}), results),
-            "note",
-            "versions differ (onnxruntime)",
-        ),
+        (changed("machine", cpu="other"), "speed", "machines differ (cpu)"),
+        (changed("versions", onnxruntime="9"), "note", "versions differ (onnxruntime)"),
     ]
-    for (other, lines), affects, told in cases:
+    for (other, lines), affects, said in cases:
         found = differences([("a", run, results), ("b", other, lines)])
-        assert [(d.affects, told in d.text) for d in found] == [(affects, True)]
+        assert [(d.affects, said in d.text) for d in found] == [(affects, True)]
 
 
-def test_a_loaded_base_without_comparisons_of_its_own() -> None:
+def test_a_loaded_base_without_comparisons_of_its_own(records: Records) -> None:
     """A base from elsewhere has no passes, and who measures it leaves its comparisons empty."""
-    run, results, _ = demo_run()
-    nothing = {
-        "delta_nll": None,
-        "delta_nll_ci95": None,
-        "kl_to_base": None,
-        "kl_ci95": None,
-        "top1_agreement": None,
-    }
-    base = run.variants[0].model_copy(update={"steps": [], "fingerprint": "from-a-file"})
-    int8 = next(v for v in run.variants if v.name == "int8")
-    own = [step for step in int8.steps if step.name != "train"]
-    own[0] = own[0].model_copy(update={"parent": "from-a-file"})
-    loaded = run.model_copy(
+    base = records.variant("base").model_copy(update={"steps": [], "fingerprint": "from-a-file"})
+    int4 = records.variant("int4")
+    own = [int4.steps[0].model_copy(update={"parent": "from-a-file"}), *int4.steps[1:]]
+    loaded = records.run.model_copy(
         update={
             "base": "model.gguf",
-            "variants": [base, int8.model_copy(update={"steps": own})],
+            "variants": [base, int4.model_copy(update={"steps": own, "parent": "base"})],
             "step_results": [],
         }
     )
-    lines = [
-        r.model_copy(update=nothing) if (r.variant, r.runtime) == ("base", "torch") else r
-        for r in results
-        if r.variant in ("base", "int8")
-    ]
+    assert records.result("base").delta_nll is None
+    lines = [r for r in records.results if r.variant in ("base", "int4")]
     first, second = chains(loaded, lines)
     assert first.start == "as loaded from model.gguf"
-    verdict = second.steps[0].verdict
-    assert verdict is not None
-    assert "3.6× smaller" in verdict.summary
-    assert "+0.00040 nats (not significant)" in verdict.summary
+    before, after = records.result("base"), records.result("int4")
+    assert before.disk_bytes
+    assert after.disk_bytes
+    assert f"{units.times(before.disk_bytes / after.disk_bytes)} smaller" in words(second, "quantize_gptq")
+    assert units.significant(abs(after.delta_nll or 0)) in words(second, "quantize_gptq")

@@ -91,6 +91,22 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
     assert not list((tmp_path / "stopped").rglob("*.partial"))
 
 
+def test_another_interval_between_checkpoints_goes_on_from_the_one_there_is(tmp_path):
+    text, place = write_text(tmp_path / "text"), "compress.training.objectives.base.cross_entropy"
+    jobs: list[dict[str, object]] = []
+    for name, interval in (("a", 0), ("b", 50)):
+        base = [{"train": {**TRAINING, "checkpoint_seconds": interval}}]
+        recipe = write_recipe(tmp_path / f"{name}.yaml", text, base=base)
+        jobs.append({"arguments": ["run", str(recipe), "-o", str(tmp_path / "run"), "--no-measure"]})
+    killed = {**jobs[0], "place": place, "call": 10, "action": "SIGKILL"}
+    # from the start it would come to that call again
+    going_on = {**jobs[1], "place": place, "call": 10, "action": "SIGKILL"}
+    for job, told in zip([killed, going_on], drive(tmp_path, [killed, going_on]), strict=True):
+        check({**job, **({"action": None} if job is going_on else {})}, told)
+    (step,) = json.loads((tmp_path / "run" / "base" / "manifest.json").read_text())["lineage"]["steps"][1:]
+    assert step["config"]["checkpoint_seconds"] == 50
+
+
 def test_measuring_comes_later_if_asked_and_goes_on_after_a_stop(tmp_path):
     recipe = write_recipe(tmp_path / "tiny.yaml", write_text(tmp_path / "text"))
     run = tmp_path / "run"

@@ -41,7 +41,7 @@ def test_signed_descent_beats_rounding_on_inputs_no_step_has_seen(kind):
     x, unseen = torch.randn(2, 512, 32) @ mix
     weight = torch.randn(48, 32)
     held = QuantizedTensor.round(format, weight)
-    start = positions(weight, held.unpacked(), held.grid.scales, held.grid.zeros.float())
+    start = positions(format.places(weight, held.grid), held.unpacked())
     offset = torch.zeros_like(weight, requires_grad=True)
 
     def error(inputs):

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
-from compress.records.records import PassRecord
+from compress.records.records import PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
@@ -91,7 +91,10 @@ def applied(
         result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
         record = PassRecord(
             name=step.name(),
+            kind=step.kind,
             config=step.model_dump(mode="json"),
+            changed=changed_settings(step),
+            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
             seconds=time.perf_counter() - started,
             peak_rss_bytes=peak_rss_bytes(),
             parent=None,

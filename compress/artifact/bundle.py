@@ -42,6 +42,7 @@ from compress.models.checkpoints import (
     refuse_remote_code,
     save_configurations,
     weight_files,
+    with_generation_settings,
 )
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
@@ -90,15 +91,13 @@ class Bundle:
         base: "Path | str | Bundle | None" = None,
         seed: int = 0,
     ) -> "Bundle":
-        """A copy of this model that a pass has changed; this one, and the caller's process, stay as they are.
+        """A copy that a pass has changed; this one, and the caller's process, stay as they are.
 
         Args:
             step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
-            text: files, folders, 'stdlib' or 'datasets:NAME', where the pass needs text; a `DataConfig` also
-                says how many windows and how long. The share that `compress.measure` scores by default is
-                left out.
-            base: the model to stay close to, for passes that learn from one; by default the one that was
-                loaded.
+            text: where the pass needs some, as in recipes; a `DataConfig` also says how many windows of what
+                length. The share that `compress.measure` scores by default is left out.
+            base: the model to stay close to; by default the one that was loaded.
             seed: of all that is drawn by chance.
 
         Raises:
@@ -108,9 +107,7 @@ class Bundle:
         def teacher() -> Bundle:
             origin = self.origin if base is None else base
             if origin is None:
-                raise UserError(
-                    f"base: {step.name()} learns from a model, and this one was not loaded; give base="
-                )
+                raise UserError(f"base: {step.name()} learns from a model, and none was loaded; give base=")
             return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
 
         return applied(self, step, text, teacher, seed)
@@ -127,12 +124,13 @@ class Bundle:
         """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
         return None if self.shards is None else Offload(self.model, self.shards, folder)
 
-    def save(self, folder: Path) -> Manifest:
+    def save(self, folder: Path | str) -> Manifest:
         """Write the artifact; the folder appears whole or not at all.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
+        folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -177,6 +175,7 @@ class Bundle:
             sparse=sparse,
             storage=self.storage,
             files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            exports=tuple(self.exports),
         )
         manifest.write(folder / MANIFEST)
         return manifest
@@ -253,13 +252,15 @@ class Bundle:
         linears = dict(model.named_modules())
         masked = [name for name in manifest.masked if name in linears] if masks else []
         kept = {name: matrix(linears[name]) != 0 for name in masked}
-        exports = {name: folder / name for name in EXPORTS if (folder / name).is_dir()}
+        folders = dict.fromkeys((*EXPORTS, *manifest.exports))
+        exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
 
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
         check_directory(folder)
-        model, reader = skeleton(load_config(folder)), ShardReader(weight_files(folder))
+        model = with_generation_settings(skeleton(load_config(folder)), folder)
+        reader = ShardReader(weight_files(folder))
         masks = stored_masks(model, reader, masked)
         return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
 
@@ -363,7 +364,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
         raise UserError(_mismatch(files, f"'{wrong[0]}'"))
-    return model.eval()
+    return with_generation_settings(model.eval(), folder)
 
 
 def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:

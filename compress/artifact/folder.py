@@ -1,5 +1,6 @@
 """The folder of an artifact, as far as it can be told from names and lengths."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,9 +13,18 @@ def disk_bytes(artifact: Path) -> int:
         return artifact.stat().st_size
     if not artifact.is_dir():
         raise FileNotFoundError(artifact)
-    total = 0
+    total, exports = 0, {*EXPORTS, *_other_exports(artifact)}
     for folder, folders, files in os.walk(artifact):
         if Path(folder) == artifact:
-            folders[:] = [name for name in folders if name not in EXPORTS]
+            folders[:] = [name for name in folders if name not in exports]
         total += sum((Path(folder) / name).stat().st_size for name in files)
     return total
+
+
+def _other_exports(artifact: Path) -> list[str]:
+    """The exports that its manifest names: those of third-party passes are called as they like."""
+    try:
+        named = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["exports"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []

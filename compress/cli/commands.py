@@ -104,6 +104,7 @@ def quantize(
     text: TextOption = None,
     budget: Annotated[str | None, typer.Option(help="The most each file may take: 92MB.")] = None,
     effort: Annotated[str, typer.Option(help="quick, normal, or best: takes longest.")] = "normal",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     measured: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Or write and check the files only.")
     ] = True,
@@ -124,6 +125,7 @@ def quantize(
         text=text,
         budget_bytes=None if budget is None else _size(budget),
         effort=chosen,
+        threads=threads,
         measured=measured,
         say=_say,
     )

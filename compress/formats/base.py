@@ -9,12 +9,13 @@ A new format is a subclass in a file of this folder and its name in registry.py.
 
     bits, kind              its width and the name that recipes and manifests call it by
     fit, codes, values      its numbers
+    places                  of weights among the codes, for tuners
     column_rounder          one column at a time, for solvers
     zero                    the code of 0, where that is not the middle one
 
-and answers, where the default is not true of it, `affine`, `streamed`, `nominal_bits`, `run`, `fitter` and
-`keeping_zeros`. Nothing outside this folder asks for one format by its class or its name. Grids of (q - z) s
-are in integer.py, other meanings in nf4.py and coded/.
+and answers, where the default is not true of it, `affine`, `streamed`, `codes_move`, `nominal_bits`, `run`,
+`fitter` and `keeping_zeros`. Nothing outside this folder asks for one format by its class or its name. Grids
+of (q - z) s are in integer.py, other meanings in nf4.py and coded/.
 """
 
 from abc import abstractmethod
@@ -84,6 +85,7 @@ class Format(BaseModel):
     bits: ClassVar[int]  # of a code in memory
     affine: ClassVar[bool] = False  # a code q stands for (q - z) s, so whatever has integers can hold it
     fixed: ClassVar[str] = "has fixed steps"  # why there is no grid to search, of one that is not searched
+    codes_move: ClassVar[bool] = True  # one may change; others and the file's length stay
     streamed: ClassVar[bool] = False  # a file has `to_stream` of codes and scales in their place
 
     kind: str
@@ -104,6 +106,10 @@ class Format(BaseModel):
     @abstractmethod
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
+
+    @abstractmethod
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion."""
 
     @abstractmethod
     def column_rounder(self, grid: Grid, columns: int) -> Rounder:

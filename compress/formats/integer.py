@@ -52,6 +52,10 @@ class AffineFormat(Format):
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
         return affine_values(codes, grid, self.group_width(codes.shape[1]))
 
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion."""
+        return affine_places(weight, grid, self.group_width(weight.shape[1]))
+
     def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder":
         """What a solver needs to round one column at a time without knowing of bits."""
         return ColumnRounder.on(grid, self.group_width(columns), self.levels)
@@ -183,6 +187,12 @@ def affine_codes(weight: Tensor, grid: Grid, width: int, levels: int) -> Tensor:
         scales, zeros = Grid(grid.scales[rows], grid.zeros[rows]).columns(width, weight.shape[1])
         codes[rows] = _round(weight[rows].float(), scales, zeros, levels)
     return codes
+
+
+def affine_places(weight: Tensor, grid: Grid, width: int) -> Tensor:
+    """w / s + z: (out, in) -> (out, in)."""
+    scales, zeros = grid.columns(width, weight.shape[1])
+    return weight / scales + zeros
 
 
 def affine_values(codes: Tensor, grid: Grid, width: int) -> Tensor:

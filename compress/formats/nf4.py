@@ -69,6 +69,20 @@ class Nf4(Format):
         scales, _ = grid.columns(self.group_width(codes.shape[1]), codes.shape[1])
         return quantiles().to(codes.device)[codes.int()] * scales
 
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion.
+
+        >>> grid = Grid(torch.ones(1, 1), torch.full((1, 1), 7, dtype=torch.uint8))
+        >>> weight = torch.tensor([[-1.0, 0.0, (0.72295684 + 1) / 2, 1.0]])
+        >>> Nf4().places(weight, grid).round(decimals=3).tolist()
+        [[0.0, 7.0, 14.5, 15.0]]
+        """
+        scales, _ = grid.columns(self.group_width(weight.shape[1]), weight.shape[1])
+        values, scaled = quantiles().to(weight.device), weight.float() / scales
+        above = torch.bucketize(scaled, values).clamp(1, self.levels - 1)
+        below = values[above - 1]
+        return above - 1 + (scaled - below) / (values[above] - below)
+
     def column_rounder(self, grid: Grid, columns: int) -> "NormalRounder":
         """What a solver needs to round one column at a time."""
         return NormalRounder(self.group_width(columns), grid.scales.T.contiguous())

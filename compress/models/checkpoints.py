@@ -34,7 +34,28 @@ def load_checkpoint(source: str | Path) -> tuple[Any, Any]:
         check_directory(path)
     elif path.is_absolute() or str(source).count("/") != 1:
         raise UserError(f"model: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
-    return _load_pretrained(str(source), {})
+    return _load_pretrained(str(source), {} if path.is_dir() else {"revision": hub_revision(str(source))})
+
+
+def hub_revision(source: str) -> str:
+    """The commit that a hub id stands for: what the cache holds, else the newest, asked of the hub.
+
+    So a run goes on with the model that it began with, online or not; `hf download` fetches another.
+
+    Raises:
+        UserError: neither the cache nor the hub has it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    with loading(f"model: '{source}' cannot be loaded"):
+        file = try_to_load_from_cache(source, "config.json")
+        if not isinstance(file, str):
+            file = cached_file(source, "config.json")
+    commit = extract_commit_hash(file, None)
+    if commit is None:
+        raise UserError(f"model: '{source}' lies in {file}, which names no commit; download it again")
+    return str(commit)
 
 
 def check_directory(path: Path) -> None:
@@ -131,6 +152,20 @@ def save_configurations(model: Any, folder: Path, config: Any = None) -> None:
     (config or model.config).save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
+
+
+def with_generation_settings(model: Any, folder: Path) -> Any:
+    """A model that was made of a configuration alone, with the settings of generation that lie beside it.
+
+    What ends a text is often written there only.
+    """
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if model.can_generate() and file.is_file():
+        with loading(f"{file}: no settings of generation"):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 @contextmanager
@@ -275,6 +310,9 @@ def meta_model(source: Any) -> Any:
             place = (path.parent, path.name) if path.is_file() else (source, None)
             if path.is_file():
                 _refuse_what_is_no_gguf(path)
-            config = AutoConfig.from_pretrained(place[0], gguf_file=place[1], trust_remote_code=False)
+            commit = None if path.exists() else hub_revision(source)
+            config = AutoConfig.from_pretrained(
+                place[0], gguf_file=place[1], revision=commit or "main", trust_remote_code=False
+            )
         with torch.device("meta"):
             return auto_class(config).from_config(config)

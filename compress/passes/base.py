@@ -6,7 +6,7 @@ the pipeline. A pass says what data it needs, which kinds of pass may not come b
 layers it will touch, so that a recipe that cannot work fails before any work starts.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -48,6 +48,16 @@ class Pass(BaseModel):
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Return the changed bundle; the one given stays bit-identical."""
         raise NotImplementedError
+
+    def deciding_fields(self) -> dict[str, Any]:
+        """The fields that decide what comes out: all but those that a class it is made of calls `incidental`.
+
+        A class attribute, a set of names: when checkpoints are written, where curves go, and the like. A step
+        is not done again when only these change.
+        """
+        bases = type(self).__mro__
+        incidental = set().union(*(vars(base).get("incidental", ()) for base in bases))
+        return self.model_dump(mode="json", exclude=incidental)
 
     def cannot_follow(self, earlier: "Pass") -> bool:
         """Whether it may not come after this pass."""

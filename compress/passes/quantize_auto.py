@@ -38,7 +38,7 @@ from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.records.records import PassRecord
+from compress.records.records import PassRecord, changed_settings
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]
@@ -257,7 +257,9 @@ class QuantizeAuto(Pass, LayerSolver):
         }
         return PassRecord(
             name=self.name(),
+            kind=self.kind,
             config=self.model_dump(mode="json"),
+            changed=changed_settings(self),
             seconds=_DIGITS,
             peak_rss_bytes=10**12,
             parent="0" * 64,

@@ -7,9 +7,9 @@ is None, never 0. Every `*_ci95` is [low, high].
 """
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import UserError
 
@@ -42,17 +42,83 @@ class Record(BaseModel):
             ) from None
 
 
+# what the steps were that records from before `PassRecord.kind` tell of; all others changed weights
+_EXPORTS_BEFORE_KINDS = {
+    "export_onnx": "onnx",
+    "export_gguf": "gguf",
+    "export_compressed_tensors": "compressed-tensors",
+}
+
+
 class PassRecord(Record):
-    """One step of a chain. The pipeline fills everything but `notes`, which are the pass's own words."""
+    """One step of a chain. The pipeline fills everything but `notes`, which are the pass's own words.
+
+    Attributes:
+        kind: that of the pass ("train", "export", ...), "source" for what a chain starts from; None in
+            records written before there were kinds, unless it is known.
+        config: all fields of the pass.
+        changed: those of them that differ from the pass's defaults; None where nobody wrote that down.
+        exports: folders beside the weights that this step wrote.
+    """
 
     name: str
+    kind: str | None = None
     config: dict[str, Any]
+    changed: dict[str, Any] | None = None
+    exports: tuple[str, ...] = ()
     seconds: float
     peak_rss_bytes: int | None
     parent: str | None
     fingerprint: str
     seed: int
     notes: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before_kinds(cls, values: Any) -> Any:
+        """Records of earlier versions have no kind: what was an export then is known by name."""
+        if isinstance(values, dict) and "kind" not in values:
+            folder = _EXPORTS_BEFORE_KINDS.get(str(values.get("name")))
+            if folder is not None:
+                return {**values, "kind": "export", "exports": (folder,)}
+        return values
+
+    @property
+    def is_export(self) -> bool:
+        """Whether the step left the weights as they were."""
+        return self.kind == "export"
+
+    def curve(self) -> list["CurvePoint"]:
+        """The loss curve in the notes of a step that trained, in the order of the steps; else empty."""
+        rows = self.notes.get("loss_curve")
+        return [CurvePoint(*row) for row in rows] if isinstance(rows, list) else []
+
+
+def changed_settings(value: Any) -> dict[str, Any]:
+    """Fields of a pass (a pydantic value) unlike their defaults, or without; of a format its kind, too."""
+    stated: dict[str, Any] = {}
+    whole = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+            stated[name] = changed_settings(inner) if isinstance(inner, BaseModel) else whole[name]
+    return stated
+
+
+class CurvePoint(NamedTuple):
+    """A point of `loss_curve` in a step's notes.
+
+    Attributes:
+        step: updates so far.
+        tokens: trained on so far.
+        objective: mean over the updates since the point before of what the pass minimises, in its unit.
+        heldout: NLL on the held-out windows, nats per predicted token; None where it was not scored.
+    """
+
+    step: int
+    tokens: float
+    objective: float
+    heldout: float | None = None
 
 
 class Lineage(Record):

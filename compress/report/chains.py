@@ -1,9 +1,11 @@
 """What each pass of each chain cost and gained.
 
 Method: every fingerprint that was measured, be it a step or a finished variant, becomes a `State`;
-a step is judged against the state its `parent` fingerprint names. So shared prefixes are told once,
-with the variant that owns them, and a step that ends a variant also has that variant's speed. An
-export step changes no weights: it is judged by the exported artifact against the torch one.
+a step is judged against the state its `parent` fingerprint names. A variant's record holds its own steps,
+so shared prefixes are told once, with the variant that owns them; the whole way from the base is put
+together through the variants' parents. A step that ends a variant also has that variant's speed. An export
+step changes no weights: it is judged by what was measured of the folder that it wrote, against the torch
+artifact, and by nothing where no runtime measured that folder.
 """
 
 from dataclasses import dataclass, replace
@@ -28,11 +30,16 @@ _WARNING_PREFIXES = ("failed", "warning", "raised")
 
 @dataclass(frozen=True)
 class ChainStep:
-    """One row of a chain's table: all text, ready to print."""
+    """One row of a chain's table: all text, ready to print.
+
+    `changed` are the settings that differ from the pass's defaults, as far as the record tells; `settings`
+    are all.
+    """
 
     number: int
     name: str
-    settings: str
+    changed: str
+    settings: tuple[tuple[str, str], ...]
     size: str
     nll: str
     change: str
@@ -58,8 +65,9 @@ class Chain:
 
 def chains(run: RunRecord, results: list[Result]) -> list[Chain]:
     """A chain per variant, in the recipe's order, each without the steps its parent already has."""
-    states = _states(run, results)
     by_name = {variant.name: variant for variant in run.variants}
+    ways = {variant.name: _way(variant, by_name) for variant in run.variants}
+    states = _states(run, results, ways)
     told: list[Chain] = []
     for variant in run.variants:
         parent = by_name.get(variant.parent or "")
@@ -69,38 +77,51 @@ def chains(run: RunRecord, results: list[Result]) -> list[Chain]:
         if not parent and variant.name == base_name(run) and not own:
             start = f"as loaded from {run.base}" if run.base != variant.name else "as loaded"
         start_of = parent or by_name.get(base_name(run))
-        previous = _last_weights(start_of) if start_of and start_of is not variant else None
+        previous = _end(ways[start_of.name], start_of) if start_of and start_of is not variant else None
         steps = []
         for index, step in own:
             before = states.get(step.parent or "") or states.get(previous or "")
             steps.append(_step(run, results, variant, index, step, before, states.get(step.fingerprint)))
             previous = step.fingerprint
-        told.append(Chain(variant.name, start, tuple(steps), _total(run, by_name, variant, states)))
+        told.append(Chain(variant.name, start, tuple(steps), _total(run, by_name, variant, ways, states)))
     return told
 
 
+Ways = dict[str, list[PassRecord]]  # variant -> the steps that made its weights, from the first
+
+
+def _way(variant: VariantRecord, by_name: dict[str, VariantRecord]) -> list[PassRecord]:
+    """The steps that made a variant's weights, those of its parents first."""
+    line = [variant]
+    while (parent := by_name.get(line[-1].parent or "")) is not None and parent not in line:
+        line.append(parent)
+    steps = {step.fingerprint: step for owner in reversed(line) for step in owner.steps if not step.is_export}
+    return list(steps.values())
+
+
+def _end(way: list[PassRecord], variant: VariantRecord) -> str:
+    """The fingerprint after the last step that changed weights, which is where speeds are filed."""
+    return way[-1].fingerprint if way else variant.fingerprint
+
+
 def _total(
-    run: RunRecord, by_name: dict[str, VariantRecord], variant: VariantRecord, states: dict[str, State]
+    run: RunRecord,
+    by_name: dict[str, VariantRecord],
+    variant: VariantRecord,
+    ways: Ways,
+    states: dict[str, State],
 ) -> Verdict | None:
     """The finished variant against the base; None where a single step already says it."""
     base = by_name.get(base_name(run))
     if base is None or base is variant:
         return None
-    start, end = _last_weights(base), _last_weights(variant)
-    between = [step for step in variant.steps if not step.name.startswith("export")]
-    fingerprints = [step.fingerprint for step in between]
-    own = len(between) - (fingerprints.index(start) + 1 if start in fingerprints else 0)
-    before, after = states.get(start), states.get(end)
-    return judge(before, after) if own > 1 and before is not None and after is not None else None
+    shared = {step.fingerprint for step in ways[base.name]}
+    beyond = [step for step in ways[variant.name] if step.fingerprint not in shared]
+    before, after = states.get(_end(ways[base.name], base)), states.get(_end(ways[variant.name], variant))
+    return judge(before, after) if len(beyond) > 1 and before is not None and after is not None else None
 
 
-def _last_weights(variant: VariantRecord) -> str:
-    """The fingerprint after the last step that changed weights, which is where speeds are filed."""
-    weights = [step for step in variant.steps if not step.name.startswith("export")]
-    return weights[-1].fingerprint if weights else variant.fingerprint
-
-
-def _states(run: RunRecord, results: list[Result]) -> dict[str, State]:
+def _states(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, State]:
     """Fingerprint -> what was measured there."""
     states: dict[str, State] = {}
     by_name = {variant.name: variant for variant in run.variants}
@@ -109,7 +130,7 @@ def _states(run: RunRecord, results: list[Result]) -> dict[str, State]:
         if variant is None:
             continue
         state = state_of(result)
-        for fingerprint in {_last_weights(variant), variant.fingerprint}:
+        for fingerprint in {_end(ways[variant.name], variant), variant.fingerprint}:
             known = states.get(fingerprint)
             if known is None:
                 states[fingerprint] = state
@@ -145,11 +166,9 @@ def _step(
     before: State | None,
     after: State | None,
 ) -> ChainStep:
-    verdict = None
-    if step.name.startswith("export"):
-        before, after = _export_states(results, variant.name)
-    if before is not None and after is not None:
-        verdict = judge(before, after)
+    if step.is_export:
+        before, after = _export_states(results, variant, step)
+    verdict = None if before is None else judge(before, after or State())
     change, bounds = change_of_nll(before, after) if before and after else (None, None)
     shown = after or State()
     notes, warnings = _notes(step.notes)
@@ -160,9 +179,8 @@ def _step(
     return ChainStep(
         number=index + 1,
         name=step.name,
-        settings=", ".join(
-            f"{key}={_compact(value)}" for key, value in step.config.items() if value is not None
-        ),
+        changed=", ".join(f"{key}={_compact(value)}" for key, value in (step.changed or {}).items()),
+        settings=tuple((key, _compact(value)) for key, value in step.config.items()),
         size=units.size(shown.bytes),
         nll=units.significant(shown.nll),
         change=units.signed(change),
@@ -177,26 +195,31 @@ def _step(
     )
 
 
-def _export_states(results: list[Result], variant: str) -> tuple[State | None, State | None]:
-    """The torch artifact and the exported one, their speeds under one key so that they compare."""
-    own = {result.runtime: result for result in results if result.variant == variant}
-    torch = own.pop("torch", None)
-    other = next(iter(own.values()), None)
-    if torch is None or other is None:
-        return None, None
-    key = f"{runtime_name(other.runtime)} against PyTorch"
-    return state_of(torch, key), state_of(other, key)
+def _export_states(
+    results: list[Result], variant: VariantRecord, step: PassRecord
+) -> tuple[State, State | None]:
+    """The torch artifact and what the step wrote, their speeds under one key so that they compare."""
+    own = [result for result in results if result.variant == variant.name]
+    torch = next((result for result in own if result.runtime == "torch"), None)
+    folders = [f"{variant.artifact}/{name}" for name in step.exports]
+    written = next(
+        (r for r in own if any(f"{r.artifact}/".startswith(f"{folder}/") for folder in folders)), None
+    )
+    if torch is None or written is None:
+        return State(), None
+    key = f"{runtime_name(written.runtime)} against PyTorch"
+    return state_of(torch, key), state_of(written, key)
 
 
 def _tokens_per_parameter(
     run: RunRecord, results: list[Result], variant: VariantRecord, step: PassRecord
 ) -> str:
     """Training tokens over parameters of the variant, for steps that trained."""
-    curve = step.notes.get("loss_curve")
+    curve = step.curve()
     parameters = next((r.parameters for r in results if r.variant == variant.name and r.parameters), None)
-    if not isinstance(curve, list) or not curve or not parameters:
+    if not curve or not parameters:
         return ""
-    seen = float(curve[-1][1])
+    seen = curve[-1].tokens
     corpus = run.data.train_tokens
     passes = f", {units.significant(seen / corpus, 2)} passes over the text" if corpus else ""
     return f"{units.significant(seen / parameters)} ({units.count(seen)} tokens{passes})"
@@ -231,6 +254,8 @@ def _flat(notes: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _compact(value: object) -> str:
     """A setting or note in one short line."""
+    if value is None or value in ([], {}, ()):
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -2,13 +2,18 @@
 
 Method: the other modules turn records into sentences, rows, chains and figures; this one hands them
 to the templates. HTML is escaped by jinja, and whatever reaches a script travels as JSON. Markdown is
-escaped by the environment's `finalize`, so that no value can break a table. The HTML is one file:
-styles, script and Plotly are inside, and its content security policy forbids every request.
+escaped by the environment's `finalize`, so that no value can break a table. The HTML is one file: styles,
+script and pictures are inside, and its content security policy forbids every request. The pictures shown
+first are part of the document and need no script; all that a reader can switch to travel beside it, packed.
 
-Cost: about 4.9 MB a page, of which Plotly is 4.8. Limits: pure functions of the records, so a page
-shows nothing that the records do not hold.
+Cost: about 9 kB for each variant of two passes, most of it notes and settings. A page above 2 MB is drawn
+again with less (see `_LEFT_OUT`) and says what it leaves out; the table of results always stays (1,205 lines
+make a page of 1.7 MB). Limits: pure functions of the records, so a page shows nothing that they do not hold.
 """
 
+import base64
+import gzip
+import json
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -19,16 +24,18 @@ from markupsafe import Markup
 
 from compress.records.records import Result, RunRecord
 from compress.report.chains import chains
+from compress.report.curves import loss_pictures
 from compress.report.differences import differences
 from compress.report.markdown import escape_markdown
 from compress.report.narrative import headlines
+from compress.report.pictures import Picture, percent
 from compress.report.plots import (
-    Figure,
-    loss_figures,
+    Point,
+    hover_lines,
     measured_qualities,
     run_points,
     runtime_points,
-    tradeoff_figures,
+    tradeoff_pictures,
 )
 from compress.report.provenance import definitions, facts, machine_facts, protocol_facts, samples_by_prompt
 from compress.report.rows import (
@@ -41,16 +48,23 @@ from compress.report.rows import (
     table_rows,
 )
 
+MOST_BYTES = 2_000_000  # of a page
+# what a page that would be larger leaves out, one after the other
+_LEFT_OUT = (
+    "what the passes noted and their settings",
+    "samples",
+    "what each pass gained (report.md tells it)",
+    "loss curves and what the pictures can switch to",
+)
+
 Runs = list[tuple[RunRecord, list[Result], str]]
 
 
 def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str, str]:
     """The report of one run: (HTML, Markdown)."""
     lines = ordered(run, results)
-    figures: dict[str, Figure | None] = dict(tradeoff_figures(runtime_points(lines)))
+    points = runtime_points(lines)
     losses = _losses([("", run)])
-    for index, (_, figure) in enumerate(losses):
-        figures[f"loss/{index}"] = figure
     context: dict[str, Any] = {
         "title": run.recipe_name,
         "run": run,
@@ -69,7 +83,7 @@ def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str
         "recipe": recipe_yaml,
         "losses": [name for name, _ in losses],
     }
-    html = _html("report.html.j2", figures, context)
+    html = _html("report.html.j2", points, tradeoff_pictures(points), losses, context)
     return html, _markdown().get_template("report.md.j2").render(context)
 
 
@@ -84,10 +98,7 @@ def compare(runs: Runs) -> str:
     everything = [result for _, _, results in labelled for result in results]
     columns = shown_columns(everything)
     points = run_points([(label, results) for label, _, results in labelled])
-    figures: dict[str, Figure | None] = dict(tradeoff_figures(points, with_front=comparable))
     losses = _losses([(label, run) for label, run, _ in labelled])
-    for index, (_, figure) in enumerate(losses):
-        figures[f"loss/{index}"] = figure
     context: dict[str, Any] = {
         "title": " / ".join(labels),
         "columns": (RUN_COLUMN, *columns),
@@ -112,7 +123,7 @@ def compare(runs: Runs) -> str:
         "definitions": definitions(),
         "losses": [name for name, _ in losses],
     }
-    return _html("compare.html.j2", figures, context)
+    return _html("compare.html.j2", points, tradeoff_pictures(points, comparable), losses, context)
 
 
 def _group_spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
@@ -120,8 +131,17 @@ def _group_spans(columns: Sequence[Column]) -> list[tuple[str, int]]:
     return [(name, len(list(stretch))) for name, stretch in groupby(columns, key=lambda column: column.group)]
 
 
-def _losses(labelled: list[tuple[str, RunRecord]]) -> list[tuple[str, Figure]]:
-    """Loss figures over the runs; a step that several variants share is drawn once."""
+def _brief(value: float | str) -> str:
+    """What to sort by: seven digits of a number are enough to order what is shown with three.
+
+    >>> _brief(0.0311886615298), _brief(98727), _brief("torch")
+    ('0.03118866', '98727', 'torch')
+    """
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _losses(labelled: list[tuple[str, RunRecord]]) -> list[tuple[str, Picture]]:
+    """Loss pictures over the runs; a step that several variants share is drawn once."""
     steps = []
     for label, run in labelled:
         seen = set()
@@ -130,7 +150,7 @@ def _losses(labelled: list[tuple[str, RunRecord]]) -> list[tuple[str, Figure]]:
                 if step.fingerprint not in seen:
                     seen.add(step.fingerprint)
                     steps.append((f"{label}: {variant.name}" if label else variant.name, step))
-    return loss_figures(steps)
+    return loss_pictures(steps)
 
 
 def _labels(runs: list[RunRecord]) -> list[str]:
@@ -142,10 +162,55 @@ def _labels(runs: list[RunRecord]) -> list[str]:
     ]
 
 
-def _html(template: str, figures: dict[str, Figure | None], context: dict[str, Any]) -> str:
-    return (
-        _html_environment().get_template(template).render(context, figures=figures, plotly=Markup(_plotly()))
-    )
+def _html(
+    template: str,
+    points: list[Point],
+    tradeoffs: dict[str, Picture | None],
+    losses: list[tuple[str, Picture]],
+    context: dict[str, Any],
+) -> str:
+    """The page, with as much as `MOST_BYTES` allow."""
+    environment = _html_environment()
+    pictures = tradeoffs | {f"loss/{index}": picture for index, (_, picture) in enumerate(losses)}
+    draw: Any = environment.get_template("chart.html.j2").module
+    drawn = {
+        key: None if picture is None else str(draw.chart(picture)).strip()
+        for key, picture in pictures.items()
+    }
+    html = ""
+    for count in range(len(_LEFT_OUT) + 1):
+        left_out = _LEFT_OUT[:count]
+        html = environment.get_template(template).render(
+            context,
+            drawn={key: None if code is None else Markup(code) for key, code in drawn.items()},
+            book=_packed(points, pictures, drawn) if count < len(_LEFT_OUT) else "",
+            left_out=left_out,
+            show_notes=count < 1,
+            show_samples=count < 2,
+            show_chains=count < 3,
+            show_losses=count < 4,
+        )
+        if len(html.encode()) <= MOST_BYTES:
+            break
+    return html
+
+
+def _packed(points: list[Point], pictures: dict[str, Picture | None], drawn: dict[str, str | None]) -> str:
+    """All pictures and what their points tell, as JSON in gzip in base64, for `charts.js`."""
+    book = {
+        "lines": [hover_lines(point) for point in points],
+        "pictures": {
+            key: None
+            if picture is None
+            else {
+                "html": drawn[key],
+                "points": [[round(x, 4), round(y, 4), *r] for x, y, *r in picture.hover],
+            }
+            for key, picture in pictures.items()
+        },
+    }
+    text = json.dumps(book, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 @cache
@@ -158,6 +223,8 @@ def _html_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["group_spans"] = _group_spans
+    environment.filters["percent"] = percent
+    environment.filters["brief"] = _brief
     return environment
 
 
@@ -172,11 +239,3 @@ def _markdown() -> Environment:
         lstrip_blocks=True,
     )
     return environment
-
-
-@cache
-def _plotly() -> str:
-    """Plotly's own script, as installed."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())

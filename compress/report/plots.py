@@ -1,41 +1,32 @@
-"""Figures as plain Plotly JSON: the trade-off pictures and the loss curves.
+"""The trade-off pictures: quality lost against size or speed.
 
-Method: everything a figure shows is computed here, once for each combination that the page offers
-(what lies along x, which measure of quality, which scale), so that the script in the page only picks
-one and colours it. Colours are names of CSS variables ("--series-0"); the page puts in the values of
-its light or dark theme. On a logarithmic scale what is not positive (the base itself has KL 0) sits
-on a strip at the bottom, whose tick says so, and the hover always tells the true number.
+Method: one picture for each combination that the page offers: what lies along x, which measure of quality,
+which scale. On a logarithmic scale what is not positive (the base itself has KL 0) sits on a strip at the
+bottom, whose tick says so, and the hover always tells the true number.
 
 Limits: bars are 95 % intervals across quality; along speed they reach from the median down to the
-rate at the p95 latency, which is spread, not uncertainty. The dictionaries are valid arguments of
-`plotly.graph_objects.Figure` once the colour names are replaced; a test does just that.
+rate at the p95 latency, which is spread, not uncertainty.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
-from compress.records.records import Interval, PassRecord, Result
+from compress.records.records import Interval, Result
 from compress.report import units
 from compress.report.frontier import pareto_front
+from compress.report.pictures import Mark, Picture, Series, both_labels, stairs
+from compress.report.scales import Scale, linear_scale, log_scale
 from compress.report.verdicts import runtime_name, significance
-
-Figure = dict[str, Any]
-COLOURS = 8
-# The same variant in two runtimes often coincides: the first is a ring, the others fit inside it.
-SYMBOLS = ("circle-open", "diamond", "square", "triangle-up", "cross", "star")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured line with the series it is drawn in; `colour` and `symbol` are indices."""
+    """A measured line with the series it is drawn in; `colour` and `marker` are indices."""
 
     result: Result
     series: str
     colour: int
-    symbol: int
+    marker: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ def measured_qualities(results: list[Result]) -> list[tuple[str, str]]:
 
 
 def runtime_points(results: list[Result]) -> list[Point]:
-    """One run: a series, a colour and a symbol for each runtime."""
+    """One run: a series, a colour and a marker for each runtime."""
     runtimes = list(dict.fromkeys(result.runtime for result in results))
     return [
         Point(r, runtime_name(r.runtime), runtimes.index(r.runtime), runtimes.index(r.runtime))
@@ -105,7 +96,7 @@ def runtime_points(results: list[Result]) -> list[Point]:
 
 
 def run_points(labelled: list[tuple[str, list[Result]]]) -> list[Point]:
-    """Several runs: a colour for each run, a symbol for each runtime."""
+    """Several runs: a colour for each run, a marker for each runtime."""
     runtimes = list(dict.fromkeys(result.runtime for _, results in labelled for result in results))
     return [
         Point(result, f"{label}, {runtime_name(result.runtime)}", colour, runtimes.index(result.runtime))
@@ -114,178 +105,88 @@ def run_points(labelled: list[tuple[str, list[Result]]]) -> list[Point]:
     ]
 
 
-def tradeoff_figures(points: list[Point], with_front: bool = True) -> dict[str, Figure | None]:
-    """All trade-off figures, keyed "<x>/<quality>/<scale>"; None where nothing was measured."""
+def tradeoff_pictures(points: list[Point], with_front: bool = True) -> dict[str, Picture | None]:
+    """All trade-off pictures, keyed "<x>/<quality>/<scale>"; None where nothing was measured.
+
+    What their hover tells of a point is its number among `points`; see `hover_lines`.
+    """
     return {
-        f"{axis.key}/{quality}/{scale}": tradeoff_figure(points, axis, quality, scale == "log", with_front)
+        f"{axis.key}/{quality}/{scale}": tradeoff_picture(points, axis, quality, scale == "log", with_front)
         for axis in (*SIZE_AXES, *SPEED_AXES)
         for quality, _ in measured_qualities([point.result for point in points])
         for scale in ("log", "linear")
     }
 
 
-def tradeoff_figure(
+def tradeoff_picture(
     points: list[Point], axis: Axis, quality: str, logarithmic: bool, with_front: bool = True
-) -> Figure | None:
+) -> Picture | None:
     """Quality lost (up) against size or speed (right); None without a point to draw."""
     title, value_name, interval_name = QUALITIES[quality]
     placed = [
-        (point, x, y)
-        for point in points
+        (number, x, y)
+        for number, point in enumerate(points)
         if (x := axis.value(point.result)) is not None
         and (y := getattr(point.result, value_name)) is not None
     ]
     if not placed:
         return None
-    intervals: list[Interval | None] = [getattr(point.result, interval_name) for point, _, _ in placed]
+    intervals: dict[int, Interval | None] = {
+        number: getattr(points[number].result, interval_name) for number, _, _ in placed
+    }
     heights = [y for _, _, y in placed]
+    ends = [end for interval in intervals.values() if interval for end in interval]
     if logarithmic and quality != "nll":  # the NLL spans less than a decade: a logarithm would only hide it
-        vertical = _log_axis(heights, quality)
+        vertical = log_scale(heights, "0" if quality in ("kl", "cosine") else "≤ 0")
     else:
-        vertical = _linear_axis(heights, intervals, from_zero=quality != "nll")
-    floor = vertical.pop("floor")
+        vertical = linear_scale([*heights, *ends, *([] if quality == "nll" else [0.0])])
+    across = linear_scale([0.0, max(x for _, x, _ in placed)])
     sign = -1.0 if axis.bigger_is_better else 1.0
     front = pareto_front([(sign * x, y) for _, x, y in placed]) if with_front else []
-    corners = [(placed[i][1], max(placed[i][2], floor)) for i in front]
-    # between two corners nothing better than the worse one was measured, hence stairs
-    traces = [_front_trace(corners, "vh" if axis.bigger_is_better else "hv")] if len(front) > 1 else []
-    members = set(front)
-    for series in dict.fromkeys((p.series, p.colour, p.symbol) for p, _, _ in placed):
-        own = [i for i, (p, _, _) in enumerate(placed) if (p.series, p.colour, p.symbol) == series]
-        traces.append(
-            _series_trace(
-                series,
-                [placed[i] for i in own],
-                [intervals[i] for i in own],
-                [i in members for i in own],
-                axis,
-                floor,
-            )
-        )
-    widest = max(x for _, x, _ in placed)
-    return {
-        "data": traces,
-        "layout": _layout(
-            xaxis={"title": {"text": axis.title}, "range": [0, widest * 1.18 or 1]},
-            yaxis={"title": {"text": title}, **vertical},
-            better="better ↘" if axis.bigger_is_better else "↙ better",
-            better_x=0.995 if axis.bigger_is_better else 0.005,
-        ),
-    }
+    spots = [(across.share(x), 1 - vertical.share(y)) for _, x, y in placed]
+    series: dict[tuple[str, int, int], list[Mark]] = {}
+    hover = []
+    for (number, x, _), spot in zip(placed, spots, strict=True):
+        point = points[number]
+        marks = series.setdefault((point.series, point.colour, point.marker), [])
+        marks.append(_mark(spot, x, axis.low(point.result), intervals[number], across, vertical))
+        hover.append((*spot, list(series).index((point.series, point.colour, point.marker)), number))
+    first = [*front, *(index for index in range(len(placed)) if index not in set(front))]
+    narrow, wide = both_labels([(*spots[i], points[placed[i][0]].result.variant) for i in first])
+    return Picture(
+        across,
+        vertical,
+        axis.title,
+        title,
+        tuple(Series(name, colour, marker, tuple(m)) for (name, colour, marker), m in series.items()),
+        # between two corners nothing better than the worse one was measured, hence stairs
+        stairs(sorted({spots[index] for index in front}), not axis.bigger_is_better),
+        "better ↘" if axis.bigger_is_better else "↙ better",
+        narrow,
+        wide,
+        tuple(hover),
+    )
 
 
-def loss_figures(steps: list[tuple[str, PassRecord]]) -> list[tuple[str, Figure]]:
-    """(title, figure) per kind of pass that left a loss curve; each curve is labelled by its variant.
-
-    The notes' `loss_curve` holds [step, tokens, loss, held-out loss or None] lists.
-    """
-    kinds: dict[str, list[tuple[str, list[list[float | None]]]]] = {}
-    for label, step in steps:
-        curve = step.notes.get("loss_curve")
-        if isinstance(curve, list) and len(curve) > 1:
-            kinds.setdefault(step.name, []).append((label, curve))
-    return [(name, _loss_figure(curves)) for name, curves in kinds.items()]
-
-
-def _loss_figure(curves: list[tuple[str, list[list[float | None]]]]) -> Figure:
-    traces = []
-    for index, (label, curve) in enumerate(curves):
-        colour = f"--series-{index % COLOURS}"
-        for column, suffix, dash in ((2, "", "solid"), (3, ", held out", "dot")):
-            rows = [row for row in curve if len(row) > column and row[column] is not None]
-            if not rows:
-                continue
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines" if column == 2 else "lines+markers",
-                    "name": escape(label + suffix),
-                    "x": [row[1] for row in rows],
-                    "y": [row[column] for row in rows],
-                    "line": {"color": colour, "dash": dash, "width": 1.5 if column == 2 else 2},
-                    "marker": {"size": 5},
-                    "hovertemplate": "%{y:.3f} at %{x:.3s} tokens<extra>%{fullData.name}</extra>",
-                }
-            )
-    return {
-        "data": traces,
-        "layout": _layout(
-            xaxis={"title": {"text": "tokens seen"}, "tickformat": "~s", "rangemode": "tozero"},
-            yaxis={"title": {"text": "loss (nats per token)"}},
-        ),
-    }
+def _mark(
+    spot: tuple[float, float],
+    x: float,
+    low: float | None,
+    interval: Interval | None,
+    across: Scale,
+    vertical: Scale,
+) -> Mark:
+    spread = None if low is None or low >= x else (across.share(low), spot[0])
+    if interval is None:
+        return Mark(*spot, spread)
+    return Mark(*spot, spread, (1 - vertical.share(interval[1]), 1 - vertical.share(interval[0])))
 
 
-def _series_trace(
-    series: tuple[str, int, int],
-    placed: list[tuple[Point, float, float]],
-    intervals: list[Interval | None],
-    on_front: list[bool],
-    axis: Axis,
-    floor: float,
-) -> dict[str, Any]:
-    name, colour, symbol = series
-    heights = [max(y, floor) for _, _, y in placed]
-    lows = [x if (low := axis.low(point.result)) is None else low for point, x, _ in placed]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": escape(name),
-        "x": [x for _, x, _ in placed],
-        "y": heights,
-        "customdata": [
-            _hover(point.result, name, front) for (point, _, _), front in zip(placed, on_front, strict=True)
-        ],
-        "meta": {"labels": [escape(point.result.variant) for point, _, _ in placed]},
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "marker": {
-            "color": f"--series-{colour % COLOURS}",
-            "symbol": SYMBOLS[symbol % len(SYMBOLS)],
-            "size": 13 if symbol == 0 else 8,
-            "line": {"color": f"--series-{colour % COLOURS}", "width": 2.2 if symbol == 0 else 0},
-        },
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [
-                0 if ci is None else max(ci[1], floor) - y for ci, y in zip(intervals, heights, strict=True)
-            ],
-            "arrayminus": [
-                0 if ci is None else max(y - max(ci[0], floor), 0)
-                for ci, y in zip(intervals, heights, strict=True)
-            ],
-            "color": f"--series-{colour % COLOURS}",
-            "thickness": 1.5,
-            "width": 0,
-        },
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [0.0 for _ in placed],
-            "arrayminus": [max(x - low, 0) for (_, x, _), low in zip(placed, lows, strict=True)],
-            "color": f"--series-{colour % COLOURS}",
-            "thickness": 1.5,
-            "width": 0,
-        },
-    }
-
-
-def _front_trace(corners: list[tuple[float, float]], shape: str) -> dict[str, Any]:
-    ordered = sorted(corners)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "Pareto front",
-        "x": [x for x, _ in ordered],
-        "y": [y for _, y in ordered],
-        "line": {"color": "--muted", "width": 1.3, "dash": "dash", "shape": shape},
-        "hoverinfo": "skip",
-    }
-
-
-def _hover(result: Result, series: str, on_front: bool) -> str:
-    lines = [
-        f"<b>{escape(result.variant)}</b> · {escape(series)}",
+def hover_lines(point: Point) -> list[str]:
+    """What the page tells of a point that is asked."""
+    result = point.result
+    return [
+        f"{result.variant} · {point.series}",
         f"{units.size(result.disk_bytes)} on disk, {units.size(result.weight_bytes)} weights",
         f"perplexity {units.significant(result.perplexity)}",
         f"Δ NLL {units.signed(result.delta_nll)} {units.interval(result.delta_nll_ci95, True)} nats"
@@ -296,68 +197,3 @@ def _hover(result: Result, series: str, on_front: bool) -> str:
         f" prefill {units.significant(result.prefill_tokens_per_second)} tokens/s",
         f"peak RSS {units.size(result.peak_rss_bytes)}",
     ]
-    return "<br>".join([*lines, "on the Pareto front"] if on_front else lines)
-
-
-def _log_axis(heights: list[float], quality: str) -> dict[str, Any]:
-    """Decades with a strip below for what is not positive."""
-    positive = [height for height in heights if height > 1e-6]
-    smallest, largest = (min(positive), max(positive)) if positive else (0.1, 1.0)
-    bottom = math.floor(math.log10(smallest))
-    top = math.log10(largest) + 0.35
-    floor = 10.0 ** (bottom - 0.5)
-    decades = [10.0**power for power in range(bottom, math.ceil(top) + 1)]
-    labels = [f"{decade:.{max(0, -round(math.log10(decade)))}f}" for decade in decades]
-    return {
-        "type": "log",
-        "range": [bottom - 0.8, max(top, bottom + 1.2)],
-        "tickvals": [floor, *decades],
-        "ticktext": ["0" if quality in ("kl", "cosine") else "≤ 0", *labels],
-        "floor": floor,
-    }
-
-
-def _linear_axis(heights: list[float], intervals: list[Interval | None], from_zero: bool) -> dict[str, Any]:
-    ends = [*heights, *(end for ci in intervals if ci for end in ci), *([0.0] if from_zero else [])]
-    low, high = min(ends), max(ends)
-    pad = (high - low) * 0.1 or 0.01
-    return {"range": [low - pad, high + 1.5 * pad], "floor": -math.inf}
-
-
-def _layout(
-    xaxis: dict[str, Any], yaxis: dict[str, Any], better: str = "", better_x: float = 0.0
-) -> dict[str, Any]:
-    line = {"gridcolor": "--grid", "zerolinecolor": "--axis", "linecolor": "--axis", "automargin": True}
-    corner = {
-        "text": better,
-        "xref": "paper",
-        "yref": "paper",
-        "x": better_x,
-        "y": 0.01,
-        "xanchor": "right" if better_x > 0.5 else "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 11, "color": "--muted"},
-    }
-    return {
-        "xaxis": {**line, **xaxis},
-        "yaxis": {**line, **yaxis},
-        "font": {"color": "--text", "size": 12},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        "hoverlabel": {
-            "align": "left",
-            "bgcolor": "--raised",
-            "bordercolor": "--axis",
-            "font": {"color": "--text"},
-        },
-        "modebar": {
-            "bgcolor": "rgba(0,0,0,0)",
-            "color": "--axis",
-            "activecolor": "--text",
-            "orientation": "v",
-        },
-        "annotations": [corner] if better else [],
-    }

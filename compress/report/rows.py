@@ -163,7 +163,7 @@ def _cells(result: Result, base: Result | None) -> list[Cell]:
         Cell(
             result.variant,
             result.variant,
-            hint=f"fingerprint {result.fingerprint}" if result.fingerprint else "",
+            hint=f"fingerprint {result.fingerprint[:16]}" if result.fingerprint else "",
         ),
         Cell(runtime_name(result.runtime), result.runtime, hint=f"on {result.device}"),
         Cell(units.megabytes(result.disk_bytes), result.disk_bytes),

@@ -16,30 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.artifact.bundle import Bundle, code_files
-from compress.context import Context
+from compress.artifact.bundle import Bundle
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
-from compress.models.checkpoints import load_tokenizer, weight_files
+from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord
+from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord, changed_settings
+from compress.run.identity import FileHashes, identity
+from compress.run.lending import lend
 from compress.run.recipe import Recipe
-from compress.run.store import (
-    StepStore,
-    code_version,
-    earlier_seconds,
-    file_hashes,
-    fingerprint,
-    pass_version,
-)
+from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.translation import Translation, translation
 from compress.text.windows import TextData, prepare, renumbered, training_documents
 
 EVALUATION_FILE = "evaluation.npy"
+HASHES = ".hashes.json"  # of the files of checkpoints, so that a second run need not read them all
 LOGS = "logs"  # what trackers write; a variant cannot have this name
 
 
@@ -94,6 +89,7 @@ class _Maker:
     def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
         self.recipe, self.folder, self.say = recipe, folder, say
         self.store = StepStore(folder)
+        self.hashes = FileHashes(folder / HASHES, keeps=is_main())
         self.used: set[str] = set()
         self.ends: dict[str, str] = {}  # variant -> fingerprint of its last step
         self.precision = native_precision()
@@ -113,7 +109,7 @@ class _Maker:
             documents = training_documents(self.documents)
             text = hashlib.sha256("\0".join(d.text for d in documents).encode()).hexdigest()
             config = architecture.model_dump()
-            found = fingerprint("create", config, text, self.recipe.seed, code_version())
+            found = fingerprint("create", config, text, self.recipe.seed, code_of("compress.models.create"))
             label = f"created here: {architecture.label}"
 
             def new() -> Bundle:
@@ -121,7 +117,7 @@ class _Maker:
 
             return self._begin(found, "create", label, config, new)
         checkpoint = str(self.recipe.model.checkpoint)
-        found = fingerprint("checkpoint", _identity(checkpoint), code_version())
+        found = fingerprint("checkpoint", identity(checkpoint, self.hashes), code_of())
         return self._begin(
             found, "checkpoint", checkpoint, {"checkpoint": checkpoint}, lambda: Bundle.load(checkpoint)
         )
@@ -175,10 +171,12 @@ class _Maker:
 
     def _step(self, step: Pass, parent: str, label: str) -> str:
         """One pass; nothing is done when its result is already there."""
+        words = self._words(parent)
         found = fingerprint(
-            parent, step.name(), step.model_dump(mode="json"), self._data_hash(step), self.recipe.seed,
-            self.precision if step.requires() else "", pass_version(step),
-            *[_identity(source) for source in step.reads()], *map(text_hash, step.texts()),
+            parent, step.name(), step.deciding_fields(), self._data_hash(step), self.recipe.seed,
+            self.precision if step.requires() else "",
+            pass_version(step, *(f.__module__ for f in (renumbered, fewer_rows) if words is not None)),
+            *[identity(source, self.hashes) for source in step.reads()], *map(text_hash, step.texts()),
         )  # fmt: skip
         self.used.add(found)
         if self.store.has(found):
@@ -187,29 +185,26 @@ class _Maker:
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
-        bundle = Bundle.load(self.store.path(parent), stream=step.streams and self.device.type == "cpu")
-        words = self._words(parent)
-        context = Context(
-            data=self.data if words is None else renumbered(self.data, words),
-            teacher=lambda: self._teacher(words),
-            seed=self.recipe.seed,
-            workdir=self.store.workdir(found),
-            device=self.device,
-            threads=torch.get_num_threads(),
-            precision="bfloat16" if self.precision == "bfloat16" else "float32",
+        bundle, context = lend(
+            step, self.store.path(parent), self.data if words is None else renumbered(self.data, words),
+            lambda: self._teacher(words), seed=self.recipe.seed, workdir=self.store.workdir(found),
+            device=self.device, precision="bfloat16" if self.precision == "bfloat16" else "float32",
             logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
-        )
+        )  # fmt: skip
         reset_peak()
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
         started = time.perf_counter()
-        result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
+        result = step(bundle, context)
         seconds = earlier + time.perf_counter() - started
         if not is_main():
             wait(lambda: self.store.has(found))
             return found
         record = PassRecord(
             name=step.name(),
+            kind=step.kind,
             config=step.model_dump(mode="json"),
+            changed=changed_settings(step),
+            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
             seconds=seconds,
             peak_rss_bytes=peak_rss_bytes(),
             parent=parent,
@@ -249,8 +244,8 @@ class _Maker:
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
-                name=name, config=config, seconds=time.perf_counter() - started, peak_rss_bytes=None,
-                parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
+                name=name, kind="source", config=config, seconds=time.perf_counter() - started,
+                peak_rss_bytes=None, parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
@@ -260,28 +255,17 @@ class _Maker:
     def _without_exports(self, name: str) -> str:
         """The last step of a variant that changed weights: children do not depend on exports."""
         current = self.ends[name]
-        while (record := self.store.record(current)).name.startswith("export") and record.parent:
+        while (record := self.store.record(current)).is_export and record.parent:
             current = record.parent
         return current
 
-    def _data_hash(self, step: Pass) -> dict[str, str]:
-        """Hashes of the parts of the data that the pass says it needs."""
+    def _data_hash(self, step: Pass) -> dict[str, str | int]:
+        """Hashes of the parts of the data that the pass says it needs, and the length of their windows."""
         parts = {
             "train": lambda: self.data.train_sha256,
             "calibration": lambda: self.data.calibration.sha256,
             "heldout": lambda: self.data.heldout.sha256,
             "teacher": lambda: self._without_exports("base"),
         }
-        return {need: parts[need]() for need in sorted(step.requires())}
-
-
-def _identity(checkpoint: str) -> list[str]:
-    """What a checkpoint is known by: the hashes of its files, or the name of one on a hub."""
-    path = Path(checkpoint)
-    if path.is_file():
-        return file_hashes([path])
-    if path.is_dir():
-        names = ("config.json", "tokenizer.json", "manifest.json")
-        extra = [path / name for name in names if (path / name).is_file()]
-        return file_hashes([*weight_files(path), *code_files(path), *extra])
-    return [checkpoint]
+        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(step.requires())}
+        return hashes | {"window": self.data.window} if hashes else hashes

@@ -6,7 +6,7 @@ its grid differs; runtimes of one grid share the codes. The original is exported
 each result stands beside it in its own runtime.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,7 +36,7 @@ class Runtime:
 
     Attributes:
         export: the pass that writes for it.
-        file: what the pass leaves, inside the variant's folder.
+        file: what is served: the folder that the pass leaves, or a file in it.
         bits: widths that it has kernels for.
         group: columns that share a scale.
         symmetric: whether zero-points are left out.
@@ -73,6 +73,7 @@ class Request:
         budget_bytes: of what is shipped, for each runtime.
         text: as a recipe's; None: the source of Python's standard library.
         effort: quick, normal, best.
+        threads: on the CPU; None: all cores.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Request:
     budget_bytes: int | None = None
     text: str | tuple[str, ...] | None = None
     effort: Effort = "normal"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,13 @@ class Choice:
     variants: dict[str, str]  # runtime -> variant
 
 
-def choose(request: Request, name: str, reserve: dict[str, int] | None = None) -> Choice:
+def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -> Choice:
     """The best recipe known for a request.
 
     Args:
         request: what is wanted.
         name: of the recipe.
-        reserve: runtime -> bytes of its budget that the file takes beyond the artifact in torch.
+        more: runtime -> bytes that the artifact in torch may take beyond the budget, its file being smaller.
 
     Raises:
         UserError: a runtime that is unknown, has no kernel for the bits, or does not take this model; text
@@ -134,7 +136,7 @@ def choose(request: Request, name: str, reserve: dict[str, int] | None = None) -
     variants: dict[str, str] = {}
     for to in request.to:
         runtime = RUNTIMES[to]
-        steps = _steps(request, runtime, bits, task, model, (reserve or {}).get(to, 0))
+        steps = _steps(request, runtime, bits, task, model, (more or {}).get(to, 0))
         known = next((v for v, chain in chains.items() if chain[: len(steps)] == steps), None)
         label = f"int{bits}" if request.budget_bytes is None else "budget"
         variants[to] = known or (label if label not in chains else f"{label}-{to}")
@@ -145,6 +147,7 @@ def choose(request: Request, name: str, reserve: dict[str, int] | None = None) -
         {
             "name": name,
             "description": f"compress-lm quantize {request.model}",
+            "threads": request.threads,
             "model": {"checkpoint": request.model},
             "data": data,
             "base": ["export_onnx"] if "onnx" in request.to else [],
@@ -175,7 +178,7 @@ def _check(request: Request, model: Any, bits: int) -> None:
 
 
 def _steps(
-    request: Request, runtime: Runtime, bits: int, task: Task, model: Any, reserve: int
+    request: Request, runtime: Runtime, bits: int, task: Task, model: Any, more: int
 ) -> list[dict[str, Any]]:
     """The passes that make the codes for one runtime."""
     fields: dict[str, Any] = {}
@@ -184,10 +187,8 @@ def _steps(
         fields["outputs"] = "fisher"
     if request.budget_bytes is not None:
         widths = list(runtime.bits)
-        fields |= {"budget_bytes": request.budget_bytes, "widths": widths, "group": runtime.group}
+        fields |= {"budget_bytes": request.budget_bytes + more, "widths": widths, "group": runtime.group}
         fields |= {"embedding_widths": [b for b in widths if b >= 4]}
-        if reserve:
-            fields["reserve_bytes"] = reserve
         steps: list[dict[str, Any]] = [{"quantize_auto": fields}]
     else:
         grid = runtime.eight

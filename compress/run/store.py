@@ -1,9 +1,12 @@
 """Steps of a run: what identifies one, and where its result is kept.
 
-A step's fingerprint covers its parent, the pass and all its fields, the data it reads, the precision, the
-seed and the code. A finished step lies whole under `.steps/<fingerprint>/`; a step that was interrupted
-leaves a `.work/<fingerprint>/` with what it can resume from. So a killed run goes on where it was, and a
-changed recipe computes only what changed. Variants are hard links to steps and cost no space.
+A step's fingerprint covers its parent, the pass and those of its fields that decide, the data it reads, the
+precision, the seed, the code that the pass reaches by imports and the versions of the libraries among them
+(host/reach.py): a fix in an exporter trains nothing anew. The pipeline and this file are no part of it: what
+they hand over is (lending.py), what they keep is linked and copied. A finished step lies whole under
+`.steps/<fingerprint>/`; a step that was interrupted leaves a `.work/<fingerprint>/` with what it can resume
+from. So a killed run goes on where it was, and a changed recipe computes only what changed. Variants are hard
+links to steps and cost no space.
 """
 
 import hashlib
@@ -11,21 +14,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.artifact.bundle import MANIFEST, Bundle, file_record
+from compress.artifact.bundle import MANIFEST, Bundle
 from compress.errors import UserError
+from compress.host.reach import reach
 from compress.passes.base import Pass
 from compress.records.records import Lineage, Manifest, PassRecord
-
-# What cannot change the bytes of an artifact: the telling wing and the shell around both.
-_NOT_MAKING = ("measure", "report", "runtimes", "cli", "generation", "api")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -34,31 +34,14 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@cache
-def code_version() -> str:
-    """Hash of the sources that make artifacts."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        relative = file.relative_to(root)
-        if relative.parts[0].removesuffix(".py") not in _NOT_MAKING:
-            digest.update(str(relative).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+def code_of(*modules: str) -> str:
+    """Hash of the code, and of the versions of libraries, that these modules and saving a bundle reach."""
+    return reach(*modules, "compress.artifact.bundle").digest
 
 
-def pass_version(step: Pass) -> str:
-    """Hash of our sources, and of a plugin's own module."""
-    module = __import__(type(step).__module__, fromlist=["_"])
-    if module.__name__.startswith("compress."):
-        return code_version()
-    file = getattr(module, "__file__", None)
-    own = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    return code_version() + own
-
-
-def file_hashes(paths: Iterable[Path]) -> list[str]:
-    """SHA-256 of files, in the order given."""
-    return [file_record(path).sha256 for path in paths]
+def pass_version(step: Pass, *more: str) -> str:
+    """Hash of the code that decides what a pass makes: its own, a plugin's too, and what hands it things."""
+    return code_of(type(step).__module__, "compress.run.lending", *more)
 
 
 STEPS = ".steps"
@@ -130,11 +113,7 @@ class StepStore:
             return target
         if target.exists() and not (target / MANIFEST).is_file():
             raise UserError(f"{target}: is in the way, and was not written by a run; move it elsewhere")
-        partial = self.root / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial, copy_function=link_or_copy)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        show(source, target)
         return target
 
     def forget_others(self, keep: set[str]) -> None:
@@ -144,6 +123,15 @@ class StepStore:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if entry.name.split(".")[0] not in wanted:
                     shutil.rmtree(entry, ignore_errors=True)
+
+
+def show(source: Path, target: Path) -> None:
+    """Make a folder of a run visible in another place, whole or not at all; it costs no space."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
 
 
 def earlier_seconds(workdir: Path) -> float:

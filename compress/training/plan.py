@@ -1,6 +1,6 @@
 """How to optimise: the fields that every training pass shares."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -20,6 +20,7 @@ class Optimization(BaseModel):
     """Settings of the loop; defaults suit small models trained from scratch with Muon."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    incidental: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "trackers"})
 
     tokens: int = Field(1_000_000, ge=1, description="tokens to train on, rounded up to whole steps")
     batch: int = Field(8, ge=1, le=4096, description="windows per micro-batch")
@@ -84,7 +85,7 @@ class Optimization(BaseModel):
         """The settings that decide the result, with the precision that `auto` stands for here; when
         checkpoints are written is no part of it.
         """
-        settings = self.model_dump(mode="json", exclude={"checkpoint_seconds", "trackers"})
+        settings = self.model_dump(mode="json", exclude=set(Optimization.incidental))
         return settings | {"precision": precision}
 
     def check(self, model: nn.Module) -> None:

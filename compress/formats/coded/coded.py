@@ -30,7 +30,7 @@ from compress.formats.base import Format, Grid, Rounder, float16_exact
 from compress.formats.coded.rate_control import RateControl
 from compress.formats.coded.streams import ZERO, bits_per_weight, from_stream, to_stream, written_bits
 from compress.formats.coded.trellis import RUN, follow
-from compress.formats.integer import ColumnRounder, affine_codes, affine_values
+from compress.formats.integer import ColumnRounder, affine_codes, affine_places, affine_values
 
 _ROUNDS = 8  # of the search; each is nearer by an order of magnitude while rates fall by a bit per doubling
 _CORRECTIONS = 3  # for what codes of a trellis take more than plain ones
@@ -48,6 +48,7 @@ class Coded(Format):
     affine: ClassVar[bool] = True
     fixed: ClassVar[str] = "clips nothing"
     streamed: ClassVar[bool] = True
+    codes_move: ClassVar[bool] = False  # they follow the trellis together, and are as long as they are likely
 
     kind: Literal["coded"] = "coded"
     group: None = Field(None, description="the whole row")
@@ -132,6 +133,10 @@ class Coded(Format):
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
         return affine_values(codes, grid, codes.shape[1])
+
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes."""
+        return affine_places(weight, grid, weight.shape[1])
 
     def round(self, weight: Tensor, grid: Grid) -> Tensor:
         """The nearest codes, or the nearest way through the trellis: (out, in) -> uint8 (out, in)."""

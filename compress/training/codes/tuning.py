@@ -18,7 +18,7 @@ Same seed, same thread count: same result, also across kills.
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class Tuning(BaseModel):
     """How to tune: the fields that tuning passes share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    incidental: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
     tokens: int = Field(100_000, ge=1, description="tokens to tune on, rounded up to whole steps")
     batch: int = Field(4, ge=1, le=4096, description="windows per step")
@@ -153,7 +154,7 @@ def tune(
     heldout = around.data.heldout.tokens
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
-    settings = plan.model_dump(mode="json", exclude={"checkpoint_seconds"})  # that decides nothing
+    settings = plan.model_dump(mode="json", exclude=set(Tuning.incidental))
     found = identity([settings, precision, digests, digest_of([("heldout", held)])], batches)
     path = around.workdir / "tuning.safetensors"
     model.eval()

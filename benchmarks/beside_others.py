@@ -1,19 +1,14 @@
-"""Write the comparison with other quantizers into the README, between its markers.
-
-    python benchmarks/readme_quantizers.py
+"""The comparison with other quantizers at no more bytes, for docs/results.md (docs_results.py writes it).
 
 Every number comes from `results/quantization.jsonl`; nothing is typed by hand. A row holds one setting of
 another tool and those of ours that take no more bytes than it, of the linear layers or of the whole file;
 that they do is checked here.
 """
 
-import sys
 from dataclasses import dataclass
 
-from bench import HERE
 from quantization_picture import NAMES, mean
-from readme_table import README, insert
-from results_files import Line, points
+from results_files import Line
 
 from compress.errors import UserError
 
@@ -82,16 +77,3 @@ def _cell(found: dict[tuple[str, str], list[Line]], setting: str | None, field: 
     if mean(lines, field) > size:
         raise UserError(f"ours: {setting}: takes {mean(lines, field):.0f} bytes, more than {size:.0f}")
     return f"{mean(lines, 'kl'):.4f}"
-
-
-def main() -> None:
-    """Rewrite README.md."""
-    text = block(points(HERE / "results" / "quantization.jsonl", MODEL))
-    README.write_text(insert(README.read_text(encoding="utf-8"), text, "quantizers"), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

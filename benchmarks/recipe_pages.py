@@ -1,0 +1,134 @@
+"""Run a shipped recipe and write what it left into its page, `docs/recipes/NAME.md`, between the markers.
+
+    python benchmarks/recipe_pages.py NAME --model MODEL --text TEXT... [--set PATH=VALUE...]
+    python benchmarks/recipe_pages.py
+
+The first form runs the recipe as `compress-lm run` does and appends a line to `results/recipes.jsonl`: every
+result, the size of every exported file, the fields that were set, the machine and how busy it was. The second
+only writes the pages again; a page shows its recipe's last line. Nothing else should run on the machine, and
+where something did, the page says so.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from bench import HERE
+from readme_table import HEADER, cells, insert, row
+
+import compress
+from compress.records.records import Manifest
+
+RESULTS = HERE / "results" / "recipes.jsonl"
+PAGES = HERE.parent / "docs" / "recipes"
+FILES = ("| Variant | File for | MB | KL to torch, nats |", "| :-- | :-- | --: | --: |")
+
+
+def main(
+    name: Annotated[str | None, typer.Argument(help="a shipped recipe")] = None,
+    model: Annotated[str | None, typer.Option(help="directory, GGUF file or hub id")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="files, folders, or stdlib")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="fields, as for compress-lm run")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="for the runs")] = Path("runs/recipe-pages"),
+) -> None:
+    """Measure one recipe, if named; write the pages."""
+    if name is not None:
+        line = measured(name, model, text or ["stdlib"], overrides or [], work)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    for recipe, line in lines().items():
+        page = PAGES / f"{recipe}.md"
+        page.write_text(insert(page.read_text(encoding="utf-8"), block(line)), encoding="utf-8")
+
+
+def lines() -> dict[str, dict[str, Any]]:
+    """The last line of every recipe that was run."""
+    if not RESULTS.is_file():
+        return {}
+    found = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
+    return {line["recipe"]: line for line in found}
+
+
+def measured(
+    name: str, model: str | None, text: list[str], overrides: list[str], work: Path
+) -> dict[str, Any]:
+    """Run it, resuming what is there."""
+    sections: dict[str, Any] = {"data": {"text": text}}
+    if model is not None:
+        sections["model"] = {"checkpoint": model}
+    busy = os.getloadavg()[0]
+    folder = work / name
+    record = compress.run(compress.load_recipe(name, overrides, **sections), folder)
+    exports = []
+    for variant in record.variants:
+        manifest = Manifest.read(folder / variant.name / "manifest.json")
+        for kind, what in (("gguf", "llama.cpp"), ("compressed-tensors", "transformers, vLLM")):
+            if (folder / variant.name / kind).is_dir():
+                size = sum(p.stat().st_size for p in (folder / variant.name / kind).iterdir())
+                exports.append(
+                    {"variant": variant.name, "for": what, "bytes": size, "kl": checked(manifest, kind)}
+                )
+    return {
+        "recipe": name,
+        "model": Path(model or record.recipe_name).name.removesuffix(".gguf"),
+        "text": [Path(part).name for part in text],
+        "set": overrides,
+        "load_average": round(busy, 1),
+        "machine": record.machine,
+        "versions": record.versions,
+        "results": [r.model_dump(mode="json") for r in compress.read_results(folder / "results.jsonl")],
+        "exports": exports,
+    }
+
+
+def checked(manifest: Manifest, kind: str) -> float | None:
+    """KL from torch to the file in its runtime, as the export's own check noted it; None: not installed."""
+    for step in reversed(manifest.lineage.steps):
+        notes = step.notes.get(kind.replace("-", "_"))
+        if notes is not None:
+            check = notes["llama_cpp"] if kind == "gguf" else notes["check"]
+            return None if check is None else check["kl"]
+    return None
+
+
+def block(line: dict[str, Any]) -> str:
+    """The Markdown between a page's markers."""
+    results = [compress.Result.model_validate(result) for result in line["results"]]
+    protocol, machine, versions = results[0].protocol, line["machine"], line["versions"]
+    parts = [
+        f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} windows of "
+        f"{protocol.get('window')} tokens. {machine.get('cpu')}, threads: {protocol.get('threads')}; "
+        f"torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime')}."
+    ]
+    if line["set"]:
+        parts += ["", "Set for this run: " + ", ".join(f"`{field}`" for field in line["set"]) + "."]
+    if line["load_average"] > machine.get("cores", 1) / 2:
+        parts += [
+            "",
+            f"Other programs ran beside it (load average {line['load_average']}): trust sizes and losses, "
+            "and speeds hardly.",
+        ]
+    parts += ["", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
+    parts += [row(cells(result)) for result in results]
+    if line["exports"]:
+        parts += ["", *FILES]
+        for export in line["exports"]:
+            kl = export["kl"]
+            parts.append(
+                f"| {export['variant']} | {export['for']} | {export['bytes'] / 1e6:.2f} "
+                f"| {'–' if kl is None else format(kl, '.4f')} |"
+            )
+        if any(export["kl"] is None for export in line["exports"]):
+            parts += [
+                "",
+                "–: llama-cpp-python was not installed, so that the file was read back but not run.",
+            ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    typer.run(main)

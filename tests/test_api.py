@@ -1,0 +1,118 @@
+"""From Python: load, apply, save, measure; and a caller whose process stays as it was."""
+
+import importlib
+import inspect
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import write_text
+from training_set import equal, weights
+
+import compress
+from compress import DataConfig, ExportOnnx, Int4, QuantizeGPTQ, QuantizeRound, TuneScales, UserError
+from compress.run.registry import names, pass_class
+
+FEW = {"window": 32, "evaluation_windows": 4, "calibration_windows": 4, "heldout_windows": 2}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> DataConfig:
+    return DataConfig(text=str(write_text(tmp_path / "text", documents=20, words=100)), **FEW)
+
+
+@pytest.fixture
+def model(bundle, tmp_path: Path) -> Path:
+    bundle.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def process_state() -> tuple[object, ...]:
+    return (
+        torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), random.getstate(),
+        torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
+    )  # fmt: skip
+
+
+def test_a_chain_of_passes_leaves_the_model_and_the_process_alone(model, text, tmp_path):
+    loaded = compress.load(model)
+    before, state = weights(loaded), process_state()
+    small = (
+        loaded.apply(QuantizeGPTQ(format=Int4(group=16)), text=text)
+        .apply(TuneScales(tokens=128, batch=2, window=32), text=text)
+        .apply(ExportOnnx(), text=text)
+    )
+    assert process_state() == state
+    assert equal(weights(loaded), before)
+    assert small.lineage.names == ("quantize_gptq", "tune_scales", "export_onnx")
+    scratch = small.exports["onnx"]
+    small.save(str(tmp_path / "out"))
+    assert (tmp_path / "out/onnx/model.onnx").is_file()
+    assert equal(weights(compress.load(tmp_path / "out")), weights(small))
+    del small
+    assert not scratch.exists()
+
+
+def test_what_a_pass_needs_and_does_not_get_is_asked_for(model, bundle, text):
+    with pytest.raises(UserError, match=r"text: quantize_gptq needs text \(calibration\); give text="):
+        compress.load(model).apply(QuantizeGPTQ())
+    coded = bundle.apply(QuantizeRound())  # reads no text
+    with pytest.raises(UserError, match="base: tune_scales learns from a model, and none was loaded"):
+        coded.apply(TuneScales(tokens=64, batch=2, window=32), text=text)
+    tuned = coded.apply(TuneScales(tokens=64, batch=2, window=32), text=text, base=bundle)
+    assert tuned.lineage.steps[-1].notes["heldout_kl_before"] > 0
+
+
+def test_measuring_reads_an_artifact_and_its_exports_from_disk(model, text, tmp_path):
+    loaded = compress.load(model)
+    loaded.apply(QuantizeRound(format=Int4(group=16))).apply(ExportOnnx(), text=text).save(tmp_path / "out")
+    state = process_state()
+    protocol = compress.MeasureProtocol(threads=1, prefill_tokens=16)
+    results = compress.measure(tmp_path / "out", base=model, text=text, protocol=protocol)
+    assert process_state() == state
+    assert [(r.variant, r.runtime) for r in results] == [
+        ("model", "torch"), ("out", "torch"), ("out", "onnxruntime")
+    ]  # fmt: skip
+    assert results[1].kl_to_base > 0
+    assert results[2].kl_to_base == pytest.approx(results[1].kl_to_base, rel=0.5)
+    lines = str(results).splitlines()
+    assert len(lines) == 4
+    assert lines[2].split()[:2] == ["out", "torch"]
+    assert f"{results[1].kl_to_base:.4f}" in lines[2]
+    with pytest.raises(UserError, match="no such artifact"):
+        compress.measure(tmp_path / "nothing", text=text)
+
+
+def test_two_tokenizers_are_the_same_when_their_tokens_are(model, bundle, text, tmp_path):
+    words = bundle.tokenizer.get_vocab()
+    turned = bundle.tokenizer.backend_tokenizer.to_str().replace('"Ġdef"', '"Ġfed"')
+    other = bundle.clone()
+    other.tokenizer._tokenizer = type(bundle.tokenizer.backend_tokenizer).from_str(turned)
+    assert len(other.tokenizer.get_vocab()) == len(words)
+    other.save(tmp_path / "other")
+    if other.tokenizer.get_vocab() != words:
+        with pytest.raises(UserError, match="has another vocabulary"):
+            compress.measure(tmp_path / "other", base=model, text=text)
+
+
+def test_a_run_leaves_the_callers_threads(recipe_dict, tmp_path):
+    from compress.api import make_artifacts
+
+    torch.set_num_threads(1)
+    state = process_state()
+    make_artifacts(compress.Recipe.parse({**recipe_dict, "threads": 2}), tmp_path / "run", lambda line: None)
+    assert process_state() == state
+
+
+def test_passes_formats_and_verbs_are_public():
+    public = {getattr(compress, name) for name in compress.__all__ if name[0].isupper()}
+    assert {pass_class(name) for name in names()} <= public
+    for name in ("Int2", "Int3", "Int4", "Int5", "Int6", "Int8", "Nf4", "Coded", "Activations", "Context"):
+        assert name in dir(compress)
+    importlib.import_module("compress.run.recipe")  # binds the folder; it stays a verb
+    assert list(inspect.signature(compress.run).parameters)[:2] == ["recipe", "folder"]
+    assert compress.run.recipe.Recipe is compress.Recipe
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = compress.nothing

@@ -1,0 +1,98 @@
+"""Every recipe that is shipped runs, tiny, to its last artifact; its page shows the file and what it left."""
+
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from doc_pages import run_page
+from tiny_recipes import BUDGET
+
+from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.records.records import Manifest
+from compress.run.recipe import load_recipe, shipped
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "recipes"
+# test_cli_demo.py runs the demo, test_cli_commands.py smollm2
+DOCUMENTED = [name for name in shipped() if name not in ("demo", "smollm2")]
+
+
+def source(name: str) -> str:
+    return (files("compress.run.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def test_there_are_ten_beside_the_demo_and_the_first() -> None:
+    assert len(DOCUMENTED) == 10
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_its_page_runs_tiny_to_the_last_artifact(name: str, page_folder: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(source(name))
+    assert content["model"] == {"checkpoint": None}, "the model is given with --model"
+    run_page(PAGES / f"{name}.md", page_folder)
+    run = page_folder / "runs" / name
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    ids = torch.arange(64)[None] % 300
+    for variant in recipe.ordered():
+        model = Bundle.load(run / variant).model
+        with torch.no_grad():
+            assert torch.isfinite(model(ids % model.config.vocab_size).logits).all(), variant
+        for step in recipe.chain(variant).passes:
+            if step.kind == "export":
+                folder = run / variant / step.name().removeprefix("export_").replace("_", "-")
+                assert any(folder.iterdir()), folder
+    PROMISES.get(name, lambda run: None)(run)
+
+
+def size_is_met_from_below(run: Path) -> None:
+    for variant in ("small", "small-onnx"):
+        size = sum(file.stat().st_size for file in (run / variant).iterdir() if file.is_file())
+        assert 0.9 * BUDGET < size <= BUDGET
+
+
+def codes_keep_every_zero(run: Path) -> None:
+    for variant in ("codes", "healed-codes"):
+        bundle = Bundle.load(run / variant)
+        assert Manifest.read(run / variant / "manifest.json").lineage.names[-1] == "store_sparse"
+        assert bundle.masks
+        for name in bundle.masks:
+            weight = bundle.model.get_submodule(name).weight
+            assert int((weight.unflatten(-1, (-1, 4)) != 0).sum(-1).max()) <= 2, name
+
+
+def half_is_left(run: Path) -> None:
+    whole = sum(p.numel() for p in Bundle.load(run / "base").model.parameters())
+    left = sum(p.numel() for p in Bundle.load(run / "half").model.parameters())
+    assert 0.4 * whole < left <= 0.5 * whole
+
+
+def fewer_bytes_than_weights(run: Path) -> None:
+    weights = sum(p.numel() for p in Bundle.load(run / "base").model.parameters())
+    assert weight_file_bytes(run / "coded-tuned") < 0.75 * weights
+
+
+PROMISES: dict[str, Callable[[Path], None]] = {
+    "fit-size": size_is_met_from_below,
+    "two-of-four": codes_keep_every_zero,
+    "half-healed": half_is_left,
+    "smallest-download": fewer_bytes_than_weights,
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_its_page_shows_the_file_and_has_a_place_for_results(name: str) -> None:
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert source(name) in blocks, f"docs/recipes/{name}.md: show compress/run/recipes/{name}.yaml as it is"
+    assert page.count("<!-- results:begin -->") == page.count("<!-- results:end -->") == 1
+    for heading in ("## When", "## The recipe", "## Serving what it leaves", "## Results"):
+        assert heading in page, heading
+
+
+def test_no_page_is_left_over() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} - {"index"} == set(DOCUMENTED)
