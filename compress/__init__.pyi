@@ -30,7 +30,6 @@ from compress.passes.export_onnx import ExportOnnx as ExportOnnx
 from compress.passes.fold_scales import FoldScales as FoldScales
 from compress.passes.prune_alps import PruneAlps as PruneAlps
 from compress.passes.prune_gradual import PruneGradual as PruneGradual
-from compress.passes.prune_layers import PruneLayers as PruneLayers
 from compress.passes.prune_magnitude import PruneMagnitude as PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt as PruneSparsegpt
 from compress.passes.prune_structured import PruneStructured as PruneStructured

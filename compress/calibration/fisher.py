@@ -21,7 +21,6 @@ from torch import Tensor
 from compress.calibration.moments import gram, mirrored
 from compress.errors import UserError
 from compress.host.progress import track
-from compress.models.layers import oriented
 from compress.models.running import (
     Precision,
     autocast,
@@ -97,7 +96,7 @@ def output_fisher(
 
 
 def _zeros(module: Any, device: torch.device) -> list[Tensor]:
-    outputs = len(oriented(module))
+    outputs = int(module.out_features)
     sizes = [min(_TOGETHER, outputs - start) for start in range(0, outputs, _TOGETHER)]
     return [torch.zeros(size, size, device=device) for size in sizes]
 

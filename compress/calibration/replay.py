@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from compress.calibration.plan import BlockPlan, Shortcut
 from compress.formats import QuantizedLinear
 from compress.models.blocks import Arguments, call, replaced_forward
-from compress.models.layers import oriented
 from compress.models.running import Precision, autocast
 
 
@@ -102,8 +101,8 @@ class Stream:
         """Whether this layer ends a submodule and has fewer outputs than inputs."""
         if layer not in self.plan.shortcuts:
             return False
-        out, columns = oriented(self.block.get_submodule(layer)).shape
-        return out < columns
+        module: Any = self.block.get_submodule(layer)
+        return int(module.out_features) < int(module.in_features)
 
     def output(self, layer: str, index: int) -> Tensor:
         """What a layer that will not change gives for one batch, (rows, out), float32."""

@@ -98,7 +98,7 @@ class SparseLinear(nn.Module):
     def __init__(
         self, bitmask: Tensor, values: Tensor, shape: tuple[int, ...], bias: Tensor | None, transposed: bool
     ) -> None:
-        """`transposed`: the matrix is stored (in, out), as GPT-2 has it."""
+        """`transposed`: what is packed, and of this shape, is (in, out)."""
         super().__init__()
         self.shape, self.transposed = shape, transposed
         self.register_buffer("bitmask", bitmask)
@@ -108,13 +108,13 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix, as the layer it stands for has it."""
-        return unpack_floats(self.bitmask, self.values, self.shape)
+        """The dense matrix (out, in)."""
+        dense = unpack_floats(self.bitmask, self.values, self.shape)
+        return dense.T if self.transposed else dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the weight, rebuilt for this call."""
-        weight = self.weight.to(x.dtype)
-        return nn.functional.linear(x, weight.T if self.transposed else weight, self.bias)
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -56,10 +56,7 @@ def sparsify(
         UserError: as `targets` and `walk`.
     """
     result = bundle.clone()
-    store = result.offload(context.workdir / "parts")
-    if store and goal.allocation != "uniform":  # which looks at the whole model
-        store.load_rest()
-        store = None
+    store = result.offload(context.workdir / "parts", whole=goal.allocation != "uniform")
     model = result.model if store else result.model.to(context.device)
     windows = torch.from_numpy(context.data.calibration.tokens).long()
     goals = targets(goal, model, names, bundle.masks, windows, precision=context.precision)

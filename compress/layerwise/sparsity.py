@@ -134,7 +134,7 @@ def check_pattern(goal: Sparsity, model: nn.Module, names: list[str]) -> list[st
     for name in names:
         module = model.get_submodule(name)
         assert isinstance(module.weight, Tensor)
-        columns = module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
+        columns = module.weight.shape[1]
         if columns % goal.group[1]:
             raise UserError(
                 f"pattern: '{goal.pattern}' does not fit '{name}' with {columns} columns; put it into "

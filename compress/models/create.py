@@ -16,6 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import UserError
+from compress.models.conv1d import linears
+from compress.tasks.registry import auto_class
 
 END_OF_TEXT = "<|endoftext|>"
 _BYTES = 256
@@ -151,13 +153,16 @@ def create(architecture: Architecture, documents: Iterable[HasText], seed: int) 
     return random_model(architecture, seed), tokenizer
 
 
+def of_config(config: Any, **options: Any) -> Any:
+    """A model of a configuration; `options` are those of transformers' `from_config`."""
+    return linears(auto_class(config).from_config(config, **options))
+
+
 def random_model(architecture: Architecture, seed: int) -> Any:
     """A model whose weights depend on architecture and seed only; torch's own generator is left alone."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(architecture.config(), dtype=torch.float32)
+        model = of_config(architecture.config(), dtype=torch.float32)
     model.config.architectures = [type(model).__name__]  # else only the first save puts it there
     model.generation_config.pad_token_id = 0  # or generate() warns at every call
     return model.eval()

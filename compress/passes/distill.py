@@ -5,8 +5,8 @@
 Hinton, Vinyals & Dean 2015; other divergences, hidden states and relations (training/matching.py), the
 student's own text (training/onpolicy.py) by fields. Two uses, one pass: healing a pruned model (its masks
 hold: pruned weights stay zero) and training a student, best one that starts from its teacher's weights
-(`prune_layers`, `student`). The teacher runs beside the student, a forward pass per batch, about a third of
-a training step; or it runs once beforehand and leaves sampled targets (training/sampled.py), which pays
+(`student`, `prune_structured`). The teacher runs beside the student, a forward pass per batch, about a third
+of a training step; or it runs once beforehand and leaves sampled targets (training/sampled.py), which pays
 where windows are seen more than once or the teacher is large.
 """
 

@@ -1,6 +1,6 @@
 """quantize_auto: bits where they matter, under a budget.
 
-    1. measure what each layer loses at the model's output when it alone is rounded (sensitivity.py);
+    1. measure what each layer loses at the model's output rounded alone (layerwise/sensitivity.py);
     2. choose a width for every layer, and one for embedding and head, so that the summed losses are least
        and the bytes of the written artifact stay within the budget (solvers/knapsack.py, exact; or least
        bytes for a summed loss);
@@ -14,13 +14,16 @@ towards the others' before widths are chosen (solvers/losses.py); `largest_kl` t
 Those of embedding and head are wholly trusted, and nothing after them makes their errors good.
 
 `budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
-manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
-the manifest. Needs calibration text; its last windows serve to measure, the others to fit.
+manifest, but not exports inside it. The folder is never larger; it is smaller by less than one more bit
+somewhere takes, and by text that is weighed at its longest (artifact/sizes.py): one or two kilobytes, and
+some ten bytes per tensor. `reserve_bytes` are left besides for what later passes of a chain add to the
+manifest. Needs calibration text; its last windows serve to measure, the others to fit.
 """
 
+import json
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -38,7 +41,7 @@ from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.records.records import PassRecord, changed_settings
+from compress.records.records import changed_settings
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]
@@ -49,7 +52,8 @@ _COMPARED_AT = 3  # bits at which tensors' levels are compared
 _LEFT = 0.5
 _PER_BIT = 4  # coded rates to choose from
 _LARGEST_RATE = 7
-_DIGITS = 0.123456789012345678  # as long as a float gets in JSON
+# Bytes, more than a manifest has of this pass beside its configuration: the record, and a line for a width.
+_NOTED, _LABELLED = 1024, 40
 
 
 class QuantizeAuto(Pass, LayerSolver):
@@ -127,7 +131,10 @@ class QuantizeAuto(Pass, LayerSolver):
         started = time.monotonic()
         losses = self._measure(bundle, model, names, windows, context)
         seconds = time.monotonic() - started
-        sizes = ArtifactBytes(bundle, self._record(context, names), context.workdir / "weighed")
+        stated = json.dumps([self.model_dump(mode="json"), changed_settings(self)], indent=2)
+        config = textwrap.indent(stated, " " * 8)  # as it will stand in the manifest
+        noted = len(config.encode()) + _NOTED + _LABELLED * len(self.writes())
+        sizes = ArtifactBytes(bundle, [*names, *tables], noted, context.workdir / "weighed")
         plan, predicted = self._plan(names, tables, losses, sizes)
         notes: dict[str, Any] = {
             "layers": dict(sorted(Counter(plan[name].label for name in names).items())),
@@ -197,7 +204,8 @@ class QuantizeAuto(Pass, LayerSolver):
                 chosen = candidates.within_bits(valued, sum(weights), self.bits_per_weight)
             else:
                 assert self.budget_bytes is not None
-                chosen = candidates.within_bytes(valued, sizes.total, self.budget_bytes, self.reserve_bytes)
+                rest = sizes.rest + self.reserve_bytes
+                chosen = candidates.within_bytes(valued, rest, self.budget_bytes)
         return candidates.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
 
     def _valued(
@@ -240,33 +248,6 @@ class QuantizeAuto(Pass, LayerSolver):
             for formats in (self._measured(widths), self._choices(widths))
         )
         return extended(losses, at, wanted)
-
-    def _record(self, context: Context, names: list[str]) -> PassRecord:
-        """As the pipeline will write it, every number as long as it can get."""
-        kinds = {format.label for format in self.writes()}
-        notes: Mapping[str, Any] = {
-            "layers": dict.fromkeys(sorted(kinds), len(names)),
-            "embeddings": max(kinds, key=len),
-            "predicted_kl": _DIGITS,
-            "planned_bytes": 10**12,
-            "measuring_seconds": _DIGITS,
-            "mean_output_error": _DIGITS,
-            "worst_output_error": (max(names, key=len), _DIGITS),
-            "raised_damping": len(names),
-            "mean_share": _DIGITS,
-        }
-        return PassRecord(
-            name=self.name(),
-            kind=self.kind,
-            config=self.model_dump(mode="json"),
-            changed=changed_settings(self),
-            seconds=_DIGITS,
-            peak_rss_bytes=10**12,
-            parent="0" * 64,
-            fingerprint="0" * 64,
-            seed=context.seed,
-            notes=dict(notes),
-        )
 
 
 def _nearest(formats: tuple[Format, ...]) -> int:

@@ -59,7 +59,7 @@ class QuantizeBitsandbytes(Pass):
         linears = linear_layers(model, self.select, self.skip)
         if self.method == "nf4":
             for name in linears:
-                columns = matrix_width(model.get_submodule(name))
+                columns = matrix(model.get_submodule(name)).shape[1]
                 if columns % 64:
                     raise UserError(
                         f"{self.name()}: '{name}' is {columns} wide, and the library's blocks of 64 would "
@@ -87,13 +87,6 @@ class QuantizeBitsandbytes(Pass):
         if self.embeddings is not None:
             quantize_embeddings(model, self.embeddings)
         return result.evolve(notes={"method": self.method, "layers": len(names)})
-
-
-def matrix_width(module: nn.Module) -> int:
-    """Inputs of a linear layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])
 
 
 def _nf4(weight: Tensor) -> QuantizedTensor:

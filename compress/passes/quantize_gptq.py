@@ -54,10 +54,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize; notes tell the layers' output errors and any damping that had to be raised."""
         result = bundle.clone()
-        store = result.offload(context.workdir / "parts")
-        if store and self.outputs == "fisher":  # which looks at the whole model
-            store.load_rest()
-            store = None
+        store = result.offload(context.workdir / "parts", whole=self.outputs == "fisher")
         model = result.model if store else result.model.to(context.device)
         windows = torch.from_numpy(context.data.calibration.tokens).long()
         names = linear_layers(model, self.select, self.skip)

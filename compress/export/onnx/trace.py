@@ -145,7 +145,7 @@ def without_matrices(model: nn.Module) -> nn.Module:
     stand_ins: dict[int, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
-            stand_ins[id(module)] = _Linear(name, _outputs(module))
+            stand_ins[id(module)] = _Linear(name, int(module.out_features))
         elif name in held:
             stand_ins[id(module)] = _Embedding(name, int(module.embedding_dim), embedding_scale(module))
     return copy.deepcopy(model, stand_ins)  # what is in the memo counts as copied
@@ -163,10 +163,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _outputs(module: Any) -> int:
-    return int(module.nf if type(module).__name__ == "Conv1D" else module.out_features)
 
 
 class _FusedAttention(TorchFunctionMode):
