@@ -9,7 +9,9 @@ from compress.context import Context as Context
 from compress.errors import MissingExtra as MissingExtra
 from compress.errors import UserError as UserError
 from compress.formats import Activations as Activations
+from compress.formats import AnyFormat as AnyFormat
 from compress.formats import Coded as Coded
+from compress.formats import Format as Format
 from compress.formats import Int2 as Int2
 from compress.formats import Int3 as Int3
 from compress.formats import Int4 as Int4

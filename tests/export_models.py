@@ -18,8 +18,7 @@ from compress.artifact.bundle import Bundle
 from compress.export.onnx import seq2seq as seq2seq_export
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.trace import trace, without_matrices
-from compress.formats import QuantizedTensor
-from compress.formats.integer import IntegerFormat
+from compress.formats import Format, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings
 from compress.models.layers import linear_layers, matrix
 from compress.records.records import Lineage
@@ -107,7 +106,7 @@ def word_tokenizer(**special: str) -> Any:
     )
 
 
-def quantized(bundle: Bundle, format: IntegerFormat, embeddings: IntegerFormat | None = None) -> Bundle:
+def quantized(bundle: Bundle, format: Format, embeddings: Format | None = None) -> Bundle:
     result = bundle.clone()
     for name in linear_layers(result.model):
         put_codes(result.model, name, QuantizedTensor.round(format, matrix(result.model.get_submodule(name))))

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from compress.artifact.bundle import CODES, Bundle, weight_bytes
 from compress.errors import UserError
 from compress.formats import Coded, Grid, Int3, Int8, QuantizedTensor
-from compress.formats.coded.coded import longest_stream
 from compress.formats.coded.entropy_coding import decode
 from compress.formats.coded.rate_control import RateControl
 from compress.formats.coded.streams import bits_per_weight, from_stream, to_stream
@@ -176,7 +175,7 @@ def test_no_rate_takes_more_than_the_finest_steps_of_a_byte():
     tensor = QuantizedTensor.round(Coded(rate=7), weight)
     taken = len(to_stream(tensor.unpacked(), tensor.scales))
     assert taken < 0.8 * Coded(rate=7).stored_bytes((256, 256))
-    assert longest_stream(weight) == pytest.approx(taken, rel=0.01)
+    assert Coded().longest_stream(weight) == pytest.approx(taken, rel=0.01)
 
 
 def test_what_solving_adds_is_saved_on_the_matrices_to_come():

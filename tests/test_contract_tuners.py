@@ -1,15 +1,15 @@
 """What every tuner keeps to in every format: a new tuner or format is covered as soon as it is found."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from training_set import equal, tiny_bundle, tiny_context, weights
 
 from compress.artifact.bundle import CODES, Bundle
-from compress.formats import Format, Grid, QuantizedTensor
-from compress.formats.coded.coded import takes_turns
+from compress.formats import Grid, QuantizedTensor
 from compress.formats.coded.trellis import halved
+from compress.formats.registry import FORMATS as CLASSES
 from compress.formats.registry import format_from
 from compress.passes.base import Pass
 from compress.passes.prune_magnitude import PruneMagnitude
@@ -24,7 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "tune_scales": {"tokens": 12 * 4 * 32, "batch": 4, "window": 32, "checks": 3, "learning_rate": 3e-3},
 }
 TUNERS = [name for name in names() if pass_class(name).kind == "tune"]
-KINDS = [member.model_fields["kind"].default for member in get_args(get_args(Format)[0])]
+KINDS = [member.model_fields["kind"].default for member in CLASSES]
 # besides the defaults of every kind: coarse ones, in which there is something to win, and coded without turns
 MORE = [
     {"kind": "int4", "group": None, "symmetric": True, "clip_search": 0},
@@ -95,7 +95,7 @@ class TestEveryTunerInEveryFormat:
             assert torch.isfinite(tensor.scales).all(), layer
             assert (tensor.scales != 0).all(), layer
             assert torch.equal(tensor.grid.zeros, held_codes(rounded)[layer].grid.zeros), layer
-            if takes_turns(format):
+            if format.run > 1:
                 assert halved(codes.to(torch.int16) - 128) is not None, f"{layer} left the trellis"
 
         # no more bytes than the format promises, but for scales that were equal and are not

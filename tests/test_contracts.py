@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from training_set import equal, weights
 
 from compress.artifact.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
-from compress.formats import Format, QuantizedEmbedding, QuantizedLinear
+from compress.formats import AffineFormat, QuantizedEmbedding, QuantizedLinear
+from compress.formats.registry import FORMATS as CLASSES
 from compress.formats.registry import format_from
 from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Pass
@@ -33,9 +34,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "quantize_bitsandbytes": {"method": "llm_int8"},
     "tune_scales": {"tokens": 128, "batch": 4},
 }
-FORMATS = [member.model_fields["kind"].default for member in get_args(get_args(Format)[0])]
+FORMATS = [member.model_fields["kind"].default for member in CLASSES]
 QUANTIZERS = [name for name in names() if {"format", "embeddings"} <= pass_class(name).model_fields.keys()]
-REFUSED = {("quantize_hqq", "nf4"), ("quantize_hqq", "coded")}  # nothing there that it could fit
+FIXED = [kind for kind in FORMATS if not isinstance(format_from(kind), AffineFormat)]
+REFUSED = {("quantize_hqq", kind) for kind in FIXED}  # nothing there that it could fit
 ACCEPTED = [(name, format) for name in QUANTIZERS for format in FORMATS if (name, format) not in REFUSED]
 
 

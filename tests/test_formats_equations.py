@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from compress.formats import Int2, Int3, Int4, Int6, Int8, Nf4
 from compress.formats.activations import round_dynamic, round_static, static_grid
-from compress.formats.integer import IntegerFormat, float16_exact
+from compress.formats.base import float16_exact
+from compress.formats.integer import AffineFormat
 from compress.formats.nf4 import quantiles
 from compress.formats.packing import pack, packed_bytes, unpack
 from compress.formats.sparse import pack_floats, unpack_floats
@@ -40,7 +41,7 @@ def half(x: float) -> float:
     return struct.unpack("<e", struct.pack("<e", x))[0]
 
 
-def candidates(low: float, high: float, format: IntegerFormat) -> list[tuple[float, int]]:
+def candidates(low: float, high: float, format: AffineFormat) -> list[tuple[float, int]]:
     top = 2**format.bits - 1
     if not format.symmetric:
         scale = half((high - low) / top)
@@ -52,7 +53,7 @@ def candidates(low: float, high: float, format: IntegerFormat) -> list[tuple[flo
     return found
 
 
-def best_grid(group: list[float], h: list[float], format: IntegerFormat) -> tuple[float, int, float]:
+def best_grid(group: list[float], h: list[float], format: AffineFormat) -> tuple[float, int, float]:
     """Every range tried in turn: (scale, zero-point, weighted error)."""
     low, high = min(*group, 0.0), max(*group, 0.0)
     tried = format.clip_search if format.bits < 8 else format.clip_search // 4

@@ -40,7 +40,7 @@ def livelier(bundle):
 
 def rounded(weight, fisher, size):
     target, values = weight.clone(), torch.empty_like(weight)
-    for block in row_blocks(fisher, size, drawn=1e-4):
+    for block in row_blocks(fisher, size, shrinkage=1e-4):
         values[block.rows] = target[block.rows].round()
         block.pass_on(target, target[block.rows] - values[block.rows])
     return values
@@ -61,7 +61,7 @@ def test_runs_stay_whole_and_in_their_order():
 def test_later_rows_go_where_the_cost_is_least():
     """The closed form: with D_b given, F_rb D_b + F_rr D_r = 0; rows that move by M have the error -M."""
     fisher = moments(OUT)
-    first = next(iter(row_blocks(fisher, 5, drawn=1e-7)))
+    first = next(iter(row_blocks(fisher, 5, shrinkage=1e-7)))
     target, lost = torch.zeros(OUT, IN), normal(5, IN, seed=9)
     first.pass_on(target, lost)
     rows, later = first.rows, first.later

@@ -260,7 +260,7 @@ def test_equal_streams_leave_the_weight_alone():
     assert torch.equal(step_towards(normal(10, 40), x, x), torch.zeros(10, 40))
 
 
-def test_the_share_is_the_best_one_on_the_text_kept_apart():
+def test_the_share_is_the_best_one_on_held_out_text():
     x, changed = two_streams()
     weight = normal(10, 40)
     step = step_towards(weight, x[:60], changed[:60])  # so few rows that the full step overfits

@@ -31,16 +31,16 @@ def correlated(columns: int = COLUMNS, samples: int = 600) -> torch.Tensor:
     return x.T @ x / samples
 
 
-def by_sweep(weight: Any, hessian: Any, target: masks.Target, carried: Any = None, **options: Any) -> Any:
+def by_sweep(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None, **options: Any) -> Any:
     together = target[1] if isinstance(target, tuple) else 1
     return sparsegpt(weight, factorise(hessian, together=together), target, carried, **options)
 
 
-def by_admm(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_admm(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     return alps(weight, spectrum(hessian, factorise(hessian).ridge), target, carried)
 
 
-def by_scores(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_scores(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     mask = wanda(weight, hessian.diagonal(), target, carried)
     return weight * mask, mask
 
@@ -196,7 +196,7 @@ def test_wanda_scores_are_sizes_times_norms():
     assert torch.equal(wanda(weight, squares, 8), masks.best_per_row(explicit, 8))
 
 
-def by_inverting(weight: Any, hessian: Any, order: list[int], target: masks.Target, block: int) -> Any:
+def by_inverting(weight: Any, hessian: Any, order: list[int], target: masks.Quota, block: int) -> Any:
     """Equations 3 and 4 of SparseGPT: H of the columns that are left is inverted anew for every column."""
     out, columns = weight.shape
     work, mask = weight.double().clone(), torch.ones(out, columns, dtype=torch.bool)
@@ -240,7 +240,7 @@ def on_support(weight: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor) 
     return result
 
 
-def by_solving(weight: torch.Tensor, hessian: torch.Tensor, target: masks.Target) -> Any:
+def by_solving(weight: torch.Tensor, hessian: torch.Tensor, target: masks.Quota) -> Any:
     """ALPS, algorithm 1, in float64: every B from a system of its own, the fit exact."""
     scale = hessian.diagonal().sqrt()
     w, h = weight.double() * scale, hessian / scale / scale[:, None]

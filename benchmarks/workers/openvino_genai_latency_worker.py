@@ -19,6 +19,7 @@ import openvino_genai as ov
 
 from compress.host.memory import peak_rss_bytes
 from compress.measure.worker import Worker, serve
+from compress.tasks.causal import CAUSAL
 
 CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 
@@ -26,7 +27,7 @@ CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 class Pipeline:
     """An exported folder."""
 
-    name, device, task, mask_token, weight_bytes, context = "openvino_genai", "cpu", "causal", None, 0, 8192
+    name, device, task, mask_token, weight_bytes, context = "openvino_genai", "cpu", CAUSAL, None, 0, 8192
 
     def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
         schedule = ov.SchedulerConfig()

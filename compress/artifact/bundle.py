@@ -47,7 +47,7 @@ from compress.models.checkpoints import (
 from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -67,7 +67,7 @@ class Bundle:
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
-        notes: what the last pass wants told; the pipeline moves it into the lineage.
+        notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
         origin: what `load` was given.
     """
@@ -238,7 +238,7 @@ class Bundle:
         """
         folder = Path(path)
         # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-        stream = stream and folder.is_dir() and task_of(load_config(folder)) != "seq2seq"
+        stream = stream and folder.is_dir() and task_of(load_config(folder)).stacks == 1
         if not (folder / MANIFEST).is_file():
             if stream:
                 return cls._streaming(folder, Lineage(source=str(path)), ())

@@ -17,8 +17,7 @@ from torch import nn
 
 from compress.artifact.bundle import CODES, Bundle, file_record, unique_state
 from compress.artifact.coded import STREAM
-from compress.formats import Coded, IntegerFormat
-from compress.formats.coded.coded import longest_stream
+from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations
 from compress.models.layers import matrix
@@ -86,11 +85,11 @@ class ArtifactBytes:
         written = sum(record.bytes for record in files.values()) + len(manifest.model_dump_json(indent=2))
         self.rest = written + noted + 8 + len(_FRAME) + _ALIGNED + kept
 
-    def total(self, formats: Mapping[str, IntegerFormat]) -> int:
+    def total(self, formats: Mapping[str, Format]) -> int:
         """Bytes of the whole folder, at most, when the modules hold codes of these formats."""
         return self.rest + sum(self.share(name, format) for name, format in formats.items())
 
-    def share(self, name: str, format: IntegerFormat) -> int:
+    def share(self, name: str, format: Format) -> int:
         """What one module adds: codes, its part of the header and of the manifest."""
         record = LayerRecord(
             format=format.model_dump(),
@@ -102,22 +101,22 @@ class ArtifactBytes:
         entries = [] if self.owners[name] != name else self._codes(name, format)
         return len(described.encode()) + sum(entry[3] + _text_bytes(entry, self._last) for entry in entries)
 
-    def stored(self, name: str, format: IntegerFormat) -> int:
+    def stored(self, name: str, format: Format) -> int:
         """Bytes of codes, scales and zero-points alone; none for a module that shares another's."""
         if self.owners[name] != name:
             return 0
         stored = format.stored_bytes(self.shapes[name])
-        return min(stored, self._longest_stream(name)) if isinstance(format, Coded) else stored
+        return min(stored, self._longest_stream(name, format)) if format.streamed else stored
 
     def weights(self, name: str) -> int:
         """How many weights a module holds; none if it shares another's."""
         out, columns = self.shapes[name]
         return out * columns if self.owners[name] == name else 0
 
-    def _codes(self, name: str, format: IntegerFormat) -> list[_Entry]:
+    def _codes(self, name: str, format: Format) -> list[_Entry]:
         out, columns = self.shapes[name]
         inner = f"{name}.quantized"
-        if isinstance(format, Coded):
+        if format.streamed:
             stream = self.stored(name, format)
             return [(f"{inner}.{STREAM}", "U8", (stream,), stream)]
         groups = format.groups(columns)
@@ -131,10 +130,10 @@ class ArtifactBytes:
             found.append((f"{inner}.zeros", "U8", (out, zeros), out * zeros))
         return found
 
-    def _longest_stream(self, name: str) -> int:
-        """Bytes at the finest steps of 8-bit codes: higher rates get no more."""
+    def _longest_stream(self, name: str, format: Format) -> int:
+        """Bytes at the finest steps that there are: higher rates get no more."""
         if name not in self._longest:
-            self._longest[name] = longest_stream(matrix(self.model.get_submodule(name)))
+            self._longest[name] = format.longest_stream(matrix(self.model.get_submodule(name)))
         return self._longest[name]
 
 

@@ -112,7 +112,7 @@ def keep_packed(
     for name, record in records.items():
         bitmask, values = (state.pop(part) for part in _parts(state, name, record, file))
         parts = {f"{name}.bitmask": bitmask, f"{name}.values": values}
-        _dense({**state, **parts}, name, record, layers, file)  # so that damage is told now, not in a call
+        _dense({**state, **parts}, name, record, layers, file)  # damage is reported now, not in a call
         layer = name.removesuffix(_CODES)
         if layer != name:
             module = model.get_submodule(layer)

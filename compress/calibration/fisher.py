@@ -28,7 +28,7 @@ from compress.models.running import (
     evaluating,
     gradients_of_activations,
 )
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 _TOGETHER = 2048  # outputs
 _PASS = 512  # tokens
@@ -40,7 +40,7 @@ def require_decoder(model: Any) -> None:
     Raises:
         UserError: names the field.
     """
-    if task_of(model.config) != "causal":
+    if not task_of(model.config).continues:
         raise UserError(
             "outputs: 'fisher' draws a decoder's next tokens, which "
             f"{type(model).__name__} does not give; take 'alike'"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.calibration.plan import Plan, Shortcut
+from compress.calibration.plan import BlockPlan, Shortcut
 from compress.formats import QuantizedLinear
 from compress.models.blocks import Arguments, call, replaced_forward
 from compress.models.running import Precision, autocast
@@ -43,7 +43,7 @@ class Stream:
     hidden: list[Tensor]
     arguments: Arguments
     precision: Precision
-    plan: Plan
+    plan: BlockPlan
     final: bool = False
     # of layers that end a submodule: their inputs, and in place of those, once asked for, their outputs
     _known: dict[str, dict[int, Tensor]] = field(default_factory=dict)

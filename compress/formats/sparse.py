@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats.integer import IntegerFormat
+from compress.formats.base import Format
 from compress.formats.layers import QuantizedTensor
 from compress.formats.packing import pack, packed_bytes, unpack
 
@@ -52,7 +52,7 @@ def pack_codes(tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_codes(
-    bitmask: Tensor, values: Tensor, zeros: Tensor, format: IntegerFormat, shape: tuple[int, int]
+    bitmask: Tensor, values: Tensor, zeros: Tensor, format: Format, shape: tuple[int, int]
 ) -> Tensor:
     """Undo `pack_codes`: the packed codes (out, groups, bytes); `zeros` are the zero-points (out, groups).
 
@@ -70,7 +70,7 @@ def unpack_codes(
     return pack(codes.view(out, groups, width), format.bits)
 
 
-def _unpacked(codes: Tensor, format: IntegerFormat, shape: tuple[int, int]) -> Tensor:
+def _unpacked(codes: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
     """uint8 (out, groups, width), ragged edge and all."""
     return unpack(codes, format.bits, format.group_width(shape[1]))
 
@@ -127,9 +127,7 @@ class SparseQuantizedTensor(QuantizedTensor):
     bitmask: Tensor
     values: Tensor
 
-    def __init__(
-        self, format: IntegerFormat, shape: tuple[int, int], bitmask: Tensor, values: Tensor
-    ) -> None:
+    def __init__(self, format: Format, shape: tuple[int, int], bitmask: Tensor, values: Tensor) -> None:
         """Scales and zero-points are filled from a state dict, as those of a `QuantizedTensor`."""
         super().__init__(format, shape)
         del self.codes

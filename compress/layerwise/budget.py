@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.formats import IntegerFormat
+from compress.formats import Format
 from compress.solvers.knapsack import cheapest, choose
 
-Plan = dict[str, IntegerFormat]  # module name -> what it becomes
-Chosen = list[int]  # for each offer, which of its formats
+Assignment = dict[str, Format]  # module name -> what it becomes
+Chosen = list[int]  # for each set of modules, which of its formats
 
 
 @dataclass(frozen=True)
-class Offers:
-    """Tensors that get one format together, what they may become, and the bytes of each.
+class Candidates:
+    """Sets of tensors that get one format, what they may become, and the bytes of each.
 
     Attributes:
-        members: module names, per offer.
-        formats: to choose from, per offer.
-        costs: bytes of all members, per offer and format.
+        members: module names, per set.
+        formats: to choose from, per set.
+        costs: bytes of all members, per set and format.
     """
 
     members: Sequence[list[str]]
-    formats: Sequence[tuple[IntegerFormat, ...]]
+    formats: Sequence[tuple[Format, ...]]
     costs: list[list[int]]
 
-    def plan(self, chosen: Chosen) -> Plan:
+    def plan(self, chosen: Chosen) -> Assignment:
         """The format of every member."""
         picked = [formats[k] for formats, k in zip(self.formats, chosen, strict=True)]
         return {name: f for together, f in zip(self.members, picked, strict=True) for name in together}
@@ -39,11 +39,11 @@ class Offers:
 
     @property
     def smallest(self) -> Chosen:
-        """Of every offer the least bytes."""
+        """Of every set the least bytes."""
         return [row.index(min(row)) for row in self.costs]
 
     def within_bits(self, losses: list[list[float]], weights: int, bits: float) -> Chosen:
-        """The least loss with so many bits per weight; `losses` per offer and format, as `costs`.
+        """The least loss with so many bits per weight; `losses` per set and format, as `costs`.
 
         Raises:
             UserError: the smallest formats take more.

@@ -17,10 +17,9 @@ normalised over them, and absent where a token had to be written in pieces.
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
-An encoder with a masked-LM head predicts tokens that are hidden from it: 15 % of each window's, drawn by
-the window's number and never the first or last (Devlin et al. 2018, all of them replaced by the mask
-token); the definitions above then hold over those. bits_per_byte is left out. A model that embeds is
-judged by the mean of its last hidden states over a window, e:
+An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
+above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
+hidden states over a window, e:
 
     cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
 
@@ -53,7 +52,8 @@ import numpy.typing as npt
 
 from compress.errors import UserError
 from compress.measure.statistics import Interval, mean_interval, paired_interval
-from compress.tasks.base import Task, halves
+from compress.tasks.base import Question, Task
+from compress.tasks.causal import CAUSAL
 from compress.text.translation import TranslatedWindows
 
 Logits = npt.NDArray[np.float32]
@@ -61,7 +61,6 @@ Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [n, length] -> floa
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
 TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, where a window does not give more
-MASKED = 0.15
 
 
 @dataclass(frozen=True)
@@ -98,35 +97,6 @@ class Quality:
     cosine_ci95: Interval | None = None
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked about a window: `inputs` [length], and of its answer the `rows` whose logits
-    should give the `targets` [rows]."""
-
-    inputs: npt.NDArray[np.int32]
-    rows: slice | npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int32]
-
-
-def question(
-    window: npt.NDArray[np.int32], index: int, task: Task = "causal", mask_token: int | None = None
-) -> Question:
-    """The question of a task about the window numbered `index`, [L]."""
-    if task == "causal":
-        return Question(window[:-1], slice(None), window[1:])
-    if task == "seq2seq":
-        return Question(window, slice(None), halves(window)[1])
-    if task == "embedding":
-        return Question(window, slice(None), window)
-    if mask_token is None:
-        raise UserError("the tokenizer has no mask token, so a masked-LM loss cannot be measured")
-    inner = len(window) - 2
-    hidden = np.random.default_rng(index).permutation(inner)[: max(1, round(MASKED * inner))] + 1
-    inputs = window.copy()
-    inputs[hidden] = mask_token
-    return Question(inputs, hidden, window[hidden])
-
-
 def score(
     forward: Forward,
     windows: npt.NDArray[np.int32],
@@ -135,7 +105,7 @@ def score(
     keep: Path | None = None,
     threads: int = 1,
     together: int = 1,
-    task: Task = "causal",
+    task: Task = CAUSAL,
     mask_token: int | None = None,
     translated: TranslatedWindows | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -152,25 +122,25 @@ def score(
     nats, tokens, kl, agreements, distances = [], [], [], [], []
     rows = None if translated is None else translated.rows
     if translated is not None:
-        if task != "causal":
+        if not task.continues:
             raise UserError("a smaller vocabulary can be measured of a model that continues text only")
         base = base if rows is not None else None
 
     def ask(index: int) -> Question:
         if translated is None:
-            return question(windows[index], index, task, mask_token)
+            return task.question(windows[index], index, mask_token)
         return _renumbered_question(translated, index)
 
     for index, (asked, answer) in enumerate(_answered(forward, map(ask, range(len(windows))), together)):
         logits = answer[asked.rows]  # [predictions, V]
-        if task == "embedding":
+        if not task.predicts:
             logits = logits.mean(axis=0, keepdims=True)  # [1, width]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
         if reference is not None and rows is not None:
             reference = np.take(reference, rows, axis=1)
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
-        if task == "embedding":
+        if not task.predicts:
             distances.append(0.0 if reference is None else _cosine_distance(reference[0], logits[0]))
             sums = (0.0, 0.0, 0.0)
         else:
@@ -186,9 +156,9 @@ def score(
                 _require_room(keep, len(windows) * logits.nbytes)
             _save(_file(keep, index), logits)
         advance()
-    if task == "embedding":
+    if not task.predicts:
         return Scores([], [1] * len(windows), distances=distances if base is not None else None)
-    whole = task == "causal"
+    whole = task.continues
     if base is None:
         return Scores(nats, tokens, whole_text=whole)
     return Scores(nats, tokens, kl, agreements, whole_text=whole)

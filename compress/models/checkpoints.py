@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

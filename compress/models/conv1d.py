@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 
 class StoredTransposed(nn.Linear):

@@ -20,6 +20,7 @@ from compress.context import Context
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.teaching.distillation import Lesson, taught
 
@@ -31,7 +32,7 @@ class Distill(Pass, Lesson):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")

@@ -25,7 +25,7 @@ from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
 
 FOLDER = "compressed-tensors"
 
@@ -65,7 +65,7 @@ class ExportCompressedTensors(Pass):
             require_linear(name, model.get_submodule(name))
         return found
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Formats outside the layout, and those that vLLM has no kernel for if it is among the runtimes."""
         from compress.export.compressed_tensors.artifact import refusal
 

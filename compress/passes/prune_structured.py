@@ -37,7 +37,7 @@ from compress.structured.slicing import Counts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
 from compress.structured.target import Costs, Target, best_shape, shapes_within
 from compress.structured.width import require_free_width
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 
 class PruneStructured(Pass):
@@ -78,7 +78,7 @@ class PruneStructured(Pass):
         require_torch_pruning()
         if self.width:
             require_free_width(model, f"{self.name()}.width")
-        if self.target is not None and self.target.shapes > 1 and task_of(model.config) == "embedding":
+        if self.target is not None and self.target.shapes > 1 and not task_of(model.config).predicts:
             raise UserError(
                 f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an encoder "
                 "that embeds predicts none; take 1, or give shares"

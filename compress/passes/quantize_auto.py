@@ -6,10 +6,10 @@
        bytes for a summed loss);
     3. quantize as quantize_gptq does, each layer in its own format (layerwise/quantize.py).
 
-With `coded` every tensor gets a rate in quarters of a bit (formats/coded.py): fewer bytes in the file for the
-same loss, a byte per weight in memory.
+With `coded` every tensor gets a rate in quarters of a bit (formats/coded/coded.py): fewer bytes in the file
+for the same loss, a byte per weight in memory.
 
-The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
+The losses of single layers do not tell all of what they do together: `trust` shrinks every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
 Those of embedding and head are wholly trusted, and nothing after them makes their errors good.
 
@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from compress.artifact.bundle import Bundle
 from compress.artifact.sizes import ArtifactBytes
 from compress.context import Context
-from compress.formats import Coded, Int8, IntegerFormat
+from compress.formats import Coded, Format, Int8
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.layerwise.budget import Offers, Plan
+from compress.layerwise.budget import Assignment, Candidates
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
@@ -104,7 +104,7 @@ class QuantizeAuto(Pass, LayerSolver):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """All formats that it chooses from."""
         return tuple(dict.fromkeys((*self._choices(self.widths), *self._choices(self.embedding_widths))))
 
@@ -137,8 +137,8 @@ class QuantizeAuto(Pass, LayerSolver):
         sizes = ArtifactBytes(bundle, [*names, *tables], noted, context.workdir / "weighed")
         plan, predicted = self._plan(names, tables, losses, sizes)
         notes: dict[str, Any] = {
-            "layers": dict(sorted(Counter(_label(plan[name]) for name in names).items())),
-            "embeddings": _label(plan[tables[0]]),
+            "layers": dict(sorted(Counter(plan[name].label for name in names).items())),
+            "embeddings": plan[tables[0]].label,
             "predicted_kl": predicted,
             "planned_bytes": sizes.total(plan),
             "measuring_seconds": seconds,
@@ -162,9 +162,9 @@ class QuantizeAuto(Pass, LayerSolver):
         self, bundle: Bundle, model: nn.Module, names: list[str], windows: Tensor, context: Context
     ) -> list[list[float]]:
         """Losses per tensor and width: the layers', then those of embedding and head together."""
-        apart = min(self.measured_windows, max(len(windows) - 1, 1))
-        fitted = windows[:-apart][: self.moment_windows] if len(windows) > apart else windows
-        probe = Probe(model, windows[-apart:, : self.measured_tokens], context.precision)
+        heldout = min(self.measured_windows, max(len(windows) - 1, 1))
+        fitted = windows[:-heldout][: self.moment_windows] if len(windows) > heldout else windows
+        probe = Probe(model, windows[-heldout:, : self.measured_tokens], context.precision)
         tables = embedding_losses(model, self._measured(self.embedding_widths), probe)
         found = layer_losses(
             model,
@@ -185,7 +185,7 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def _plan(
         self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
-    ) -> tuple[Plan, float]:
+    ) -> tuple[Assignment, float]:
         """A format for every layer and for the embeddings, and the summed loss predicted for them."""
         size = sizes.share if self.bits_per_weight is None else sizes.stored
         formats = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
@@ -194,49 +194,49 @@ class QuantizeAuto(Pass, LayerSolver):
             [sum(size(name, format) for name in together) for format in each]
             for together, each in zip(members, formats, strict=True)
         ]
-        offers = Offers(members, formats, costs)
+        candidates = Candidates(members, formats, costs)
         weights = [sum(sizes.weights(name) for name in together) for together in members]
         if self.largest_kl is not None:
-            chosen = offers.within_loss(losses, self.largest_kl)
+            chosen = candidates.within_loss(losses, self.largest_kl)
         else:
             valued = self._valued(losses, formats[0], weights)
             if self.bits_per_weight is not None:
-                chosen = offers.within_bits(valued, sum(weights), self.bits_per_weight)
+                chosen = candidates.within_bits(valued, sum(weights), self.bits_per_weight)
             else:
                 assert self.budget_bytes is not None
                 rest = sizes.rest + self.reserve_bytes
-                chosen = offers.within_bytes(valued, rest, self.budget_bytes)
-        return offers.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
+                chosen = candidates.within_bytes(valued, rest, self.budget_bytes)
+        return candidates.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
 
     def _valued(
-        self, losses: list[list[float]], formats: tuple[IntegerFormat, ...], weights: list[int]
+        self, losses: list[list[float]], formats: tuple[Format, ...], weights: list[int]
     ) -> list[list[float]]:
-        """The losses as they count in the choice: layers drawn towards each other, and less of them."""
+        """The losses as they count in the choice: layers shrunk towards each other, and less of them."""
         *layers, embeddings = losses
         levels = [row[_nearest(formats)] for row in layers]
         share = 1.0 if self.asymmetric == 0 else _LEFT
-        drawn = tempered(layers, levels, weights[:-1], self.trust)
+        shrunk = tempered(layers, levels, weights[:-1], self.trust)
         # what embedding and head lose is measured at every width, with all that depends on them
-        return [*([share * loss for loss in row] for row in drawn), embeddings]
+        return [*([share * loss for loss in row] for row in shrunk), embeddings]
 
-    def _format(self, bits: int) -> IntegerFormat:
+    def _format(self, bits: int) -> Format:
         if self.coded:
             return Coded(rate=min(bits, _LARGEST_RATE), trellis=False)
         return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
 
-    def _measured(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _measured(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """Where losses are measured: at the widths, or at the whole bits between, without a trellis."""
         if not self.coded:
             return tuple(self._format(b) for b in widths)
         low, high = (min(end, _LARGEST_RATE) for end in (min(widths), max(widths)))
         return tuple(Coded(rate=rate, trellis=False) for rate in range(low, high + 1))
 
-    def _choices(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _choices(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """What is chosen from: the widths, or coded rates between them."""
         found = self._measured(widths)
         if not self.coded:
             return found
-        low, high = (int(_rate(end) * _PER_BIT) for end in (found[0], found[-1]))
+        low, high = (int(end.nominal_bits * _PER_BIT) for end in (found[0], found[-1]))
         return tuple(Coded(rate=quarters / _PER_BIT) for quarters in range(low, high + 1))
 
     def _for_choices(self, widths: tuple[Width, ...], losses: list[float]) -> list[float]:
@@ -244,20 +244,12 @@ class QuantizeAuto(Pass, LayerSolver):
         if not self.coded:
             return losses
         at, wanted = (
-            [_rate(format) for format in formats]
+            [format.nominal_bits for format in formats]
             for formats in (self._measured(widths), self._choices(widths))
         )
         return extended(losses, at, wanted)
 
 
-def _nearest(formats: tuple[IntegerFormat, ...]) -> int:
+def _nearest(formats: tuple[Format, ...]) -> int:
     """Which of them is the nearest to the rate at which layers are compared."""
-    return min(range(len(formats)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))
-
-
-def _rate(format: IntegerFormat) -> float:
-    return format.rate if isinstance(format, Coded) else format.bits
-
-
-def _label(format: IntegerFormat) -> str:
-    return f"coded {format.rate:g}" if isinstance(format, Coded) else format.kind
+    return min(range(len(formats)), key=lambda k: abs(formats[k].nominal_bits - _COMPARED_AT))

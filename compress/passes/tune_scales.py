@@ -26,7 +26,7 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.models.layers import is_linear, linear_layers, replace_module
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 from compress.text.windows import TextData
 from compress.training.codes.scales import digest_of_state, make_tunable
 from compress.training.codes.tuning import Tuning, tune, units_of
@@ -54,7 +54,7 @@ class TuneScales(Pass, Tuning):
             UserError: the model does not continue text, or the text does not fill one batch.
         """
         task = task_of(bundle.model.config)
-        if task != "causal":
+        if not task.continues:
             raise UserError(
                 f"{self.name()}: a model for the task '{task}' has no next-token distribution to keep to; "
                 "take this pass out"

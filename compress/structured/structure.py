@@ -26,7 +26,7 @@ from compress.errors import MissingExtra, UserError
 from compress.models.layers import is_linear
 from compress.models.running import gradients
 from compress.models.stacks import decoder_blocks
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 Kind = Literal["heads", "neurons"]
 _TOKENS = 5
@@ -291,8 +291,7 @@ def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _forward(model: Any, ids: Tensor) -> Tensor:
-    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
-    return model(input_ids=ids, **cache)[0]
+    return task_of(model.config).answers(model, ids)
 
 
 def _join_plainly(graph: Any) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
-from compress.formats import IntegerFormat, Nf4, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats import Format, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack
 from compress.models.checkpoints import meta_model, quiet_transformers, save_configurations
 from compress.models.conv1d import StoredTransposed
@@ -56,9 +56,9 @@ class Scheme:
         return {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False, **size}
 
 
-def refusal(format: IntegerFormat) -> str | None:
+def refusal(format: Format) -> str | None:
     """Why this layout cannot hold codes of a format, and what to do; None if it can."""
-    if not isinstance(format, Nf4):
+    if format.affine:
         return None
     return f"pack-quantized holds integer grids, not {format.kind}; use int4, or leave this export out"
 

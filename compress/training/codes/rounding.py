@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.formats import Grid, IntegerFormat, QuantizedLinear, QuantizedTensor
+from compress.formats import Format, Grid, QuantizedLinear, QuantizedTensor
 from compress.solvers.block_tuning import SCALE_BOUND, positions, tuned_codes
 from compress.training.codes.scales import shippable
 
@@ -34,7 +34,7 @@ class TunableRounding(nn.Module):
         self.shift = nn.Parameter(torch.zeros_like(self.grid.scales))
 
     @property
-    def format(self) -> IntegerFormat:
+    def format(self) -> Format:
         """Of the codes."""
         return self.held.format
 
