@@ -10,7 +10,9 @@ from compress.context import Context as Context
 from compress.errors import MissingExtra as MissingExtra
 from compress.errors import UserError as UserError
 from compress.formats import Activations as Activations
+from compress.formats import AnyFormat as AnyFormat
 from compress.formats import Coded as Coded
+from compress.formats import Format as Format
 from compress.formats import Int2 as Int2
 from compress.formats import Int3 as Int3
 from compress.formats import Int4 as Int4
@@ -41,7 +43,6 @@ from compress.passes.export_onnx import ExportOnnx as ExportOnnx
 from compress.passes.fold_scales import FoldScales as FoldScales
 from compress.passes.prune_alps import PruneAlps as PruneAlps
 from compress.passes.prune_gradual import PruneGradual as PruneGradual
-from compress.passes.prune_layers import PruneLayers as PruneLayers
 from compress.passes.prune_magnitude import PruneMagnitude as PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt as PruneSparsegpt
 from compress.passes.prune_structured import PruneStructured as PruneStructured
@@ -67,6 +68,7 @@ from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe
 from compress.run.registry import pass_class as pass_class
 from compress.runtimes import open_runtime as open_runtime
+from compress.tasks.causal import CAUSAL as CAUSAL
 from compress.text.documents import load_documents as load_documents
 from compress.text.windows import DataConfig as DataConfig
 from compress.text.windows import TextData as TextData

@@ -16,11 +16,11 @@ from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
-from compress.measure.reference import Reference as BaseLogits
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import (
+    PassRecord,
     Reference,
     Result,
     RunRecord,
@@ -38,7 +38,7 @@ from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
-from compress.text.windows import DataConfig, TextData, Windows
+from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
 _ATTEMPTS = 4  # to meet a budget with what an export adds
@@ -200,17 +200,18 @@ def tell(recipe: Recipe, made: Made) -> RunRecord:
         )
         SampleBook(samples=list(samples.values())).write(book)
 
-    with BaseLogits(base, windows, work) as logits:
-        continuation = harness.Continuation(prompt, recipe.report.sample_tokens)
-        results = harness.measure(
-            targets, base, windows, protocol, done=done, reference=logits, calibration=made.data.calibration,
-            continuation=continuation, on_sample=keep_sample,
-            on_result=lambda result: harness.save_result(path, result),
-        )  # fmt: skip
-        if earlier and earlier.variants == made.variants and all(result in done for result in results):
-            steps = earlier.step_results
-        else:
-            steps = _measure_steps(made, base, windows, protocol, logits)
+    inner, ends = _inner_steps(made.variants)
+    known = earlier is not None and earlier.variants == made.variants
+    known = known and len(harness.taken_over(targets, windows, protocol, done)) == len(targets)
+    unfinished = work / "measured.json"
+    found = harness.measure(
+        targets, base, windows, protocol, steps=[] if known else _step_targets(made, inner, ends), done=done,
+        workdir=work, unfinished=unfinished, calibration=made.data.calibration,
+        continuation=harness.Continuation(prompt, recipe.report.sample_tokens), on_sample=keep_sample,
+        on_result=lambda result: harness.save_result(path, result),
+    )  # fmt: skip
+    results = found[: len(targets)]
+    steps = earlier.step_results if earlier and known else _step_results(made, inner, ends, found)
     write_results(path, results)
     record = RunRecord(
         recipe_name=recipe.name,
@@ -225,6 +226,7 @@ def tell(recipe: Recipe, made: Made) -> RunRecord:
     )
     record.write(folder / "run.json")
     book.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     return record
 
 
@@ -309,33 +311,47 @@ def _targets(folder: Path, variant: VariantRecord) -> list[harness.Target]:
     return found
 
 
-def _measure_steps(
-    made: Made, base: Path, windows: Windows, protocol: MeasureProtocol, logits: BaseLogits
-) -> list[StepResult]:
-    """Quality after each step of a chain that is not the end of it; the ends are variants themselves."""
-    inner = []
-    for variant in made.variants:
-        if variant.name == "base":
-            continue
+_Inner = list[tuple[str, int, PassRecord]]  # variant, index in its chain, step
+
+
+def _inner_steps(variants: Sequence[VariantRecord]) -> tuple[_Inner, dict[str, str]]:
+    """The steps that change weights and are not the end of their chain; and, of the ends, fingerprint ->
+    variant: what is the end of another chain has been measured with that."""
+    inner: _Inner = []
+    ends: dict[str, str] = {}
+    for variant in variants:
         changing = [(i, s) for i, s in enumerate(variant.steps) if not s.is_export]
-        inner += [(variant.name, i, s) for i, s in changing[:-1]]
-    if not inner:
-        return []
-    paths = {s.fingerprint: made.steps[s.fingerprint] for _, _, s in inner}
-    targets = [harness.Target(found, "torch", path, found) for found, path in paths.items()]
-    scored = {r.variant: r for r in harness.quality_only(targets, base, windows, protocol, reference=logits)}
+        if changing:
+            ends.setdefault(changing[-1][1].fingerprint, variant.name)
+        if variant.name != "base":
+            inner += [(variant.name, i, s) for i, s in changing[:-1]]
+    return inner, ends
+
+
+def _step_targets(made: Made, inner: _Inner, ends: dict[str, str]) -> list[harness.Target]:
+    """What of the inner steps is to be scored, each once."""
+    found = dict.fromkeys(s.fingerprint for _, _, s in inner if s.fingerprint not in ends)
+    return [harness.Target(step, "torch", made.steps[step], step) for step in found]
+
+
+def _step_results(
+    made: Made, inner: _Inner, ends: dict[str, str], results: Sequence[Result]
+) -> list[StepResult]:
+    """Quality and size after each inner step, from the results of variants and steps."""
+    scored = {r.variant: r for r in results if r.runtime == "torch"}
     return [
         StepResult(
             variant=name, step_index=index, pass_name=step.name,
-            nll=scored[step.fingerprint].nll,
-            delta_nll=scored[step.fingerprint].delta_nll,
-            delta_nll_ci95=scored[step.fingerprint].delta_nll_ci95,
-            kl_to_base=scored[step.fingerprint].kl_to_base,
-            kl_ci95=scored[step.fingerprint].kl_ci95,
-            weight_bytes=scored[step.fingerprint].weight_bytes,
-            file_bytes=disk_bytes(paths[step.fingerprint]),
+            nll=result.nll,
+            delta_nll=result.delta_nll,
+            delta_nll_ci95=result.delta_nll_ci95,
+            kl_to_base=result.kl_to_base,
+            kl_ci95=result.kl_ci95,
+            weight_bytes=result.weight_bytes,
+            file_bytes=disk_bytes(made.steps[step.fingerprint]),
         )
         for name, index, step in inner
+        for result in [scored[ends.get(step.fingerprint, step.fingerprint)]]
     ]  # fmt: skip
 
 

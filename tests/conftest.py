@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import training_set
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
@@ -19,6 +19,15 @@ from compress.context import Context
 # `pytest --hypothesis-profile=explore` looks for new ones
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("explore", max_examples=3000, deadline=None)
+# for mutants.py: a failure is all that is asked for, not the smallest one, and soon
+settings.register_profile(
+    "mutants",
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    database=None,
+    max_examples=30,
+)
 settings.load_profile("steady")
 
 

@@ -30,7 +30,9 @@ RUNS = {
     ),
     "sharded-micro": (Train(**{**COMMON, "batch": 2}, accumulate=2, optimizer="sgd", clip=0.5), {}, True),
     "sharded-resumed": (Train(**COMMON, average="tail", checkpoint_seconds=0.0), {}, True),
+    "sharded-transposed": (PruneGradual(**COMMON, every=2, sparsity=0.5, optimizer="sgd"), {}, True),
 }
+FAMILIES = {"sharded-transposed": "gpt2"}
 
 
 def train(folder: Path) -> None:
@@ -38,7 +40,7 @@ def train(folder: Path) -> None:
     save = checkpoint.save
     for name, (step, teacher, sharded) in RUNS.items():
         os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
-        bundle = tiny_bundle()
+        bundle = tiny_bundle(family=FAMILIES.get(name, "llama"))
         context = tiny_context(bundle, folder / name, tiny_bundle(seed=3, **teacher))
         if name == "sharded-resumed":
             checkpoint.save = _stopping(save)

@@ -1,7 +1,11 @@
 """Tiny random models of every exported family, for the tests of export and ONNX Runtime."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,9 +15,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from compress.artifact.bundle import Bundle
+from compress.export.onnx import seq2seq as seq2seq_export
 from compress.export.onnx.forms import Forms
-from compress.formats import QuantizedTensor
-from compress.formats.integer import IntegerFormat
+from compress.export.onnx.trace import trace, without_matrices
+from compress.formats import Format, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings
 from compress.models.layers import linear_layers, matrix
 from compress.records.records import Lineage
@@ -101,7 +106,7 @@ def word_tokenizer(**special: str) -> Any:
     )
 
 
-def quantized(bundle: Bundle, format: IntegerFormat, embeddings: IntegerFormat | None = None) -> Bundle:
+def quantized(bundle: Bundle, format: Format, embeddings: Format | None = None) -> Bundle:
     result = bundle.clone()
     for name in linear_layers(result.model):
         put_codes(result.model, name, QuantizedTensor.round(format, matrix(result.model.get_submodule(name))))
@@ -114,6 +119,29 @@ def exported(bundle: Bundle, folder: Path, forms: Forms | None = None) -> OnnxRu
 
     write_artifact(bundle, folder, forms or Forms())
     return OnnxRuntime(folder, threads=1)
+
+
+_TRACED: dict[str, bytes] = {}
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """While the block runs, an encoder-decoder is traced once for all formats: seconds each time, and the
+    graph holds none of its matrices. What it does hold, the rest of the parameters, must be the same."""
+    import onnx
+
+    def once(model: Any, inputs: Any, outputs: Any, answer: Any, **options: Any) -> Any:
+        rest, config = without_matrices(model), model.config.to_dict() | {"_name_or_path": ""}
+        known = hashlib.sha256(repr((rest, config, inputs, list(outputs), options)).encode())
+        for name, tensor in rest.state_dict().items():
+            known.update(name.encode() + tensor.numpy().tobytes())
+        key = known.hexdigest()
+        if key not in _TRACED:
+            _TRACED[key] = trace(model, inputs, outputs, answer, **options).SerializeToString()
+        return onnx.ModelProto.FromString(_TRACED[key])
+
+    with mock.patch.object(seq2seq_export, "trace", once):
+        yield
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Any:

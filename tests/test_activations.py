@@ -16,6 +16,7 @@ from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.round_activations import RoundActivations
+from compress.runtimes.torch_runtime import TorchRuntime
 
 library = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes (the extra of that name)"
@@ -84,6 +85,8 @@ def test_the_rule_travels_with_the_artifact(bundle, make_context, tmp_path, mode
     assert (ours - before).norm() < 0.1 * before.norm()
     head = loaded.model.get_output_embeddings()
     assert head.activations is None
+    # which columns are outliers depends on all that a call reads, so windows are then scored one by one
+    assert (TorchRuntime(tmp_path / "artifact", 1).together == 1) == (mode == "llm_int8")
 
 
 def test_activations_are_refused_where_nothing_holds_codes(bundle, make_context):

@@ -100,3 +100,13 @@ def test_tokens_that_are_cut_already():
     assert data.heldout.tokens.shape == data.evaluation.tokens.shape == (0, 8)
     # SHA-256 of 0 .. 23 as little-endian int32
     assert data.train_sha256 == data.calibration.sha256 != data.heldout.sha256
+
+
+def test_a_pass_takes_tokens_as_they_are(bundle):
+    rows = np.random.default_rng(0).integers(0, bundle.model.config.vocab_size, (4, 32))
+    step = compress.PruneWanda(sparsity=0.5)
+    one = bundle.apply(step, text=compress.TextData.of_tokens(32, calibration=rows))
+    other = bundle.apply(step, text=compress.TextData.of_tokens(32, calibration=rows[:, ::-1]))
+    assert any(not one.masks[name].equal(other.masks[name]) for name in one.masks)
+    with pytest.raises(compress.UserError, match="text: prune_wanda needs calibration tokens"):
+        bundle.apply(step, text=compress.TextData.of_tokens(32, heldout=rows))

@@ -34,7 +34,7 @@ def demo(folder: Path, *more: str) -> list[object]:
         "base.passes.train={tokens: 12000, batch: 16}",
         "base.passes.export_onnx.check_tokens=64",
         "variants.pruned.passes.distill.tokens=2000",
-        "variants.student.passes.prune_layers.keep=1",
+        "variants.student.passes.student.blocks=1",
         "variants.student.passes.distill.tokens=2000",
         "measure={prefill_tokens: 16, rounds: 2}",
         "report={prompt: The model, sample_tokens: 8}",

@@ -11,7 +11,7 @@ from cli_helpers import built_once
 from doc_pages import FOREIGN, PAGES, ROOT, blocks, commands
 from test_cli_demo import run_demo
 
-from compress.cli import app
+from compress.cli.commands import app
 from compress.records.records import Result
 from compress.run.recipe import shipped
 from compress.run.registry import names

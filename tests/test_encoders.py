@@ -12,9 +12,10 @@ from encoder_models import write_encoder
 
 from compress.artifact.bundle import Bundle, code_files
 from compress.errors import UserError
-from compress.measure.quality import question, score, summarise
+from compress.measure.quality import score, summarise
 from compress.models.layers import linear_layers
 from compress.runtimes.torch_runtime import TorchRuntime
+from compress.tasks.masked import MASKED
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_the_masked_loss_is_that_of_a_plain_forward_pass(run):
         return
     nats = []
     for index, window in enumerate(windows):
-        asked = question(window, index, "masked", tokenizer.mask_token_id)
+        asked = MASKED.question(window, index, tokenizer.mask_token_id)
         assert (asked.inputs[asked.rows] == tokenizer.mask_token_id).all()
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(asked.inputs).long()[None]).logits[0]
@@ -134,4 +135,4 @@ def test_what_an_encoder_cannot_do_is_said_beforehand(text, tmp_path, monkeypatc
     line = refused("run", recipe, "-o", tmp_path / "run")  # it would see the tokens that it predicts
     assert "base.passes.0.train: does not take an encoder (model_type 'bert'); those that do: " in line
     with pytest.raises(UserError, match="no mask token"):
-        question(np.arange(8, dtype=np.int32), 0, "masked", None)
+        MASKED.question(np.arange(8, dtype=np.int32), 0, None)

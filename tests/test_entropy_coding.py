@@ -1,13 +1,14 @@
 """The arithmetic coder of codes: nothing is lost, little is wasted."""
 
 import math
+import zlib
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.formats.coded.entropy_coding import decode, encode, stream_bytes
+from compress.formats.coded.entropy_coding import decode, encode, inflate, stream_bytes
 
 
 def codes_of(spread: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -61,3 +62,43 @@ def test_the_length_is_known_without_writing(spread):
 def test_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match="length|smaller|divide"):
         decode(encode(codes_of(torch.full((32, 32), 2.4))), shape)
+
+
+def test_classes_are_logarithms_of_spreads_in_thirds_of_a_bit():
+    """Of rows, then of columns once the rows' own are divided out; at least a tenth of a step."""
+    spread = torch.full((60, 80), 2.0)
+    spread[::2, ::2], spread[5], spread[:, 7] = 6.0, 40.0, 0.0
+    codes = codes_of(spread)
+    raw = encode(codes)
+    classes = zlib.decompress(raw[4 : 4 + int.from_bytes(raw[:4], "little")])[: 60 + 80]
+    squares = (codes.double() - 128) ** 2
+    across = squares.mean(1).clamp(min=0.01)
+    down = (squares / across[:, None]).mean(0).clamp(min=0.01)
+    for found, part in ((classes[:60], across), (classes[60:], down)):
+        wanted = (1.5 * part.log2()).round()
+        assert list(found) == (wanted - wanted.min()).int().tolist()
+
+
+def test_a_code_that_is_one_in_a_hundred_thousand_is_not_lost():
+    codes = torch.full((512, 512), 128, dtype=torch.uint8)
+    codes[3, 5], codes[100, 200], codes[511, 511] = 127, 130, 129
+    assert (decode(encode(codes), (512, 512)) == codes.numpy()).all()
+
+
+def test_classes_that_no_place_has_are_no_trouble():
+    spread = torch.full((64, 64), 0.4)
+    spread[32:] = 60.0
+    codes = codes_of(spread)
+    assert (decode(encode(codes), (64, 64)) == codes.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [(lambda x: x, 99), (lambda x: x[:-3], 100), (lambda x: x + b"more", 100)],
+    ids=["more than announced", "cut", "followed by something"],
+)
+def test_what_is_inflated_is_whole_and_no_more_than_announced(change, most):
+    packed = zlib.compress(bytes(100))
+    assert inflate(packed, 100) == bytes(100)
+    with pytest.raises(ValueError, match="a part of another length"):
+        inflate(change(packed), most)

@@ -19,6 +19,7 @@ from transformers import (
 from compress.calibration.magnitudes import input_statistics
 from compress.errors import UserError
 from compress.layerwise.folding import apply_fold, find_folds, shared, stacked_weight
+from compress.models.conv1d import linears
 from compress.models.layers import matrix
 from compress.passes.fold_scales import FoldScales
 from compress.passes.prune_magnitude import PruneMagnitude
@@ -55,7 +56,7 @@ def make(config):
     auto = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = auto.from_config(config).eval()
+        model = linears(auto.from_config(config)).eval()
     for name, parameter in model.named_parameters():  # gains of 1 and biases of 0 would hide mistakes
         if parameter.dim() == 1:
             noise = 0.3 * torch.randn(parameter.shape, generator=generator(len(name)))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from compress import api
 from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
 from compress.host import machine
 from compress.host.memory import peak_rss_bytes
 from compress.measure import harness
-from compress.measure.harness import Continuation, Target, measure, quality_only, save_result
+from compress.measure.harness import Continuation, Target, measure, save_result
 from compress.measure.process import WorkerError, WorkerProcess
+from compress.measure.unfinished import Unfinished
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import read_results
+from compress.records.records import PassRecord, VariantRecord, read_results
 from compress.runtimes.torch_runtime import TorchRuntime
 from compress.text.windows import Windows
 
@@ -111,14 +114,90 @@ def test_restarts_processes_where_models_do_not_fit_together(base, windows, tmp_
     assert row.kl_to_base is None
 
 
-def test_quality_of_steps_shares_one_process(base, other, windows, tmp_path):
-    steps = [Target("one", "torch", other), Target("two", "torch", base), Target("three", "torch", other)]
-    one, two, three = quality_only(steps, base, windows, FAST, workdir=tmp_path)
+def test_steps_are_scored_in_the_process_of_the_base(base, other, windows, tmp_path, monkeypatch):
+    started = []
+
+    class Counting(WorkerProcess):
+        def __init__(self, *args, what, **kwargs):
+            started.append(what)
+            super().__init__(*args, what=what, **kwargs)
+
+    monkeypatch.setattr(harness, "WorkerProcess", Counting)
+    steps = [Target(n, "torch", path, n) for n, path in (("one", other), ("two", base), ("three", other))]
+    kept = tmp_path / "measured.json"
+    one, two, three = measure([], base, windows, FAST, steps=steps, workdir=tmp_path, unfinished=kept)
     assert one.kl_to_base == three.kl_to_base > 0
     assert two.kl_to_base is None
     assert one.decode_seconds_p50 is None
     assert one.peak_rss_bytes is None
     assert one.weight_bytes == two.weight_bytes
+    assert started == ["the base model in torch"]
+    assert measure([], base, windows, FAST, steps=steps, unfinished=kept) == [one, two, three]
+    targets = [Target("base", "torch", base, "f0")]
+    again = measure(targets, base, windows, FAST, steps=steps[:2], workdir=tmp_path)
+    assert [r.nll for r in again[1:]] == [one.nll, two.nll]
+    assert started[1:] == ["base in torch"]
+    with pytest.raises(ValueError, match="there is none"):
+        measure([], None, windows, FAST, steps=steps)
+
+
+def test_what_was_cut_off_is_neither_timed_nor_scored_again(base, other, windows, tmp_path, monkeypatch):
+    asked = []
+    ask = WorkerProcess.ask
+
+    def telling(self, do, *args, **fields):
+        asked.append((self.what, do))
+        return ask(self, do, *args, **fields)
+
+    def stop(result):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WorkerProcess, "ask", telling)
+    targets = [Target("other", "torch", other, "f1"), Target("base", "torch", base, "f0")]
+    kept, lines = tmp_path / "measured.json", []
+
+    def go(**more):
+        found = measure(targets, base, windows, FAST, done=lines, unfinished=kept, workdir=tmp_path, **more)
+        return found, [what for what, do in asked if do == "time_round"]
+
+    with pytest.raises(KeyboardInterrupt):
+        go(on_result=lambda result: lines.append(result) or stop(result))
+    assert [line.variant for line in lines] == ["base"]
+    asked.clear()
+    (row, _), timed = go()
+    assert not timed
+    assert row.kl_to_base > 0
+    assert row.decode_seconds_p99 is not None
+    assert row.peak_rss_bytes > 50e6
+    common = harness._common(FAST, windows)
+    assert Unfinished(kept, common).timings([targets[0].key]) is not None
+    assert Unfinished(kept, common | {"machine": {}}).timings([targets[0].key]) is None
+    kept.write_text("{", encoding="utf-8")
+    assert Unfinished(kept, common).timings([targets[0].key]) is None
+
+
+def test_a_step_that_is_the_end_of_another_chain_is_not_scored_again():
+    def step(name, fingerprint):
+        return PassRecord(
+            name=name, config={}, seconds=0, peak_rss_bytes=None, parent=None, fingerprint=fingerprint,
+            seed=0, notes={},
+        )  # fmt: skip
+
+    def variant(name, *steps):
+        return VariantRecord(
+            name=name, parent="base", artifact=name, onnx_artifact=None, fingerprint=steps[-1].fingerprint,
+            steps=list(steps),
+        )  # fmt: skip
+
+    prune, heal, export = step("prune", "p"), step("distill", "h"), step("export_onnx", "e")
+    base = variant("base", step("create", "c"), step("train", "t"))
+    variants = [base, variant("cut", prune, export), variant("healed", prune, heal)]
+    inner, ends = api._inner_steps(variants)
+    assert inner == [("healed", 0, prune)]
+    assert ends == {"t": "base", "p": "cut", "h": "healed"}
+    made = SimpleNamespace(steps={"p": Path("p")})
+    assert api._step_targets(made, inner, ends) == []
+    assert [t.path for t in api._step_targets(made, inner, {})] == [Path("p")]
 
 
 def test_an_artifact_that_does_not_load_is_named(base, windows, tmp_path):

@@ -97,6 +97,23 @@ def test_chunks_change_nothing(models, windows, monkeypatch):
     np.testing.assert_allclose(quality.score_window(a, targets, b, threads=2), whole, rtol=1e-7)
 
 
+def test_windows_that_share_a_call_score_as_they_do_alone(models, windows, monkeypatch):
+    calls = []
+
+    def counting(tokens):
+        calls.append(len(tokens))
+        return forward(models[1])(tokens)
+
+    alone = quality.score(counting, windows)
+    assert calls == [1] * 5
+    shared = quality.score(counting, windows, together=3)
+    assert calls[5:] == [1, 3, 1]  # the first one tells how large an answer is
+    np.testing.assert_allclose(shared.nats, alone.nats, rtol=1e-6)
+    monkeypatch.setattr(quality, "TOGETHER_BYTES", 2 * 4 * V * (L - 1))
+    quality.score(counting, windows, together=3)
+    assert calls[8:] == [1, 2, 2]
+
+
 def test_large_logits_do_not_overflow():
     logits = np.array([[1e4, -1e4, 0.0]], np.float32)
     assert quality.score_window(logits, np.array([0], np.int32), logits) == (0.0, 0.0, 1.0)

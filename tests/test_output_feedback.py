@@ -40,7 +40,7 @@ def livelier(bundle):
 
 def rounded(weight, fisher, size):
     target, values = weight.clone(), torch.empty_like(weight)
-    for block in row_blocks(fisher, size, drawn=1e-4):
+    for block in row_blocks(fisher, size, shrinkage=1e-4):
         values[block.rows] = target[block.rows].round()
         block.pass_on(target, target[block.rows] - values[block.rows])
     return values
@@ -61,13 +61,40 @@ def test_runs_stay_whole_and_in_their_order():
 def test_later_rows_go_where_the_cost_is_least():
     """The closed form: with D_b given, F_rb D_b + F_rr D_r = 0; rows that move by M have the error -M."""
     fisher = moments(OUT)
-    first = next(iter(row_blocks(fisher, 5, drawn=1e-7)))
+    first = next(iter(row_blocks(fisher, 5, shrinkage=1e-7)))
     target, lost = torch.zeros(OUT, IN), normal(5, IN, seed=9)
     first.pass_on(target, lost)
     rows, later = first.rows, first.later
     moved = torch.linalg.solve(fisher[later][:, later], fisher[later][:, rows] @ lost)
     torch.testing.assert_close(target[later], moved, rtol=1e-3, atol=1e-4)
     assert not target[rows].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_rows_are_moved_to_where_the_whole_cost_is_least(seed, size):
+    """tr(F D H D^T) over all later rows at once, by a system for every block, in float64; any H gives it."""
+    fisher, hessian, weight = (
+        moments(OUT, seed),
+        moments(IN, seed + 9).double(),
+        3 * normal(OUT, IN, seed=seed),
+    )
+    whole = 0.7 * fisher.double() + 0.3 * fisher.double().diagonal().mean() * torch.eye(OUT)
+    order = sorted(range(OUT), key=lambda i: -float(fisher[i, i]))
+    target, values = weight.double().clone(), torch.zeros(OUT, IN, dtype=torch.double)
+    ours = weight.clone()
+    for start, block in zip(range(0, OUT, size), row_blocks(fisher, size), strict=True):
+        rows, later = order[start : start + size], order[start + size :]
+        assert block.rows.tolist() == rows
+        assert block.later.tolist() == later
+        values[rows] = target[rows].round()
+        block.pass_on(ours, ours[rows] - values[rows].float())
+        lost = target[rows] - values[rows]
+        # F_rb D_b H + F_rr D_r H = 0
+        right = -whole[later][:, rows] @ lost @ hessian
+        moved = torch.linalg.solve(whole[later][:, later], right) @ torch.linalg.inv(hessian)
+        target[later] -= moved
+        torch.testing.assert_close(ours[later].double(), target[later], rtol=1e-3, atol=1e-3)
 
 
 def test_the_cost_falls_with_smaller_blocks_under_any_moments_of_the_inputs():

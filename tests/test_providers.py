@@ -17,6 +17,7 @@ from compress.measure import worker
 from compress.records.protocol import MeasureProtocol
 from compress.runtimes.onnx_runtime import OnnxRuntime
 from compress.runtimes.onnx_session import without_defaults
+from compress.tasks.causal import CAUSAL
 
 FULL = {
     "cuda": "CUDAExecutionProvider",
@@ -150,7 +151,7 @@ def test_measurements_use_the_provider_and_say_so(folder, tmp_path, monkeypatch)
 
     def opened(path, runtime, threads, *, provider):
         asked.append((runtime, provider))
-        return SimpleNamespace(weight_bytes=0, device=provider, context=64, task="causal")
+        return SimpleNamespace(weight_bytes=0, device=provider, context=64, task=CAUSAL)
 
     monkeypatch.setattr(worker, "open_runtime", opened)
     facts = worker.Worker("onnxruntime", 1, lambda: None).load(str(folder), "cuda")

@@ -326,7 +326,7 @@ def test_a_mixture_of_experts_is_refused_with_what_to_take_instead(make_context)
         num_key_value_heads=2, num_local_experts=2, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
     bundle = architecture("llama").evolve(model=transformers.MixtralForCausalLM(config).eval())
-    with pytest.raises(UserError, match="'mixtral'.*take prune_layers"):
+    with pytest.raises(UserError, match="'mixtral'.*take student"):
         PruneStructured(neurons=0.5)(bundle, few_tokens(make_context))
 
 

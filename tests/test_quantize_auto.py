@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from compress.artifact.bundle import CODES, weight_bytes
 from compress.artifact.folder import disk_bytes
-from compress.artifact.sizes import ArtifactBytes
+from compress.artifact.sizes import ArtifactBytes, float_file_bytes
 from compress.errors import UserError
 from compress.formats import Int3, Int4, Int8, QuantizedTensor
 from compress.formats.swap import embedding_names
@@ -33,11 +33,6 @@ def measured(bundle, make_context, formats, precision="float32", at=LOW):
     return layer_losses(bundle.model, names, formats, at, probe, windows[:-2], precision=precision)
 
 
-def record(notes=None):
-    return PassRecord(name="quantize_round", config={}, seconds=1.0, peak_rss_bytes=None, parent=None,
-                      fingerprint="0" * 64, seed=0, notes=notes or {})  # fmt: skip
-
-
 def louder(bundle):
     """Random weights as large as trained ones: every layer then matters to the output."""
     with torch.no_grad():
@@ -58,8 +53,7 @@ class TestSensitivity:
         module = bundle.model.get_submodule(layer)
         with torch.no_grad():
             before = bundle.model(windows).logits.log_softmax(-1)
-            weight = module.weight.T if family == "gpt2" else module.weight
-            with replaced_weight(module, 3 * weight):
+            with replaced_weight(module, (3 * module.weight).contiguous()):
                 found = probe.loss()
                 after = bundle.model(windows).logits.log_softmax(-1)
         expected = float((before.exp() * (before - after)).sum(-1).mean())
@@ -128,28 +122,23 @@ class TestBytes:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("format", [Int3(group=32), Int8()])
-    def test_are_those_of_the_written_folder(self, family, tied, format, make_context, tmp_path):
+    def test_bound_those_of_the_written_folder(self, family, tied, format, make_context, tmp_path):
         bundle = training_set.tiny_bundle(family=family, tie_embeddings=tied)
         layers = [*linear_layers(bundle.model), *embedding_names(bundle.model)]
-        sizes = ArtifactBytes(bundle, record(), tmp_path / "scratch")
-        step = QuantizeRound(format=format, embeddings=format)
-        result = step(bundle, make_context(bundle))
-        result = result.evolve(lineage=Lineage(source=bundle.lineage.source, steps=(record(),)))
+        sizes = ArtifactBytes(bundle, layers, 0, tmp_path / "scratch")
+        result = QuantizeRound(format=format, embeddings=format)(bundle, make_context(bundle))
         result.save(tmp_path / "artifact")
-        plan = dict.fromkeys(layers, format)
-        assert sizes.total(plan) == disk_bytes(tmp_path / "artifact")
+        tensors = len(load_file(tmp_path / "artifact" / CODES))
+        # the first offset has one digit and not six, the longest number of the manifest is shorter
+        slack = sizes.total(dict.fromkeys(layers, format)) - disk_bytes(tmp_path / "artifact")
+        assert 0 <= slack <= 12 * tensors + 64
         owned = [name for name in layers if sizes.stored(name, format)]
         assert sum(sizes.stored(name, format) for name in owned) < weight_bytes(result.model)
-        assert (tmp_path / "artifact" / CODES).is_file()
 
-    def test_a_layers_share_is_what_it_changes(self, bundle, make_context, tmp_path):
-        layers = [*linear_layers(bundle.model), *embedding_names(bundle.model)]
-        sizes = ArtifactBytes(bundle, record(), tmp_path / "scratch")
-        plan = dict.fromkeys(layers, Int8())
-        changed = {**plan, layers[0]: Int4(group=32)}
-        share = sizes.share(layers[0], Int4(group=32)) - sizes.share(layers[0], Int8())
-        # offsets of one digit more or less, and the alignment of the header
-        assert abs(sizes.total(changed) - sizes.total(plan) - share) <= 2 * 3 * len(layers) + 8
+    def test_of_a_float_file_are_exact(self, bundle, tmp_path):
+        bundle.save(tmp_path / "artifact")
+        shapes = {name: tuple(p.shape) for name, p in bundle.model.named_parameters()}
+        assert float_file_bytes(shapes) == (tmp_path / "artifact/model.safetensors").stat().st_size
 
 
 def written(bundle, step, make_context, folder):
@@ -166,8 +155,10 @@ def written(bundle, step, make_context, folder):
 
 
 class TestThePass:
-    @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-    def test_lands_just_under_its_budget(self, share, bundle, make_context, tmp_path):
+    @pytest.mark.parametrize("share", [0.25, 0.75])
+    def test_lands_just_under_its_budget(self, share, make_context, tmp_path):
+        # text of a manifest that is weighed at its longest takes two kilobytes, half a percent of 400
+        bundle = training_set.tiny_bundle(hidden=160, intermediate=448, heads=5, kv_heads=5)
         sizes = {}
         for bits in (2, 8):
             ends = QuantizeAuto(bits_per_weight=9, widths=(bits,), embedding_widths=(bits,), group=32)

@@ -20,7 +20,6 @@ from compress.run.recipe import parse
 from compress.run.registry import names, pass_class
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ALIASES = {"prune_layers"}  # for recipes of before
 
 
 def test_it_is_read_to_the_end() -> None:
@@ -34,7 +33,7 @@ def test_its_python_takes_ten_lines() -> None:
 
 def test_its_table_has_every_pass_and_no_other() -> None:
     told = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
-    assert told | ALIASES == set(names()) | ALIASES
+    assert told == set(names())
 
 
 def test_it_has_five_limits() -> None:

@@ -54,7 +54,6 @@ class TestRoundTrip:
 
     def test_every_pass_with_its_defaults(self, recipe_dict):
         required = {
-            "prune_layers": {"keep": 2},
             "prune_structured": {"neurons": 0.25},
             "quantize_auto": {"bits_per_weight": 4.5},
         }

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, refused, results, write_recipe, write_text
-from export_models import quantized, tokens
+from export_models import quantized, tokens, traced_once
 from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
 from compress.artifact.bundle import Bundle
@@ -24,7 +24,7 @@ from compress.formats import Int4, Int8, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings, tables
 from compress.generation.generator import TextGenerator, generate
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
-from compress.measure.quality import question, score
+from compress.measure.quality import score
 from compress.models.layers import linear_layers, matrix
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
@@ -34,12 +34,19 @@ from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.tasks import seq2seq
 
+TASK = seq2seq.SEQ2SEQ
 KINDS = list(SEQ2SEQ)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_shared_by_formats():
+    with traced_once():
+        yield
 
 
 def in_torch(model, ids):
     with torch.inference_mode():
-        return seq2seq.answers(model, torch.from_numpy(ids).long()).numpy()
+        return TASK.answers(model, torch.from_numpy(ids).long()).numpy()
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -49,13 +56,13 @@ class TestInTorch:
         source, target = windows[:, :10], windows[:, 10:].clone()
         with torch.inference_mode():
             loss = model(input_ids=source, labels=target).loss
-            logits = seq2seq.answers(model, windows)
+            logits = TASK.answers(model, windows)
         assert logits.shape == (2, 11, model.config.vocab_size)
         own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
         assert own == pytest.approx(float(loss), rel=1e-5)
-        asked = [question(window, index, "seq2seq") for index, window in enumerate(windows.int().numpy())]
+        asked = [TASK.question(window, index) for index, window in enumerate(windows.int().numpy())]
         assert all(np.array_equal(a.targets, t) for a, t in zip(asked, target.numpy(), strict=True))
-        scores = score(lambda ids: in_torch(model, ids), windows.int().numpy(), task="seq2seq")
+        scores = score(lambda ids: in_torch(model, ids), windows.int().numpy(), task=TASK)
         assert sum(scores.nats) / sum(scores.tokens) == pytest.approx(float(loss), rel=1e-5)
 
     def test_all_tables_share_one_set_of_codes_when_it_is_saved_too(self, name, tmp_path):
@@ -88,7 +95,7 @@ class TestCalibration:
             for n in names
         ]
         with torch.inference_mode():
-            seq2seq.answers(model, windows)
+            TASK.answers(model, windows)
         for handle in handles:
             handle.remove()
         visited = []
@@ -122,11 +129,11 @@ class TestCalibration:
         names, format = linear_layers(original), Int4(group=16)
         windows, heldout = (torch.from_numpy(tokens(n, 48, seed=n)).long() for n in (32, 8))
         with torch.inference_mode():
-            wanted = seq2seq.answers(original, heldout).log_softmax(-1)
+            wanted = TASK.answers(original, heldout).log_softmax(-1)
 
         def loss(model):
             with torch.inference_mode():
-                found = seq2seq.answers(model, heldout).log_softmax(-1)
+                found = TASK.answers(model, heldout).log_softmax(-1)
             return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
         rounded, plain, aimed = (tiny_seq2seq(name).model for _ in range(3))
@@ -149,13 +156,13 @@ class TestCalibration:
         )
         heldout = torch.from_numpy(tokens(8, 48, seed=2)).long()
         with torch.inference_mode():
-            wanted = seq2seq.answers(original.model, heldout)
+            wanted = TASK.answers(original.model, heldout)
         lost = []
         for step in (PruneMagnitude(sparsity=0.5), PruneWanda(sparsity=0.5), PruneSparsegpt(sparsity=0.5)):
             pruned = step(original, context)
             assert all(float(mask.float().mean()) == 0.5 for mask in pruned.masks.values())
             with torch.inference_mode():
-                lost.append(float((seq2seq.answers(pruned.model, heldout) - wanted).norm()))
+                lost.append(float((TASK.answers(pruned.model, heldout) - wanted).norm()))
         assert lost[2] < lost[1]
         assert lost[2] < lost[0]
         with pytest.raises(UserError, match="shares zeros out over one list"):

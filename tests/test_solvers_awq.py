@@ -1,5 +1,6 @@
 """AWQ: a few channels with large inputs, and rounding that spares their weights."""
 
+import pytest
 import torch
 
 from compress.formats import Int3
@@ -65,3 +66,27 @@ def test_scales_are_positive_whatever_the_inputs_and_do_not_depend_on_their_unit
         assert torch.isfinite(s).all()
     magnitudes = torch.tensor([0.5, 2.0, 8.0])
     assert torch.allclose(scales_for(magnitudes, 0.5), scales_for(64 * magnitudes, 0.5))
+
+
+def test_scales_and_errors_are_those_of_the_equations():
+    weight, x = layer(outliers=4)
+    magnitudes = x.abs().mean(0)
+    magnitudes[5] = 0  # all but dead: counts as a ten-thousandth of the largest
+    mine = magnitudes.double().clone()
+    mine[5] = 1e-4 * mine.max()
+    beta, errors = search(weight, magnitudes, x, rounded, BETAS)
+    for tried in BETAS:
+        s = mine**tried
+        s = s / (s.max() * s.min()).sqrt()
+        torch.testing.assert_close(scales_for(magnitudes, tried).double(), s, rtol=1e-5, atol=0)
+        lost = x.double() @ (weight - rounded(weight * s.float()) / s.float()).double().T
+        explicit = float(lost.square().sum() / (x.double() @ weight.double().T).square().sum())
+        assert errors[tried] == pytest.approx(explicit, rel=1e-3)
+    assert beta == min(BETAS, key=lambda tried: errors[tried])
+
+
+def test_of_equal_betas_the_first_wins_and_nothing_is_no_trouble():
+    weight, x = layer(outliers=4)
+    assert search(weight, torch.ones(256), x, rounded, (0.5, 0.0, 0.25))[0] == 0.5
+    beta, errors = search(0 * weight, torch.zeros(256), x, rounded, (0.0, 0.5))
+    assert (beta, errors) == (0.0, {0.0: 0.0, 0.5: 0.0})

@@ -1,5 +1,7 @@
 """HQQ: a lower l_p error than min-max rounding, without data; most weights nearer, outliers further."""
 
+import math
+
 import pytest
 import torch
 
@@ -95,3 +97,85 @@ def test_groups_of_zeros_stay_zero():
     values = format.values(format.codes(weight, grid), grid)
     assert (values[:, 64:128] == 0).all()
     assert torch.isfinite(grid.scales).all()
+
+
+def threshold(x: float, beta: float, p: float) -> float:
+    return math.copysign(max(abs(x) - abs(x) ** (p - 1) / beta, 0.0), x) if x else 0.0
+
+
+def nearest(value: float) -> float:
+    return float(min(max(round(value), 0), TOP))
+
+
+def cost(w: list[float], s: float, z: float, p: float) -> float:
+    return sum(abs(x - s * (nearest(x / s + z) - z)) ** p for x in w)
+
+
+def by_hand(w, s, z, settings, which):
+    """The iteration of one group, element by element: its zero-point or scale of the least error."""
+    best, least, beta = (z if which == "zeros" else s), cost(w, s, z, settings.p), settings.beta
+    for _ in range(settings.iterations):
+        q = [nearest(x / s + z) for x in w]
+        e = [threshold(x - s * (k - z), beta, settings.p) for x, k in zip(w, q, strict=True)]
+        if which == "zeros":
+            z = sum(k - (x - d) / s for x, k, d in zip(w, q, e, strict=True)) / len(w)
+        else:
+            fitted = sum((k - z) * (x - d) for x, k, d in zip(w, q, e, strict=True))
+            fitted /= sum((k - z) ** 2 for k in q)
+            s = fitted if fitted * s > 0 else s
+        found = cost(w, s, z, settings.p)
+        if found < least:
+            best, least = (z if which == "zeros" else s), found
+        beta *= settings.kappa
+    return best
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        HalfQuadratic(p=0.5, beta=3.0, kappa=1.3, iterations=7),
+        HalfQuadratic(p=1.0, beta=20.0, kappa=2.0, iterations=3),
+    ],
+    ids=str,
+)
+def test_both_iterations_are_those_of_the_equations(settings):
+    groups = heavy_tailed(6, 64, seed=2).double().view(6, 4, 16)
+    scales, zeros = min_max(groups)
+    scales = scales * torch.tensor([1.0, 1.0, 0.7, -0.7], dtype=torch.double)  # a grid may be turned round
+    zeros = torch.where(scales < 0, TOP - zeros, zeros).round()
+    found_zeros = zero_points(groups, scales, zeros, codes, settings)
+    found_scales = fit_scales(groups, scales, zeros, codes, lambda s: s, settings)
+    moved = 0
+    for row in range(6):
+        for group in range(4):
+            given = groups[row, group].tolist(), float(scales[row, group]), float(zeros[row, group])
+            wanted_zero, wanted_scale = (by_hand(*given, settings, which) for which in ("zeros", "scales"))
+            zero, scale = float(found_zeros[row, group]), float(found_scales[row, group])
+            assert scale == pytest.approx(wanted_scale, rel=1e-9)
+            # with p = 1 several zero-points may be equally good
+            costs = [cost(given[0], given[1], z, settings.p) for z in (zero, wanted_zero)]
+            assert costs[0] == pytest.approx(costs[1], rel=1e-9)
+            assert settings.p == 1 or zero == pytest.approx(wanted_zero, rel=1e-9)
+            assert float(lp_error(groups, scales, zeros, codes, 0.7)[row, group]) == pytest.approx(
+                cost(*given, 0.7), rel=1e-9
+            )
+            moved += (wanted_zero != given[2]) + (wanted_scale != given[1])
+    assert moved > 12
+    assert torch.equal(codes(zeros), zeros)
+
+
+def test_the_threshold_is_elementwise_that_of_the_equation():
+    x = torch.linspace(-3, 3, 25, dtype=torch.double)
+    for beta, p in ((10.0, 0.7), (2.0, 0.5), (4.0, 1.0)):
+        assert shrink(x, beta, p).tolist() == pytest.approx([threshold(v, beta, p) for v in x.tolist()])
+
+
+def test_a_scale_never_changes_its_sign_and_no_code_at_all_keeps_it():
+    """Weights that pull the other way, and a group whose codes all lie at the zero-point."""
+    weight = torch.tensor([[-1.0, -1.0, 0.2], [0.0, 0.0, 0.0]])
+    scales, zeros = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 3.0])  # no codes below zero in the first
+    found = fit_scales(weight, scales, zeros, codes, lambda s: s, HalfQuadratic(beta=1e9))
+    assert (found > 0).all()
+    assert found[1] == 0.5
+    assert torch.isfinite(lp_error(weight, found, zeros, codes, 0.7)).all()

@@ -54,6 +54,12 @@ def test_no_choice_within_the_limit_costs_less(problem, eighths):
     assert total(costs, chosen) == min(fitting)
 
 
+def test_of_equal_costs_the_smaller_loss_is_taken_wherever_it_stands():
+    assert choose([[1, 1, 2], [3, 3]], [[5.0, 3.0, 1.0], [1.0, 2.0]], 4) == [1, 0]
+    assert choose([[1, 1, 2], [3, 3]], [[5.0, 3.0, 1.0], [2.0, 1.0]], 5) == [2, 1]
+    assert cheapest([[1, 1, 2], [5, 3]], [[5.0, 3.0, 1.0], [2.0, 2.0]], 5.0) == [1, 1]
+
+
 def test_a_smaller_budget_never_loses_less():
     costs, losses = a_model(blocks=3, seed=0)
     smallest, largest = (sum(pick(row) for row in costs) for pick in (min, max))

@@ -100,3 +100,121 @@ def test_independent_inputs_go_by_their_energy():
 def test_values_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="not finite; is the checkpoint sound"):
         refit(torch.ones(1, 2), torch.tensor([0]), torch.full((2, 2), torch.nan))
+
+
+def double_moments(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+    return x.double().T @ (x if y is None else y).double() / len(x)
+
+
+def ridged(h: torch.Tensor, damping: float) -> torch.Tensor:
+    return h.double() + damping * h.diagonal().double().mean() * torch.eye(len(h), dtype=torch.double)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_refit_is_that_of_the_equation(seed, share):
+    """argmin E || W x + e (r - r~) - V x~_S ||^2 + l || V - W_S ||^2 by its normal equations."""
+    x, changed = inputs(7, seed=seed), inputs(7, seed=seed) + 0.3 * inputs(7, seed=seed + 9)
+    w, kept = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, 1, 4, 6])
+    h, drift = double_moments(changed), double_moments(x - changed, changed)
+    aim = share * (w.double() @ drift)
+    ridge = 0.05 * h.diagonal().mean() * torch.eye(4, dtype=torch.double)
+    inner = h[kept][:, kept] + ridge
+    right = (w.double() @ h)[:, kept] + aim[:, kept] + w[:, kept].double() @ ridge
+    explicit = torch.linalg.solve(inner, right, left=False)
+    new = refit(w, kept, h, aim if share else None, damping=0.05)
+    torch.testing.assert_close(new.double(), explicit, rtol=1e-6, atol=1e-6)
+    mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed)) > 0.3
+    mask[:, 0] = True
+    new = refit(w, kept, h, aim if share else None, damping=0.05, mask=mask)
+    assert (new[~mask] == 0).all()
+    # under a mask what it forbids is left at its old weight, then dropped: W_S enters the error whole
+    for row, inside in enumerate(mask):
+        step = torch.linalg.solve(
+            inner[inside][:, inside], (right - w[:, kept].double() @ inner)[row, inside]
+        )
+        torch.testing.assert_close(
+            new[row, inside].double(), w[row, kept][inside] + step, rtol=1e-5, atol=1e-5
+        )
+
+
+def by_refitting(w: torch.Tensor, units: torch.Tensor, h: torch.Tensor, count: int, damping: float):
+    """Every unit that is left is tried, and what is left refitted, under H + l I: the cheapest goes."""
+    whole, gone = ridged(h, damping), []
+    for _ in range(count):
+        errors = {}
+        for unit in range(len(units)):
+            if unit in gone:
+                continue
+            out = units[[*gone, unit]].flatten().tolist()
+            kept = torch.tensor([i for i in range(len(h)) if i not in out])
+            right = w.double() @ whole[:, kept]
+            new = torch.linalg.solve(whole[kept][:, kept], right, left=False)
+            difference = w.double().clone()
+            difference[:, kept] -= new
+            errors[unit] = float(((difference @ whole) * difference).sum())
+        gone.append(min(errors, key=errors.__getitem__))
+    return gone
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_units_go_in_the_order_of_what_they_cost_when_the_others_are_refitted(seed, width, batch):
+    x, units = (
+        inputs(8 * width, seed=seed),
+        torch.randperm(8 * width, generator=torch.Generator().manual_seed(seed))
+        .view(8, width)
+        .sort(1)
+        .values,
+    )
+    w = torch.randn(4, 8 * width, generator=torch.Generator().manual_seed(seed))
+    h = x.T @ x / len(x)
+    # 8 candidates for a batch of 2: all of them are looked at, so a batch loses nothing
+    found = removal_order(w, units, h, 6, damping=0.02, batch=batch).tolist()
+    assert found == by_refitting(w, units, h, 6, 0.02)
+
+
+def test_a_batch_looks_at_the_likely_ones_only():
+    """Ten units, one at a time in a batch of two: its eight candidates hold the two that go."""
+    x, w = inputs(40, seed=3), torch.randn(4, 40, generator=torch.Generator().manual_seed(3))
+    h, units = x.T @ x / len(x), torch.arange(40)[:, None]
+    one, two = (removal_order(w, units, h, 20, batch=batch).tolist() for batch in (1, 2))
+    assert len(set(two)) == 20
+    left = [
+        lost(
+            w,
+            torch.tensor(sorted(set(range(40)) - set(gone))),
+            refit(w, torch.tensor(sorted(set(range(40)) - set(gone))), h),
+            h,
+        )
+        for gone in (one, two)
+    ]
+    assert left[1] < 1.05 * left[0]
+
+
+def test_statistics_without_an_input_leave_the_weights_and_take_the_smallest_units():
+    w, nothing = torch.tensor([[3.0, 1.0, 2.0]]), torch.zeros(3, 3)
+    assert torch.equal(refit(w, torch.tensor([0, 2]), nothing), w[:, [0, 2]])
+    assert removal_order(w, torch.arange(3)[:, None], nothing, 2).tolist() == [1, 2]
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_helped_and_another_refused():
+    h = torch.ones(3, 3)
+    h[0, 0] = 1 - 1e-6  # an eigenvalue a millionth below zero
+    assert torch.isfinite(refit(torch.ones(1, 3), torch.tensor([0, 1]), h, damping=0.0)).all()
+    with pytest.raises(UserError, match="cannot be factorised; use more calibration windows"):
+        refit(torch.ones(1, 2), torch.tensor([0]), torch.tensor([[-1.0, 0.0], [0.0, 3.0]]), damping=0.0)
+
+
+def test_conjugate_gradients_reach_what_a_factor_gives_where_scales_differ_widely():
+    """Fifty steps are more than there are weights in a row, but far from enough for plain descent."""
+    x = (
+        inputs(24, seed=2)
+        * torch.logspace(0, 2, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    )
+    h, w = double_moments(x), torch.randn(3, 24, generator=torch.Generator().manual_seed(2))
+    kept = torch.arange(20)
+    wanted = refit(w, kept, h, damping=1e-7)
+    found = refit(w, kept, h, damping=1e-7, mask=torch.ones(3, 20, dtype=torch.bool))
+    assert (found - wanted).norm() < 1e-3 * (wanted - w[:, kept]).norm()

@@ -43,3 +43,25 @@ def test_rates_follow_reverse_water_filling_times_the_trust(trust):
     low, high = (rates[k] for k in chosen)
     assert high - low == pytest.approx(2 * trust, abs=0.25)
     assert low + high == pytest.approx(8.0, abs=0.25)
+
+
+@given(st.lists(positive, min_size=2, max_size=5), st.floats(0, 1))
+def test_levels_are_tempered_as_the_equation_says(levels, trust):
+    weights = list(range(1, len(levels) + 1))
+    factors = [(x / w) ** (trust - 1) for x, w in zip(levels, weights, strict=True)]
+    keep = sum(levels) / sum(x * f for x, f in zip(levels, factors, strict=True))
+    found = tempered([[x, x / 4, 7.0] for x in levels], levels, weights, trust)
+    for row, level, factor in zip(found, levels, factors, strict=True):
+        assert row == pytest.approx([x * factor * keep for x in (level, level / 4, 7.0)], rel=1e-9)
+
+
+def test_between_measured_rates_logarithms_are_joined_by_lines_and_flat_beyond():
+    found = extended([8.0, 2.0, 1.0], [2.0, 3.0, 5.0], [1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 9.0])
+    assert found == pytest.approx([8.0, 8.0, 4.0, 2.0, math.sqrt(2.0), 1.0, 1.0])
+
+
+def test_losses_of_nothing_are_numbers():
+    assert all(math.isfinite(x) and x > 0 for x in extended([1.0, 0.0], [2.0, 3.0], [2.5, 3.0]))
+    found = tempered([[0.0, 0.0], [1.0, 0.25]], [0.0, 1.0], [1, 1], 0.5)
+    assert found[0] == [0.0, 0.0]
+    assert all(math.isfinite(x) for row in found for x in row)

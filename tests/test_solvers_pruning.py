@@ -31,16 +31,16 @@ def correlated(columns: int = COLUMNS, samples: int = 600) -> torch.Tensor:
     return x.T @ x / samples
 
 
-def by_sweep(weight: Any, hessian: Any, target: masks.Target, carried: Any = None, **options: Any) -> Any:
+def by_sweep(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None, **options: Any) -> Any:
     together = target[1] if isinstance(target, tuple) else 1
     return sparsegpt(weight, factorise(hessian, together=together), target, carried, **options)
 
 
-def by_admm(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_admm(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     return alps(weight, spectrum(hessian, factorise(hessian).ridge), target, carried)
 
 
-def by_scores(weight: Any, hessian: Any, target: masks.Target, carried: Any = None) -> Any:
+def by_scores(weight: Any, hessian: Any, target: masks.Quota, carried: Any = None) -> Any:
     mask = wanda(weight, hessian.diagonal(), target, carried)
     return weight * mask, mask
 
@@ -183,3 +183,135 @@ def test_shares_are_as_even_as_integers_allow(sizes, data):
         for j, m in enumerate(found):
             if n > least[i] and m < sizes[j]:
                 assert (n - 1) / sizes[i] <= (m + 1) / sizes[j] + 1e-9
+
+
+def damped(hessian: torch.Tensor, ridge: float) -> torch.Tensor:
+    return hessian.double() + ridge * torch.eye(len(hessian), dtype=torch.double)
+
+
+def test_wanda_scores_are_sizes_times_norms():
+    weight, squares = normal(4, 5), torch.tensor([4.0, 0.25, 0.0, -1e-9, 9.0])
+    explicit = weight.abs() * torch.tensor([2.0, 0.5, 0.0, 0.0, 3.0])
+    assert torch.equal(scores(weight, squares), explicit)
+    assert torch.equal(wanda(weight, squares, 8), masks.best_per_row(explicit, 8))
+
+
+def by_inverting(weight: Any, hessian: Any, order: list[int], target: masks.Quota, block: int) -> Any:
+    """Equations 3 and 4 of SparseGPT: H of the columns that are left is inverted anew for every column."""
+    out, columns = weight.shape
+    work, mask = weight.double().clone(), torch.ones(out, columns, dtype=torch.bool)
+    inverses = [torch.linalg.inv(hessian[order[i:]][:, order[i:]]) for i in range(columns)]
+    chosen_at_once = block if isinstance(target, int) else target[1]
+    for place, column in enumerate(order):
+        if place % chosen_at_once == 0:
+            places = range(place, min(place + chosen_at_once, columns))
+            cost = torch.stack([work[:, order[i]] ** 2 / inverses[i][0, 0] for i in places])  # (places, out)
+            if isinstance(target, int):
+                kept = masks.smallest(cost, target * len(places) // columns)
+            else:
+                kept = masks.pattern(cost.T.contiguous(), *target).T
+            for i, row in zip(places, kept, strict=True):
+                mask[:, order[i]] = row
+        inverse = inverses[place]
+        removed = work[:, column] * ~mask[:, column]
+        work[:, order[place:]] -= (removed / inverse[0, 0])[:, None] * inverse[0]
+    return work * mask, mask
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("target", "block"), [(24, 4), (36, 4), (30, 12), ((2, 4), 8), ((1, 3), 128)])
+def test_sparsegpt_is_the_papers_sweep_with_an_inverse_for_every_column(seed, target, block):
+    weight, hessian = normal(6, 12, seed=seed), correlated(96)[:12, :12]
+    factor = factorise(hessian, together=target[1] if isinstance(target, tuple) else 1)
+    whole = damped(hessian, factor.ridge)
+    explicit, wanted = by_inverting(weight, whole, factor.order.tolist(), target, block)
+    values, mask = sparsegpt(weight, factor, target, block=block)
+    assert torch.equal(mask, wanted)
+    torch.testing.assert_close(values.double(), explicit, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(values, weight * mask, rtol=1e-2)
+
+
+def on_support(weight: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """The least-squares weights, a system for every row."""
+    result = torch.zeros_like(weight)
+    for row, inside in enumerate(mask):
+        right = (weight[row] @ hessian)[inside]
+        result[row, inside] = torch.linalg.solve(hessian[inside][:, inside], right)
+    return result
+
+
+def by_solving(weight: torch.Tensor, hessian: torch.Tensor, target: masks.Quota) -> Any:
+    """ALPS, algorithm 1, in float64: every B from a system of its own, the fit exact."""
+    scale = hessian.diagonal().sqrt()
+    w, h = weight.double() * scale, hessian / scale / scale[:, None]
+    first = support = masks.best(w.abs(), target)
+    d, v, rho = w.clone(), torch.zeros_like(w), 0.1
+    for step in range(1, 301):
+        b = torch.linalg.solve(
+            h + rho * torch.eye(len(h), dtype=torch.double), w @ h - v + rho * d, left=False
+        )
+        moved = b + v / rho
+        mask = masks.best(moved.abs(), target)
+        d = moved * mask
+        v = v + rho * (b - d)
+        if step % 3 == 0:
+            changed = int((mask != support).sum()) / int(mask.sum())
+            if changed == 0:
+                break
+            support = mask
+            rho *= 1.3 if changed > 0.1 else 1.2 if changed > 0.005 else 1.1
+    fits = [(on_support(w, mask, h), mask) for mask in (mask, first)]
+    values, mask = min(fits, key=lambda pair: float(((w - pair[0]) @ h * (w - pair[0])).sum()))
+    return values / scale, mask
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 9, 44])  # with 9 and 44 the first support of three rows is better
+@pytest.mark.parametrize(("rows", "target"), [(3, 20), (16, 100), (6, (2, 4)), (6, (1, 3))])
+def test_alps_is_the_papers_algorithm_with_a_system_for_every_step(seed, rows, target):
+    """With few rows and with many: the inverse is applied in two ways."""
+    weight, hessian = normal(rows, 12, seed=seed), correlated(96, 40 + seed)[:12, :12]
+    explicit, wanted = by_solving(weight, damped(hessian, 0.05), target)
+    values, mask = alps(weight, spectrum(hessian, 0.05), target, fitting=30)
+    assert torch.equal(mask, wanted)
+    torch.testing.assert_close(values.double(), explicit, rtol=1e-3, atol=1e-4)
+
+
+def test_the_spectrum_is_that_of_the_scaled_and_damped_matrix():
+    hessian = correlated(40)
+    before = hessian.clone()
+    found, whole = spectrum(hessian, 0.3), damped(hessian, 0.3)
+    assert torch.equal(hessian, before)
+    scale = whole.diagonal().sqrt()
+    torch.testing.assert_close(found.scale.double(), scale)
+    torch.testing.assert_close(found.scaled.double(), whole / scale / scale[:, None], rtol=1e-5, atol=1e-6)
+    right = normal(50, 40, seed=8)
+    wanted = torch.linalg.solve(found.scaled.double() + 0.7 * torch.eye(40), right.double(), left=False)
+    for rows in (5, 50):
+        inverse = found.inverse(0.7, rows)
+        torch.testing.assert_close(inverse(right).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_fit_is_exact_after_as_many_steps_as_there_are_weights():
+    weight, hessian = normal(6, 9), damped(correlated(72)[:9, :9], 0.05)
+    mask = masks.smallest(normal(6, 9, seed=9), 27)
+    elsewhere = normal(6, 9, seed=4)
+    explicit = on_support(weight.double(), mask, hessian)
+    for start in (weight, elsewhere):
+        found = fit(weight, start, mask, hessian.float(), 12)
+        assert (found[~mask] == 0).all()
+        torch.testing.assert_close(found.double(), explicit, rtol=1e-3, atol=1e-3)
+    assert torch.equal(fit(weight, elsewhere, mask, hessian.float(), 0), elsewhere * mask)
+
+
+def test_the_first_step_is_the_longest_useful_one_along_the_scaled_gradient():
+    weight, hessian = normal(1, 6), damped(correlated(48)[:6, :6], 0.05)
+    mask = torch.tensor([[True, True, False, True, True, False]])
+    w = weight.double()
+    gradient = ((w - w * mask) @ hessian) * mask
+    along = gradient / hessian.diagonal()
+    length = (gradient * along).sum() / ((along @ hessian) * along).sum()
+    found = fit(weight, weight, mask, hessian.float(), 1)
+    torch.testing.assert_close(found.double(), w * mask + length * along, rtol=1e-4, atol=1e-5)
+    assert torch.equal(
+        fit(weight, weight, torch.ones_like(mask), hessian.float(), 3), weight
+    )  # nothing to do

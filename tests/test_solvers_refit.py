@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.formats import Grid, Int4, Int8
+from compress.formats import Grid, Int3, Int4, Int8
 from compress.formats.integer import float16_exact
 from compress.solvers import masks
 from compress.solvers.gptq import factorise, gptq, output_error
@@ -147,3 +147,100 @@ def test_a_layer_that_never_saw_an_input_is_left_alone():
     weight = normal(ROWS, COLUMNS)
     before, after, _ = refined(weight, torch.zeros(COLUMNS, COLUMNS))
     assert torch.equal(before, after)
+
+
+def error(weight, values, h):
+    lost = (weight - values).double()
+    return ((lost @ h.double()) * lost).sum(1)
+
+
+def by_trying_every_code(weight, values, scales, zeros, h, format, mask, sweeps):
+    """Column after column, all others fixed, the code of the least error of all there are; ties stay away."""
+    width, values = format.group_width(weight.shape[1]), values.double()
+    order = [int(i) for i in torch.argsort(h.diagonal(), descending=True, stable=True) if h[i, i] > 0]
+    for _ in range(sweeps):
+        for column in order:
+            best = torch.full((len(weight),), torch.inf, dtype=torch.double)
+            chosen = torch.zeros(len(weight), dtype=torch.double)
+            for code in range(format.levels):
+                tried = values.clone()
+                tried[:, column] = (code - zeros[:, column // width].double()) * scales[:, column // width]
+                lost = error(weight, tried, h)
+                chosen = torch.where(lost < best, tried[:, column], chosen)
+                best = torch.minimum(lost, best)
+            values[:, column] = torch.where(mask[:, column], chosen, 0.0)
+    return values
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("block", "sweeps"), [(16, 1), (5, 2)])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_descent_takes_the_best_of_all_codes(seed, block, sweeps, pruned):
+    format, columns = Int3(group=16), 20
+    weight, h = normal(5, columns, seed=seed), hessian(columns, seed=seed + 7)
+    h[11] = h[:, 11] = 0  # never seen: stays as it is
+    grid = format.fit(weight)
+    mask = normal(5, columns, seed=3) > -0.5 if pruned else torch.ones(5, columns, dtype=torch.bool)
+    values = format.values(format.codes(weight, grid), grid) * mask
+    fit = Fit.of(weight, values, grid.scales, h)
+    rounder = format.column_rounder(grid, columns)
+    ours = coordinate_descent(fit, h, rounder, mask if pruned else None, sweeps, block)
+    explicit = by_trying_every_code(weight, values, grid.scales, grid.zeros, h, format, mask, sweeps)
+    torch.testing.assert_close(ours.values.double(), explicit, rtol=1e-6, atol=1e-7)
+    assert torch.equal(ours.values[:, 11], values[:, 11])
+    assert not torch.equal(ours.values, values)
+    torch.testing.assert_close(ours.lost, (weight - ours.values) @ h, rtol=1e-4, atol=1e-4)
+    assert ours.scales is grid.scales
+
+
+def test_a_row_whose_stored_scales_are_no_better_keeps_its_own():
+    """Rounded up by a half, some rows lose by the fitted scales: those stay as they were, bit for bit."""
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, _ = start(weight, h)
+    fit = Fit.of(weight, values, grid.scales, h)
+    refitted = refit_scales(fit, h, 32)
+    rows = torch.arange(ROWS) % 2 == 0
+
+    def spoiled(scales):
+        return torch.where(rows[:, None], 1.5 * scales, scales)
+
+    found = refit_scales(fit, h, 32, spoiled)
+    assert torch.equal(found.scales[rows], grid.scales[rows])
+    assert torch.equal(found.values[rows], values[rows])
+    assert torch.equal(found.scales[~rows], refitted.scales[~rows])
+    assert torch.equal(found.values[~rows], refitted.values[~rows])
+    assert (refitted.scales != grid.scales).any(1).all()
+    torch.testing.assert_close(found.lost, (weight - found.values) @ h, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_stay_are_not_multiplied_anew():
+    """Of scales that no float16 holds, w / s * s is not always w."""
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    scales = 0.1 + torch.rand(ROWS, 4, generator=torch.Generator().manual_seed(0))
+    values = normal(ROWS, COLUMNS, seed=5)
+    found = refit_scales(Fit.of(weight, values, scales, h), h, 32, lambda fitted: 100 * fitted)
+    assert torch.equal(found.scales, scales)
+    assert torch.equal(found.values, values)
+
+
+def test_scales_of_many_rows_and_groups_are_fitted_in_slices_without_a_seam(monkeypatch):
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, _ = start(weight, h)
+    fit = Fit.of(weight, values, grid.scales, h)
+    whole = refit_scales(fit, h, 32)
+    monkeypatch.setattr("compress.solvers.refit._SLICE", 3 * 16)  # three rows
+    sliced = refit_scales(fit, h, 32)
+    torch.testing.assert_close(sliced.scales, whole.scales, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sliced.lost, whole.lost, rtol=1e-3, atol=1e-4)
+
+
+def test_rounds_alternate_scales_and_codes():
+    weight, h = normal(ROWS, COLUMNS), hessian()
+    values, grid, rounder = start(weight, h)
+    fit = Fit.of(weight, values, grid.scales, h)
+    for rounds in range(3):
+        mine = refine(weight, values, grid.scales, h, 32, rounder, float16_exact, None, rounds)
+        assert torch.equal(mine[0], fit.values)
+        assert torch.equal(mine[1], fit.scales)
+        fit = refit_scales(fit, h, 32, float16_exact)
+        fit = coordinate_descent(fit, h, rounder(fit.scales))

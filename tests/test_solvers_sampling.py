@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.solvers.sampling import sample
+from compress.solvers.sampling import sample, threshold
 from compress.training.objectives.losses import forward_kl
 from compress.training.teaching.sampled import sampled_kl
 
@@ -61,3 +62,36 @@ def test_more_tokens_than_there_are_is_all_of_them():
     ids, weights = sample(p, 12, torch.tensor([0.3]))
     assert sorted(ids[0].tolist()) == [0, 1, 2]
     torch.testing.assert_close(weights, p.gather(1, ids))
+
+
+def tau_of(p: list[float], k: int) -> float:
+    """sum of min(1, p / tau) = k by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(min(1.0, x / middle) for x in p) > k else (low, middle)
+    return high
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("sharp", [0.5, 3.0])
+def test_tokens_are_taken_as_often_as_the_equation_says_and_weigh_what_it_says(k, sharp):
+    """The uniform number in steps as fine as they must be: shares of the line are inclusion probabilities."""
+    generator, draws = torch.Generator().manual_seed(k), 20_000
+    p = torch.softmax(sharp * torch.randn(12, generator=generator, dtype=torch.double), -1)
+    tau = tau_of(p.tolist(), k)
+    assert float(threshold(p.sort(descending=True).values[None], k)) == pytest.approx(tau, rel=1e-9)
+    inclusion = (p / tau).clamp(max=1.0)
+    uniform = (torch.arange(draws, dtype=torch.double) + 0.5) / draws
+    ids, weights = sample(p.expand(draws, 12), k, uniform)
+    taken = torch.zeros(12).scatter_add_(0, ids.flatten(), torch.ones(ids.numel()))
+    torch.testing.assert_close(taken.double() / draws, inclusion, rtol=0, atol=2 / draws)
+    torch.testing.assert_close(weights.double(), (p / inclusion)[ids], rtol=1e-6, atol=1e-9)
+
+
+def test_the_largest_number_below_one_takes_the_last_token_and_none_behind_it():
+    """k - 1 + u is rounded to k: no place is past the end."""
+    p = torch.softmax(torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.double), -1)
+    ids, weights = sample(p, 3, torch.full((50,), 1 - 2.0**-53, dtype=torch.double))
+    assert torch.equal(ids[:, -1], p.argmin(-1))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(50))

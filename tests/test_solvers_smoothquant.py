@@ -71,3 +71,15 @@ def test_channels_without_inputs_or_weights_get_finite_scales(alpha):
         s = smooth_scales(torch.tensor(x), torch.tensor(w), alpha)
         assert torch.isfinite(s).all()
         assert (s > 0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_scales_are_those_of_equation_4(alpha):
+    x, w = torch.tensor([1.0, 40.0, 3.0, 0.0]), torch.tensor([0.5, 0.0, 2.0, 0.25])
+    # what is below a hundred-thousandth of the largest counts as that
+    sizes = zip([1.0, 40.0, 3.0, 4e-4], [0.5, 2e-5, 2.0, 0.25], strict=True)
+    expected = [a**alpha / b ** (1 - alpha) for a, b in sizes]
+    assert smooth_scales(x, w, alpha).tolist() == pytest.approx(expected, rel=1e-5)
+    # of a layer without inputs only the weights' half is known
+    only = smooth_scales(torch.zeros(2), torch.tensor([4.0, 1.0]), alpha).tolist()
+    assert only == pytest.approx([4.0 ** (alpha - 1), 1.0])

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from training_set import tiny_bundle
 from transformers.pytorch_utils import Conv1D
 
+from compress.models.conv1d import StoredTransposed
 from compress.training.optimizers import Muon, build, orthogonalise, schedule_factor, split
 
 
@@ -34,15 +36,15 @@ def test_muon_steps_do_not_depend_on_the_gradients_scale():
 
 
 def test_muon_moves_a_turned_matrix_as_the_matrix():
-    """GPT-2 keeps (in, out): the update is scaled by outputs over inputs, however they are kept."""
+    """GPT-2's matrices lie in memory as (in, out): the update is that of (out, in) all the same."""
     gradient = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
-    linear, turned = nn.Linear(8, 32, bias=False), Conv1D(32, 8)
-    for module, own in ((linear, gradient), (turned, gradient.T)):
+    linear, turned = nn.Linear(8, 32, bias=False), StoredTransposed(Conv1D(32, 8))
+    for module in (linear, turned):
         nn.init.zeros_(module.weight)
-        module.weight.grad = own.clone()
+        module.weight.grad = torch.empty_like(module.weight).copy_(gradient)
         build(module, "muon", 1e-3, 0.1, 0.0)[0].step()
     assert linear.weight.norm() > 0
-    torch.testing.assert_close(turned.weight, linear.weight.T)
+    torch.testing.assert_close(turned.weight, linear.weight)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -103,3 +105,144 @@ def test_both_ways_of_newton_schulz_are_the_papers_recursion(shape):
         x = a * x + (b * gram + c * gram @ gram) @ x
     x = x if shape[-2] <= shape[-1] else x.mT
     torch.testing.assert_close(orthogonalise(matrix).double(), x, atol=1e-4, rtol=1e-4)
+
+
+def by_the_recursion(matrix: torch.Tensor) -> torch.Tensor:
+    """The post's recursion in float64, the smaller side in front."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (9, 4), (6, 6)])
+def test_muon_steps_are_those_of_the_equations(shape):
+    """Momentum as a moving mean, Nesterov's mix, decay beside the gradient, the scale of tall ones."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    gradients = torch.randn(4, *shape, generator=generator)
+    parameter, beside = nn.Parameter(start.clone()), nn.Parameter(start.clone())  # of one shape: together
+    untouched = nn.Parameter(start.clone())  # without a gradient
+    optimizer = Muon([parameter, beside, untouched], lr=0.1, momentum=0.9, weight_decay=0.5)
+    expected, momentum = start.double(), torch.zeros(shape, dtype=torch.double)
+    for gradient in gradients:
+        parameter.grad, beside.grad = gradient.clone(), torch.zeros(shape)
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * gradient.double()
+        direction = by_the_recursion(0.1 * gradient.double() + 0.9 * momentum)
+        scale = 0.1 * max(1, shape[0] / shape[1]) ** 0.5
+        expected = expected * (1 - 0.1 * 0.5) - scale * direction
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(beside.detach(), start * (1 - 0.1 * 0.5) ** 4)
+    assert torch.equal(untouched, start)
+    assert Muon([parameter], lr=0.1).defaults["momentum"] == 0.95
+
+
+def test_a_matrix_of_zeros_has_no_direction():
+    assert torch.equal(orthogonalise(torch.zeros(3, 7)), torch.zeros(3, 7))
+
+
+def test_bfloat16_is_computed_by_steps_and_comes_near():
+    matrix = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    found = orthogonalise(matrix, torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - by_the_recursion(matrix.double())).abs().max() < 0.05
+
+
+class Small(nn.Module):
+    """A matrix, an embedding that is tied to nothing, a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 3)
+
+
+def stepped(name, steps=3, **options):
+    """Parameters by name after a few steps, with their starts and gradients (float64)."""
+    torch.manual_seed(0)
+    model, gradients = Small(), []
+    starts = {n: p.detach().double().clone() for n, p in model.named_parameters()}
+    parts = build(model, name, 0.05, 0.02, 0.3, **options)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        gradients.append({})
+        for n, p in model.named_parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+            gradients[-1][n] = p.grad.double()
+        for part in parts:
+            part.step()
+    return {n: p.detach().double() for n, p in model.named_parameters()}, starts, gradients
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_adamw_steps_are_those_of_the_paper(factor):
+    after, starts, gradients = stepped("adamw", factors={"linear.weight": factor})
+    for name, expected in starts.items():
+        rate = 0.05 * (factor if name == "linear.weight" else 1.0)
+        decay = 0.3 if name == "linear.weight" else 0.0
+        m = v = torch.zeros_like(expected)
+        for step, each in enumerate(gradients, 1):
+            m, v = 0.9 * m + 0.1 * each[name], 0.95 * v + 0.05 * each[name] ** 2
+            expected = expected * (1 - rate * decay)
+            expected = expected - rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_steps_are_nesterovs(momentum):
+    after, starts, gradients = stepped("sgd", momentum=momentum)
+    for name, expected in starts.items():
+        decay, velocity = (0.3 if name == "linear.weight" else 0.0), torch.zeros_like(expected)
+        for each in gradients:
+            gradient = each[name] + decay * expected
+            velocity = momentum * velocity + gradient
+            expected = expected - 0.05 * (gradient + momentum * velocity)
+        torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_takes_the_matrix_and_adamw_the_rest_and_what_learns_beside():
+    torch.manual_seed(0)
+    model, beside = Small(), nn.Linear(2, 2)
+    parts = build(
+        model, "muon", 0.05, 0.02, 0.3, torch.bfloat16, factors={"linear.weight": 0.5}, extra=beside
+    )
+    muon, rest, extra = parts
+    assert isinstance(muon, Muon)
+    assert muon.dtype == torch.bfloat16
+    (group,) = muon.param_groups
+    assert group["params"] == [model.linear.weight]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.3)
+    assert [p for g in rest.param_groups for p in g["params"]] == [model.table.weight, model.linear.bias]
+    assert {(g["lr"], g["weight_decay"], g["betas"]) for g in rest.param_groups} == {(0.05, 0.0, (0.9, 0.95))}
+    assert extra.param_groups[0]["params"] == list(beside.parameters())
+    assert (extra.param_groups[0]["lr"], extra.param_groups[0]["weight_decay"]) == (0.05, 0.0)
+
+
+def by_the_book(schedule, step, steps, warmup, decay):
+    warm = round(warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    share = (step - warm) / max(1, steps - warm)
+    last = max(1, round(decay * steps))
+    return {
+        "constant": 1.0,
+        "linear": 1 - share,
+        "cosine": (1 + math.cos(math.pi * share)) / 2,
+        "wsd": min(1.0, (steps - step) / last),
+    }[schedule]
+
+
+@given(
+    schedule=st.sampled_from(["wsd", "cosine", "linear", "constant"]),
+    steps=st.integers(1, 60),
+    warmup=st.floats(0, 1),
+    decay=st.floats(0, 1),
+)
+def test_schedules_are_their_equations(schedule, steps, warmup, decay):
+    for step in range(steps):
+        expected = by_the_book(schedule, step, steps, warmup, decay)
+        assert schedule_factor(schedule, step, steps, warmup, decay) == pytest.approx(expected)

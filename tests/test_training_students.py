@@ -1,5 +1,7 @@
 """Students: blocks taken from a teacher, and what distillation adds."""
 
+import copy
+
 import pytest
 import torch
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
@@ -7,17 +9,19 @@ from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.passes.distill import Distill
-from compress.passes.prune_layers import PruneLayers, spread
 from compress.passes.student import Student
 from compress.passes.train import Train
+from compress.run.recipe import parse
+from compress.structured.blocks import spread
+from compress.structured.slicing import assembled, held
 
 
 @pytest.mark.parametrize("choose", ["spread", "similarity"])
 def test_a_student_has_its_teachers_blocks(choose, tmp_path):
     teacher = tiny_bundle()
     before = weights(teacher)
-    student = PruneLayers(keep=2, choose=choose)(teacher, tiny_context(teacher, tmp_path))
-    kept = student.notes["kept_layers"]
+    student = Student(blocks=2, choose=choose)(teacher, tiny_context(teacher, tmp_path))
+    kept = student.notes["blocks"]
     assert len(kept) == 2
     if choose == "spread":
         assert kept == [0, 3]
@@ -28,10 +32,8 @@ def test_a_student_has_its_teachers_blocks(choose, tmp_path):
     assert torch.equal(student.model.model.embed_tokens.weight, teacher.model.model.embed_tokens.weight)
     assert equal(before, weights(teacher))
     assert teacher.model.config.num_hidden_layers == 4
-    removed = student.notes["parameters_removed"]
-    assert sum(p.numel() for p in student.model.parameters()) + removed == sum(
-        p.numel() for p in teacher.model.parameters()
-    )
+    for model, noted in ((teacher.model, "parameters_before"), (student.model, "parameters")):
+        assert sum(p.numel() for p in model.parameters()) == student.notes[noted]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -39,7 +41,7 @@ def test_a_student_loads_with_stock_tools_and_decodes_with_a_cache(family, tmp_p
     from transformers import AutoModelForCausalLM
 
     teacher = tiny_bundle(family=family)
-    student = PruneLayers(keep=3)(teacher, tiny_context(teacher, tmp_path))
+    student = Student(blocks=3)(teacher, tiny_context(teacher, tmp_path))
     student.save(tmp_path / "student")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert model.config.num_hidden_layers == 3
@@ -61,7 +63,7 @@ def test_per_layer_settings_follow_their_layers(tmp_path):
     )  # fmt: skip
     assert config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
     teacher = tiny_bundle().evolve(model=AutoModelForCausalLM.from_config(config).eval())
-    student = PruneLayers(keep=2)(teacher, tiny_context(teacher, tmp_path))
+    student = Student(blocks=2)(teacher, tiny_context(teacher, tmp_path))
     assert student.model.config.layer_types == ["full_attention", "sliding_attention"]
     assert teacher.model.config.layer_types == config.layer_types
     student.model(torch.tensor([[1, 2, 3]]))
@@ -71,14 +73,43 @@ def test_masks_follow_their_layers(tmp_path):
     teacher = tiny_bundle()
     masks = {f"model.layers.{i}.mlp.up_proj": torch.full((64, 32), bool(i % 2)) for i in range(4)}
     masks["lm_head"] = torch.ones(300, 32, dtype=torch.bool)
-    student = PruneLayers(keep=2)(teacher.evolve(masks=masks), tiny_context(teacher, tmp_path))
+    student = Student(blocks=2)(teacher.evolve(masks=masks), tiny_context(teacher, tmp_path))
     assert sorted(student.masks) == ["lm_head", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"]
     assert student.masks["model.layers.1.mlp.up_proj"].all()
 
 
-def test_more_layers_than_there_are_is_an_error():
-    with pytest.raises(UserError, match="only 4"):
-        PruneLayers(keep=9).layers(tiny_bundle().model)
+def test_the_blocks_that_change_most_are_those_that_turn_their_input(tmp_path):
+    teacher = tiny_bundle()
+    with torch.no_grad():
+        for index in (0, 2):  # these write nothing to the stream
+            layer = teacher.model.model.layers[index]
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    step = Student(blocks=2, choose="similarity")
+    assert step.requires() == {"calibration"}
+    assert step(teacher, tiny_context(teacher, tmp_path)).notes["blocks"] == [1, 3]
+
+
+def test_choosing_needs_a_number_to_choose():
+    with pytest.raises(ValueError, match="similarity chooses as many blocks as `blocks` says"):
+        Student(blocks=(0, 1), choose="similarity")
+    assert Student(blocks=2).requires() == frozenset()
+
+
+def recipe(step):
+    return {"name": "old", "model": {"checkpoint": "m"}, "data": {"text": "t"}, "variants": {"a": [step]}}
+
+
+def test_the_prune_layers_of_old_recipes_is_this_pass():
+    old = parse(recipe({"prune_layers": {"keep": 3, "choose": "similarity"}})).variants["a"].passes
+    assert old == (Student(blocks=3, choose="similarity"),)
+    for fields, message in (
+        ({}, "prune_layers.keep: this field is required"),
+        ({"keep": 0}, "prune_layers: blocks: 0 leaves none; give 1 or more"),
+        ({"keep": 2, "chose": 1}, "prune_layers.chose: unknown field; did you mean 'choose'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(recipe({"prune_layers": fields}))
 
 
 @pytest.mark.parametrize("count", range(1, 13))
@@ -116,10 +147,10 @@ def test_distillation_beats_training_alone_on_the_same_tokens(tmp_path):
     base = tiny_bundle()
     settings = {"batch": 4, "schedule": "linear", "learning_rate": 4e-3, "muon_learning_rate": 0.02}
     teacher = Train(tokens=400 * 4 * WINDOW, **settings)(base, tiny_context(base, tmp_path / "teacher"))
-    student = PruneLayers(keep=2)(teacher, tiny_context(base, tmp_path))
+    student = Student(blocks=2)(teacher, tiny_context(base, tmp_path))
     context = tiny_context(base, tmp_path / "student", teacher)
     few = {"tokens": 24 * 4 * WINDOW, **settings}
-    alone = PruneLayers(keep=2)(base, context)
+    alone = Student(blocks=2)(base, context)
     scratch = Train(**few)(alone, context).notes["heldout_after"]
     distilled = Distill(**few)(alone, context).notes["heldout_after"]
     initialised = Distill(**few)(student, context).notes["heldout_after"]
@@ -188,7 +219,7 @@ def test_weights_of_the_teacher_are_a_better_start_than_random_ones(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"blocks": 9}, "student.blocks: 4, but the model has blocks 0 to 3"),
+        ({"blocks": 9}, "student.blocks: 9, but the model has only 4; ask for no more"),
         ({"blocks": (0, 7)}, "student.blocks: 7, but the model has blocks 0 to 3"),
         ({"hidden": 64}, "student.hidden: 64, but the model has only 32"),
         ({"heads": 1, "kv_heads": 2}, "student.kv_heads: 2, but the model has only 1"),
@@ -207,3 +238,15 @@ def test_widths_of_other_families_are_refused_and_their_blocks_taken(tmp_path):
         Student(hidden=16).layers(gpt2.model)
     fewer = Student(blocks=2)(gpt2, tiny_context(gpt2, tmp_path))
     assert fewer.model.config.num_hidden_layers == 2
+
+
+def test_tensors_that_a_configuration_has_no_place_for_are_refused():
+    model = tiny_bundle().model
+    fewer, wider = copy.deepcopy(model.config), copy.deepcopy(model.config)
+    fewer.num_hidden_layers, wider.intermediate_size = 3, 80
+    for config, what in (
+        (fewer, "model.layers.3."),
+        (wider, r"gate_proj.weight is \(80, 32\), not \(64"),
+    ):
+        with pytest.raises(UserError, match=f"'llama' makes no model of this shape .*{what}"):
+            assembled(model, config, held(model))

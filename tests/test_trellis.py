@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -85,3 +86,48 @@ def test_other_steps_have_no_halves():
     steps = nearest(uniform(40, 3)).to(torch.int16)
     steps[33, 1] += 1
     assert halved(steps) is None
+
+
+@pytest.mark.parametrize("reach", [6.0, 200.0])
+def test_no_way_is_nearer_under_weights_and_inside_the_range(reach):
+    target = uniform(8, 6, reach, seed=3)
+    weights = torch.tensor([1.0, 0.1, 4.0, 1.0, 0.0, 9.0, 2.0, 1.0])[:, None]
+    low, high = (-128, 127) if reach > 100 else (-8, 7)
+    if reach < 100:
+        target = 2 * target
+    found = follow(target, weights, low, high)
+    assert found.min() >= low
+    assert found.max() <= high
+    for column, steps in zip(target.T.tolist(), found.T.tolist(), strict=True):
+        best = math.inf
+        for turns in itertools.product((0, 1), repeat=8):
+            state, cost = 0, 0.0
+            for turn, value, weight in zip(turns, column, weights[:, 0].tolist(), strict=True):
+                chosen, state = MACHINE[state][turn]
+                allowed = [step for step in range(low, high + 1) if step % 4 == chosen]
+                cost += weight * min((step - value) ** 2 for step in allowed)
+            best = min(best, cost)
+        mine = zip(steps, column, weights[:, 0].tolist(), strict=True)
+        assert sum(w * (step - value) ** 2 for step, value, w in mine) == pytest.approx(best, rel=1e-4)
+
+
+def test_halves_are_those_of_the_machine_run_by_run():
+    """Every run of 32 rows starts in state 0; of a state's steps, two apart, the half tells which."""
+    steps = nearest(uniform(3 * RUN + 7, 4, seed=5)).to(torch.int16)
+    halves = halved(steps)
+    assert halves is not None
+    for column in range(4):
+        state = 0
+        for row, step in enumerate(steps[:, column].tolist()):
+            state = 0 if row % RUN == 0 else state
+            assert step % 2 == MACHINE[state][0][0] % 2
+            assert int(halves[row, column]) == step // 2
+            state = dict(MACHINE[state])[step % 4]
+    assert torch.equal(doubled(halves), steps)
+
+
+def test_columns_are_followed_in_slices_without_a_seam(monkeypatch):
+    target = uniform(70, 9)
+    whole = nearest(target)
+    monkeypatch.setattr(sys.modules[follow.__module__], "_TOGETHER", 6)  # two columns of three runs
+    assert torch.equal(nearest(target), whole)

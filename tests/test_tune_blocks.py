@@ -9,9 +9,9 @@ from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.formats import Int4, QuantizedTensor
 from compress.formats.registry import format_from
-from compress.passes.prune_layers import PruneLayers
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
+from compress.passes.student import Student
 from compress.passes.train import Train
 from compress.passes.tune_blocks import TuneBlocks
 from compress.passes.tune_scales import TuneScales
@@ -41,7 +41,7 @@ def test_signed_descent_beats_rounding_on_inputs_no_step_has_seen(kind):
     x, unseen = torch.randn(2, 512, 32) @ mix
     weight = torch.randn(48, 32)
     held = QuantizedTensor.round(format, weight)
-    start = positions(weight, held.unpacked(), held.grid.scales, held.grid.zeros.float())
+    start = positions(format.places(weight, held.grid), held.unpacked())
     offset = torch.zeros_like(weight, requires_grad=True)
 
     def error(inputs):
@@ -132,7 +132,7 @@ def test_a_run_that_stopped_half_way_ends_with_the_same_bytes(trained, tmp_path,
 
 
 def test_an_original_of_another_shape_is_refused(trained, tmp_path):
-    fewer = rounded(PruneLayers(keep=2)(trained, tiny_context(trained, tmp_path)), tmp_path)
+    fewer = rounded(Student(blocks=2)(trained, tiny_context(trained, tmp_path)), tmp_path)
     with pytest.raises(UserError, match="4 blocks are not of the same shape as this model's 2"):
         TuneBlocks(**SETTINGS)(fewer, tiny_context(fewer, tmp_path, teacher=trained))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import llama_cpp as api
 import numpy as np
 
-from compress import Worker
+from compress import CAUSAL, Worker
 
 SPARE = 64  # positions after the prompt
 BATCH = 2048  # tokens in a call, llama.cpp's default
@@ -30,7 +30,7 @@ class State:
 class LlamaCpp:
     """A GGUF file; the cache is one, so a state is used up by the next prefill."""
 
-    name, device, task, mask_token, context = "llama_cpp", "cpu", "causal", None, 8192
+    name, device, task, mask_token, context = "llama_cpp", "cpu", CAUSAL, None, 8192
 
     def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
         self.threads = threads

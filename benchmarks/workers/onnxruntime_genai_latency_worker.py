@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 
-from compress import Worker
+from compress import CAUSAL, Worker
 
 SPARE = 64  # positions after the prompt
 
@@ -27,7 +27,7 @@ class State:
 class GenAI:
     """A folder with `genai_config.json`, with the threads set and everything else as the folder says."""
 
-    name, device, task, mask_token, weight_bytes = "onnxruntime_genai", "cpu", "causal", None, 0
+    name, device, task, mask_token, weight_bytes = "onnxruntime_genai", "cpu", CAUSAL, None, 0
 
     def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
         folder = path if (path / "genai_config.json").is_file() else path / "onnx"

@@ -17,7 +17,7 @@ import numpy as np
 import openvino
 import openvino_genai as ov
 
-from compress import Worker, peak_rss_bytes
+from compress import CAUSAL, Worker, peak_rss_bytes
 
 CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 
@@ -25,7 +25,7 @@ CHUNK = 256  # tokens of prompts in a step, OpenVINO GenAI's default
 class Pipeline:
     """An exported folder."""
 
-    name, device, task, mask_token, weight_bytes, context = "openvino_genai", "cpu", "causal", None, 0, 8192
+    name, device, task, mask_token, weight_bytes, context = "openvino_genai", "cpu", CAUSAL, None, 0, 8192
 
     def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
         schedule = ov.SchedulerConfig()

@@ -44,9 +44,10 @@ from compress.models.checkpoints import (
     weight_files,
     with_generation_settings,
 )
+from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.base import auto_class, task_of
+from compress.tasks.registry import task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -66,7 +67,7 @@ class Bundle:
         shards: where the weights are that `model` holds no data for; None when all are in memory.
         parts: safetensors files that hold what such weights have become.
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
-        notes: what the last pass wants told; the pipeline moves it into the lineage.
+        notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
         origin: what `load` was given.
     """
@@ -112,6 +113,9 @@ class Bundle:
 
         return applied(self, step, text, teacher, seed)
 
+    def __post_init__(self) -> None:
+        linears(self.model)  # one that was made elsewhere comes in here
+
     def evolve(self, **changes: Any) -> "Bundle":
         """A bundle with some fields changed."""
         return replace(self, **changes)
@@ -120,9 +124,16 @@ class Bundle:
         """A bundle whose model may be changed without touching this one's."""
         return replace(self, model=copy.deepcopy(self.model), masks=copy.copy(self.masks), notes={})
 
-    def offload(self, folder: Path) -> Offload | None:
-        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory."""
-        return None if self.shards is None else Offload(self.model, self.shards, folder)
+    def offload(self, folder: Path, *, whole: bool = False) -> Offload | None:
+        """Moves the model's blocks into memory and out again, into `folder`; None when all are in memory.
+
+        With `whole` they are once this returns: for what looks at more than a block.
+        """
+        store = None if self.shards is None else Offload(self.model, self.shards, folder)
+        if store is not None and whole:
+            store.load_rest()
+            return None
+        return store
 
     def save(self, folder: Path | str) -> Manifest:
         """Write the artifact; the folder appears whole or not at all.
@@ -227,7 +238,7 @@ class Bundle:
         """
         folder = Path(path)
         # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-        stream = stream and folder.is_dir() and task_of(load_config(folder)) != "seq2seq"
+        stream = stream and folder.is_dir() and task_of(load_config(folder)).stacks == 1
         if not (folder / MANIFEST).is_file():
             if stream:
                 return cls._streaming(folder, Lineage(source=str(path)), ())
@@ -267,8 +278,8 @@ class Bundle:
 
 def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
     """Masks of the layers that `model` has of those named, read from files one by one."""
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    return StoredMasks(reader, {name: kinds[name] == "Conv1D" for name in names if name in kinds})
+    transposed = {name: isinstance(module, StoredTransposed) for name, module in model.named_modules()}
+    return StoredMasks(reader, {name: transposed[name] for name in names if name in transposed})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
@@ -350,7 +361,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
-        model = auto_class(config).from_config(config, dtype=torch.float32)
+        model = of_config(config, dtype=torch.float32)
     try:
         _make_room(model, manifest.layers)
         if packed:

@@ -1,7 +1,7 @@
-"""`Coded` matrices in a file: one stream in place of codes and scales.
+"""Matrices of a format that is written as a stream: one in place of codes and scales.
 
-What a state has as NAME.codes and NAME.scales is stored as `NAME.stream` (formats/streams.py). Reading gives
-back the state that was written.
+What a state has as NAME.codes and NAME.scales is stored as `NAME.stream`, as the format writes it. Reading
+gives back the state that was written.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats import Coded, QuantizedTensor
-from compress.formats.coded.streams import from_stream, to_stream
+from compress.formats import QuantizedTensor
+from compress.formats.registry import format_from
 from compress.records.records import LayerRecord
 
 STREAM = "stream"
@@ -22,11 +22,11 @@ def with_streams(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     """The state of a model with streams for the matrices whose format has them in files."""
     result = dict(state)
     for name, module in model.named_modules(remove_duplicate=False):
-        if not (isinstance(module, QuantizedTensor) and isinstance(module.format, Coded)):
+        if not (isinstance(module, QuantizedTensor) and module.format.streamed):
             continue
         if (codes := result.pop(f"{name}.{_CODES}", None)) is not None:
             scales = result.pop(f"{name}.{_SCALES}")
-            result[f"{name}.{STREAM}"] = to_stream(codes[:, 0], scales)
+            result[f"{name}.{STREAM}"] = module.format.to_stream(codes[:, 0], scales)
     return result
 
 
@@ -54,7 +54,7 @@ def without_streams(
             raise UserError(f"{file}: '{name}' is of no layer of its manifest; write the artifact again")
         out, columns = record.shape
         try:
-            codes, scales = from_stream(tensor, (out, columns))
+            codes, scales = format_from(record.format).from_stream(tensor, (out, columns))
         except UserError as error:
             raise UserError(f"{file}: '{name}': {error}; write the artifact again") from None
         result |= {f"{place}.{_CODES}": codes.view(out, 1, columns), f"{place}.{_SCALES}": scales}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
-from compress.tasks.base import auto_class
+from compress.models.conv1d import of_config
 
 SHARD_BYTES = 5_000_000_000
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -67,7 +67,7 @@ class StoredMasks(Mapping[str, Tensor]):
 
     Args:
         reader: where the weights are.
-        names: of linear layers -> whether their matrix is stored (in, out), as GPT-2's is.
+        names: of linear layers -> whether their matrix is stored transposed, (in, out).
     """
 
     def __init__(self, reader: ShardReader, names: Mapping[str, bool]) -> None:
@@ -185,7 +185,7 @@ def skeleton(config: Any) -> Any:
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model = auto_class(config).from_config(config, dtype=torch.float32)
+        model = of_config(config, dtype=torch.float32)
     model.tie_weights()
     return model.eval()
 

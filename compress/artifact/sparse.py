@@ -24,7 +24,8 @@ from compress.formats.sparse import (
     unpack_codes,
     unpack_floats,
 )
-from compress.models.layers import replace_module
+from compress.models.conv1d import StoredTransposed
+from compress.models.layers import is_linear, replace_module
 from compress.records.records import LayerRecord, SparseRecord
 
 SPARSE = "sparse.safetensors"
@@ -41,7 +42,7 @@ def compact(
     for name, matrix in _matrices(model):
         if name not in state:  # shared with another, or in a file already
             continue
-        parts = pack_codes(matrix) if isinstance(matrix, QuantizedTensor) else pack_floats(matrix)
+        parts = pack_floats(state[name]) if matrix is None else pack_codes(matrix)
         if sum(_bytes(_narrow(part)) for part in parts) + _HEADER < _bytes(_narrow(state[name])):
             del result[name]
             result[f"{name}.bitmask"], result[f"{name}.values"] = parts
@@ -65,15 +66,13 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _matrices(model: nn.Module) -> Iterator[tuple[str, QuantizedTensor | Tensor]]:
-    """Linear layers' matrices, with the name that the tensor has in a state."""
+def _matrices(model: nn.Module) -> Iterator[tuple[str, QuantizedTensor | None]]:
+    """The names that linear layers' matrices have in a state, and their codes if they are such."""
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             yield f"{name}{_CODES}", module.quantized
-        elif isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            yield f"{name}.weight", weight.detach()
+        elif is_linear(module):
+            yield f"{name}.weight", None
 
 
 def expand(
@@ -113,7 +112,7 @@ def keep_packed(
     for name, record in records.items():
         bitmask, values = (state.pop(part) for part in _parts(state, name, record, file))
         parts = {f"{name}.bitmask": bitmask, f"{name}.values": values}
-        _dense({**state, **parts}, name, record, layers, file)  # so that damage is told now, not in a call
+        _dense({**state, **parts}, name, record, layers, file)  # damage is reported now, not in a call
         layer = name.removesuffix(_CODES)
         if layer != name:
             module = model.get_submodule(layer)
@@ -123,7 +122,7 @@ def keep_packed(
         else:
             place = name.removesuffix(".weight")
             dense = model.get_submodule(place)
-            transposed = type(dense).__name__ == "Conv1D"
+            transposed = isinstance(dense, StoredTransposed)
             bias = getattr(dense, "bias", None)
             replace_module(model, place, SparseLinear(bitmask, values, record.shape, bias, transposed))
         state |= {f"{place}.bitmask": bitmask, f"{place}.values": values}

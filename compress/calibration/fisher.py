@@ -21,7 +21,6 @@ from torch import Tensor
 from compress.calibration.moments import gram, mirrored
 from compress.errors import UserError
 from compress.host.progress import track
-from compress.models.layers import oriented
 from compress.models.running import (
     Precision,
     autocast,
@@ -29,7 +28,7 @@ from compress.models.running import (
     evaluating,
     gradients_of_activations,
 )
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 _TOGETHER = 2048  # outputs
 _PASS = 512  # tokens
@@ -41,7 +40,7 @@ def require_decoder(model: Any) -> None:
     Raises:
         UserError: names the field.
     """
-    if task_of(model.config) != "causal":
+    if not task_of(model.config).continues:
         raise UserError(
             "outputs: 'fisher' draws a decoder's next tokens, which "
             f"{type(model).__name__} does not give; take 'alike'"
@@ -97,7 +96,7 @@ def output_fisher(
 
 
 def _zeros(module: Any, device: torch.device) -> list[Tensor]:
-    outputs = len(oriented(module))
+    outputs = int(module.out_features)
     sizes = [min(_TOGETHER, outputs - start) for start in range(0, outputs, _TOGETHER)]
     return [torch.zeros(size, size, device=device) for size in sizes]
 

@@ -54,13 +54,13 @@ class Rows:
     Attributes:
         inputs: x~, (rows, in).
         originals: x of the same positions; None leaves the drift out.
-        moved: r - r~ of the same positions, (rows, out); None leaves the residual out.
+        residual: r - r~ of the same positions, (rows, out); None leaves the residual out.
         wanted: W x + r - W x~ - r~, (rows, out), in the place of both.
     """
 
     inputs: Tensor
     originals: Tensor | None = None
-    moved: Tensor | None = None
+    residual: Tensor | None = None
     wanted: Tensor | None = None
 
 
@@ -79,8 +79,8 @@ def covariance(batches: Iterable[Rows]) -> Covariance:
         hessian = gram(x, hessian)
         if rows.originals is not None:
             drift = product(rows.originals.sub(x), x, drift)
-        if rows.moved is not None:
-            residual = product(rows.moved, x, residual)
+        if rows.residual is not None:
+            residual = product(rows.residual, x, residual)
         if rows.wanted is not None:
             whole = product(rows.wanted, x, whole)
     assert hessian is not None, "no batches"

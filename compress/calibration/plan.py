@@ -32,7 +32,7 @@ class Shortcut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """How a block runs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
     added: tuple[str, ...]
 
 
-def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple[Any, Any]) -> Plan:
+def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple[Any, Any]) -> BlockPlan:
     """Watch a block run in float32 and note how it does.
 
     Args:
@@ -102,7 +102,7 @@ def plan_of(block: nn.Module, names: list[str], hidden: Tensor, arguments: tuple
             total = total + results[name]
     whole = output[0] if isinstance(output, tuple) else output
     sums = total.shape == whole.shape and bool((whole - total).norm() <= _ROUNDING * (whole - hidden).norm())
-    return Plan(tuple(map(tuple, stages)), shortcuts, sources, tuple(ends) if sums else ())
+    return BlockPlan(tuple(map(tuple, stages)), shortcuts, sources, tuple(ends) if sums else ())
 
 
 def _sources(

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.calibration.plan import Plan, Shortcut
+from compress.calibration.plan import BlockPlan, Shortcut
 from compress.formats import QuantizedLinear
 from compress.models.blocks import Arguments, call, replaced_forward
-from compress.models.layers import oriented
 from compress.models.running import Precision, autocast
 
 
@@ -44,7 +43,7 @@ class Stream:
     hidden: list[Tensor]
     arguments: Arguments
     precision: Precision
-    plan: Plan
+    plan: BlockPlan
     final: bool = False
     # of layers that end a submodule: their inputs, and in place of those, once asked for, their outputs
     _known: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -102,8 +101,8 @@ class Stream:
         """Whether this layer ends a submodule and has fewer outputs than inputs."""
         if layer not in self.plan.shortcuts:
             return False
-        out, columns = oriented(self.block.get_submodule(layer)).shape
-        return out < columns
+        module: Any = self.block.get_submodule(layer)
+        return int(module.out_features) < int(module.in_features)
 
     def output(self, layer: str, index: int) -> Tensor:
         """What a layer that will not change gives for one batch, (rows, out), float32."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibration.moments import Covariance, Rows, covariance
-from compress.calibration.plan import Plan, plan_of
+from compress.calibration.plan import BlockPlan, plan_of
 from compress.calibration.replay import Stream, halved
 from compress.errors import UserError
 from compress.host.float32 import fast_float32
@@ -95,8 +95,8 @@ def walk(
         windows: token ids (n, length).
         names: full module names; those outside the blocks are an error.
         both_streams: also run the original activations.
-        residual: and look at how far the stream has moved that a layer's output is added to.
-        heldout: so many of the last windows are kept apart, for choices that must not see the others.
+        residual: and by how much the stream that a layer's output is added to differs in the two.
+        heldout: so many of the last windows are held out, for choices that must not see the others.
         batch: windows per forward pass; None: about 2048 tokens, whose activations fit in caches.
         precision: `bfloat16` runs the blocks under autocast; statistics are float32 either way.
         store: loads each block before its visit and takes it back after; None: all are in memory.
@@ -111,7 +111,7 @@ def walk(
     batch = batch or max(1, _TOKENS // windows.shape[1])
     fitting = len(windows) - heldout
     batches = [*windows[:fitting].split(batch), *(windows[fitting:].split(batch) if heldout else ())]
-    apart = -(-fitting // batch)  # batches from here on are held out
+    fitted = -(-fitting // batch)  # batches; those after them are held out
     # giving every array back takes time, and is worth it where they are large
     largest = max(p.numel() for part in parts for p in part.blocks.parameters())
     frugal = store is not None and largest >= _LARGE
@@ -125,7 +125,7 @@ def walk(
         for part in parts:
             with nullcontext() if store is None else store.loaded(_before_the_blocks(model, part.prefix)):
                 flows = _flows(part, batches, both_streams, encoded)
-            plans: dict[Any, Plan] = {}
+            plans: dict[Any, BlockPlan] = {}
             for index, block in enumerate(part.blocks):
                 name = f"{part.prefix}.{index}"
                 if store is not None:
@@ -137,7 +137,7 @@ def walk(
                 streams = [flow.stream(block, index, precision, plans[key]) for flow in flows]
                 for stage in plans[key].stages:
                     visit = Visit(
-                        index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, apart)
+                        index, [f"{name}.{n}" for n in stage], *_statistics(streams, stage, residual, fitted)
                     )
                     if both_streams:
                         streams[1].let_go()  # once all is settled; the last layers are solved without it
@@ -171,7 +171,7 @@ class _Flow:
     arguments: list[Arguments]
     original: bool = False
 
-    def stream(self, block: nn.Module, index: int, precision: Precision, plan: Plan) -> Stream:
+    def stream(self, block: nn.Module, index: int, precision: Precision, plan: BlockPlan) -> Stream:
         if self.original:
             block = copy.deepcopy(block)
             if precision == "bfloat16":
@@ -190,17 +190,17 @@ def _flows(part: Stack, batches: list[Tensor], both: bool, encoded: list[list[Te
 
 
 def _statistics(
-    streams: list[Stream], stage: tuple[str, ...], residual: bool, apart: int
+    streams: list[Stream], stage: tuple[str, ...], residual: bool, fitted: int
 ) -> tuple[Covariance, Covariance | None]:
-    """Moments of a stage's inputs, of the batches before `apart` and of those after, if any."""
+    """Moments of a stage's inputs, of the first `fitted` batches and of those held out, if any."""
     batches = len(streams[0].hidden)
     with closing(_rows(streams, stage, residual)) as rows:
-        seen = covariance(itertools.islice(rows, apart))
-        return seen, covariance(rows) if apart < batches else None
+        seen = covariance(itertools.islice(rows, fitted))
+        return seen, covariance(rows) if fitted < batches else None
 
 
 def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Generator[Rows, None, None]:
-    """A stage's inputs in every stream, and how far what a single layer is added to has moved."""
+    """A stage's inputs in every stream, and the residual of what a single layer is added to."""
     with ExitStack() as stack:
         running = [stack.enter_context(closing(stream.inputs(stage))) for stream in streams]
         inputs = zip(*running, strict=True)
@@ -212,14 +212,14 @@ def _rows(streams: list[Stream], stage: tuple[str, ...], residual: bool) -> Gene
         known = residual and all(stream.knows_residual(alone) for stream in streams)
         narrows = original.narrows(alone)
         for index, (changed, x) in enumerate(inputs):
-            moved = None
+            change = None
             if known:
-                moved = original.residual(alone, index) - compressed.residual(alone, index)
+                change = original.residual(alone, index) - compressed.residual(alone, index)
             if narrows:
                 lost = original.output(alone, index) - original.through(alone, changed)
-                rows = Rows(changed, wanted=lost if moved is None else moved.add_(lost))
+                rows = Rows(changed, wanted=lost if change is None else change.add_(lost))
             else:
-                rows = Rows(changed, x, moved)
+                rows = Rows(changed, x, change)
             if stage == original.plan.stages[-1]:
                 original.settle(index)
             yield rows

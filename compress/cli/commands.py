@@ -43,19 +43,21 @@ Overrides = Annotated[
 Provider = Annotated[
     str, typer.Option(help="What runs ONNX graphs: cpu, cuda, openvino or coreml; see 'doctor'.")
 ]
-Text = Annotated[
+TextOption = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (demo, smollm2) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe, such as demo or fit-size, or a YAML file.")
+    ],
     output: Output = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Start from this checkpoint: directory, .gguf or hub id.")
     ] = None,
-    text: Text = None,
+    text: TextOption = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
     measured: Annotated[
@@ -101,7 +103,7 @@ def quantize(
     bits: Annotated[int | None, typer.Option(help="Of a weight: 2, 3, 4, 5, 6 or 8; default 4.")] = None,
     to: Annotated[str, typer.Option(help="What will run it: onnx, gguf, compressed-tensors.")] = "onnx",
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path("quantized"),
-    text: Text = None,
+    text: TextOption = None,
     budget: Annotated[str | None, typer.Option(help="The most each file may take: 92MB.")] = None,
     effort: Annotated[str, typer.Option(help="quick, normal, or best: takes longest.")] = "normal",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
@@ -135,7 +137,7 @@ def quantize(
 @app.command()
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts or plain model directories.")],
-    text: Text = None,
+    text: TextOption = None,
     base: Annotated[Path | None, typer.Option(help="Compare with this one (KL, loss difference).")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,

@@ -16,67 +16,23 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from compress.formats.packing import packed_bytes
+from compress.formats.base import Format, Grid, float16_exact
 
 # Elements fitted at a time: what is computed on the way then stays in a core's cache.
 _FIT_SLICE = 1 << 18
-_SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 _SMALLEST_RANGE = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.7, 8: 0.8}  # bits -> where the clip search ends
-_SMALLEST_NORMAL = 2.0**-14  # the smallest with all of its 11 bits
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Scales (out, groups), float32 values that float16 holds exactly; zero-points (out, groups), uint8."""
+class AffineFormat(Format):
+    """A uniform grid of integers per group of input columns, its range searched."""
 
-    scales: Tensor
-    zeros: Tensor
+    affine: ClassVar[bool] = True
 
-
-class IntegerFormat(BaseModel):
-    """A uniform integer grid per group of input columns."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    bits: ClassVar[int]
-    zero_code: ClassVar[int | None] = None
-
-    kind: str
-    group: int | None = Field(None, ge=16, description="columns that share a scale; null: the whole row")
     symmetric: bool = Field(True, description="fix the zero-point at mid-range and do not store it")
     clip_search: int = Field(20, ge=0, le=100, description="shrunk ranges tried per group; 0: plain min-max")
-
-    @property
-    def levels(self) -> int:
-        """How many codes there are."""
-        return 1 << self.bits
-
-    @property
-    def zero(self) -> int:
-        """The code of 0 where no zero-point is stored."""
-        return self.levels // 2 if self.zero_code is None else self.zero_code
-
-    def keeping_zeros(self) -> "IntegerFormat":
-        """What rounds every zero to zero: the same format, or the next one to it that does."""
-        return self
-
-    def group_width(self, columns: int) -> int:
-        """Columns per group for a matrix of this width."""
-        return columns if self.group is None else min(self.group, columns)
-
-    def groups(self, columns: int) -> int:
-        """Groups per row for a matrix of this width."""
-        return -(-columns // self.group_width(columns))
-
-    def stored_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes of codes, scales and zero-points of a matrix (out, in), as `QuantizedTensor` stores them."""
-        out, columns = shape
-        groups = self.groups(columns)
-        codes = groups * packed_bytes(self.group_width(columns), self.bits)
-        zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
-        return out * (codes + 2 * groups + zeros)
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """Choose scales and zero-points for `weight` (out, in), float32.
@@ -90,44 +46,19 @@ class IntegerFormat(BaseModel):
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
         """The nearest codes, of what is on the grid its own: (out, in) -> uint8 (out, in)."""
-        codes = torch.empty_like(weight, dtype=torch.uint8)
-        together = max(1, _FIT_SLICE // weight.shape[1])
-        for start in range(0, len(weight), together):
-            rows = slice(start, start + together)
-            scales, zeros = self._per_column(Grid(grid.scales[rows], grid.zeros[rows]), weight.shape[1])
-            codes[rows] = _round(weight[rows].float(), scales, zeros, self.levels)
-        return codes
-
-    def round(self, weight: Tensor, grid: Grid) -> Tensor:
-        """The codes that lose least of `weight` alone: (out, in) -> uint8 (out, in)."""
-        return self.codes(weight, grid)
+        return affine_codes(weight, grid, self.group_width(weight.shape[1]), self.levels)
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
-        out, columns = codes.shape
-        width = self.group_width(columns)
-        padding = self.groups(columns) * width - columns
-        if padding:
-            codes = torch.nn.functional.pad(codes, (0, padding))
-        # (out, groups, width), worked on in place: a layer that holds codes does this at every call
-        values = codes.reshape(out, -1, width).float()
-        values.sub_(grid.zeros[..., None]).mul_(grid.scales[..., None])
-        return values.view(out, -1)[:, :columns]
+        return affine_values(codes, grid, self.group_width(codes.shape[1]))
+
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion."""
+        return affine_places(weight, grid, self.group_width(weight.shape[1]))
 
     def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder":
         """What a solver needs to round one column at a time without knowing of bits."""
-        # (groups, out): what one column needs is then contiguous
-        scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.float()
-        ends = -zeros, self.levels - 1 - zeros
-        return ColumnRounder(self.group_width(columns), scales.unbind(), *(end.unbind() for end in ends))
-
-    def _per_column(self, grid: Grid, columns: int) -> tuple[Tensor, Tensor]:
-        width = self.group_width(columns)
-        if width >= columns:  # one group: (out, 1) broadcasts
-            return grid.scales, grid.zeros.float()
-        scales = grid.scales.repeat_interleave(width, dim=1)[:, :columns]
-        zeros = grid.zeros.float().repeat_interleave(width, dim=1)[:, :columns]
-        return scales, zeros
+        return ColumnRounder.on(grid, self.group_width(columns), self.levels)
 
     def _fit_rows(self, weight: Tensor, importance: Tensor | None) -> Grid:
         out, columns = weight.shape
@@ -173,15 +104,15 @@ class IntegerFormat(BaseModel):
         return candidates
 
 
-class Int8(IntegerFormat):
+class Int8(AffineFormat):
     """Eight bits, one symmetric scale per row unless a group is given."""
 
     bits: ClassVar[int] = 8
     kind: Literal["int8"] = "int8"
 
 
-class _FewBits(IntegerFormat):
-    """Groups of 64 with a zero-point unless told otherwise."""
+class _FewBits(AffineFormat):
+    """Groups of 64 with a zero-point by default."""
 
     group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
     symmetric: bool = Field(False, description="fix the zero-point at mid-range and do not store it")
@@ -231,6 +162,14 @@ class ColumnRounder:
     lowest: tuple[Tensor, ...]
     highest: tuple[Tensor, ...]
 
+    @classmethod
+    def on(cls, grid: Grid, width: int, levels: int) -> "ColumnRounder":
+        """Of a grid with groups of `width` columns and so many codes."""
+        # (groups, out): what one column needs is then contiguous
+        scales, zeros = grid.scales.T.contiguous(), grid.zeros.T.float()
+        ends = -zeros, levels - 1 - zeros
+        return cls(width, scales.unbind(), *(end.unbind() for end in ends))
+
     def __call__(self, column: Tensor, index: int) -> Tensor:
         """The value on the grid nearest to `column` (out,), the column numbered `index`."""
         group = index // self.width
@@ -239,17 +178,34 @@ class ColumnRounder:
         return torch.clamp(steps, self.lowest[group], self.highest[group], out=steps).mul_(scale)
 
 
+def affine_codes(weight: Tensor, grid: Grid, width: int, levels: int) -> Tensor:
+    """q = round(w / s) + z, kept within the codes: (out, in) -> uint8 (out, in)."""
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    together = max(1, _FIT_SLICE // weight.shape[1])
+    for start in range(0, len(weight), together):
+        rows = slice(start, start + together)
+        scales, zeros = Grid(grid.scales[rows], grid.zeros[rows]).columns(width, weight.shape[1])
+        codes[rows] = _round(weight[rows].float(), scales, zeros, levels)
+    return codes
+
+
+def affine_places(weight: Tensor, grid: Grid, width: int) -> Tensor:
+    """w / s + z: (out, in) -> (out, in)."""
+    scales, zeros = grid.columns(width, weight.shape[1])
+    return weight / scales + zeros
+
+
+def affine_values(codes: Tensor, grid: Grid, width: int) -> Tensor:
+    """w = (q - z) s: uint8 (out, in) -> float32 (out, in)."""
+    out, columns = codes.shape
+    padding = grid.scales.shape[1] * width - columns
+    if padding:
+        codes = torch.nn.functional.pad(codes, (0, padding))
+    # (out, groups, width), worked on in place: a layer that holds codes does this at every call
+    values = codes.reshape(out, -1, width).float()
+    values.sub_(grid.zeros[..., None]).mul_(grid.scales[..., None])
+    return values.view(out, -1)[:, :columns]
+
+
 def _round(weight: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor:
     return (weight / scales).round_().add_(zeros).clamp_(0, levels - 1)
-
-
-def float16_exact(scales: Tensor) -> Tensor:
-    """Round to float16 and back; a scale of an all-zero group becomes the smallest positive one.
-
-    Below its normal range float16 is coarse, and a scale rounded down would cut the extremes off by many
-    steps: there it is rounded away from zero.
-    """
-    rounded = scales.clamp(-65504.0, 65504.0).to(torch.float16).float()
-    outward = torch.ceil(scales.abs() / _SMALLEST_SCALE) * _SMALLEST_SCALE * scales.sign()
-    rounded = torch.where(scales.abs() < _SMALLEST_NORMAL, outward, rounded)
-    return torch.where(rounded == 0, _SMALLEST_SCALE, rounded)

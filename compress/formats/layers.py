@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.formats.activations import Activations, round_dynamic, round_static
-from compress.formats.integer import Grid, IntegerFormat
+from compress.formats.base import Format, Grid
 from compress.formats.packing import pack, packed_bytes, unpack
 
 
@@ -20,7 +20,7 @@ class QuantizedTensor(nn.Module):
     scales: Tensor
     zeros: Tensor | None
 
-    def __init__(self, format: IntegerFormat, shape: tuple[int, int]) -> None:
+    def __init__(self, format: Format, shape: tuple[int, int]) -> None:
         """Make room for the codes of a matrix of this shape; `store` or a state dict fills it."""
         super().__init__()
         self.format = format
@@ -37,7 +37,7 @@ class QuantizedTensor(nn.Module):
         self.register_buffer("zeros", zeros)
 
     @classmethod
-    def from_codes(cls, format: IntegerFormat, codes: Tensor, grid: Grid) -> "QuantizedTensor":
+    def from_codes(cls, format: Format, codes: Tensor, grid: Grid) -> "QuantizedTensor":
         """Store codes (out, in), uint8, and their grid."""
         out, columns = codes.shape
         tensor = cls(format, (out, columns))
@@ -53,9 +53,7 @@ class QuantizedTensor(nn.Module):
         return tensor
 
     @classmethod
-    def round(
-        cls, format: IntegerFormat, weight: Tensor, importance: Tensor | None = None
-    ) -> "QuantizedTensor":
+    def round(cls, format: Format, weight: Tensor, importance: Tensor | None = None) -> "QuantizedTensor":
         """Round `weight` (out, in) to the nearest codes of a freshly fitted grid."""
         grid = format.fit(weight, importance)
         return cls.from_codes(format, format.round(weight, grid), grid)

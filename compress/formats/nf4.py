@@ -16,10 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.formats.integer import Grid, IntegerFormat, float16_exact
+from compress.formats.base import Format, Grid, float16_exact
 
 _STEPS = torch.special.ndtri  # the inverse of the normal distribution function
 _OFFSET = 0.9677083  # probability at which the outermost value lies: the mean of 1 - 1/32 and 1 - 1/30
+_ZERO = 7
 
 
 def quantiles() -> Tensor:
@@ -34,15 +35,20 @@ def quantiles() -> Tensor:
     return (values / values.max()).float()
 
 
-class Nf4(IntegerFormat):
+class Nf4(Format):
     """Sixteen normal quantiles, blocks of 64."""
 
     bits: ClassVar[int] = 4
-    zero_code: ClassVar[int | None] = 7
+
     kind: Literal["nf4"] = "nf4"
     group: int | None = Field(64, ge=16, description="columns that share a scale; null: the whole row")
     symmetric: Literal[True] = Field(True, description="there is no zero-point")
     clip_search: Literal[0] = Field(0, description="the scale is the largest magnitude")
+
+    @property
+    def zero(self) -> int:
+        """The code of 0: seven are below it."""
+        return _ZERO
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """The largest magnitude of each block; `importance` changes nothing."""
@@ -51,19 +57,33 @@ class Nf4(IntegerFormat):
         padding = self.groups(columns) * width - columns
         grouped = torch.nn.functional.pad(weight.float(), (0, padding)).view(out, -1, width)
         scales = float16_exact(grouped.abs().amax(2))
-        return Grid(scales, torch.full_like(scales, 7, dtype=torch.uint8))
+        return Grid(scales, torch.full_like(scales, _ZERO, dtype=torch.uint8))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
         """The nearest of the sixteen: (out, in) -> uint8 (out, in)."""
-        scales, _ = self._per_column(grid, weight.shape[1])
+        scales, _ = grid.columns(self.group_width(weight.shape[1]), weight.shape[1])
         return _nearest(weight.float() / scales, _midpoints(weight.device)).to(torch.uint8)
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
-        scales, _ = self._per_column(grid, codes.shape[1])
+        scales, _ = grid.columns(self.group_width(codes.shape[1]), codes.shape[1])
         return quantiles().to(codes.device)[codes.int()] * scales
 
-    def column_rounder(self, grid: Grid, columns: int) -> "NormalRounder":  # type: ignore[override]
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes: at k on code k, between two in proportion.
+
+        >>> grid = Grid(torch.ones(1, 1), torch.full((1, 1), 7, dtype=torch.uint8))
+        >>> weight = torch.tensor([[-1.0, 0.0, (0.72295684 + 1) / 2, 1.0]])
+        >>> Nf4().places(weight, grid).round(decimals=3).tolist()
+        [[0.0, 7.0, 14.5, 15.0]]
+        """
+        scales, _ = grid.columns(self.group_width(weight.shape[1]), weight.shape[1])
+        values, scaled = quantiles().to(weight.device), weight.float() / scales
+        above = torch.bucketize(scaled, values).clamp(1, self.levels - 1)
+        below = values[above - 1]
+        return above - 1 + (scaled - below) / (values[above] - below)
+
+    def column_rounder(self, grid: Grid, columns: int) -> "NormalRounder":
         """What a solver needs to round one column at a time."""
         return NormalRounder(self.group_width(columns), grid.scales.T.contiguous())
 

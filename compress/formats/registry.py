@@ -1,12 +1,15 @@
 """All formats, and the way from what a manifest or a recipe says to one of them."""
 
-from typing import Annotated, Any
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from compress.errors import UserError
+from compress.formats.base import Format
 from compress.formats.coded.coded import Coded
-from compress.formats.integer import Int2, Int3, Int4, Int5, Int6, Int8, IntegerFormat
+from compress.formats.integer import Int2, Int3, Int4, Int5, Int6, Int8
 from compress.formats.nf4 import Nf4
 
 
@@ -14,17 +17,18 @@ def _from_name(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-# In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
-Format = Annotated[
-    Int8 | Int6 | Int5 | Int4 | Int3 | Int2 | Nf4 | Coded,
-    Field(discriminator="kind"),
-    BeforeValidator(_from_name),
-]
+FORMATS: tuple[type[Format], ...] = (Int8, Int6, Int5, Int4, Int3, Int2, Nf4, Coded)
 
-_ADAPTER: TypeAdapter[IntegerFormat] = TypeAdapter(Format)
+# The type of a pass's field. In a recipe a format is `int4`, or `{kind: int4, group: 32}`.
+if TYPE_CHECKING:
+    AnyFormat = Format
+else:
+    AnyFormat = Annotated[reduce(or_, FORMATS), Field(discriminator="kind"), BeforeValidator(_from_name)]
+
+_ADAPTER: TypeAdapter[Format] = TypeAdapter(AnyFormat)
 
 
-def format_from(description: dict[str, Any] | str) -> IntegerFormat:
+def format_from(description: dict[str, Any] | str) -> Format:
     """Build a format from `{"kind": "int4", "group": 64, ...}` or `"int4"`.
 
     >>> format_from("int8").bits

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.formats.integer import IntegerFormat
+from compress.formats.base import Format
 from compress.formats.layers import QuantizedTensor
 from compress.formats.packing import pack, packed_bytes, unpack
 
@@ -52,7 +52,7 @@ def pack_codes(tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_codes(
-    bitmask: Tensor, values: Tensor, zeros: Tensor, format: IntegerFormat, shape: tuple[int, int]
+    bitmask: Tensor, values: Tensor, zeros: Tensor, format: Format, shape: tuple[int, int]
 ) -> Tensor:
     """Undo `pack_codes`: the packed codes (out, groups, bytes); `zeros` are the zero-points (out, groups).
 
@@ -70,7 +70,7 @@ def unpack_codes(
     return pack(codes.view(out, groups, width), format.bits)
 
 
-def _unpacked(codes: Tensor, format: IntegerFormat, shape: tuple[int, int]) -> Tensor:
+def _unpacked(codes: Tensor, format: Format, shape: tuple[int, int]) -> Tensor:
     """uint8 (out, groups, width), ragged edge and all."""
     return unpack(codes, format.bits, format.group_width(shape[1]))
 
@@ -98,7 +98,7 @@ class SparseLinear(nn.Module):
     def __init__(
         self, bitmask: Tensor, values: Tensor, shape: tuple[int, ...], bias: Tensor | None, transposed: bool
     ) -> None:
-        """`transposed`: the matrix is stored (in, out), as GPT-2 has it."""
+        """`transposed`: what is packed, and of this shape, is (in, out)."""
         super().__init__()
         self.shape, self.transposed = shape, transposed
         self.register_buffer("bitmask", bitmask)
@@ -108,13 +108,13 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix, as the layer it stands for has it."""
-        return unpack_floats(self.bitmask, self.values, self.shape)
+        """The dense matrix (out, in)."""
+        dense = unpack_floats(self.bitmask, self.values, self.shape)
+        return dense.T if self.transposed else dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the weight, rebuilt for this call."""
-        weight = self.weight.to(x.dtype)
-        return nn.functional.linear(x, weight.T if self.transposed else weight, self.bias)
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -127,9 +127,7 @@ class SparseQuantizedTensor(QuantizedTensor):
     bitmask: Tensor
     values: Tensor
 
-    def __init__(
-        self, format: IntegerFormat, shape: tuple[int, int], bitmask: Tensor, values: Tensor
-    ) -> None:
+    def __init__(self, format: Format, shape: tuple[int, int], bitmask: Tensor, values: Tensor) -> None:
         """Scales and zero-points are filled from a state dict, as those of a `QuantizedTensor`."""
         super().__init__(format, shape)
         del self.codes

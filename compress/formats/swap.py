@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.formats.integer import IntegerFormat
+from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.models.layers import matrix, replace_module
 
@@ -18,7 +18,7 @@ def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
     replace_module(model, name, QuantizedLinear(quantized, bias))
 
 
-def quantize_embeddings(model: Any, format: IntegerFormat) -> list[str]:
+def quantize_embeddings(model: Any, format: Format) -> list[str]:
     """Round the token embedding and the head to `format`; returns the names of what was changed."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}

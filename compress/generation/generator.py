@@ -89,7 +89,7 @@ class TextGenerator:
     @property
     def continues(self) -> bool:
         """Whether a text goes on from its prompt; that of an encoder-decoder answers it."""
-        return self.runtime.task == "causal"
+        return self.runtime.task.continues
 
     def stream(
         self, prompt: Prompt, tokens: int = TOKENS, sampling: Sampling | None = None, stop: Sequence[str] = ()

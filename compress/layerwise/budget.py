@@ -1,37 +1,34 @@
 """What every tensor of a model may become, what that costs, and the choice that keeps to a budget.
 
-The choices are exact knapsacks (solvers/knapsack.py) over losses that add up. Bytes of a whole folder do not
-add up exactly, since offsets in a header have more or fewer digits: there the budget is lowered by what a
-choice was above it until it fits.
+The choices are exact knapsacks (solvers/knapsack.py) over losses and bytes that add up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.formats import IntegerFormat
+from compress.formats import Format
 from compress.solvers.knapsack import cheapest, choose
 
-Plan = dict[str, IntegerFormat]  # module name -> what it becomes
-Chosen = list[int]  # for each offer, which of its formats
-_REPAIRS = 20
+Assignment = dict[str, Format]  # module name -> what it becomes
+Chosen = list[int]  # for each set of modules, which of its formats
 
 
 @dataclass(frozen=True)
-class Offers:
-    """Tensors that get one format together, what they may become, and the bytes of each.
+class Candidates:
+    """Sets of tensors that get one format, what they may become, and the bytes of each.
 
     Attributes:
-        members: module names, per offer.
-        formats: to choose from, per offer.
-        costs: bytes of all members, per offer and format.
+        members: module names, per set.
+        formats: to choose from, per set.
+        costs: bytes of all members, per set and format.
     """
 
     members: Sequence[list[str]]
-    formats: Sequence[tuple[IntegerFormat, ...]]
+    formats: Sequence[tuple[Format, ...]]
     costs: list[list[int]]
 
-    def plan(self, chosen: Chosen) -> Plan:
+    def plan(self, chosen: Chosen) -> Assignment:
         """The format of every member."""
         picked = [formats[k] for formats, k in zip(self.formats, chosen, strict=True)]
         return {name: f for together, f in zip(self.members, picked, strict=True) for name in together}
@@ -42,11 +39,11 @@ class Offers:
 
     @property
     def smallest(self) -> Chosen:
-        """Of every offer the least bytes."""
+        """Of every set the least bytes."""
         return [row.index(min(row)) for row in self.costs]
 
     def within_bits(self, losses: list[list[float]], weights: int, bits: float) -> Chosen:
-        """The least loss with so many bits per weight; `losses` per offer and format, as `costs`.
+        """The least loss with so many bits per weight; `losses` per set and format, as `costs`.
 
         Raises:
             UserError: the smallest formats take more.
@@ -60,30 +57,19 @@ class Offers:
             )
         return choose(self.costs, losses, budget)
 
-    def within_bytes(
-        self, losses: list[list[float]], whole: Callable[[Plan], int], allowed: int, reserved: int
-    ) -> Chosen:
-        """The least loss in a folder of at most `allowed - reserved` bytes; `whole` tells those of a plan.
+    def within_bytes(self, losses: list[list[float]], rest: int, allowed: int) -> Chosen:
+        """The least loss in a folder of at most `allowed` bytes, of which `rest` are not the members'.
 
         Raises:
             UserError: the smallest formats take more.
         """
-        limit, least = allowed - reserved, whole(self.plan(self.smallest))
-        if least > limit:
+        least = self.total(self.smallest) + rest
+        if least > allowed:
             raise UserError(
                 f"budget_bytes {allowed:,} is too small: with the smallest widths the artifact takes "
-                f"{least + reserved:,}; raise it, or allow fewer bits in widths and embedding_widths"
+                f"{least:,}; raise it, or allow fewer bits in widths and embedding_widths"
             )
-        floor = self.total(self.smallest)
-        budget = limit - least + floor
-        chosen = self.smallest
-        for _ in range(_REPAIRS):
-            chosen = choose(self.costs, losses, max(budget, floor))
-            excess = whole(self.plan(chosen)) - limit
-            if excess <= 0:
-                break
-            budget -= excess
-        return chosen
+        return choose(self.costs, losses, allowed - rest)
 
     def within_loss(self, losses: list[list[float]], largest: float) -> Chosen:
         """The least bytes with a summed loss of at most `largest`.

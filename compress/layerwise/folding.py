@@ -122,8 +122,7 @@ def apply_fold(model: Any, fold: Fold, scales: Tensor) -> None:
         )
     for name in fold.targets:
         module = model.get_submodule(name)
-        weight = module.weight  # (out, in), GPT-2's Conv1D (in, out)
-        weight.mul_((scales[:, None] if _transposed(module) else scales).to(weight.dtype))
+        module.weight.mul_(scales.to(module.weight.dtype))  # (out, in) by (in,)
     source = model.get_submodule(fold.source)
     divisor = scales
     repeats, width = _sharing(model, fold)
@@ -144,9 +143,7 @@ def _rows(source: nn.Module, fold: Fold) -> Iterator[Tensor]:
     """Views of what makes the channels: gain or rows of the weight, and the bias."""
     weight = source.weight
     assert isinstance(weight, Tensor)
-    whole = weight.T if _transposed(source) else weight
-    bias = getattr(source, "bias", None)
-    for parameter in (whole, bias):
+    for parameter in (weight, getattr(source, "bias", None)):
         if parameter is not None:
             yield parameter.chunk(fold.stacked)[-1]
 
@@ -157,13 +154,8 @@ def _sharing(model: Any, fold: Fold) -> tuple[int, int]:
         return 1, 1
     outputs = len(next(_rows(model.get_submodule(fold.source), fold)))
     target = model.get_submodule(fold.targets[0])
-    inputs = target.weight.shape[0 if _transposed(target) else 1]
-    repeats = inputs // outputs
+    repeats = target.weight.shape[1] // outputs
     if repeats == 1:
         return 1, 1
     attention = model.get_submodule(fold.source.rpartition(".")[0])
     return repeats, int(attention.head_dim)
-
-
-def _transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import IntegerFormat, QuantizedTensor
+from compress.formats import Format, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings
 from compress.host.progress import track
 from compress.models.layers import matrix
@@ -18,7 +18,7 @@ def quantize_one_by_one(
     context: Context,
     names: list[str],
     quantized: Callable[[Tensor], QuantizedTensor],
-    embeddings: IntegerFormat | None,
+    embeddings: Format | None,
     what: str,
 ) -> Bundle:
     """A copy with codes in the place of the layers named, a block at a time where the weights are in files.

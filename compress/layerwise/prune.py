@@ -21,10 +21,10 @@ from compress.layerwise.sparsity import SparsityGoal, targets
 from compress.layerwise.target import Aim, Correction, aim_of
 from compress.models.layers import matrix, put_weight
 from compress.solvers.gptq import output_error
-from compress.solvers.masks import Target
+from compress.solvers.masks import Quota
 
 # a target weight (out, in), how sparse, the mask it carries -> the new weight and its mask
-Prune = Callable[[Tensor, Target, Tensor | None], tuple[Tensor, Tensor]]
+Prune = Callable[[Tensor, Quota, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def sparsify(
@@ -56,10 +56,7 @@ def sparsify(
         UserError: as `targets` and `walk`.
     """
     result = bundle.clone()
-    store = result.offload(context.workdir / "parts")
-    if store and goal.allocation != "uniform":  # which looks at the whole model
-        store.load_rest()
-        store = None
+    store = result.offload(context.workdir / "parts", whole=goal.allocation != "uniform")
     model = result.model if store else result.model.to(context.device)
     windows = torch.from_numpy(context.data.calibration.tokens).long()
     goals = targets(goal, model, names, bundle.masks, windows, precision=context.precision)
@@ -74,7 +71,7 @@ def sparsify(
         names,
         both_streams=correction.asymmetric != 0,
         residual=correction.residual,
-        heldout=correction.kept_apart(windows),
+        heldout=correction.heldout(windows),
         batch=correction.batch,
         precision=context.precision,
         store=store,

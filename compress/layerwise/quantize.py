@@ -2,7 +2,7 @@
 
 Per group of layers with the same input, through the layers already quantized:
     1. the target moves part of the way to what the original model computed (solvers/asymmetric.py), the
-       share chosen on calibration windows kept apart for that;
+       share chosen on held-out calibration windows;
     2. a grid is fitted by clip search, weighted by the inputs' second moments (formats/integer.py);
     3. GPTQ rounds column by column (solvers/gptq.py);
     4. scales are refitted and codes chosen again, in turn (solvers/refit.py).
@@ -11,6 +11,7 @@ rounded in blocks that make good each other's errors (solvers/output_feedback.py
 The passes that use this differ in who chooses the formats.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,11 +21,8 @@ from torch import Tensor
 
 from compress.calibration.fisher import output_fisher, require_decoder
 from compress.calibration.walk import BlockStore, Visit, walk
-from compress.formats import Coded, Grid, IntegerFormat, QuantizedTensor
-from compress.formats.coded.coded import takes_turns
-from compress.formats.coded.rate_control import RateControl
-from compress.formats.coded.trellis import RUN
-from compress.formats.integer import float16_exact
+from compress.formats import Format, Grid, QuantizedTensor
+from compress.formats.base import Fitter, float16_exact
 from compress.formats.swap import put_codes
 from compress.layerwise.target import Correction, aim_of
 from compress.models.layers import matrix
@@ -33,8 +31,8 @@ from compress.solvers.gptq import Factor, gptq, output_error
 from compress.solvers.output_feedback import RowBlock, side_by_side
 from compress.solvers.refit import refine
 
-# Elements of the rows that are solved together: 8 MB each copy.
-_SLICE = 1 << 21
+_SLICE = 1 << 21  # elements of the rows that are solved together: 8 MB each copy
+_ROWS = 32  # their number is a multiple of it
 
 
 class LayerSolver(Correction):
@@ -67,7 +65,7 @@ class LayerSolver(Correction):
 def quantize_sequentially(
     model: Any,
     windows: Tensor,
-    formats: Mapping[str, IntegerFormat],
+    formats: Mapping[str, Format],
     solver: LayerSolver,
     *,
     masks: Mapping[str, Tensor] | None = None,
@@ -108,7 +106,7 @@ def quantize_sequentially(
         list(formats),
         both_streams=solver.asymmetric != 0,
         residual=solver.residual,
-        heldout=solver.kept_apart(windows),
+        heldout=solver.heldout(windows),
         batch=solver.batch,
         precision=precision,
         store=store,
@@ -125,7 +123,7 @@ class _Run:
     def __init__(
         self,
         model: Any,
-        formats: Mapping[str, IntegerFormat],
+        formats: Mapping[str, Format],
         solver: LayerSolver,
         masks: Mapping[str, Tensor],
         fisher: dict[str, list[Tensor]],
@@ -135,8 +133,7 @@ class _Run:
         self.errors: dict[str, float] = {}
         self.shares: list[float] = []
         self.raised: dict[str, float] = {}
-        coded = [name for name, format in formats.items() if isinstance(format, Coded)]
-        self.rates = RateControl(sum(model.get_submodule(name).weight.numel() for name in coded))
+        self.fitters = _fitters(model, formats)
 
     def notes(self) -> dict[str, Any]:
         worst = max(self.errors.items(), key=lambda item: item[1])
@@ -170,7 +167,7 @@ class _Run:
     def _solve(
         self,
         names: list[str],
-        format: IntegerFormat,
+        format: Format,
         targets: list[Tensor],
         hessian: Tensor,
         factor: Factor,
@@ -182,13 +179,11 @@ class _Run:
         if mask is not None:
             target *= mask
             format = format.keeping_zeros()
-        if isinstance(format, Coded):
-            grid = self.rates.fit(format, target)
-        else:
-            grid = format.fit(target, hessian.diagonal())
+        fitter = self.fitters[format.kind]
+        grid = fitter.fit(format, target, hessian.diagonal())
         weighed = [part for name in names for part in self.fisher.pop(name, [])]
         with factor.damped(hessian) as damped:
-            for rows, blocks in _row_order(len(target), columns, weighed, takes_turns(format)):
+            for rows, blocks in _row_order(len(target), columns, weighed, format.run):
                 kept = None if mask is None else mask[rows]
                 part = Grid(grid.scales[rows], grid.zeros[rows])
                 values, grid.scales[rows] = self._round(target[rows], format, part, damped, factor, kept)
@@ -206,13 +201,12 @@ class _Run:
             found.append((format.codes(new, part), scales))
             put_codes(self.model, name, QuantizedTensor.from_codes(format, found[-1][0], part))
             self.errors[name] = output_error(old, new, hessian)
-        if isinstance(format, Coded):
-            self.rates.spent(format, found)
+        fitter.spent(format, found)
 
     def _round(
         self,
         target: Tensor,
-        format: IntegerFormat,
+        format: Format,
         grid: Grid,
         damped: Tensor,
         factor: Factor,
@@ -233,28 +227,38 @@ class _Run:
         )
 
 
-def _stacks(layers: Mapping[str, tuple[IntegerFormat, int]]) -> Iterator[tuple[IntegerFormat, list[str]]]:
+def _fitters(model: Any, formats: Mapping[str, Format]) -> dict[str, Fitter]:
+    """One per kind of format, for all of its matrices."""
+    weights: dict[str, int] = {}
+    for name, format in formats.items():
+        count = model.get_submodule(name).weight.numel()
+        weights[format.kind] = weights.get(format.kind, 0) + count
+    return {format.kind: format.fitter(weights[format.kind]) for format in formats.values()}
+
+
+def _stacks(layers: Mapping[str, tuple[Format, int]]) -> Iterator[tuple[Format, list[str]]]:
     """Layers, (format, rows), that are solved as one matrix: of one format, with runs that stay whole."""
-    stacks: dict[tuple[IntegerFormat, str], list[str]] = {}
+    stacks: dict[tuple[Format, str], list[str]] = {}
     for name, (format, rows) in layers.items():
-        alone = takes_turns(format) and rows % RUN
+        alone = rows % format.run
         stacks.setdefault((format, name if alone else ""), []).append(name)
     for (format, _), names in stacks.items():
         yield format, names
 
 
 def _row_order(
-    count: int, columns: int, fisher: Sequence[Tensor], in_runs: bool
+    count: int, columns: int, fisher: Sequence[Tensor], run: int
 ) -> Iterator[tuple[slice | Tensor, Sequence[RowBlock]]]:
     """Rows to round together, and what of their errors is passed on: of independent rows nothing is.
 
-    With `in_runs` those of a run of a trellis stay together, in their order.
+    Those of a `run` of the format stay together, in their order.
     """
     if fisher:
-        for blocks in side_by_side(fisher, run=RUN if in_runs else None):
+        for blocks in side_by_side(fisher, run=run if run > 1 else None):
             yield torch.cat([block.rows for block in blocks]), blocks
         return
-    together = -(-max(1, _SLICE // columns) // RUN) * RUN
+    multiple = math.lcm(_ROWS, run)
+    together = -(-max(1, _SLICE // columns) // multiple) * multiple
     for start in range(0, count, together):
         yield slice(start, start + together), ()
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibration.walk import walk
-from compress.formats import IntegerFormat, QuantizedTensor
+from compress.formats import Format, QuantizedTensor
 from compress.models.blocks import call, replaced_forward
 from compress.models.layers import matrix
 from compress.models.running import Precision
@@ -128,8 +128,8 @@ class Probe:
 def layer_losses(
     model: Any,
     names: list[str],
-    formats: Sequence[IntegerFormat],
-    measured: IntegerFormat,
+    formats: Sequence[Format],
+    measured: Format,
     probe: Probe,
     windows: Tensor,
     *,
@@ -172,7 +172,7 @@ def layer_losses(
     return losses
 
 
-def embedding_losses(model: Any, formats: Sequence[IntegerFormat], probe: Probe) -> list[float]:
+def embedding_losses(model: Any, formats: Sequence[Format], probe: Probe) -> list[float]:
     """The loss that embedding and head, rounded together, cause in each format; tied ones stay tied."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     modules = [embedding]
@@ -199,8 +199,9 @@ def replaced_weight(module: nn.Module, values: Tensor) -> Iterator[None]:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     before = weight.data
-    transposed = type(module).__name__ == "Conv1D"
-    weight.data = (values.T.contiguous() if transposed else values).to(before.dtype)
+    if values.stride() != before.stride():  # what order a product reads its weight in decides its last bits
+        values = torch.empty_like(before).copy_(values)
+    weight.data = values.to(before.dtype)
     try:
         yield
     finally:
@@ -210,7 +211,7 @@ def replaced_weight(module: nn.Module, values: Tensor) -> Iterator[None]:
 _Part = tuple[Tensor, Tensor | None]  # a weight (out, in) and its mask
 
 
-def _rounded(parts: list[_Part], format: IntegerFormat, hessian: Tensor, factor: Factor) -> list[Tensor]:
+def _rounded(parts: list[_Part], format: Format, hessian: Tensor, factor: Factor) -> list[Tensor]:
     """Layers that share an input, rounded by GPTQ together."""
     weight = torch.cat([w for w, _ in parts])
     mask = None
@@ -221,7 +222,7 @@ def _rounded(parts: list[_Part], format: IntegerFormat, hessian: Tensor, factor:
     return list(values.split([len(w) for w, _ in parts]))
 
 
-def _errors(parts: list[_Part], format: IntegerFormat, hessian: Tensor, factor: Factor) -> list[float]:
+def _errors(parts: list[_Part], format: Format, hessian: Tensor, factor: Factor) -> list[float]:
     """tr(D H D^T) of each layer."""
     found = []
     for (weight, _), values in zip(parts, _rounded(parts, format, hessian, factor), strict=True):

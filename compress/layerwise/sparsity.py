@@ -31,9 +31,9 @@ from compress.models.running import Precision
 from compress.models.stacks import decoder_blocks
 from compress.solvers import outliers
 from compress.solvers.knapsack import choose
-from compress.solvers.masks import Target, best, spread
+from compress.solvers.masks import Quota, best, spread
 from compress.solvers.wanda import scores
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 _STEP = 0.01  # of the shares that the knapsack chooses from
 _SPREADS = {"owl": 0.08, "kl": 0.15}
@@ -115,7 +115,7 @@ def check_goal(goal: SparsityGoal, model: Any, names: list[str]) -> list[str]:
     Raises:
         UserError: as `check_pattern`, or the zeros of an encoder-decoder are to be shared out.
     """
-    if goal.allocation != "uniform" and task_of(model.config) == "seq2seq":
+    if goal.allocation != "uniform" and task_of(model.config).stacks > 1:
         raise UserError(
             f"allocation: '{goal.allocation}' shares zeros out over one list of blocks, and an "
             "encoder-decoder has two; take uniform"
@@ -134,7 +134,7 @@ def check_pattern(goal: Sparsity, model: nn.Module, names: list[str]) -> list[st
     for name in names:
         module = model.get_submodule(name)
         assert isinstance(module.weight, Tensor)
-        columns = module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
+        columns = module.weight.shape[1]
         if columns % goal.group[1]:
             raise UserError(
                 f"pattern: '{goal.pattern}' does not fit '{name}' with {columns} columns; put it into "
@@ -152,7 +152,7 @@ def targets(
     *,
     score: Score = scores,
     precision: Precision = "float32",
-) -> dict[str, Target]:
+) -> dict[str, Quota]:
     """The target of every layer.
 
     Args:

@@ -2,7 +2,7 @@
 
 A layer that is reached by changed inputs moves part of the way to what the original model computed there
 (solvers/asymmetric.py), before it is rounded or pruned under the second moments of the changed inputs. The
-share is given, or chosen per layer on calibration windows kept apart.
+share is given, or chosen per layer on held-out calibration windows.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Correction(BaseModel):
         None, ge=1, le=1024, description="calibration windows per forward pass; null: about 2048 tokens"
     )
 
-    def kept_apart(self, windows: Tensor) -> int:
-        """How many of the windows are only for choosing the share."""
+    def heldout(self, windows: Tensor) -> int:
+        """How many of the windows are held out, to choose the share on."""
         return min(self.heldout_windows, len(windows) - 1) if self.asymmetric == "heldout" else 0
 
 
@@ -101,11 +101,11 @@ def _share(sums: list[_Sums], settings: Correction) -> float:
     """Of the step towards the asymmetric target; chosen on the second text if there is one."""
     if settings.asymmetric != "heldout":
         return settings.asymmetric
-    fitted, apart = sums
+    fitted, heldout = sums
     assert fitted.aim is not None
-    assert apart.aim is not None
+    assert heldout.aim is not None
     own = factorise(fitted.hessian / fitted.count, settings.damping)
-    return heldout_share(apart.aim, correction(fitted.aim / fitted.count, own), apart.hessian)
+    return heldout_share(heldout.aim, correction(fitted.aim / fitted.count, own), heldout.hessian)
 
 
 def _means(sums: list[_Sums]) -> tuple[Tensor, Tensor | None]:

@@ -4,8 +4,10 @@ after it.
 Method. One worker process per artifact and runtime. First latency: `rounds` times every worker in turn
 does its share of the prefills and decode steps (see latency.py). Its peak memory is read after its last
 round, before anything else runs in it. Then quality: the base model in torch leaves its logits, and every
-worker scores the windows against them (see quality.py). Where all models together do not fit in memory,
-the workers are started anew for every round instead; the protocol of the result says which.
+worker scores the windows against them (see quality.py). Steps inside chains, of which only quality and size
+are wanted, are scored by the base's process once it has nothing else to do. Where all models together do
+not fit in memory, the workers are started anew for every round instead; the protocol of the result says
+which.
 
 Imports of all workers run at the same time, loading and measuring one after the other. Limits: results
 that were measured before (`done`) are not timed again, so they are not interleaved with the new ones.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from compress.host.reach import reach
 from compress.measure import latency, quality
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
+from compress.measure.unfinished import Unfinished
 from compress.records.protocol import WARM_DECODES, MeasureProtocol
 from compress.records.records import Result, read_results, write_results
 from compress.text.translation import Translation
@@ -37,6 +40,7 @@ from compress.text.windows import Windows, refuse_overlap
 PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
 MEASURING = ("compress.measure.harness", "compress.measure.worker")  # what they reach decides the numbers
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
+DECODE_TOKENS = 20  # a decoded token takes as long as so many of a prompt: 40 in torch, 10 in ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.variant} in {self.runtime}"
 
+    @property
+    def key(self) -> str:
+        """What tells it from all others, and from itself before it was made anew."""
+        return f"{self} {self.fingerprint}"
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -62,62 +71,75 @@ class Continuation:
     stop: Sequence[int] = ()
 
 
-@dataclass
-class _Timing:
-    """What a target's latency processes told."""
-
-    samples: latency.Samples = field(default_factory=latency.Samples)
-    peak_rss_bytes: int | None = None
-    load_seconds: list[float] = field(default_factory=list)
-    prompt_tokens: int = 0
-
-
 def measure(
     targets: Sequence[Target],
     base: Path | None,
     windows: Windows,
     protocol: MeasureProtocol | None = None,
     *,
+    steps: Sequence[Target] = (),
     done: Iterable[Result] = (),
-    reference: Reference | None = None,
     workdir: Path | None = None,
+    unfinished: Path | None = None,
     calibration: Windows | None = None,
     continuation: Continuation | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     on_sample: Callable[[Target, list[int]], None] = lambda target, tokens: None,
 ) -> list[Result]:
-    """Everything in DESIGN section 6 for each target, in the order of `targets`.
+    """Everything in DESIGN section 6 for each target, in the order of `targets`, and then of the `steps`.
 
-    `base`: the base model's artifact for torch, or None (then no comparisons). `done`: earlier results;
-    one of the same target, fingerprint, protocol, machine and versions is taken over. `reference`: one
-    that is already open, so that base logits are shared with `quality_only`. `calibration`: text that
-    must not overlap `windows`. `on_result`: called as each target is finished; `on_sample`: with the
-    tokens of its `continuation`.
+    `base`: the base model's artifact for torch, or None (then no comparisons). `steps`: artifacts for torch
+    of which only quality and size are wanted; they need a `base`. `done`: earlier results; one of the same
+    target, fingerprint, protocol, machine and versions is taken over. `unfinished`: a file that keeps what
+    is learnt on the way; a call that was cut off goes on from it. `calibration`: text that must not overlap
+    `windows`. `on_result`: called as each target is finished; `on_sample`: with the tokens of its
+    `continuation`.
 
     Raises UserError (WorkerError) when an artifact cannot be loaded, its process dies, or the texts
     overlap.
     """
     if calibration is not None:
         refuse_overlap(calibration.tokens, windows.tokens)
+    if steps and base is None:
+        raise ValueError("steps are scored against a base, and there is none")
     protocol = protocol or MeasureProtocol()
     common = _common(protocol, windows)
-    results: dict[Target, Result] = {}
-    for target in targets:
-        for result in done:
-            if _same(result, target, common):
-                results[target] = result
+    book = Unfinished(unfinished, common)
+    results = taken_over(targets, windows, protocol, done)
+    results |= {step: known for step in steps if (known := book.step(step.fingerprint)) is not None}
     todo = [target for target in targets if target not in results]
-    if not todo:
-        return [results[target] for target in targets]
+    inner = [step for step in steps if step not in results]
+    if not todo and not inner:
+        return [results[target] for target in (*targets, *steps)]
     counts = {r.variant: (r.parameters, r.nonzero_parameters) for r in results.values() if r.parameters}
+    timings = book.timings([target.key for target in todo])
     with ExitStack() as stack:
-        reference = reference or stack.enter_context(Reference(base, windows, workdir))
-        work = len(todo) * (protocol.rounds + len(windows.tokens) / 4)
-        bar = stack.enter_context(track(work, "measuring", "part"))
+        reference = stack.enter_context(Reference(base, windows, workdir))
+        work = (len(todo) + len(inner)) * windows.tokens.size
+        work += 0 if timings is not None else len(todo) * protocol.rounds * _round_tokens(protocol)
+        bar = stack.enter_context(track(work, "measuring", "token"))
         run = _Run(protocol, reference, bar, stack)
-        kept = _fit_together(todo)
-        timings = run.latency_together(todo) if kept else run.latency_apart(todo)
-        for target in _base_first(todo, reference):
+        if timings is None:
+            timed = run.latency_together if _fit_together(todo) else run.latency_apart
+            timings = {target.key: timing for target, timing in timed(todo).items()}
+            book.keep_timings(timings)
+
+        def score_steps(worker: WorkerProcess) -> None:
+            """In the base's process, which has nothing else to do any more."""
+            while inner:
+                step = inner.pop(0)
+                told = f"step {len(steps) - len(inner)} of {len(steps)}"
+                worker.what = f"{told} ({step.path})"
+                facts = run.load(worker, step)
+                scores = run.score(worker, step, told)
+                fields = _quality_fields(scores, reference, step, protocol)
+                results[step] = Result(**_identity(step, facts, common), **fields)
+                book.keep_step(results[step])
+
+        order = _base_first(todo, reference)
+        if base is not None and not any(reference.is_base(t.path, t.runtime) for t in order):
+            run.score_base(base, score_steps)
+        for target in order:
             worker, facts = run.loaded(target)
             scores = run.score(worker, target)
             found = worker.ask("count_parameters")
@@ -128,12 +150,11 @@ def measure(
                 written = worker.ask("generate", **_as_command(continuation, words))["tokens"]
                 if written is not None:
                     on_sample(target, written if words is None else words.back(written))
-            run.close(target)
-            timing = timings[target]
+            timing = timings[target.key]
             parameters, nonzero = counts.get(target.variant, (None, None))
             extra = {
                 "prompt_tokens": timing.prompt_tokens,
-                "processes": "kept" if kept else "restarted each round",
+                "processes": "kept" if timing.together else "restarted each round",
             }
             fields = _quality_fields(scores, reference, target, protocol) | latency.summarise(
                 timing.samples, timing.prompt_tokens, protocol.batch
@@ -147,40 +168,18 @@ def measure(
                 load_seconds=float(np.median(timing.load_seconds)),
             )
             on_result(results[target])
-    return [results[target] for target in targets]
+            if reference.is_base(target.path, target.runtime):
+                score_steps(worker)
+            run.close(target)
+    return [results[target] for target in (*targets, *steps)]
 
 
-def quality_only(
-    targets: Sequence[Target],
-    base: Path | None,
-    windows: Windows,
-    protocol: MeasureProtocol | None = None,
-    *,
-    reference: Reference | None = None,
-    workdir: Path | None = None,
-) -> list[Result]:
-    """Quality and size, no latency and no peak memory: for the steps inside a chain.
-
-    One process per runtime loads the artifacts in turn. Arguments and errors as in `measure`.
-    """
-    protocol = protocol or MeasureProtocol()
+def taken_over(
+    targets: Sequence[Target], windows: Windows, protocol: MeasureProtocol, done: Iterable[Result]
+) -> dict[Target, Result]:
+    """The targets that have a result under these very circumstances."""
     common = _common(protocol, windows)
-    results: dict[Target, Result] = {}
-    with ExitStack() as stack:
-        reference = reference or stack.enter_context(Reference(base, windows, workdir))
-        bar = stack.enter_context(track(len(targets) * len(windows.tokens) / 4, "measuring steps", "part"))
-        run = _Run(protocol, reference, bar, stack)
-        for runtime in sorted({target.runtime for target in targets}):
-            first = Target("the steps", runtime, Path())
-            worker = run.start(first)
-            for number, target in enumerate([t for t in targets if t.runtime == runtime], start=1):
-                worker.what = str(target)
-                facts = run.load(worker, target)
-                scores = run.score(worker, target, f"step {number}")  # variants here are fingerprints
-                fields = _quality_fields(scores, reference, target, protocol)
-                results[target] = Result(**_identity(target, facts, common), **fields)
-            run.close(first)
-    return [results[target] for target in targets]
+    return {target: result for result in done for target in targets if _same(result, target, common)}
 
 
 def save_result(path: Path, result: Result) -> None:
@@ -225,9 +224,9 @@ class _Run:
         self.workers.pop(target).close()
         self.facts.pop(target, None)
 
-    def latency_together(self, targets: Sequence[Target]) -> dict[Target, _Timing]:
+    def latency_together(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
         """All rounds with all processes alive; they stay so."""
-        timings = {target: _Timing() for target in targets}
+        timings = {target: latency.Timing() for target in targets}
         for target in targets:
             self.start(target)
         for target in targets:  # imports overlap, but nothing is timed before all of them have ended
@@ -239,9 +238,9 @@ class _Run:
                 self._round(target, timings[target])
         return timings
 
-    def latency_apart(self, targets: Sequence[Target]) -> dict[Target, _Timing]:
+    def latency_apart(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
         """All rounds with one process alive at a time."""
-        timings = {target: _Timing() for target in targets}
+        timings = {target: latency.Timing(together=False) for target in targets}
         for number in range(self.protocol.rounds):
             for target in latency.round_order(targets, number):
                 timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
@@ -250,25 +249,25 @@ class _Run:
         return timings
 
     def score(self, worker: WorkerProcess, target: Target, told: str | None = None) -> quality.Scores:
-        """Scores of the loaded target, `told` by the bar; sees to it that the base is scored first."""
+        """Scores of the loaded target, `told` by the bar; the base comes first."""
         self.bar.advance(0, scoring=told or str(target))
         reference = self.reference
         if reference.is_base(target.path, target.runtime):
             return reference.compute(worker, self._advance)
-        if reference.scores is None and reference.base is not None:
-            self._score_base(reference.base)
         return reference.compare(worker, target.path, self._advance)
 
-    def _score_base(self, path: Path) -> None:
+    def score_base(self, path: Path, after: Callable[[WorkerProcess], None]) -> None:
+        """Score the base for the sake of its logits alone, and give its process to `after`."""
         base = Target("the base model", "torch", path)
         worker, _ = self.loaded(base)
         self.reference.compute(worker, lambda: None)
+        after(worker)
         self.close(base)
 
     def _advance(self) -> None:
-        self.bar.advance(0.25)
+        self.bar.advance(self.reference.windows.tokens.shape[1])
 
-    def _round(self, target: Target, timing: _Timing) -> None:
+    def _round(self, target: Target, timing: latency.Timing) -> None:
         worker, facts = self.loaded(target)
         length = timing.prompt_tokens = self.protocol.prompt_tokens(facts["context"])
         prompt, following = self._text(length, self.reference.words(target.path))
@@ -281,7 +280,7 @@ class _Run:
         )
         timing.samples.extend(latency.Samples(answer["prefill"], answer["decode"]))
         timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
-        self.bar.advance(1, timing=str(target))
+        self.bar.advance(_round_tokens(self.protocol), timing=str(target))
 
     def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
         """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
@@ -305,6 +304,12 @@ def _fit_together(targets: Sequence[Target]) -> bool:
     """Whether all processes, each with its model, fit into three quarters of the free memory."""
     need = sum(PROCESS_BYTES.get(t.runtime, 0) + MODEL_FACTOR * disk_bytes(t.path) for t in targets)
     return need < 0.75 * available_memory_bytes()
+
+
+def _round_tokens(protocol: MeasureProtocol) -> int:
+    """About how many tokens of a prompt one round takes as long as, its rehearsals too."""
+    prefills = (protocol.prefills_per_round + 1) * protocol.prefill_tokens
+    return protocol.batch * (prefills + DECODE_TOKENS * protocol.decodes_per_round)
 
 
 def _common(protocol: MeasureProtocol, windows: Windows) -> dict[str, Any]:

@@ -48,6 +48,18 @@ class Samples:
         return summarise(self, prompt_tokens, batch)
 
 
+@dataclass
+class Timing:
+    """What the processes of one artifact told of all its rounds. `together`: they were one process, alive
+    beside those of all the others."""
+
+    samples: Samples = field(default_factory=Samples)
+    peak_rss_bytes: int | None = None
+    load_seconds: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    together: bool = True
+
+
 def time_round(
     runtime: Runtime,
     prompt: npt.NDArray[np.int32],

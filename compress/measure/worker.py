@@ -31,7 +31,6 @@ from compress.host.memory import peak_rss_bytes
 from compress.measure import latency, quality
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
-from compress.tasks.base import WRITERS
 from compress.text.translation import TranslatedWindows
 
 Fields = dict[str, Any]
@@ -69,7 +68,7 @@ class Worker:
             "weight_bytes": runtime.weight_bytes,
             "device": runtime.device,
             "context": runtime.context,
-            "task": runtime.task,
+            "task": runtime.task.name,
         }
 
     def time_round(
@@ -77,7 +76,7 @@ class Worker:
     ) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
         after = np.load(following)
-        if self.loaded.task not in WRITERS:
+        if not self.loaded.task.writes:
             after = after[:, :0]  # an encoder reads whole texts and appends nothing
         samples = latency.time_round(self.loaded, np.load(prompt), after, repetitions, warm_up, rehearse)
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
@@ -92,6 +91,7 @@ class Worker:
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
+            together=getattr(self.loaded, "together", 1),
             task=self.loaded.task,
             mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
@@ -110,7 +110,7 @@ class Worker:
         None from an encoder, which continues nothing.
         """
         runtime = self.loaded
-        if runtime.task not in WRITERS:
+        if not runtime.task.writes:
             return {"tokens": None}
         limit = min(limit, runtime.context - len(tokens))
         return {"tokens": list(continue_tokens(runtime, tokens, Chooser(Sampling()), limit, stop))}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -221,6 +221,8 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig
 
+    from compress.models.conv1d import linears
+
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
         model, found = auto_class(config).from_pretrained(
@@ -240,7 +242,7 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
-    return model.eval(), tokenizer
+    return linears(model).eval(), tokenizer
 
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
@@ -303,6 +305,8 @@ def meta_model(source: Any) -> Any:
     import torch
     from transformers import AutoConfig
 
+    from compress.models.conv1d import of_config
+
     config = source
     with loading(f"model: '{source}' cannot be loaded"):
         if isinstance(source, str):
@@ -315,4 +319,4 @@ def meta_model(source: Any) -> Any:
                 place[0], gguf_file=place[1], revision=commit or "main", trust_remote_code=False
             )
         with torch.device("meta"):
-            return auto_class(config).from_config(config)
+            return of_config(config)

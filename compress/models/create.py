@@ -16,12 +16,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import UserError
+from compress.models.conv1d import of_config
 
 END_OF_TEXT = "<|endoftext|>"
 _BYTES = 256
 
 
-class Shape(NamedTuple):
+class Preset(NamedTuple):
     """Every dimension of a preset."""
 
     hidden: int
@@ -32,10 +33,10 @@ class Shape(NamedTuple):
 
 
 PRESETS = {  # name -> shape; the name is the rough number of parameters with a vocabulary of 2048
-    "1m": Shape(hidden=128, layers=4, heads=2, kv_heads=1, intermediate=384),
-    "3m": Shape(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=704),
-    "10m": Shape(hidden=384, layers=6, heads=6, kv_heads=2, intermediate=1024),
-    "30m": Shape(hidden=576, layers=8, heads=9, kv_heads=3, intermediate=1536),
+    "1m": Preset(hidden=128, layers=4, heads=2, kv_heads=1, intermediate=384),
+    "3m": Preset(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=704),
+    "10m": Preset(hidden=384, layers=6, heads=6, kv_heads=2, intermediate=1024),
+    "30m": Preset(hidden=576, layers=8, heads=9, kv_heads=3, intermediate=1536),
 }
 
 
@@ -52,7 +53,7 @@ class Architecture(BaseModel):
     """The shape of a model to train.
 
     >>> Architecture(preset="1m", layers=6).shape
-    Shape(hidden=128, layers=6, heads=2, kv_heads=1, intermediate=384)
+    Preset(hidden=128, layers=6, heads=2, kv_heads=1, intermediate=384)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,22 +75,22 @@ class Architecture(BaseModel):
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary positions' wavelengths (llama)")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> Preset:
         """The preset's dimensions, replaced by those given."""
         return PRESETS[self.preset]._replace(**self._given())
 
     @property
     def label(self) -> str:
-        """In words; dimensions that are not the preset's are told.
+        """In words; dimensions that are not the preset's are named.
 
         >>> Architecture(preset="1m", layers=6).label
         'llama 1m, layers 6'
         """
-        told = [f"{self.family} {self.preset}", *(f"{name} {n}" for name, n in self._given().items())]
-        return ", ".join(told)
+        named = [f"{self.family} {self.preset}", *(f"{name} {n}" for name, n in self._given().items())]
+        return ", ".join(named)
 
     def _given(self) -> dict[str, int]:
-        return {name: given for name in Shape._fields if (given := getattr(self, name)) is not None}
+        return {name: given for name in Preset._fields if (given := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
     def _dimensions_fit(self) -> "Architecture":
@@ -153,11 +154,9 @@ def create(architecture: Architecture, documents: Iterable[HasText], seed: int) 
 
 def random_model(architecture: Architecture, seed: int) -> Any:
     """A model whose weights depend on architecture and seed only; torch's own generator is left alone."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(architecture.config(), dtype=torch.float32)
+        model = of_config(architecture.config(), dtype=torch.float32)
     model.config.architectures = [type(model).__name__]  # else only the first save puts it there
     model.generation_config.pad_token_id = 0  # or generate() warns at every call
     return model.eval()

@@ -10,8 +10,8 @@ from compress.models.stacks import block_lists
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a stored matrix: torch's Linear, or GPT-2's transposed Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether a module multiplies by a stored matrix (out, in)."""
+    return isinstance(module, nn.Linear)
 
 
 def linear_layers(
@@ -49,14 +49,9 @@ def matches(name: str, pattern: str) -> bool:
 
 def matrix(module: nn.Module) -> Tensor:
     """The weight of a linear layer as (out, in), float32."""
-    return oriented(module).float()
-
-
-def oriented(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in); GPT-2's Conv1D stores it the other way round."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
+    return weight.detach().float()
 
 
 def put_weight(module: nn.Module, values: Tensor) -> None:
@@ -64,7 +59,7 @@ def put_weight(module: nn.Module, values: Tensor) -> None:
     weight = module.weight
     assert isinstance(weight, Tensor)
     with torch.no_grad():
-        weight.copy_(values.T if type(module).__name__ == "Conv1D" else values)
+        weight.copy_(values)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models.blocks import Arguments, replaced_forward
-from compress.tasks.base import halves, task_of
-from compress.tasks.seq2seq import shifted, start_token
+from compress.tasks.registry import task_of
+from compress.tasks.seq2seq import halves, shifted, start_token
 
 
 @dataclass
@@ -108,7 +108,7 @@ def stacks(model: Any) -> list[Stack]:
     Raises:
         UserError: the model has none, or an encoder-decoder has another number of them than two.
     """
-    if task_of(model.config) != "seq2seq":
+    if task_of(model.config).stacks == 1:
         return [only_stack(model)]
     prefixes = block_lists(model)
     if len(prefixes) != 2:
@@ -137,10 +137,10 @@ def only_stack(model: Any) -> Stack:
         UserError: the model has none, or has two.
     """
     backbone = getattr(model, "model", None) or getattr(model, model.base_model_prefix, model)
-    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
+    options = task_of(model.config).options
 
     def whole(windows: Tensor, _: Tensor | None) -> Any:
-        return backbone(input_ids=windows.to(_device(model)), **cache)
+        return backbone(input_ids=windows.to(_device(model)), **options)
 
     return Stack(*decoder_blocks(model), whole)
 
@@ -151,7 +151,7 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     Raises:
         UserError: the model has none, or has two.
     """
-    if task_of(model.config) == "seq2seq":
+    if task_of(model.config).stacks == 2:
         raise UserError(f"{type(model).__name__}: an encoder-decoder has two lists of blocks, not one")
     count = getattr(model.config, "num_hidden_layers", None)
     for name, module in model.named_modules():

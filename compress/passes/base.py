@@ -14,11 +14,12 @@ from torch import nn
 from compress.context import Context as Context
 from compress.models.layers import is_linear as is_linear
 from compress.models.layers import linear_layers as linear_layers
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import ONE_STACK
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.artifact.bundle import Bundle
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
 Need = Literal["train", "calibration", "heldout", "teacher"]
@@ -35,7 +36,7 @@ class Pass(BaseModel):
     together: ClassVar[bool] = False  # all processes take part; else the main one alone
     in_base: ClassVar[bool] = True  # may be part of the base, which all variants are compared with
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
-    tasks: ClassVar[frozenset[Task]] = TASKS - {"seq2seq"}  # of the models that it takes
+    tasks: ClassVar[frozenset[Task]] = ONE_STACK  # of the models that it takes
 
     def layers(self, model: nn.Module) -> list[str]:
         """Names of the modules this pass will change, from a model that may hold no data (meta device).
@@ -74,13 +75,18 @@ class Pass(BaseModel):
         """Text it reads besides the recipe's, as `load_documents` takes it: what it says decides, too."""
         return ()
 
-    def writes(self) -> tuple["IntegerFormat", ...]:
+    def writes(self) -> tuple["Format", ...]:
         """The formats of the codes this pass may write."""
         return ()
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Why this pass cannot take a model with codes of these formats, and what to do; None if it can."""
         return None
+
+    @classmethod
+    def takes(cls, task: Task) -> bool:
+        """Whether it works on models of a task; `tasks` may also hold names."""
+        return str(task) in map(str, cls.tasks)
 
     @classmethod
     def name(cls) -> str:

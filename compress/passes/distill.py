@@ -5,8 +5,8 @@
 Hinton, Vinyals & Dean 2015; other divergences, hidden states and relations (training/matching.py), the
 student's own text (training/onpolicy.py) by fields. Two uses, one pass: healing a pruned model (its masks
 hold: pruned weights stay zero) and training a student, best one that starts from its teacher's weights
-(`prune_layers`, `student`). The teacher runs beside the student, a forward pass per batch, about a third of
-a training step; or it runs once beforehand and leaves sampled targets (training/sampled.py), which pays
+(`student`, `prune_structured`). The teacher runs beside the student, a forward pass per batch, about a third
+of a training step; or it runs once beforehand and leaves sampled targets (training/sampled.py), which pays
 where windows are seen more than once or the teacher is large.
 """
 
@@ -20,6 +20,7 @@ from compress.context import Context
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.teaching.distillation import Lesson, taught
 
@@ -31,7 +32,7 @@ class Distill(Pass, Lesson):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")

@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import nn
 
 from compress.context import Context
-from compress.errors import MissingExtra, UserError
+from compress.errors import MissingExtra
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
 
 FOLDER = "compressed-tensors"
 
@@ -56,18 +56,16 @@ class ExportCompressedTensors(Pass):
 
         Raises UserError for layers that compressed-tensors does not know, MissingExtra without the package.
         """
-        from compress.export.compressed_tensors.artifact import unsupported_layer
+        from compress.export.compressed_tensors.artifact import require_linear
 
         if find_spec("compressed_tensors") is None:
             raise MissingExtra("compressed-tensors", "compressed-tensors", "export_compressed_tensors")
         found = linear_layers(model)
         for name in found:
-            module = model.get_submodule(name)
-            if type(module).__name__ == "Conv1D":
-                raise UserError(unsupported_layer(name, module))
+            require_linear(name, model.get_submodule(name))
         return found
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Formats outside the layout, and those that vLLM has no kernel for if it is among the runtimes."""
         from compress.export.compressed_tensors.artifact import refusal
 

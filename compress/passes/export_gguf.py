@@ -22,7 +22,7 @@ from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
 
 FOLDER = "gguf"
 
@@ -60,7 +60,7 @@ class ExportGguf(Pass):
         require_supported(model.config)
         return linear_layers(model) + embedding_names(model)
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Formats that no GGUF type can hold."""
         from compress.export.gguf.blocks import refusal
 

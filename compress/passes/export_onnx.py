@@ -24,13 +24,14 @@ from torch import nn
 from compress.context import Context
 from compress.errors import UserError
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
-    from compress.export.onnx.check import Kind as CheckKind
+    from compress.export.onnx.check import GraphKind
     from compress.export.onnx.forms import Forms
-    from compress.formats import IntegerFormat
+    from compress.formats import Format
     from compress.runtimes.base import Tokens
 
 
@@ -83,9 +84,9 @@ class ExportOnnx(Pass):
         from compress.export.onnx.trace import require_tracer
         from compress.formats.swap import embedding_names
         from compress.models.layers import linear_layers
-        from compress.tasks.base import task_of
+        from compress.tasks.registry import task_of
 
-        if task_of(model.config) == "causal":
+        if task_of(model.config).continues:
             require_supported(model.config)
         else:
             require_tracer()
@@ -97,7 +98,7 @@ class ExportOnnx(Pass):
         """Static rounding of activations is what it writes; other rounding it does itself."""
         return super().cannot_follow(earlier) and getattr(earlier, "mode", None) != "static"
 
-    def refuses(self, formats: tuple["IntegerFormat", ...]) -> str | None:
+    def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Formats without a kernel."""
         from compress.export.onnx.blocks import refusal
 
@@ -114,7 +115,7 @@ class ExportOnnx(Pass):
         from compress.export.onnx.cache import cache_scales
         from compress.export.onnx.forms import Forms, per_row
         from compress.formats import QuantizedEmbedding, QuantizedLinear
-        from compress.tasks.base import task_of
+        from compress.tasks.registry import task_of
 
         coded = (m for m in bundle.model.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding))
         reason = self.refuses(tuple(module.quantized.format for module in coded))
@@ -128,7 +129,7 @@ class ExportOnnx(Pass):
                     f"{module.quantized.format.bits}-bit codes, and only static rounding is written, with "
                     "format int8 (a scale per row). Leave round_activations out: int8_form rounds per token"
                 )
-        form = self.int8_form or ("blocks" if task_of(bundle.model.config) == "causal" else "token")
+        form = self.int8_form or ("blocks" if task_of(bundle.model.config).continues else "token")
         bits = self.activation_bits or (8 if self.processor == "vnni" else 7)
         forms = Forms(form, bits, self.accuracy_level, self.processor)
         folder = context.workdir / "onnx"
@@ -153,14 +154,16 @@ class ExportOnnx(Pass):
         from compress.runtimes.onnx_encoder import OnnxEncoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
         from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+        from compress.tasks.registry import task_of
 
         windows = self._windows(context.data.heldout.tokens, self.check_tokens, facts)
         kind, threads = _kind(facts, forms), context.threads
-        if facts["task"] == "causal":
+        task = task_of(bundle.model.config)
+        if task.continues:
             decoder = OnnxRuntime(folder, threads=threads)
             return compare(bundle.model, decoder, windows, kind, self.tolerance).notes()
         padding = bundle.tokenizer.pad_token_id or 0
-        opened = OnnxSeq2Seq if facts["task"] == "seq2seq" else OnnxEncoder
+        opened = OnnxSeq2Seq if task.writes else OnnxEncoder
         encoder = opened(folder, threads=threads)
         return compare_encoder(bundle.model, encoder, windows, kind, self.tolerance, padding).notes()
 
@@ -171,7 +174,7 @@ class ExportOnnx(Pass):
         return tokens[: max(1, count // length), :length]
 
 
-def _kind(facts: dict[str, Any], forms: "Forms") -> "CheckKind":
+def _kind(facts: dict[str, Any], forms: "Forms") -> "GraphKind":
     """Which tolerance applies to a graph of these forms."""
     used = set(facts["linear_forms"])
     if facts.get("cache") == "int8":

@@ -18,7 +18,7 @@ from compress.artifact.bundle import Bundle
 from compress.calibration.magnitudes import InputStatistics, input_statistics
 from compress.context import Context
 from compress.errors import UserError
-from compress.formats import Format, Int4
+from compress.formats import AnyFormat, Int4
 from compress.host.progress import track
 from compress.layerwise.folding import Fold, Place, apply_fold, find_folds, shared, stacked_weight
 from compress.passes.base import Kind, Need, Pass
@@ -41,7 +41,7 @@ class FoldScales(Pass):
         min_length=1,
         description="awq: exponents tried per layer; a single one is taken as it is",
     )
-    format: Format = Field(Int4(), description="awq: the grid that betas are tried on")
+    format: AnyFormat = Field(Int4(), description="awq: the grid that betas are tried on")
     alpha: float = Field(0.5, ge=0, le=1, description="smoothquant: share of the difficulty put on weights")
     inputs: Literal["largest", "rms"] = Field(
         "largest",

@@ -22,7 +22,8 @@ from compress.layerwise.target import Aim, Correction
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers.alps import alps, spectrum
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class PruneAlps(Pass, Correction, SparsityGoal):

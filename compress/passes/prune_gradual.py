@@ -23,6 +23,7 @@ from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers import gradual
 from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.objectives.base import plain_text
 from compress.training.teaching.distillation import Lesson, taught
@@ -36,7 +37,7 @@ class PruneGradual(Pass, Lesson, ScopedSparsity):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})
 
     sparsity: float = Field(
         0.8, gt=0, lt=1, description="share of the selected weights that is zero in the end"

@@ -21,7 +21,8 @@ from compress.layerwise.sparsity import ScopedSparsity, SparsityGoal, check_goal
 from compress.models.layers import linear_layers, matrix, put_weight
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers import masks as solve
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class PruneMagnitude(Pass, SparsityGoal, ScopedSparsity):

@@ -20,7 +20,8 @@ from compress.layerwise.target import Aim, Correction
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.solvers.sparsegpt import sparsegpt
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class PruneSparsegpt(Pass, Correction, SparsityGoal):

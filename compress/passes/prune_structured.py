@@ -8,13 +8,13 @@ through the blocks already pruned. The result is smaller and faster in every run
 its own, and wants healing: `distill` after it.
 
 Either shares say how much goes, or a target says what may be left: parameters, bytes of the file, or time
-per token measured on this machine. Shapes that meet it are tried out on a few windows (pruning/target.py).
+per token measured on this machine. Shapes that meet it are tried out on a few windows (structured/target.py).
 
 A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of 1024 tokens, rise of the loss
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;
 by taylor 0.69, with refit 0.71; eight whole blocks 1.11; neurons by magnitude, without refit, 11.3.
 
-Papers and equations: pruning/structure.py, pruning/importance.py, solvers/least_squares.py.
+Papers and equations: structured/structure.py, structured/importance.py, solvers/least_squares.py.
 Cost: two passes over the calibration windows, and about in^3 per reader for choosing by reconstruction.
 Limits: blocks of one kind (attention and a dense MLP); no mixture of experts.
 """
@@ -37,7 +37,7 @@ from compress.structured.slicing import Counts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
 from compress.structured.target import Costs, Target, best_shape, shapes_within
 from compress.structured.width import require_free_width
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 
 class PruneStructured(Pass):
@@ -78,7 +78,7 @@ class PruneStructured(Pass):
         require_torch_pruning()
         if self.width:
             require_free_width(model, f"{self.name()}.width")
-        if self.target is not None and self.target.shapes > 1 and task_of(model.config) == "embedding":
+        if self.target is not None and self.target.shapes > 1 and not task_of(model.config).predicts:
             raise UserError(
                 f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an encoder "
                 "that embeds predicts none; take 1, or give shares"

@@ -28,7 +28,7 @@ from compress.structured.vocabulary import (
     special_ids,
     trimmed_tokenizer,
 )
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 
 
@@ -49,7 +49,7 @@ class PruneVocabulary(Pass):
 
     def layers(self, model: nn.Module) -> list[str]:
         """Embedding and head. Raises UserError for a model that does not continue text."""
-        if task_of(model.config) != "causal":
+        if not task_of(model.config).continues:
             raise UserError("prune_vocabulary: takes models that continue text; leave it out for an encoder")
         both = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
         return [name for name, module in model.named_modules() if any(module is m for m in both)]

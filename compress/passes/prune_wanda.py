@@ -19,9 +19,10 @@ from compress.layerwise.sparsity import SparsityGoal, check_goal
 from compress.layerwise.target import Aim, Correction
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.solvers.masks import Target
+from compress.solvers.masks import Quota
 from compress.solvers.wanda import wanda
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class PruneWanda(Pass, SparsityGoal):
@@ -51,7 +52,7 @@ class PruneWanda(Pass, SparsityGoal):
         def solver(aim: Aim) -> Prune:
             squares = aim.hessian.diagonal()
 
-            def prune(weight: Tensor, target: Target, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+            def prune(weight: Tensor, target: Quota, carried: Tensor | None) -> tuple[Tensor, Tensor]:
                 mask = wanda(weight, squares, target, carried)
                 return weight.masked_fill(~mask, 0.0), mask
 

@@ -1,26 +1,29 @@
 """quantize_auto: bits where they matter, under a budget.
 
-    1. measure what each layer loses at the model's output when it alone is rounded (sensitivity.py);
+    1. measure what each layer loses at the model's output rounded alone (layerwise/sensitivity.py);
     2. choose a width for every layer, and one for embedding and head, so that the summed losses are least
        and the bytes of the written artifact stay within the budget (solvers/knapsack.py, exact; or least
        bytes for a summed loss);
     3. quantize as quantize_gptq does, each layer in its own format (layerwise/quantize.py).
 
-With `coded` every tensor gets a rate in quarters of a bit (formats/coded.py): fewer bytes in the file for the
-same loss, a byte per weight in memory.
+With `coded` every tensor gets a rate in quarters of a bit (formats/coded/coded.py): fewer bytes in the file
+for the same loss, a byte per weight in memory.
 
-The losses of single layers do not tell all of what they do together: `trust` draws every layer's level
+The losses of single layers do not tell all of what they do together: `trust` shrinks every layer's level
 towards the others' before widths are chosen (solvers/losses.py); `largest_kl` takes the losses as they are.
 Those of embedding and head are wholly trusted, and nothing after them makes their errors good.
 
 `budget_bytes` counts every file of the artifact's folder: codes, scales, header, configuration, tokenizer,
-manifest, but not exports inside it. `reserve_bytes` of it are left for what later passes of a chain add to
-the manifest. Needs calibration text; its last windows serve to measure, the others to fit.
+manifest, but not exports inside it. The folder is never larger; it is smaller by less than one more bit
+somewhere takes, and by text that is weighed at its longest (artifact/sizes.py): one or two kilobytes, and
+some ten bytes per tensor. `reserve_bytes` are left besides for what later passes of a chain add to the
+manifest. Needs calibration text; its last windows serve to measure, the others to fit.
 """
 
+import json
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -30,15 +33,15 @@ from torch import Tensor, nn
 from compress.artifact.bundle import Bundle
 from compress.artifact.sizes import ArtifactBytes
 from compress.context import Context
-from compress.formats import Coded, Int8, IntegerFormat
+from compress.formats import Coded, Format, Int8
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_names, quantize_embeddings
-from compress.layerwise.budget import Offers, Plan
+from compress.layerwise.budget import Assignment, Candidates
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.records.records import PassRecord, changed_settings
+from compress.records.records import changed_settings
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]
@@ -49,7 +52,8 @@ _COMPARED_AT = 3  # bits at which tensors' levels are compared
 _LEFT = 0.5
 _PER_BIT = 4  # coded rates to choose from
 _LARGEST_RATE = 7
-_DIGITS = 0.123456789012345678  # as long as a float gets in JSON
+# Bytes, more than a manifest has of this pass beside its configuration: the record, and a line for a width.
+_NOTED, _LABELLED = 1024, 40
 
 
 class QuantizeAuto(Pass, LayerSolver):
@@ -100,7 +104,7 @@ class QuantizeAuto(Pass, LayerSolver):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """All formats that it chooses from."""
         return tuple(dict.fromkeys((*self._choices(self.widths), *self._choices(self.embedding_widths))))
 
@@ -127,11 +131,14 @@ class QuantizeAuto(Pass, LayerSolver):
         started = time.monotonic()
         losses = self._measure(bundle, model, names, windows, context)
         seconds = time.monotonic() - started
-        sizes = ArtifactBytes(bundle, self._record(context, names), context.workdir / "weighed")
+        stated = json.dumps([self.model_dump(mode="json"), changed_settings(self)], indent=2)
+        config = textwrap.indent(stated, " " * 8)  # as it will stand in the manifest
+        noted = len(config.encode()) + _NOTED + _LABELLED * len(self.writes())
+        sizes = ArtifactBytes(bundle, [*names, *tables], noted, context.workdir / "weighed")
         plan, predicted = self._plan(names, tables, losses, sizes)
         notes: dict[str, Any] = {
-            "layers": dict(sorted(Counter(_label(plan[name]) for name in names).items())),
-            "embeddings": _label(plan[tables[0]]),
+            "layers": dict(sorted(Counter(plan[name].label for name in names).items())),
+            "embeddings": plan[tables[0]].label,
             "predicted_kl": predicted,
             "planned_bytes": sizes.total(plan),
             "measuring_seconds": seconds,
@@ -155,9 +162,9 @@ class QuantizeAuto(Pass, LayerSolver):
         self, bundle: Bundle, model: nn.Module, names: list[str], windows: Tensor, context: Context
     ) -> list[list[float]]:
         """Losses per tensor and width: the layers', then those of embedding and head together."""
-        apart = min(self.measured_windows, max(len(windows) - 1, 1))
-        fitted = windows[:-apart][: self.moment_windows] if len(windows) > apart else windows
-        probe = Probe(model, windows[-apart:, : self.measured_tokens], context.precision)
+        heldout = min(self.measured_windows, max(len(windows) - 1, 1))
+        fitted = windows[:-heldout][: self.moment_windows] if len(windows) > heldout else windows
+        probe = Probe(model, windows[-heldout:, : self.measured_tokens], context.precision)
         tables = embedding_losses(model, self._measured(self.embedding_widths), probe)
         found = layer_losses(
             model,
@@ -178,7 +185,7 @@ class QuantizeAuto(Pass, LayerSolver):
 
     def _plan(
         self, names: list[str], tables: list[str], losses: list[list[float]], sizes: ArtifactBytes
-    ) -> tuple[Plan, float]:
+    ) -> tuple[Assignment, float]:
         """A format for every layer and for the embeddings, and the summed loss predicted for them."""
         size = sizes.share if self.bits_per_weight is None else sizes.stored
         formats = [self._choices(self.widths)] * len(names) + [self._choices(self.embedding_widths)]
@@ -187,48 +194,49 @@ class QuantizeAuto(Pass, LayerSolver):
             [sum(size(name, format) for name in together) for format in each]
             for together, each in zip(members, formats, strict=True)
         ]
-        offers = Offers(members, formats, costs)
+        candidates = Candidates(members, formats, costs)
         weights = [sum(sizes.weights(name) for name in together) for together in members]
         if self.largest_kl is not None:
-            chosen = offers.within_loss(losses, self.largest_kl)
+            chosen = candidates.within_loss(losses, self.largest_kl)
         else:
             valued = self._valued(losses, formats[0], weights)
             if self.bits_per_weight is not None:
-                chosen = offers.within_bits(valued, sum(weights), self.bits_per_weight)
+                chosen = candidates.within_bits(valued, sum(weights), self.bits_per_weight)
             else:
                 assert self.budget_bytes is not None
-                chosen = offers.within_bytes(valued, sizes.total, self.budget_bytes, self.reserve_bytes)
-        return offers.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
+                rest = sizes.rest + self.reserve_bytes
+                chosen = candidates.within_bytes(valued, rest, self.budget_bytes)
+        return candidates.plan(chosen), sum(row[k] for row, k in zip(losses, chosen, strict=True))
 
     def _valued(
-        self, losses: list[list[float]], formats: tuple[IntegerFormat, ...], weights: list[int]
+        self, losses: list[list[float]], formats: tuple[Format, ...], weights: list[int]
     ) -> list[list[float]]:
-        """The losses as they count in the choice: layers drawn towards each other, and less of them."""
+        """The losses as they count in the choice: layers shrunk towards each other, and less of them."""
         *layers, embeddings = losses
         levels = [row[_nearest(formats)] for row in layers]
         share = 1.0 if self.asymmetric == 0 else _LEFT
-        drawn = tempered(layers, levels, weights[:-1], self.trust)
+        shrunk = tempered(layers, levels, weights[:-1], self.trust)
         # what embedding and head lose is measured at every width, with all that depends on them
-        return [*([share * loss for loss in row] for row in drawn), embeddings]
+        return [*([share * loss for loss in row] for row in shrunk), embeddings]
 
-    def _format(self, bits: int) -> IntegerFormat:
+    def _format(self, bits: int) -> Format:
         if self.coded:
             return Coded(rate=min(bits, _LARGEST_RATE), trellis=False)
         return Int8() if bits == 8 else format_from({"kind": f"int{bits}", "group": self.group})
 
-    def _measured(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _measured(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """Where losses are measured: at the widths, or at the whole bits between, without a trellis."""
         if not self.coded:
             return tuple(self._format(b) for b in widths)
         low, high = (min(end, _LARGEST_RATE) for end in (min(widths), max(widths)))
         return tuple(Coded(rate=rate, trellis=False) for rate in range(low, high + 1))
 
-    def _choices(self, widths: tuple[Width, ...]) -> tuple[IntegerFormat, ...]:
+    def _choices(self, widths: tuple[Width, ...]) -> tuple[Format, ...]:
         """What is chosen from: the widths, or coded rates between them."""
         found = self._measured(widths)
         if not self.coded:
             return found
-        low, high = (int(_rate(end) * _PER_BIT) for end in (found[0], found[-1]))
+        low, high = (int(end.nominal_bits * _PER_BIT) for end in (found[0], found[-1]))
         return tuple(Coded(rate=quarters / _PER_BIT) for quarters in range(low, high + 1))
 
     def _for_choices(self, widths: tuple[Width, ...], losses: list[float]) -> list[float]:
@@ -236,47 +244,12 @@ class QuantizeAuto(Pass, LayerSolver):
         if not self.coded:
             return losses
         at, wanted = (
-            [_rate(format) for format in formats]
+            [format.nominal_bits for format in formats]
             for formats in (self._measured(widths), self._choices(widths))
         )
         return extended(losses, at, wanted)
 
-    def _record(self, context: Context, names: list[str]) -> PassRecord:
-        """As the pipeline will write it, every number as long as it can get."""
-        kinds = {_label(format) for format in self.writes()}
-        notes: Mapping[str, Any] = {
-            "layers": dict.fromkeys(sorted(kinds), len(names)),
-            "embeddings": max(kinds, key=len),
-            "predicted_kl": _DIGITS,
-            "planned_bytes": 10**12,
-            "measuring_seconds": _DIGITS,
-            "mean_output_error": _DIGITS,
-            "worst_output_error": (max(names, key=len), _DIGITS),
-            "raised_damping": len(names),
-            "mean_share": _DIGITS,
-        }
-        return PassRecord(
-            name=self.name(),
-            kind=self.kind,
-            config=self.model_dump(mode="json"),
-            changed=changed_settings(self),
-            seconds=_DIGITS,
-            peak_rss_bytes=10**12,
-            parent="0" * 64,
-            fingerprint="0" * 64,
-            seed=context.seed,
-            notes=dict(notes),
-        )
 
-
-def _nearest(formats: tuple[IntegerFormat, ...]) -> int:
+def _nearest(formats: tuple[Format, ...]) -> int:
     """Which of them is the nearest to the rate at which layers are compared."""
-    return min(range(len(formats)), key=lambda k: abs(_rate(formats[k]) - _COMPARED_AT))
-
-
-def _rate(format: IntegerFormat) -> float:
-    return format.rate if isinstance(format, Coded) else format.bits
-
-
-def _label(format: IntegerFormat) -> str:
-    return f"coded {format.rate:g}" if isinstance(format, Coded) else format.kind
+    return min(range(len(formats)), key=lambda k: abs(formats[k].nominal_bits - _COMPARED_AT))

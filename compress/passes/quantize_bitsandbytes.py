@@ -19,15 +19,15 @@ from compress.context import Context
 from compress.errors import MissingExtra, UserError
 from compress.formats import (
     Activations,
+    AnyFormat,
     Format,
     Grid,
     Int8,
-    IntegerFormat,
     Nf4,
     QuantizedLinear,
     QuantizedTensor,
 )
-from compress.formats.integer import float16_exact
+from compress.formats.base import float16_exact
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.host.progress import track
 from compress.models.layers import linear_layers, matrix, replace_module
@@ -42,7 +42,7 @@ class QuantizeBitsandbytes(Pass):
 
     method: Literal["nf4", "llm_int8"] = "nf4"
     threshold: float = Field(6.0, gt=0, description="magnitude of activations that `llm_int8` keeps float")
-    embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )
@@ -59,7 +59,7 @@ class QuantizeBitsandbytes(Pass):
         linears = linear_layers(model, self.select, self.skip)
         if self.method == "nf4":
             for name in linears:
-                columns = matrix_width(model.get_submodule(name))
+                columns = matrix(model.get_submodule(name)).shape[1]
                 if columns % 64:
                     raise UserError(
                         f"{self.name()}: '{name}' is {columns} wide, and the library's blocks of 64 would "
@@ -67,9 +67,9 @@ class QuantizeBitsandbytes(Pass):
                     )
         return linears + (embedding_names(model) if self.embeddings and linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """The formats of linear layers and embeddings."""
-        linear: IntegerFormat = Nf4() if self.method == "nf4" else Int8()
+        linear: Format = Nf4() if self.method == "nf4" else Int8()
         return (linear,) if self.embeddings is None else (linear, self.embeddings)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
@@ -87,13 +87,6 @@ class QuantizeBitsandbytes(Pass):
         if self.embeddings is not None:
             quantize_embeddings(model, self.embeddings)
         return result.evolve(notes={"method": self.method, "layers": len(names)})
-
-
-def matrix_width(module: nn.Module) -> int:
-    """Inputs of a linear layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])
 
 
 def _nf4(weight: Tensor) -> QuantizedTensor:

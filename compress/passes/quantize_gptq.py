@@ -12,12 +12,13 @@ from torch import nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import Format, Int4, Int8, IntegerFormat
+from compress.formats import AnyFormat, Format, Int4, Int8
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class QuantizeGPTQ(Pass, LayerSolver):
@@ -29,8 +30,8 @@ class QuantizeGPTQ(Pass, LayerSolver):
     streams: ClassVar[bool] = True
     tasks: ClassVar[frozenset[Task]] = TASKS
 
-    format: Format = Field(Int4(), description="of the linear layers")
-    embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    format: AnyFormat = Field(Int4(), description="of the linear layers")
+    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )
@@ -42,7 +43,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if self.embeddings and linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """The two formats."""
         return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 
@@ -53,10 +54,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize; notes tell the layers' output errors and any damping that had to be raised."""
         result = bundle.clone()
-        store = result.offload(context.workdir / "parts")
-        if store and self.outputs == "fisher":  # which looks at the whole model
-            store.load_rest()
-            store = None
+        store = result.offload(context.workdir / "parts", whole=self.outputs == "fisher")
         model = result.model if store else result.model.to(context.device)
         windows = torch.from_numpy(context.data.calibration.tokens).long()
         names = linear_layers(model, self.select, self.skip)

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import Coded, Format, Grid, Int4, Int8, IntegerFormat, Nf4, QuantizedTensor
-from compress.formats.integer import float16_exact
+from compress.formats import AffineFormat, AnyFormat, Format, Grid, Int4, Int8, QuantizedTensor
+from compress.formats.base import float16_exact
 from compress.formats.swap import embedding_names
 from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
 from compress.solvers.hqq import HalfQuadratic, fit_scales, lp_error, zero_points
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 _ROWS = 4096  # fitted at a time, so that scratch memory does not grow with the layer
 _ROUNDS = 2
@@ -38,8 +39,8 @@ class QuantizeHQQ(Pass):
     streams: ClassVar[bool] = True
     tasks: ClassVar[frozenset[Task]] = TASKS
 
-    format: Format = Field(Int4(), description="of the linear layers")
-    embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    format: AnyFormat = Field(Int4(), description="of the linear layers")
+    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
     p: float = Field(0.7, gt=0, le=1, description="of the norm of the errors; smaller ignores outliers more")
     beta: float = Field(10.0, gt=0, description="first weight of the splitting")
     kappa: float = Field(1.01, ge=1, le=2, description="growth of that weight per iteration")
@@ -51,11 +52,11 @@ class QuantizeHQQ(Pass):
 
     @field_validator("format")
     @classmethod
-    def _has_a_grid(cls, format: IntegerFormat) -> IntegerFormat:
-        if isinstance(format, Nf4):
-            raise ValueError("nf4 has fixed steps, so there is no grid to fit; use int4, or quantize_round")
-        if isinstance(format, Coded):
-            raise ValueError("coded clips nothing, so there is no grid to fit; use int4, or quantize_gptq")
+    def _has_a_grid(cls, format: Format) -> Format:
+        if not isinstance(format, AffineFormat):
+            raise ValueError(
+                f"{format.kind} {format.fixed}, so there is no grid to fit; use int4, or quantize_gptq"
+            )
         return format
 
     def layers(self, model: nn.Module) -> list[str]:
@@ -63,7 +64,7 @@ class QuantizeHQQ(Pass):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if self.embeddings and linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """The two formats."""
         return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 

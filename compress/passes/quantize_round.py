@@ -12,12 +12,13 @@ from torch import nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import Format, Int8, IntegerFormat, QuantizedTensor
+from compress.formats import AnyFormat, Format, Int8, QuantizedTensor
 from compress.formats.swap import embedding_names
 from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class QuantizeRound(Pass):
@@ -28,8 +29,8 @@ class QuantizeRound(Pass):
     streams: ClassVar[bool] = True
     tasks: ClassVar[frozenset[Task]] = TASKS
 
-    format: Format = Field(Int8(), description="of the linear layers")
-    embeddings: Format | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    format: AnyFormat = Field(Int8(), description="of the linear layers")
+    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )
@@ -40,7 +41,7 @@ class QuantizeRound(Pass):
         linears = linear_layers(model, self.select, self.skip)
         return linears + (embedding_names(model) if self.embeddings and linears else [])
 
-    def writes(self) -> tuple[IntegerFormat, ...]:
+    def writes(self) -> tuple[Format, ...]:
         """The two formats."""
         return (self.format,) if self.embeddings is None else (self.format, self.embeddings)
 

@@ -23,7 +23,8 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
-from compress.tasks.base import TASKS, Task
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS
 
 
 class StoreSparse(Pass):

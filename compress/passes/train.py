@@ -9,6 +9,7 @@ from compress.context import Context
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.objectives.base import plain_text
 from compress.training.plan import Optimization
@@ -21,7 +22,7 @@ class Train(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset({"causal"})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""

@@ -3,8 +3,11 @@
 For every block, with X~ its inputs through the blocks tuned before it and Y what the original model's block
 gives on its own inputs, mean (block(X~) - Y)^2 is lowered by signed gradient descent on rounding offsets and
 scales (solvers/block_tuning.py has equations and papers), from the codes that a quantizer left. A code moves
-by one step at most; zero-points stay, and so do pruned weights. The last calibration windows are kept apart:
-a block keeps the point with the lowest error on them, its start included, so that no block gets worse.
+by one step at most; zero-points stay, and so do pruned weights. Of entropy-coded weights the codes stay,
+too: they follow their trellis together, and the file is as long as they are likely; their scales, one per
+row, are written out as they differ, which takes up to 16 / columns bits per weight more. The last
+calibration windows are kept apart: a block keeps the point with the lowest error on them, its start included,
+so that no block gets worse.
 
 It matters most at 2 and 3 bits, where many codes can change. Cost: per block `steps` forward and backward
 passes over `batch` windows; memory: one block in float, three times, and the activations of both streams.

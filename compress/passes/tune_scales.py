@@ -4,8 +4,9 @@ After quantization every layer is as good as its own inputs allow; what is left 
 up in the output. Codes frozen, forward KL from the recipe's base model is minimised over one number per
 group of codes and the gains (and biases) of the norms, by plain gradients (training/scales.py has the
 equation, training/tuning.py the loop). Not a byte is added: the scales stay float16, the zero-points as they
-are. EfficientQAT (Chen et al. 2024, arXiv 2407.11062) trains scales with the text's cross-entropy; the KL
-wanders less from the original at the few hundred thousand tokens that a CPU can afford.
+are; but for entropy-coded weights, whose equal scales were written as next to nothing and now take up to
+16 / columns bits per weight. EfficientQAT (Chen et al. 2024, arXiv 2407.11062) trains scales with the text's
+cross-entropy; the KL wanders less from the original at the few hundred thousand tokens that a CPU can afford.
 
 The point kept is the one with the lowest KL on held-out windows, the start included: where nothing helps
 the model comes back as it was and the notes say "no gain".
@@ -25,7 +26,7 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.models.layers import is_linear, linear_layers, replace_module
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 from compress.text.windows import TextData
 from compress.training.codes.scales import digest_of_state, make_tunable
 from compress.training.codes.tuning import Tuning, tune, units_of
@@ -53,7 +54,7 @@ class TuneScales(Pass, Tuning):
             UserError: the model does not continue text, or the text does not fill one batch.
         """
         task = task_of(bundle.model.config)
-        if task != "causal":
+        if not task.continues:
             raise UserError(
                 f"{self.name()}: a model for the task '{task}' has no next-token distribution to keep to; "
                 "take this pass out"

@@ -24,7 +24,8 @@ from compress.run.registry import names as pass_names
 from compress.run.registry import pass_class
 from compress.run.store import STEPS
 from compress.runtimes.providers import require_provider
-from compress.tasks.base import KINDS, longest_text, task_of
+from compress.tasks.base import longest_text
+from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 
 _FLOAT = 4  # bytes
@@ -180,10 +181,10 @@ def _where(name: str) -> str:
 
 def _layers(step: Pass, model: Any, where: str) -> list[str]:
     task = task_of(model.config)
-    if task not in step.tasks:
-        takers = ", ".join(name for name in pass_names() if task in pass_class(name).tasks)
+    if not step.takes(task):
+        takers = ", ".join(name for name in pass_names() if pass_class(name).takes(task))
         raise UserError(
-            f"{where}.{step.name()}: does not take {KINDS[task]} (model_type "
+            f"{where}.{step.name()}: does not take {task.noun} (model_type "
             f"'{model.config.model_type}'); those that do: {takers}"
         )
     found = step.layers(model)

@@ -25,7 +25,7 @@ from compress.errors import UserError, nearest
 from compress.models.create import Architecture
 from compress.passes.base import Pass
 from compress.records.protocol import MeasureProtocol
-from compress.run.registry import pass_class
+from compress.run.registry import pass_class, translated
 from compress.text.windows import DataConfig
 
 _VALUE = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
@@ -259,7 +259,9 @@ def _pass(entry: Any, where: str) -> Pass:
     if not isinstance(fields or {}, dict):
         raise UserError(f"{where}.{name}: {fields!r} is not valid; fields of the pass were expected")
     try:
-        return cls.model_validate(fields or {})
+        return cls.model_validate(translated(str(name), fields or {})[1])
+    except UserError as error:
+        raise UserError(f"{where}.{name}.{error}") from None
     except ValidationError as error:
         raise UserError(explain(error, cls, f"{where}.{name}")) from None
 

@@ -2,12 +2,13 @@
 
 Names are those of the files in `compress/passes/`, then those of installed packages' entry points in the
 group `compress.passes`. Two passes of one name are an error; an unknown name is answered with the
-nearest. Listing names imports no pass.
+nearest. Listing names imports no pass. A pass that another has taken over keeps its name in old recipes.
 """
 
 import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import compress.passes
 from compress.errors import UserError, nearest
@@ -15,18 +16,37 @@ from compress.passes.base import Pass
 
 GROUP = "compress.passes"
 
+# Old name -> the pass that does it now, and its names of the old fields that had to be given.
+ALIASES: dict[str, tuple[str, dict[str, str]]] = {"prune_layers": ("student", {"keep": "blocks"})}
+
 
 def names() -> list[str]:
     """All known pass names: ours first, then plugins', each in alphabetical order."""
     return [*sorted(_own()), *sorted(_plugins())]
 
 
+def translated(name: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A pass of a recipe by its name of today, with today's fields.
+
+    Raises:
+        UserError: a field that the old pass could not do without.
+    """
+    if name not in ALIASES:
+        return name, fields
+    new, fields_now = ALIASES[name]
+    for field in fields_now:
+        if field not in fields:
+            raise UserError(f"{field}: this field is required")
+    return new, {fields_now.get(field, field): value for field, value in fields.items()}
+
+
 def pass_class(name: str) -> type[Pass]:
-    """The class of a pass.
+    """The class of a pass, by its name or an old one.
 
     Raises:
         UserError: no such pass, or a plugin that cannot be loaded or is no pass.
     """
+    name, _ = ALIASES.get(name, (name, {}))
     plugins = _plugins()
     if name in _own():
         module = importlib.import_module(f"compress.passes.{name}")

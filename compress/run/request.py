@@ -16,7 +16,8 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
-from compress.tasks.base import longest_text, task_of
+from compress.tasks.base import Task, longest_text
+from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 
 Effort = Literal["quick", "normal", "best"]
@@ -168,7 +169,7 @@ def _check(request: Request, model: Any, bits: int) -> None:
             known = ", ".join(map(str, RUNTIMES[to].bits))
             raise UserError(f"--bits: {to} has no kernel for {bits} bits; it has {known}")
         export = pass_class(RUNTIMES[to].export)
-        if task_of(model.config) not in export.tasks:
+        if not export.takes(task_of(model.config)):
             raise UserError(f"--to: {to} does not take a model of the kind {type(model).__name__}")
         try:
             export().layers(model)
@@ -177,12 +178,12 @@ def _check(request: Request, model: Any, bits: int) -> None:
 
 
 def _steps(
-    request: Request, runtime: Runtime, bits: int, task: str, model: Any, more: int
+    request: Request, runtime: Runtime, bits: int, task: Task, model: Any, more: int
 ) -> list[dict[str, Any]]:
     """The passes that make the codes for one runtime."""
     fields: dict[str, Any] = {}
     few = sum(p.numel() for p in model.parameters()) <= _FISHER_UP_TO
-    if request.effort != "quick" and task == "causal" and few:
+    if request.effort != "quick" and task.continues and few:
         fields["outputs"] = "fisher"
     if request.budget_bytes is not None:
         widths = list(runtime.bits)
@@ -198,7 +199,7 @@ def _steps(
             fields = {}  # errors of rows hardly matter there
         steps = [{"quantize_gptq": {"format": grid, "embeddings": embeddings, **fields}}]
     tuned = request.effort == "best" or (request.effort == "normal" and bits <= 3)
-    if tuned and task == "causal" and bits < 8:
+    if tuned and task.continues and bits < 8:
         steps.append({"tune_scales": {}})
     return steps
 

@@ -5,7 +5,6 @@ from typing import cast
 
 from compress.errors import UserError, nearest
 from compress.runtimes.base import Runtime, TextRuntime
-from compress.tasks.base import WRITERS
 
 RUNTIMES = ("torch", "onnxruntime")
 
@@ -65,7 +64,7 @@ def open_text_runtime(
         provider=provider,
         takes_turns=takes_turns,
     )
-    if runtime.task not in WRITERS:
+    if not runtime.task.writes:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
     return cast(TextRuntime, runtime)
 

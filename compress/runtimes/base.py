@@ -61,12 +61,12 @@ class Runtime(Protocol):
 
     @property
     def task(self) -> Task:
-        """What the model is for; only a `causal` or `seq2seq` one can `decode`."""
+        """What the model is for; only one that `writes` can `decode`."""
         ...
 
     @property
     def mask_token(self) -> int | None:
-        """The token that stands for one to be filled in; None unless the task is `masked`."""
+        """The token that stands for one to be filled in; None where the task hides none."""
         ...
 
     @property

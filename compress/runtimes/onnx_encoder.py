@@ -18,8 +18,7 @@ from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
 from compress.tasks.base import Task
-
-_TASKS: tuple[Task, ...] = ("masked", "embedding")
+from compress.tasks.registry import task_named
 
 
 def holds_encoder(path: Path) -> bool:
@@ -36,8 +35,12 @@ def holds_encoder(path: Path) -> bool:
             except ValueError as error:
                 raise UserError(f"{manifest}: not readable as JSON ({error}); copy it again") from None
             facts = content.get("onnx") if isinstance(content, dict) else None
-            return isinstance(facts, dict) and facts.get("task") in _TASKS
+            return isinstance(facts, dict) and _encodes(task_named(facts.get("task")))
     return False
+
+
+def _encodes(task: Task | None) -> bool:
+    return task is not None and not task.writes
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class OnnxEncoder:
         self.device = provider
         facts = facts_of(self._session, path)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self.task: Task = next(task for task in _TASKS if task == facts["task"])
+        task = task_named(facts["task"])
+        assert task is not None
+        self.task: Task = task
         self.mask_token: int | None = int(facts["mask_token"]) if "mask_token" in facts else None
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])

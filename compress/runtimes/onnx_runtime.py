@@ -25,6 +25,7 @@ from compress.errors import UserError
 from compress.runtimes.base import Logits, State, Tokens
 from compress.runtimes.onnx_session import facts_of, graph_file, open_session
 from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 
 # Tokens of a prompt that go through the model at once. Attention multiplies all keys of a chunk by all its
 # queries, half of them in vain. SmolLM2-135M, 2 threads, tokens/s of a prompt of 512 and of 2048, by 512 and
@@ -66,7 +67,7 @@ class OnnxRuntime:
     """An ONNX artifact folder, loaded; `path` may also be the variant's folder, which holds it as `onnx`."""
 
     name = "onnxruntime"
-    task: Task = "causal"
+    task: Task = CAUSAL
     mask_token: int | None = None
     rewinds = True
     joins = True  # the graph takes a length per row
@@ -88,7 +89,7 @@ class OnnxRuntime:
         self._session = open_session(graph, threads, provider, takes_turns=takes_turns)
         self.device = provider
         facts = facts_of(self._session, path)
-        if facts.get("task", self.task) != self.task:
+        if facts.get("task", self.task.name) != self.task.name:
             raise UserError(f"{graph}: an encoder's graph without the manifest.json that says so; copy both")
         self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
             value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])

@@ -16,7 +16,8 @@ import onnxruntime
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, facts_of, graph_file, open_session
-from compress.tasks.base import Task, halves
+from compress.tasks.base import Task
+from compress.tasks.seq2seq import SEQ2SEQ, halves
 
 Values = dict[str, onnxruntime.OrtValue]  # by the names under which the decoder reads them
 
@@ -35,7 +36,7 @@ class OnnxSeq2Seq:
     """An encoder-decoder's ONNX artifact folder, loaded; `path` may also be the variant's folder."""
 
     name = "onnxruntime"
-    task: Task = "seq2seq"
+    task: Task = SEQ2SEQ
     mask_token = None
     joins = rewinds = False
 

@@ -28,7 +28,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes
 from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks import seq2seq
-from compress.tasks.base import Task, longest_text, task_of
+from compress.tasks.base import Task, longest_text
+from compress.tasks.registry import task_of
 
 # Tokens of a prompt that go through the model at once. 8192 tokens through 4 blocks of width 256, whose cache
 # is 34 MB, took 198 MB at once, 116 MB by 512, and 89 MB by 128, in nearly twice the time.
@@ -36,6 +37,7 @@ _CHUNK = 512
 # Fixed work of a block of a decoded token, in bytes that are read in that time: SmolLM2-135M in float32 took
 # 81 ms where reading it takes 25 (21 GB/s), and 41 where it takes 11 (51 GB/s).
 _BLOCK_BYTES = 45_000_000
+_TOGETHER = 8  # texts that share a call where they may: codes are then unpacked once for all of them
 
 
 @dataclass
@@ -66,20 +68,23 @@ class TorchRuntime:
             bundle = Bundle.load(path, masks=False)
             self._model: Any = bundle.model.eval()
         self.task: Task = task_of(self._model.config)
-        self.mask_token: int | None = bundle.tokenizer.mask_token_id if self.task == "masked" else None
+        self.mask_token = self.task.mask_token(bundle.tokenizer)
         accepted = set(inspect.signature(self._model.forward).parameters)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.rewinds = self._keeps_keys_and_values(accepted)
         # rows of unlike lengths may share a call: each row is told its positions and its padding
         self.joins = self.rewinds and {"attention_mask", "position_ids"} <= accepted
         self.device = str(self._model.device)
+        # which inputs are outliers depends on all that a call is given
+        rules = (getattr(module, "activations", None) for module in self._model.modules())
+        self.together = 1 if any(getattr(rule, "outliers", None) for rule in rules) else _TOGETHER
         self.weight_bytes = weight_bytes(self._model)
         blocks = int(getattr(self._model.config.get_text_config(), "num_hidden_layers", 0))
         self.step_bytes = self.weight_bytes + _BLOCK_BYTES * blocks
 
     def _keeps_keys_and_values(self, accepted: set[str]) -> bool:
         """Whether the architecture's cache can be cut, which a recurrent state cannot."""
-        if self.task != "causal" or "past_key_values" not in accepted:
+        if not self.task.continues or "past_key_values" not in accepted:
             return False
         layers = DynamicCache(config=self._model.config).layers
         recording = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
@@ -103,21 +108,17 @@ class TorchRuntime:
         Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V].
         """
         with self._session():
-            if self.task == "causal":
-                return _numpy(self._model(input_ids=self._ids(tokens), use_cache=False).logits)
-            if self.task == "seq2seq":
-                return _numpy(seq2seq.answers(self._model, self._ids(tokens)))
-            return _numpy(self._model(input_ids=self._ids(tokens))[0])
+            return _numpy(self.task.answers(self._model, self._ids(tokens)))
 
     def prefill(self, tokens: Tokens) -> TorchState:
         """Read prompts [batch, length] into a fresh cache, in chunks."""
         with self._session():
-            if self.task == "seq2seq":
+            if not self.task.writes:
+                scores = self.task.answers(self._model, self._ids(tokens))
+                return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
+            if not self.task.continues:
                 reading, first = seq2seq.read(self._model, self._ids(tokens))
                 return TorchState(reading, _numpy(first), tokens.shape[1])
-            if self.task != "causal":
-                scores = self._model(input_ids=self._ids(tokens))[0]
-                return TorchState(None, _numpy(scores[:, -1]), tokens.shape[1])
             cache = None
             for start in range(0, tokens.shape[1], self._chunk):
                 out = self._call(tokens[:, start : start + self._chunk], cache, **self._last_only)
@@ -129,7 +130,7 @@ class TorchRuntime:
         if not isinstance(state, TorchState):
             raise TypeError(f"a state of the torch runtime is wanted, not {type(state).__name__}")
         with self._session():
-            if self.task == "seq2seq":
+            if isinstance(state.cache, seq2seq.Reading):
                 logits = seq2seq.proceed(self._model, state.cache, self._ids(tokens[:, None]))
                 return TorchState(state.cache, _numpy(logits), state.length + 1)
             out = self._call(tokens[:, None], state.cache, **_own_positions(state), **self._last_only)

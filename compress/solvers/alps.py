@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.solvers.masks import Target, best
+from compress.solvers.masks import Quota, best
 from compress.solvers.support import fit
 
 _FIRST_RHO = 0.1  # of diag H = 1
@@ -66,7 +66,7 @@ def spectrum(hessian: Tensor, ridge: float) -> Spectrum:
 def alps(
     weight: Tensor,
     spectrum: Spectrum,
-    target: Target,
+    target: Quota,
     carried: Tensor | None = None,
     *,
     steps: int = 300,

@@ -2,13 +2,13 @@
 
 Earlier layers are compressed, so the layer now sees x~ where the original model gave it x. Instead of
 imitating its own output on x~, it should give what the original gave on x; and where its output is added
-to a stream that has itself moved from r to r~, it can make good that difference too:
+to a stream whose residual has itself changed from r to r~, it can make good that difference too:
 
     W~ = argmin_V  E || W x + (r - r~) - V x~ ||^2 + l || V - W ||^2  =  W + (W D + R) (H + l I)^-1,
     H = E[x~ x~^T],   D = E[(x - x~) x~^T],   R = E[(r - r~) x~^T].
 
 The full step overfits the calibration text, so the weight moves by a share of it, W + eta (W~ - W). On
-text kept apart (H', D', R') the error is a parabola in eta, with its minimum at
+held-out text (H', D', R') the error is a parabola in eta, with its minimum at
 
     eta = <W D' + R', W~ - W> / <(W~ - W) H', W~ - W>.
 

@@ -10,9 +10,11 @@ with gradients passed straight through the rounding. A code moves by one step at
 weight travel at the same pace, so that the path, steps * r / 2, is exactly what the interval allows.
 
 Here p is not w / s + z but the point nearest to it inside the cell of a code q that is already there: the
-descent starts from codes that an error-compensating rounder chose, and what it flips first are codes that the
-original weight lies beyond. Scales take part as in EfficientQAT's block phase (Chen et al. 2024,
-arXiv 2407.11062). What is returned is the best judged point, the start included.
+descent starts from codes that an error-compensating rounder chose, and what it flips first are codes that
+the original weight lies beyond. Where codes stand for values that are not equally spaced, p is a place among
+them, in proportion between two, and gradients pass as if they were: only their signs matter. Scales take
+part as in EfficientQAT's block phase (Chen et al. 2024, arXiv 2407.11062). What is returned is the best
+judged point, the start included.
 """
 
 from collections.abc import Callable
@@ -33,21 +35,18 @@ class Tuned:
     after: float
 
 
-def positions(weight: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def positions(places: Tensor, codes: Tensor) -> Tensor:
     """Where each code starts inside its cell: the point nearest to the original weight.
 
     Args:
-        weight: the original (out, in).
+        places: of the original weight among the codes, w / s + z on a uniform grid, (out, in).
         codes: uint8 (out, in).
-        scales: per column, (out, in) or (out, 1).
-        zeros: the same shape.
 
-    >>> p = positions(torch.tensor([[0.1, 0.9]]), torch.tensor([[0, 0]]), torch.ones(1, 1), torch.zeros(1, 1))
-    >>> [round(x, 3) for x in p[0].tolist()]
+    >>> [round(x, 3) for x in positions(torch.tensor([0.1, 0.9]), torch.tensor([0, 0])).tolist()]
     [0.1, 0.499]
     """
     reach = 0.5 - _MARGIN
-    return codes + (weight / scales + zeros - codes).clamp_(-reach, reach)
+    return codes + (places - codes).clamp_(-reach, reach)
 
 
 def tuned_codes(position: Tensor, offset: Tensor, levels: int) -> Tensor:

@@ -11,7 +11,7 @@ Theory, section 10.3.3), takes too much from tensors that seem not to matter. Wi
     L_i -> L_i (l_i / l)^(t - 1),
 
 times what keeps their sum, so that the tensors together weigh as much against others as they did; rates then
-differ by t times as much: t = 1 is the rule, t = 0 the same rate for all. The share is ours.
+differ by t times as much: t = 1 is the rule, t = 0 the same rate for all. The shrinkage is ours.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def extended(losses: Sequence[float], at: Sequence[float], wanted: Sequence[floa
 def tempered(
     losses: Sequence[Sequence[float]], levels: Sequence[float], weights: Sequence[int], trust: float
 ) -> list[list[float]]:
-    """Every tensor's losses, with their level drawn towards the others'.
+    """Every tensor's losses, with their level shrunk towards the others'.
 
     Args:
         losses: per tensor, one for each choice it has.

@@ -1,13 +1,13 @@
 """Masks: which weights stay. True is kept; the number removed is exact, ties and all.
 
-A target is a count of zeros in a matrix (out, in), or a pattern (N, M): at most N of every M neighbours in
-a row stay. A mask that is already carried counts towards the target: what it removed goes first, and stays.
+A quota is a count of zeros in a matrix (out, in), or a pattern (N, M): at most N of every M neighbours in
+a row stay. A mask that is already carried counts towards the quota: what it removed goes first, and stays.
 """
 
 import torch
 from torch import Tensor
 
-Target = int | tuple[int, int]
+Quota = int | tuple[int, int]
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
@@ -44,7 +44,7 @@ def pattern(scores: Tensor, kept: int, of: int) -> Tensor:
     return mask.view(rows, columns)
 
 
-def best(scores: Tensor, target: Target, carried: Tensor | None = None) -> Tensor:
+def best(scores: Tensor, target: Quota, carried: Tensor | None = None) -> Tensor:
     """The mask of the largest scores, compared over the whole matrix; scores are not negative.
 
     Exactly `target` are removed, or as many as `carried` removes if that is more.
@@ -57,7 +57,7 @@ def best(scores: Tensor, target: Target, carried: Tensor | None = None) -> Tenso
     return mask if carried is None else mask & carried
 
 
-def best_per_row(scores: Tensor, target: Target, carried: Tensor | None = None) -> Tensor:
+def best_per_row(scores: Tensor, target: Quota, carried: Tensor | None = None) -> Tensor:
     """As `best`, with scores compared inside a row, and rows as equally sparse as they can be."""
     if isinstance(target, tuple):
         return best(scores, target, carried)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from compress.solvers.gptq import Factor
-from compress.solvers.masks import Target, best, spread
+from compress.solvers.masks import Quota, best, spread
 
 
 def sparsegpt(
-    weight: Tensor, factor: Factor, target: Target, carried: Tensor | None = None, block: int = 128
+    weight: Tensor, factor: Factor, target: Quota, carried: Tensor | None = None, block: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Prune `weight` (out, in); returns the new values, float32, and the mask, both (out, in).
 

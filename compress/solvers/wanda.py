@@ -13,7 +13,7 @@ arXiv 2306.11695; equation 1. Cost: a sort per row.
 
 from torch import Tensor
 
-from compress.solvers.masks import Target, best_per_row
+from compress.solvers.masks import Quota, best_per_row
 
 
 def scores(weight: Tensor, squared_norms: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def scores(weight: Tensor, squared_norms: Tensor) -> Tensor:
     return weight.float().abs() * squared_norms.float().clamp(min=0).sqrt()
 
 
-def wanda(weight: Tensor, squared_norms: Tensor, target: Target, carried: Tensor | None = None) -> Tensor:
+def wanda(weight: Tensor, squared_norms: Tensor, target: Quota, carried: Tensor | None = None) -> Tensor:
     """The mask, bool (out, in).
 
     Args:

@@ -1,5 +1,6 @@
 """Whole blocks: which to keep, and a model that holds only those."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def block_influence(model: Any, blocks: nn.ModuleList, tokens: Tensor) -> list[f
     return [total / n for total, n in zip(totals, seen, strict=True)]
 
 
+def most_influential(model: Any, blocks: nn.ModuleList, tokens: Tensor, keep: int) -> list[int]:
+    """The blocks, rising, that change their input most."""
+    influence = block_influence(model, blocks, tokens)
+    return sorted(sorted(range(len(blocks)), key=lambda i: -influence[i])[:keep])
+
+
 def keep_blocks(model: Any, name: str, kept: list[int]) -> None:
     """Reduce the list of blocks to `kept`, and put their new numbers wherever the old ones are held."""
     blocks = model.get_submodule(name)
@@ -65,15 +72,13 @@ def keep_in_config(config: Any, kept: list[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def renamed(masks: Any, name: str, kept: list[int]) -> dict[str, Tensor]:
-    """Masks of the blocks that stay, under their new names."""
-    numbers = {str(old): str(new) for new, old in enumerate(kept)}
+def renamed(tensors: Mapping[str, Tensor], name: str, kept: list[int]) -> dict[str, Tensor]:
+    """Masks, or whatever bears names of modules, of the blocks that stay, under their new names."""
     result = {}
-    for module, mask in masks.items():
-        if not module.startswith(f"{name}."):
-            result[module] = mask
+    for key, tensor in tensors.items():
+        if not key.startswith(f"{name}."):
+            result[key] = tensor
             continue
-        old, _, rest = module.removeprefix(f"{name}.").partition(".")
-        if old in numbers:
-            result[f"{name}.{numbers[old]}.{rest}"] = mask
+        old, _, rest = key.removeprefix(f"{name}.").partition(".")
+        result |= {f"{name}.{new}.{rest}": tensor for new, number in enumerate(kept) if str(number) == old}
     return result

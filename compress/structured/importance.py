@@ -27,7 +27,7 @@ from compress.models.layers import matrix
 from compress.models.running import gradients_of_activations
 from compress.models.stacks import decoder_blocks
 from compress.structured.structure import Part, Structure, Sublayer
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 _GROUPS = 8  # of neurons, for KL
 
@@ -192,7 +192,7 @@ def _hidden(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor:
 
 
 def _require_causal(model: Any, importance: str) -> None:
-    if task_of(model.config) != "causal":
+    if not task_of(model.config).continues:
         raise UserError(
             f"prune_structured.importance: '{importance}' needs a model that continues text; "
             "take activation, magnitude or reconstruction"

@@ -2,10 +2,10 @@
 
 The steps in their order, each on the model that the one before left:
 
-    1. blocks that change their input least go (pruning/blocks.py);
-    2. units go and readers are refitted, block by block (pruning/selection.py);
-    3. the stream's channels of the lowest score go, and norms are matched (pruning/width.py);
-    4. what is kept is copied into a model of its own (pruning/slicing.py), which must compute what the old
+    1. blocks that change their input least go (structured/blocks.py);
+    2. units go and readers are refitted, block by block (structured/selection.py);
+    3. the stream's channels of the lowest score go, and norms are matched (structured/width.py);
+    4. what is kept is copied into a model of its own (structured/slicing.py), which must compute what the old
        one does with zeros in the place of what went.
 """
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.models.running import Precision
 from compress.models.stacks import decoder_blocks
-from compress.structured.blocks import block_influence, keep_blocks, renamed
+from compress.structured.blocks import keep_blocks, most_influential, renamed
 from compress.structured.importance import kl, taylor
 from compress.structured.selection import Importance, Refit, select
-from compress.structured.slicing import Counts, Kept, slice_masks, slice_model, smaller_config
+from compress.structured.slicing import Counts, Kept, cut_masks, cuts_of, slice_model, smaller_config
 from compress.structured.structure import Structure
 from compress.structured.width import channel_scores, kept_channels, match_norms
 
@@ -94,10 +94,10 @@ def prune(
         channels = kept_channels(stream, counts.width)
         match_norms(model, windows, structure, channels)
     kept = Kept(chosen.units, channels)
-    smaller = slice_model(model, structure, kept)
+    smaller = slice_model(model, structure, counts, kept)
     if counts.width == whole.width:
         _check(model, smaller, windows)
-    return Pruned(smaller, slice_masks(masks, model, structure, kept), blocks, chosen.errors)
+    return Pruned(smaller, cut_masks(masks, cuts_of(structure, kept)), blocks, chosen.errors)
 
 
 def _fewer_blocks(
@@ -107,8 +107,7 @@ def _fewer_blocks(
     name, blocks = decoder_blocks(model)
     if keep == len(blocks):
         return structure, list(range(keep)), masks
-    influence = block_influence(model, blocks, windows)
-    kept = sorted(sorted(range(len(blocks)), key=lambda i: -influence[i])[:keep])
+    kept = most_influential(model, blocks, windows, keep)
     keep_blocks(model, name, kept)
     return structure.of_blocks(name, kept), kept, renamed(masks, name, kept)
 
@@ -135,5 +134,5 @@ def _check(masked: Any, smaller: Any, windows: Tensor) -> None:
     if not difference < _CLOSE:
         raise UserError(
             f"prune_structured: model_type '{masked.config.model_type}' computes something else once units "
-            f"are taken out (by {difference:.1g}); its parts are not understood, take prune_layers instead"
+            f"are taken out (by {difference:.1g}); its parts are not understood, take student instead"
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compress.calibration.moments import Covariance
 from compress.calibration.walk import walk
-from compress.models.layers import matrix
+from compress.models.layers import matrix, put_weight
 from compress.models.running import Precision
 from compress.solvers.least_squares import refit, removal_order
 from compress.structured.importance import activation, magnitude
@@ -149,9 +149,7 @@ def _prune(
     lost = weight - new
     energy = float(((weight @ hessian) * weight).sum())
     result.errors[sublayer.reader] = float(((lost @ hessian) * lost).sum()) / max(energy, 1e-30)
-    transposed = type(reader).__name__ == "Conv1D"
-    with torch.no_grad():
-        reader.weight.copy_(new.T if transposed else new)
+    put_weight(reader, new)
 
 
 @torch.no_grad()
@@ -162,6 +160,6 @@ def _keep(model: Any, sublayer: Sublayer, count: int, order: Tensor, result: Sel
     stays[order[: sublayer.units - count].cpu()] = False
     columns = sublayer.columns[stays].flatten().sort().values.to(reader.weight.device)
     gone = sublayer.columns[~stays].flatten().to(reader.weight.device)
-    reader.weight.index_fill_(0 if type(reader).__name__ == "Conv1D" else 1, gone, 0.0)
+    reader.weight.index_fill_(1, gone, 0.0)
     result.units[sublayer.reader] = stays.nonzero()[:, 0]
     return columns

@@ -9,21 +9,24 @@ width can only go together. Rotary tables depend on the width of a head alone, w
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
+from compress.models.conv1d import of_config
 from compress.structured.structure import Part, Structure
-from compress.tasks.base import auto_class
 
 # what configurations call the width of the MLP
 _NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
 _WIDTHS = ("hidden_size", "word_embed_proj_dim")
+
+# parameter -> axes, and the entries that are kept of each, ascending
+Cuts = Mapping[str, Sequence[tuple[int, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -104,85 +107,78 @@ def possible(config: Any, structure: Structure, counts: Counts) -> bool:
     return True
 
 
-def slice_model(model: Any, structure: Structure, kept: Kept) -> Any:
+def slice_model(model: Any, structure: Structure, counts: Counts, kept: Kept) -> Any:
     """A new model of what is kept, in eval mode; the one given stays as it is.
 
     Raises:
         UserError: the configuration makes a model of other shapes.
     """
-    config = smaller_config(model.config, structure, _counts(structure, kept))
-    chosen = _chosen(structure, kept)
-    shared = {id(p) for p in model.parameters()}
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter):
-            if id(tensor) not in shared:
-                continue  # tied to one that was taken: the new model ties it again
-            shared.remove(id(tensor))
-        state[name] = _cut(tensor.detach(), chosen.get(name, []))
-    return assembled(model, config, state)
+    config = smaller_config(model.config, structure, counts)
+    return assembled(model, config, cut(held(model), cuts_of(structure, kept)))
 
 
-def slice_masks(
-    masks: Mapping[str, Tensor], model: Any, structure: Structure, kept: Kept
-) -> dict[str, Tensor]:
-    """The masks (out, in) of `model`'s linear layers, cut as `slice_model` cuts the weights."""
-    chosen = _chosen(structure, kept)
-    result = {}
-    for name, mask in masks.items():
-        transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
-        cut = _cut(mask.T if transposed else mask, chosen.get(f"{name}.weight", []))
-        result[name] = (cut.T if transposed else cut).contiguous()
-    return result
-
-
-def _counts(structure: Structure, kept: Kept) -> Counts:
-    found = {"heads": 0, "neurons": 0}
-    for sublayer in structure.sublayers:
-        found[sublayer.kind] = len(kept.units[sublayer.reader])
-    return Counts(found["heads"], found["neurons"], len(kept.stream))
-
-
-def _chosen(structure: Structure, kept: Kept) -> dict[str, list[tuple[int, Tensor]]]:
-    """Parameter -> (axis, its kept entries, ascending), where not all are kept."""
-    chosen: dict[str, list[tuple[int, Tensor]]] = {}
+def cuts_of(structure: Structure, kept: Kept) -> Cuts:
+    """What is kept of the parameters that do not stay whole."""
+    cuts: dict[str, list[tuple[int, Tensor]]] = {}
 
     def add(parts: Iterable[Part], units: Tensor) -> None:
         for part in parts:
             if len(units) < len(part.entries):
                 entries = part.entries[units].flatten().sort().values
-                chosen.setdefault(part.parameter, []).append((part.axis, entries))
+                cuts.setdefault(part.parameter, []).append((part.axis, entries))
 
     for sublayer in structure.sublayers:
         add(sublayer.parts, kept.units[sublayer.reader])
     add(structure.stream, kept.stream)
-    return chosen
+    return cuts
 
 
-def _cut(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
+def cut(tensors: Mapping[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
+    """What is kept of parameters, by name."""
+    return {name: _cut(tensor, cuts.get(name, ())) for name, tensor in tensors.items()}
+
+
+def cut_masks(masks: Mapping[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
+    """What is kept of the masks (out, in) of linear layers, as `cut` takes it of their weights."""
+    return {name: _cut(mask, cuts.get(f"{name}.weight", ())) for name, mask in masks.items()}
+
+
+def _cut(tensor: Tensor, cuts: Iterable[tuple[int, Tensor]]) -> Tensor:
     for axis, entries in cuts:
         tensor = tensor.index_select(axis, entries.to(tensor.device))
     return tensor
 
 
-def assembled(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
-    """A model of a configuration that holds these tensors."""
+def held(model: Any) -> dict[str, Tensor]:
+    """What a model is saved as, the way it lies in the model: parameters, tied ones once, and buffers."""
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+@torch.no_grad()
+def assembled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A model of a configuration that holds these tensors, named as `held` names them."""
     from transformers.initialization import no_init_weights
 
-    own = {name: tensor.clone() for name, tensor in state.items()}  # views would keep the large ones alive
     try:
         with quiet_transformers(), no_init_weights():
-            result = auto_class(config).from_config(
+            result = of_config(
                 config, dtype=torch.float32, attn_implementation=model.config._attn_implementation
             )
-        outcome = result.load_state_dict(own, strict=False, assign=True)
+        result.tie_weights()
+        targets = held(result)
+        if other := sorted(targets.keys() ^ tensors.keys()):
+            raise ValueError(f"{other[0]} is in one of the two only")
+        for name, tensor in tensors.items():
+            if tensor.shape != targets[name].shape:
+                raise ValueError(f"{name} is {tuple(targets[name].shape)}, not {tuple(tensor.shape)}")
+            targets[name].copy_(tensor)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"model_type '{config.model_type}' makes no model of this shape "
             f"({str(error).strip().splitlines()[-1].strip()}); prune other parts"
         ) from None
-    assert not outcome.unexpected_keys, outcome.unexpected_keys
-    result.tie_weights()
     if result.can_generate():
         result.generation_config = copy.deepcopy(model.generation_config)
-    return result.eval()
+    return result.to(next(model.parameters()).device).eval()

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import MissingExtra, UserError
+from compress.models.layers import is_linear
 from compress.models.running import gradients
 from compress.models.stacks import decoder_blocks
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 
 Kind = Literal["heads", "neurons"]
 _TOKENS = 5
@@ -38,7 +39,7 @@ class Part:
 
     Attributes:
         parameter: full name; a tied one under the name that `named_parameters` gives it.
-        axis: of the tensor as it is stored.
+        axis: of the tensor as the model holds it.
         entries: int64 (units, entries per unit); no entry twice, and all of the axis together.
     """
 
@@ -139,7 +140,7 @@ def find_structure(model: Any) -> Structure:
     ) as error:
         raise UserError(
             f"prune_structured: the dependency graph of model_type '{kind}' is not clear "
-            f"({str(error).strip() or type(error).__name__}); take prune_layers or prune_magnitude instead"
+            f"({str(error).strip() or type(error).__name__}); take student or prune_magnitude instead"
         ) from None
 
 
@@ -164,21 +165,14 @@ class _Reader:
 
     def __init__(self, model: Any) -> None:
         from torch_pruning import DependencyGraph
-        from transformers.pytorch_utils import Conv1D
 
-        self.model, self.conv1d = model, Conv1D
+        self.model = model
         self.modules = {module: name for name, module in model.named_modules()}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.sizes = {name: p.shape for name, p in model.named_parameters()}
         ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device)[None]
         self.graph = DependencyGraph()
-        self.graph.build_dependency(
-            model,
-            ids,
-            forward_fn=_forward,
-            customized_pruners={Conv1D: _conv1d_pruner(Conv1D)},
-            verbose=False,
-        )
+        self.graph.build_dependency(model, ids, forward_fn=_forward, verbose=False)
         _join_plainly(self.graph)
 
     def structure(self) -> Structure:
@@ -191,14 +185,14 @@ class _Reader:
         for index, block in enumerate(blocks):
             for name, module in block.named_modules():
                 full = f"{prefix}.{index}.{name}"
-                if self._is_linear(module) and self._writes(full, module, stream):
+                if is_linear(module) and self._writes(module, stream):
                     sublayers.append(self._sublayer(index, full, module, written))
         if not sublayers:
             raise _Unclear("no layer writes to the residual stream")
         return Structure(tuple(sublayers), _one_channel_each(stream), width)
 
     def _sublayer(self, block: int, name: str, module: Any, written: set[str]) -> Sublayer:
-        columns = int(module.weight.shape[self._axis(module, "in")])
+        columns = int(module.in_features)
         everything = torch.arange(columns)
         feeding = self._group(module, "in", everything[:1])
         widths = {w for name, _ in feeding if (w := self._head_width(name)) is not None}
@@ -261,10 +255,10 @@ class _Reader:
             yield self.parameters[id(target)], target.dim() - 1
         elif type(target).__module__.startswith("torch_pruning"):
             return
-        elif self._is_linear(target):
-            side = "out" if handler == "prune_out_channels" else "in"
-            yield self._named(target.weight), self._axis(target, side)
-            if side == "out" and target.bias is not None:
+        elif is_linear(target):
+            written = handler == "prune_out_channels"
+            yield self._named(target.weight), 0 if written else 1
+            if written and target.bias is not None:
                 yield self._named(target.bias), 0
         elif isinstance(target, nn.Embedding | nn.LayerNorm):
             for parameter in target.parameters(recurse=False):
@@ -272,10 +266,10 @@ class _Reader:
         else:
             raise _Unclear(f"'{self.modules.get(target, target)}' is a {type(target).__name__}")
 
-    def _writes(self, name: str, module: Any, stream: tuple[Part, ...]) -> bool:
+    def _writes(self, module: Any, stream: tuple[Part, ...]) -> bool:
         """Whether a linear layer's outputs are the stream's channels."""
-        own = (self._named(module.weight), self._axis(module, "out"))
-        return any((part.parameter, part.axis) == own for part in stream)
+        own = self._named(module.weight)
+        return any((part.parameter, part.axis) == (own, 0) for part in stream)
 
     def _head_width(self, parameter: str) -> int | None:
         """The width of a head, where the parameter's layer belongs to an attention module."""
@@ -289,13 +283,6 @@ class _Reader:
     def _named(self, parameter: Tensor) -> str:
         return self.parameters[id(parameter)]
 
-    def _is_linear(self, module: Any) -> bool:
-        return isinstance(module, nn.Linear | self.conv1d)
-
-    def _axis(self, module: Any, side: str) -> int:
-        """The axis of a stored weight (out, in), which Conv1D stores transposed."""
-        return int((side == "in") != isinstance(module, self.conv1d))
-
 
 def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Parts of one query over all channels, taken apart: (1, stacked * channels) -> (channels, stacked)."""
@@ -304,8 +291,7 @@ def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _forward(model: Any, ids: Tensor) -> Tensor:
-    cache = {"use_cache": False} if task_of(model.config) == "causal" else {}
-    return model(input_ids=ids, **cache)[0]
+    return task_of(model.config).answers(model, ids)
 
 
 def _join_plainly(graph: Any) -> None:
@@ -321,25 +307,3 @@ def _join_plainly(graph: Any) -> None:
             for dependency in around:
                 if node in (dependency.source, dependency.target):
                     dependency.index_mapping = [None, None]
-
-
-def _conv1d_pruner(conv1d: type) -> Any:
-    """Tells the graph how many channels GPT-2's transposed linear layer has; nothing is cut through it."""
-    from torch_pruning import BasePruningFunc
-
-    class Conv1DPruner(BasePruningFunc):  # type: ignore[misc] # untyped
-        TARGET_MODULES = conv1d
-
-        def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
-            return layer
-
-        def prune_in_channels(self, layer: Any, idxs: Any) -> Any:  # another: inputs are not outputs
-            return layer
-
-        def get_out_channels(self, layer: Any) -> int:
-            return int(layer.nf)
-
-        def get_in_channels(self, layer: Any) -> int:
-            return int(layer.nx)
-
-    return Conv1DPruner()

@@ -16,18 +16,20 @@ the same.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
+from compress.models.conv1d import of_config
 from compress.models.stacks import decoder_blocks
-from compress.structured.blocks import keep_in_config
+from compress.structured.blocks import keep_in_config, renamed
+from compress.structured.slicing import Cuts, assembled, cut, cut_masks, held
 from compress.structured.width import require_free_width
-from compress.tasks.base import auto_class
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 _LAYOUT: dict[str, tuple[str | None, ...]] = {  # leaf of a module's name -> kinds of its weight's axes
@@ -113,110 +115,90 @@ def _config(own: Any, blocks: list[int], widths: Widths) -> Any:
     return config
 
 
-def smaller(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
+def random(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
     """A model of that shape with random weights, a function of the seed; torch's generator is left alone."""
     config = _config(model.config, blocks, widths)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        result = auto_class(config).from_config(config, dtype=torch.float32)
-    result.generation_config = copy.deepcopy(model.generation_config)
+        result = of_config(config, dtype=torch.float32)
+    if result.can_generate():
+        result.generation_config = copy.deepcopy(model.generation_config)
     return result.eval()
 
 
-class Cut:
-    """Which entries of a model a student takes."""
+@torch.no_grad()
+def subclone(
+    model: Any, blocks: list[int], widths: Widths, masks: Mapping[str, Tensor]
+) -> tuple[Any, dict[str, Tensor]]:
+    """A model of that shape with weights taken from `model`, and the masks of what it took.
 
-    def __init__(self, model: Any, blocks: list[int], widths: Widths) -> None:
-        self.model, self.blocks, self.widths, self.own = model, blocks, widths, Widths.of(model.config)
-        self.prefix, _ = decoder_blocks(model)
-        self.whole = widths == self.own
-        self.entries: dict[tuple[int | None, str], Tensor] = {}
-        self.gain = 1.0
-        if not self.whole:
-            self._choose_channels()
-            for block in blocks:
-                self._choose_inside(block)
-
-    def origin(self, name: str) -> tuple[int | None, str]:
-        """A student's parameter or module: (the teacher's block, its name there)."""
-        if not name.startswith(f"{self.prefix}."):
-            return None, name
-        number, _, rest = name.removeprefix(f"{self.prefix}.").partition(".")
-        block = self.blocks[int(number)]
-        return block, f"{self.prefix}.{block}.{rest}"
-
-    def cut(self, name: str, tensor: Tensor, leaf: str) -> Tensor:
-        """The student's part of a teacher's tensor that belongs to the student's module `name`."""
-        if self.whole or leaf not in _LAYOUT:
-            return tensor
-        block, _ = self.origin(name)
-        for axis, kind in enumerate(_LAYOUT[leaf][: tensor.dim()]):
-            if kind is not None:
-                chosen = self.entries[None if kind == "hidden" else block, kind]
-                tensor = tensor.index_select(axis, chosen.to(tensor.device))
-        return tensor
-
-    @torch.no_grad()
-    def fill(self, student: Any) -> None:
-        """Copy the chosen entries into the student.
-
-        Raises:
-            UserError: a parameter of another shape that is not known.
-        """
-        source = dict(self.model.named_parameters())
-        for name, target in student.named_parameters():
-            module, _, _ = name.rpartition(".")
-            leaf = module.rpartition(".")[2]
-            value = self.cut(module, source[self.origin(name)[1]], leaf)
-            if value.shape != target.shape:
-                raise UserError(
-                    f"student: it is not known how to slice '{name}'; leave out hidden, intermediate, heads "
-                    "and kv_heads"
-                )
-            target.copy_(value * self.gain if leaf in _NORMS and not self.whole else value)
-
-    def _weight(self, block: int, leaf: str) -> Tensor:
-        modules = self.model.get_submodule(f"{self.prefix}.{block}").named_modules()
-        return next(m for n, m in modules if n.rpartition(".")[2] == leaf).weight.detach().float()
-
-    def _choose_channels(self) -> None:
-        """The channels of the residual stream, over all blocks of the teacher."""
-        writers = [self.model.get_input_embeddings().weight.detach().float().T]
-        for block in range(self.model.config.num_hidden_layers):
-            writers += [self._weight(block, "o_proj"), self._weight(block, "down_proj")]
-        energy = torch.stack([w.square().sum(1) / w.square().sum() for w in writers]).mean(0)  # (hidden,)
-        chosen = _largest(energy, self.widths.hidden)
-        share = float(energy[chosen].sum() / energy.sum())
-        self.gain = (share * self.own.hidden / self.widths.hidden) ** 0.5
-        self.entries[None, "hidden"] = chosen
-
-    def _choose_inside(self, block: int) -> None:
-        """The neurons and heads of a block."""
-        own, head, group = self.own, self.own.head, self.own.heads // self.own.kv
-        down = self._weight(block, "down_proj").norm(dim=0)
-        sizes = (
-            self._weight(block, "gate_proj").norm(dim=1) * self._weight(block, "up_proj").norm(dim=1) * down
-        )
-        self.entries[block, "neurons"] = _largest(sizes, self.widths.neurons)
-        out = self._weight(block, "o_proj").T.reshape(own.heads, -1).norm(dim=1)  # (heads,)
-        values = self._weight(block, "v_proj").reshape(own.kv, -1).norm(dim=1)  # (kv,)
-        groups = _largest(values * out.view(own.kv, group).norm(dim=1), self.widths.kv)
-        queries = self._weight(block, "q_proj").reshape(own.heads, -1).norm(dim=1) * out
-        each = self.widths.heads // self.widths.kv
-        heads = torch.cat([g * group + _largest(queries.view(own.kv, group)[g], each) for g in groups])
-        inside = torch.arange(head)
-        self.entries[block, "kv"] = (groups[:, None] * head + inside).flatten()
-        self.entries[block, "heads"] = (heads[:, None] * head + inside).flatten()
+    Raises:
+        UserError: a parameter of another shape that is not known.
+    """
+    prefix, _ = decoder_blocks(model)
+    cuts, gain = ({}, 1.0) if widths == Widths.of(model.config) else _choose(model, prefix, blocks, widths)
+    taken = cut(held(model), cuts)
+    if gain != 1.0:
+        norms = [name for name in taken if _leaf(name) in _NORMS]
+        taken |= {name: taken[name] * gain for name in norms}
+    student = assembled(model, _config(model.config, blocks, widths), renamed(taken, prefix, blocks))
+    return student, renamed(cut_masks(masks, cuts), prefix, blocks)
 
 
-def masks(cut: Cut, student: nn.Module, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The masks of what a student took over, under its own names: (out, in) each."""
-    result = {}
-    for name, _ in student.named_modules():
-        origin = cut.origin(name)[1] if name else ""
-        if origin in held:
-            result[name] = cut.cut(name, held[origin], name.rpartition(".")[2])
-    return result
+def _choose(model: Any, prefix: str, blocks: list[int], widths: Widths) -> tuple[Cuts, float]:
+    """What is kept of every parameter, and the factor on the gains of norms."""
+    channels, gain = _channels(model, prefix, widths)
+    inside = {f"{prefix}.{block}.": _inside(model, f"{prefix}.{block}", widths) for block in blocks}
+    cuts = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        own = next((found for block, found in inside.items() if name.startswith(block)), {})
+        kept = {**own, "hidden": channels}
+        kinds = _LAYOUT.get(_leaf(name), ())[: parameter.dim()]
+        cuts[name] = [(axis, kept[kind]) for axis, kind in enumerate(kinds) if kind in kept]
+    return cuts, gain
+
+
+def _leaf(parameter: str) -> str:
+    """The last part of the name of the module that holds a parameter."""
+    return parameter.rpartition(".")[0].rpartition(".")[2]
+
+
+def _channels(model: Any, prefix: str, widths: Widths) -> tuple[Tensor, float]:
+    """The channels of the residual stream, over all blocks of the teacher, and the factor on gains."""
+    writers = [model.get_input_embeddings().weight.detach().float().T]
+    for block in range(model.config.num_hidden_layers):
+        writers += [_weight(model, f"{prefix}.{block}", leaf) for leaf in ("o_proj", "down_proj")]
+    energy = torch.stack([w.square().sum(1) / w.square().sum() for w in writers]).mean(0)  # (hidden,)
+    chosen = _largest(energy, widths.hidden)
+    share = float(energy[chosen].sum() / energy.sum())
+    return chosen, (share * len(energy) / widths.hidden) ** 0.5
+
+
+def _inside(model: Any, block: str, widths: Widths) -> dict[str, Tensor]:
+    """The neurons and heads of a block, as entries of the axes of their kind."""
+    own = Widths.of(model.config)
+    gate, up, down, q, v, o = (
+        _weight(model, block, f"{leaf}_proj") for leaf in ("gate", "up", "down", "q", "v", "o")
+    )
+    group = own.heads // own.kv
+    sizes = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+    out = o.T.reshape(own.heads, -1).norm(dim=1)  # (heads,)
+    values = v.reshape(own.kv, -1).norm(dim=1)  # (kv,)
+    groups = _largest(values * out.view(own.kv, group).norm(dim=1), widths.kv)
+    queries = (q.reshape(own.heads, -1).norm(dim=1) * out).view(own.kv, group)
+    heads = torch.cat([g * group + _largest(queries[g], widths.heads // widths.kv) for g in groups])
+    one = torch.arange(own.head)
+    return {
+        "neurons": _largest(sizes, widths.neurons),
+        "kv": (groups[:, None] * own.head + one).flatten(),
+        "heads": (heads[:, None] * own.head + one).flatten(),
+    }
+
+
+def _weight(model: Any, block: str, leaf: str) -> Tensor:
+    modules = model.get_submodule(block).named_modules()
+    weight: Tensor = next(m for n, m in modules if n.rpartition(".")[2] == leaf).weight
+    return weight.detach().float()
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

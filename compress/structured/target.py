@@ -124,7 +124,7 @@ def first_of(model: Any, structure: Structure, shape: Shape) -> Any:
         keep_blocks(model, prefix, list(range(shape.layers)))
         structure = structure.of_blocks(prefix, list(range(shape.layers)))
     units = {s.reader: torch.arange(getattr(counts, s.kind)) for s in structure.sublayers}
-    return slice_model(model, structure, Kept(units, torch.arange(counts.width)))
+    return slice_model(model, structure, counts, Kept(units, torch.arange(counts.width)))
 
 
 def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:

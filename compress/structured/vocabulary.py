@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models.checkpoints import load_tokenizer
-from compress.structured.slicing import assembled
+from compress.structured.slicing import assembled, held
 
 _FILE = "tokenizer.json"
 
@@ -106,13 +105,10 @@ def fewer_rows(model: Any, kept: list[int]) -> Any:
     of_rows = {id(table.weight)}
     if head is not None:
         of_rows |= {id(p) for p in head.parameters() if p.shape[0] == size}
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter) and id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        state[name] = tensor.detach()[rows.to(tensor.device)] if id(tensor) in of_rows else tensor.detach()
+    state = {
+        name: tensor[rows.to(tensor.device)] if id(tensor) in of_rows else tensor
+        for name, tensor in held(model).items()
+    }
     new = {old: number for number, old in enumerate(kept)}
     config = _config_with(model.config, new)
     config.vocab_size = len(kept)

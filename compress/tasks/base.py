@@ -1,76 +1,82 @@
-"""What a model is for: to continue text, to answer it, to fill in masked tokens, or to embed text.
+"""What a task is: how a model of it is made, asked and scored, in one place.
 
-Known from the class that its configuration names. All are quantized by the same passes; they differ in how
-their quality is measured.
+A new task is a subclass in a file of this folder and a line in registry.py. It must have a name, what a
+model of it is called, the class of `transformers` that makes one, whether a configuration is of one, and the
+question of a window; and it says of itself, where the default is not true of it, what others ask below.
 
-    causal     a decoder (Llama, GPT-2): every token from those before it
-    seq2seq    an encoder-decoder (T5, BART): the second half of a window from the whole first half and the
-               tokens of the second before each
-    masked     an encoder with a masked-LM head (BERT): tokens that are hidden from it
-    embedding  an encoder without a head (MiniLM): the mean of a text's last hidden states
+Imports no model library: a runtime without torch knows tasks, too, and its memory is measured.
 """
 
-from typing import Any, Literal, TypeVar, get_args
+from __future__ import annotations
 
-from compress.errors import UserError
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-T = TypeVar("T", bound=Any)  # an array or a tensor
+import numpy as np
+import numpy.typing as npt
 
-Task = Literal["causal", "seq2seq", "masked", "embedding"]
-TASKS: frozenset[Task] = frozenset(get_args(Task))
-KINDS: dict[Task, str] = {
-    "causal": "a decoder",
-    "seq2seq": "an encoder-decoder",
-    "masked": "an encoder",
-    "embedding": "an encoder",
-}
-_OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
-WRITERS: tuple[Task, ...] = ("causal", "seq2seq")  # those that give text, token by token
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Window = npt.NDArray[np.int32]
 
 
-def task_of(config: Any) -> Task:
-    """The task of a `transformers` configuration.
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked about a window.
 
-    Raises:
-        UserError: it is of a classifier or the like, of which another head would be made up.
-
-    >>> from transformers import BertConfig
-    >>> [task_of(BertConfig(architectures=[name])) for name in ("BertForMaskedLM", "BertModel")]
-    ['masked', 'embedding']
+    Attributes:
+        inputs: tokens (length,).
+        rows: of its answer (positions, width), those that are scored.
+        targets: the tokens (rows,) that they should give.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    name = str((getattr(config, "architectures", None) or [""])[0])
-    if name.endswith(_OTHERS):
-        raise UserError(
-            f"architectures: {name} is neither a decoder nor an encoder-decoder, nor an encoder that fills "
-            "in masked tokens or embeds text, and nothing else is compressed here"
-        )
-    if name.endswith("ForMaskedLM"):
-        return "masked"
-    if name.endswith("Model") and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "embedding"
-    return "causal"
+    inputs: Window
+    rows: slice | npt.NDArray[np.int64]
+    targets: Window
 
 
-def auto_class(config: Any) -> Any:
-    """The `transformers` class that makes such a model."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+class Task(ABC):
+    """What a model is for. There is one value of each; records name it."""
 
-    return {
-        "causal": AutoModelForCausalLM,
-        "seq2seq": AutoModelForSeq2SeqLM,
-        "masked": AutoModelForMaskedLM,
-        "embedding": AutoModel,
-    }[task_of(config)]
+    name: ClassVar[str]  # in records, manifests and graphs
+    noun: ClassVar[str]  # what a model of it is called in a sentence
+    auto_class: ClassVar[str]  # of transformers
+    output: ClassVar[Literal["logits", "last_hidden_state"]] = "logits"  # of transformers' class
+    predicts: ClassVar[bool] = True  # the answer is logits of tokens; else vectors, of which the mean counts
+    writes: ClassVar[bool] = False  # gives text token by token: there is a cache, and `decode`
+    continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
+    stacks: ClassVar[int] = 1  # lists of blocks, one after the other
+    options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 
+    @abstractmethod
+    def claims(self, config: Any, architecture: str) -> bool:
+        """Whether a configuration of `transformers`, which names this class, is of such a model."""
 
-def halves(windows: T) -> tuple[T, T]:
-    """What an encoder-decoder reads of windows (..., length), arrays or tensors, and what it is to give."""
-    middle = windows.shape[-1] // 2
-    return windows[..., :middle], windows[..., middle:]
+    @abstractmethod
+    def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
+        """What a model is asked about the window numbered `index`, (length,).
+
+        Raises:
+            UserError: the tokenizer lacks what the question needs.
+        """
+
+    def answers(self, model: Any, tokens: Tensor) -> Tensor:
+        """A torch model's answer to tokens (batch, length): (batch, positions, width)."""
+        answer: Tensor = model(input_ids=tokens, **self.options)[0]
+        return answer
+
+    def mask_token(self, tokenizer: Any) -> int | None:
+        """The token that stands for one to be filled in, of tasks that fill in."""
+        return None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
 
 
 def longest_text(model: Any) -> int:

@@ -1,12 +1,47 @@
-"""How an encoder-decoder of `transformers` is asked: a source to the encoder, then token by token."""
+"""seq2seq: an encoder-decoder (T5, BART): a source to the encoder, then a text token by token.
+
+A window asks for its second half, each token from the whole first half and those of the second before it.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
+from compress.tasks.base import Question, Task, Window
 
-from compress.tasks.base import halves
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T", bound=Any)  # an array or a tensor
+
+
+class Seq2Seq(Task):
+    """To answer text."""
+
+    name: ClassVar[str] = "seq2seq"
+    noun: ClassVar[str] = "an encoder-decoder"
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    writes: ClassVar[bool] = True
+    stacks: ClassVar[int] = 2
+
+    def claims(self, config: Any, architecture: str) -> bool:
+        """Whatever its head is called."""
+        return bool(getattr(config, "is_encoder_decoder", False))
+
+    def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
+        """The second half."""
+        return Question(window, slice(None), halves(window)[1])
+
+    def answers(self, model: Any, tokens: Tensor) -> Tensor:
+        """Logits (batch, targets, vocabulary) for the second halves of tokens (batch, length)."""
+        source, target = halves(tokens)
+        text = shifted(target, start_token(model))
+        logits: Tensor = model(input_ids=source, decoder_input_ids=text, use_cache=False).logits
+        return logits
+
+
+SEQ2SEQ = Seq2Seq()
 
 
 @dataclass
@@ -17,11 +52,10 @@ class Reading:
     past: Any = None
 
 
-def answers(model: Any, windows: Tensor) -> Tensor:
-    """Logits (batch, targets, vocabulary) for the second halves of windows (batch, length)."""
-    source, target = halves(windows)
-    text = shifted(target, start_token(model))
-    return model(input_ids=source, decoder_input_ids=text, use_cache=False).logits
+def halves(windows: T) -> tuple[T, T]:
+    """What an encoder-decoder reads of windows (..., length), arrays or tensors, and what it is to give."""
+    middle = windows.shape[-1] // 2
+    return windows[..., :middle], windows[..., middle:]
 
 
 def read(model: Any, source: Tensor) -> tuple[Reading, Tensor]:
@@ -44,7 +78,9 @@ def proceed(model: Any, reading: Reading, tokens: Tensor) -> Tensor:
 
 def shifted(targets: Tensor, start: int) -> Tensor:
     """What a decoder reads to give targets (batch, length): the start token and all but the last of them."""
-    return torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
+    text = targets.roll(1, dims=1)  # a copy
+    text[:, 0] = start
+    return text
 
 
 def start_token(model: Any) -> int:

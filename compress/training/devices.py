@@ -44,10 +44,12 @@ class Devices:
 
     def wrap(self, model: nn.Module) -> Any:
         """The model as its gradient is taken: itself, or inside what averages or shards."""
-        if self.own_shards:
-            return _shard(model, self.count)
         if not self.sharded:
             return self.accelerator.prepare(model)
+        for parameter in model.parameters():  # what is stored transposed lies so in memory; shards are rows
+            parameter.data = parameter.data.contiguous()
+        if self.own_shards:
+            return _shard(model, self.count)
         # accelerate shards a model only beside an optimiser; ours are built from the shards afterwards
         return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
 

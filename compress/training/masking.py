@@ -12,7 +12,7 @@ class Masks:
     """Masks of linear layers, (out, in), True where a weight is kept.
 
     Attributes:
-        tensors: module name -> mask in the weight's own layout; what a checkpoint must hold if they change.
+        tensors: module name -> mask; what a checkpoint must hold if they change.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -20,14 +20,14 @@ class Masks:
         self.tensors: dict[str, Tensor] = {}
         self.dropped: dict[str, Tensor] = {}
         for name, kept in masks.items():
-            self.tensors[name] = self._own(name, kept).to(self._weight(name).device).clone()
+            self.tensors[name] = kept.to(self._weight(name).device).clone()
         self.refresh()
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
         """Put new masks in the place of those of some layers, and zeros where they say so."""
         if masks:
             for name, kept in masks.items():
-                self.tensors[name].copy_(self._own(name, kept))
+                self.tensors[name].copy_(kept)
             self.refresh()
             self.weights()
 
@@ -38,11 +38,11 @@ class Masks:
 
     def layers(self) -> dict[str, Tensor]:
         """The weights as they stand, whole, (out, in)."""
-        return {name: self._own(name, sharding.whole(self._weight(name).detach())) for name in self.modules}
+        return {name: sharding.whole(self._weight(name).detach()) for name in self.modules}
 
     def kept(self) -> dict[str, Tensor]:
         """The masks as they stand, (out, in)."""
-        return {name: self._own(name, kept).contiguous() for name, kept in self.tensors.items()}
+        return {name: kept.contiguous() for name, kept in self.tensors.items()}
 
     @torch.no_grad()
     def weights(self) -> None:
@@ -61,7 +61,3 @@ class Masks:
         weight = self.modules[name].weight  # looked up each time: sharding puts another in its place
         assert isinstance(weight, nn.Parameter)
         return weight
-
-    def _own(self, name: str, mask: Tensor) -> Tensor:
-        """Between (out, in) and the layout of the weight: GPT-2's layers are stored transposed."""
-        return mask.T if type(self.modules[name]).__name__ == "Conv1D" else mask

@@ -83,12 +83,7 @@ def build(
     adamw: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.95), "fused": True}
     parts: list[torch.optim.Optimizer] = []
     if optimizer == "muon" and matrices:
-        turned = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
-        straight = [p for p in matrices if id(p) not in turned]
-        others = [p for p in matrices if id(p) in turned]
-        groups = _groups(straight, scale, muon_learning_rate, weight_decay)
-        for group in _groups(others, scale, muon_learning_rate, weight_decay):
-            groups.append(group | {"transposed": True})
+        groups = _groups(matrices, scale, muon_learning_rate, weight_decay)
         parts.append(Muon(groups, muon_learning_rate, dtype=dtype))
         if rest:
             parts.append(torch.optim.AdamW(_groups(rest, scale, learning_rate, 0.0), **adamw))
@@ -132,9 +127,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (see the module's text). All parameters must be matrices: (out, in), or (in,
-    out) in groups that say `transposed`, as GPT-2 keeps them.
-    """
+    """Momentum, orthogonalised (see the module's text). All parameters must be matrices (out, in)."""
 
     def __init__(
         self,
@@ -144,28 +137,30 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "transposed": False}
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[tuple[torch.Size, bool], list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                update = orthogonalise(self._nesterov(parameters, group["momentum"]), self.dtype)
-                rows, columns = reversed(shape) if group["transposed"] else shape
+                    by_shape.setdefault((parameter.shape, parameter.is_contiguous()), []).append(parameter)
+            for ((rows, columns), straight), parameters in by_shape.items():
+                mixed = self._nesterov(parameters, group["momentum"])
+                # a matrix that lies in memory as its transpose is taken as that: nothing is copied
+                update = torch.stack(mixed if straight else [m.T for m in mixed])
+                update = orthogonalise(update, self.dtype)
+                update = update if straight else update.mT
                 scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 for parameter, direction in zip(parameters, update.unbind(), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(sharding.like(direction.to(parameter.dtype), parameter), alpha=-scale)
 
-    def _nesterov(self, parameters: list[nn.Parameter], momentum: float) -> Tensor:
-        """Updates the momentum; returns gradient and momentum mixed, (parameters, rows, columns)."""
+    def _nesterov(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """Updates the momentum; returns gradient and momentum mixed, (rows, columns) each."""
         mixed = []
         for parameter in parameters:
             gradient = parameter.grad
@@ -175,7 +170,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - momentum)
             mixed.append(sharding.whole(gradient.lerp(state["momentum"], momentum)))
-        return torch.stack(mixed)
+        return mixed
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:

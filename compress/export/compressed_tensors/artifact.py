@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
-from compress.formats import IntegerFormat, Nf4, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats import Format, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack
 from compress.models.checkpoints import meta_model, quiet_transformers, save_configurations
+from compress.models.conv1d import StoredTransposed
 
 FloatType = Literal["float16", "float32"]
 
@@ -55,9 +56,9 @@ class Scheme:
         return {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False, **size}
 
 
-def refusal(format: IntegerFormat) -> str | None:
+def refusal(format: Format) -> str | None:
     """Why this layout cannot hold codes of a format, and what to do; None if it can."""
-    if not isinstance(format, Nf4):
+    if format.affine:
         return None
     return f"pack-quantized holds integer grids, not {format.kind}; use int4, or leave this export out"
 
@@ -194,16 +195,20 @@ def _require_linear(model: Any, coded: dict[str, QuantizedTensor]) -> None:
     for name in coded:
         if model.get_submodule(name).activations is not None:
             raise UserError(f"{_NAME}: {name} rounds its input, which is not written; leave this export out")
-        if not isinstance(skeleton.get_submodule(name), nn.Linear):
-            raise UserError(unsupported_layer(name, skeleton.get_submodule(name)))
+        require_linear(name, skeleton.get_submodule(name))
 
 
-def unsupported_layer(name: str, module: nn.Module) -> str:
-    """Why a layer has no place in this layout."""
-    return (
-        f"{_NAME}: {name} is a {type(module).__name__}, and compressed-tensors reads torch.nn.Linear only; "
-        "leave this export out"
-    )
+def require_linear(name: str, module: nn.Module) -> None:
+    """Refuse a layer that transformers holds transposed: it is no `torch.nn.Linear` there.
+
+    Raises:
+        UserError: names the layer.
+    """
+    if isinstance(module, StoredTransposed):
+        raise UserError(
+            f"{_NAME}: {name} is stored transposed, and compressed-tensors reads torch.nn.Linear only; "
+            "leave this export out"
+        )
 
 
 def _head(model: Any) -> str | None:

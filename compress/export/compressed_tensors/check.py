@@ -22,7 +22,7 @@ from compress.export.compressed_tensors.artifact import coded_linears
 from compress.export.onnx.check import ExportCheckFailed, divergence
 from compress.host.progress import track
 from compress.models.checkpoints import first_line, quiet_transformers
-from compress.tasks.base import auto_class
+from compress.tasks.registry import auto_class
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
 

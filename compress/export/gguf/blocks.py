@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.formats import IntegerFormat, Nf4, QuantizedTensor
+from compress.formats import Format, QuantizedTensor
 
 BLOCK = 32
 _MIDDLE = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 0}  # what stands for 0
@@ -36,14 +36,14 @@ _WIDER = {2: 4, 3: 4}  # 6 bits go to Q8_0, with or without a zero-point
 Bytes = NDArray[np.uint8]
 
 
-def block_type(format: IntegerFormat, widen: bool = False) -> str | None:
+def block_type(format: Format, widen: bool = False) -> str | None:
     """The GGUF type that holds codes of this format; None where there is none.
 
     >>> from compress.formats import Int4, Int8
     >>> block_type(Int4(group=64)), block_type(Int8())
     ('Q4_1', 'Q8_0')
     """
-    if isinstance(format, Nf4) or (format.group is not None and format.group % BLOCK):
+    if not format.affine or (format.group is not None and format.group % BLOCK):
         return None
     if widen and format.bits == 6:
         return "Q8_0"
@@ -51,11 +51,11 @@ def block_type(format: IntegerFormat, widen: bool = False) -> str | None:
     return (_SYMMETRIC if format.symmetric else _ASYMMETRIC).get(bits)
 
 
-def refusal(format: IntegerFormat, widen: bool = False) -> str | None:
+def refusal(format: Format, widen: bool = False) -> str | None:
     """Why GGUF cannot hold codes of this format, and what to do; None if it can."""
     if block_type(format, widen) is not None:
         return None
-    if isinstance(format, Nf4):
+    if not format.affine:
         return f"GGUF has no type for the values of {format.kind}; use int4, or leave this export out"
     if format.group is not None and format.group % BLOCK:
         return (

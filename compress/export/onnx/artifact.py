@@ -21,7 +21,8 @@ from compress.export.onnx.seq2seq import write_seq2seq
 from compress.models.checkpoints import quiet_transformers, save_configurations
 from compress.records.records import Manifest
 from compress.runtimes.onnx_session import PROCESSOR
-from compress.tasks.base import longest_text, task_of
+from compress.tasks.base import longest_text
+from compress.tasks.registry import task_of
 from compress.tasks.seq2seq import start_token
 from compress.version import __version__
 
@@ -37,9 +38,9 @@ def write_artifact(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = task_of(bundle.model.config)
-    if task == "causal":
+    if task.continues:
         facts = _write_decoder(bundle, folder, forms, cache)
-    elif task == "seq2seq":
+    elif task.writes:
         facts = _write_seq2seq(bundle, folder, forms)
     else:
         facts = _write_encoder(bundle, folder, forms)
@@ -48,7 +49,7 @@ def write_artifact(
         bundle.tokenizer.save_pretrained(folder)
     file_bytes = sum(file.stat().st_size for file in (*folder.glob("*.onnx"), folder / DATA_FILE))
     model_type = str(bundle.model.config.model_type)
-    return {"task": task, "model_type": model_type, "file_bytes": file_bytes, **facts}
+    return {"task": task.name, "model_type": model_type, "file_bytes": file_bytes, **facts}
 
 
 def _write_decoder(
@@ -82,16 +83,16 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
     with GraphBuilder(folder) as graph:
         used = write_encoder(graph, model, task, inputs, forms)
         weight_bytes = graph.weight_bytes
-        facts = {"task": task, "context": str(longest), "weight_bytes": str(weight_bytes)}
-        if task == "masked" and tokenizer.mask_token_id is not None:
-            facts["mask_token"] = str(tokenizer.mask_token_id)
+        facts = {"task": task.name, "context": str(longest), "weight_bytes": str(weight_bytes)}
+        if (mask_token := task.mask_token(tokenizer)) is not None:
+            facts["mask_token"] = str(mask_token)
         graph.save(model.config.model_type, facts | _needs(forms))
     return {**_facts(_forms(used, forms), forms, weight_bytes, longest), "inputs": inputs}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
-    model, longest = bundle.model, longest_text(bundle.model)
-    facts = {"task": "seq2seq", "context": str(longest), "start_token": str(start_token(model))}
+    model, task, longest = bundle.model, task_of(bundle.model.config), longest_text(bundle.model)
+    facts = {"task": task.name, "context": str(longest), "start_token": str(start_token(model))}
     used, weight_bytes = write_seq2seq(folder, model, forms, facts | _needs(forms))
     return _facts(_forms(used, forms), forms, weight_bytes, longest)
 

@@ -31,7 +31,7 @@ _FLOAT, _INT8 = 1, 3
 
 
 @dataclass(frozen=True)
-class Text:
+class Positions:
     """Values that tell where in the text the tokens of a call stand.
 
     Attributes:
@@ -60,7 +60,7 @@ def attention(
     x: str,
     index: int,
     layer: Attention,
-    text: Text,
+    text: Positions,
     forms: Forms,
     scales: CacheScales | None = None,
 ) -> str:

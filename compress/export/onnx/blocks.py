@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.formats import QuantizedTensor
-from compress.formats.integer import IntegerFormat
+from compress.formats import Format, QuantizedTensor
 from compress.formats.packing import pack
 
 _ROW_BLOCK = 64  # for rows of one group: the block this machine's kernels like best
@@ -38,7 +37,7 @@ class Blocks:
     columns: int
 
 
-def block_width(format: IntegerFormat, columns: int) -> int:
+def block_width(format: Format, columns: int) -> int:
     """The block size that `as_blocks` will use. Raises UserError for a group it cannot cut."""
     width = format.group_width(columns)
     if format.groups(columns) == 1 and not _is_block(width):
@@ -69,15 +68,15 @@ def as_blocks(tensor: QuantizedTensor) -> Blocks:
     return Blocks(codes.cpu(), scales.cpu(), zeros, block, bits, columns)
 
 
-def kernel_bits(format: IntegerFormat) -> int:
+def kernel_bits(format: Format) -> int:
     """The narrowest width with a kernel that holds the codes of a format."""
     return next(bits for bits in _KERNEL_BITS if bits >= format.bits)
 
 
-def refusal(format: IntegerFormat, widen: bool) -> str | None:
+def refusal(format: Format, widen: bool) -> str | None:
     """Why codes of a format cannot be exported, and what to do; None where they can."""
-    if format.kind == "nf4":
-        return "ONNX Runtime has no kernel for nf4; use int4"
+    if not format.affine:
+        return f"ONNX Runtime has no kernel for {format.kind}; use int4"
     if kernel_bits(format) != format.bits and not widen:
         return (
             f"ONNX Runtime has no kernel for {format.kind}; use int2, int4 or int8, or set widen: true to "

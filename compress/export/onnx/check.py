@@ -26,8 +26,8 @@ from compress.errors import UserError
 from compress.host.progress import track
 from compress.runtimes.base import Runtime, Tokens
 
-Kind = Literal["float32", "weights", "activations"]
-TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-3, "activations": 0.05}
+GraphKind = Literal["float32", "weights", "activations"]
+TOLERANCES: dict[GraphKind, float] = {"float32": 2e-3, "weights": 1e-3, "activations": 0.05}
 _STEPS = 16  # tokens of each window that go through the cache one at a time, and of each continuation
 _ROWS = 64  # positions whose logits are widened at once
 
@@ -40,7 +40,7 @@ class ExportCheckFailed(UserError):
 class Agreement:
     """What the comparison found; differences in logits, KL in nats per token."""
 
-    kind: Kind
+    kind: GraphKind
     tolerance: float
     tokens: int
     max_difference: float = 0.0
@@ -71,7 +71,7 @@ class Agreement:
 
 
 def compare(
-    model: Any, runtime: Runtime, windows: Tokens, kind: Kind, tolerance: float | None = None
+    model: Any, runtime: Runtime, windows: Tokens, kind: GraphKind, tolerance: float | None = None
 ) -> Agreement:
     """Compare torch and an exported graph on windows (n, length).
 
@@ -169,7 +169,7 @@ def _failure(result: Agreement) -> str:
     return refusal(result.kind, result.tokens, what, result.tolerance)
 
 
-def refusal(kind: Kind, tokens: int, what: str, tolerance: float) -> str:
+def refusal(kind: GraphKind, tokens: int, what: str, tolerance: float) -> str:
     """The line that says why an export does not count; `what`: by how much it differs."""
     return (
         f"export_onnx: the {kind} graph fails its check on {tokens} held-out tokens: {what}; "

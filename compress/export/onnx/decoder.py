@@ -26,7 +26,7 @@ from dataclasses import replace
 import numpy as np
 
 from compress.export.onnx.architecture import Block, Decoder, Norm
-from compress.export.onnx.attention import CacheScales, Text, attention
+from compress.export.onnx.attention import CacheScales, Positions, attention
 from compress.export.onnx.embedding import embedding
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import GraphBuilder
@@ -70,7 +70,7 @@ class _Writer:
         self.total = graph.op("Shape", self.mask, start=1)  # (1,)
         self.sequence = graph.op("Shape", self.ids, start=1)  # (1,)
         last = graph.op("Sub", self.lengths, graph.constant([1]))
-        self.text = Text(
+        self.text = Positions(
             shape=graph.op("Shape", self.ids),
             last=graph.op("Cast", last, to=_INT32),
             total=graph.op("Cast", self.total, to=_INT32),

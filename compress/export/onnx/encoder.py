@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compress.export.onnx.architecture import Linear
 from compress.export.onnx.families.parts import linear
 from compress.export.onnx.forms import Forms
-from compress.export.onnx.graph import GraphBuilder, Shape
+from compress.export.onnx.graph import Dimensions, GraphBuilder
 from compress.export.onnx.trace import trace
 from compress.export.onnx.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear
@@ -35,11 +35,10 @@ def write_encoder(
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
     """
-    output = "logits" if task == "masked" else "last_hidden_state"
-    shapes: dict[str, Shape] = dict.fromkeys(inputs, ("batch", "sequence"))
+    shapes: dict[str, Dimensions] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
     with track(2, "writing the graph", "stages") as progress:
-        traced = trace(model, shapes, [output])
+        traced = trace(model, shapes, [task.output])
         progress.advance()
         used = transcribe(graph, traced, layers(model), forms, shapes)
         progress.advance()

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, Kind, divergence, refusal
+from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, GraphKind, divergence, refusal
 from compress.host.progress import track
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
-from compress.tasks.base import Task, halves
-from compress.tasks.seq2seq import answers
+from compress.tasks.base import Task
+from compress.tasks.seq2seq import halves
 
-COSINE_TOLERANCES: dict[Kind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
+COSINE_TOLERANCES: dict[GraphKind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
 _EVERY = 7  # of a masked-LM model's tokens one in so many is hidden
 
 Answers = list[NDArray[np.float32]]  # of each text (length, width)
@@ -38,8 +38,8 @@ Answers = list[NDArray[np.float32]]  # of each text (length, width)
 class EncoderAgreement:
     """What the comparison found: the worse of alone and padded, unless it says which."""
 
-    kind: Kind
-    task: Task
+    kind: GraphKind
+    task: str
     tolerance: float
     tokens: int
     max_difference: float
@@ -68,7 +68,7 @@ def compare_encoder(
     model: Any,
     runtime: OnnxEncoder | OnnxSeq2Seq,
     windows: Tokens,
-    kind: Kind,
+    kind: GraphKind,
     tolerance: float | None = None,
     padding: int = 0,
 ) -> EncoderAgreement:
@@ -78,7 +78,7 @@ def compare_encoder(
         ExportCheckFailed: with the numbers.
     """
     task = runtime.task
-    limits = COSINE_TOLERANCES if task == "embedding" else TOLERANCES
+    limits = TOLERANCES if task.predicts else COSINE_TOLERANCES
     texts = _texts(windows, runtime.mask_token)
     expected, alone = [], []
     with track(len(texts), "checking the graph", "texts") as progress:
@@ -91,7 +91,7 @@ def compare_encoder(
     padded = runtime.padded(texts, padding)
     result = EncoderAgreement(
         kind=kind,
-        task=task,
+        task=task.name,
         tolerance=limits[kind] if tolerance is None else tolerance,
         tokens=sum(len(text) for text in texts),
         max_difference=_largest_difference([*expected, *expected], [*alone, *padded]),
@@ -100,7 +100,7 @@ def compare_encoder(
         loss_padded=_loss(task, expected, padded),
     )
     if not result.passed:
-        raise ExportCheckFailed(_failure(result))
+        raise ExportCheckFailed(_failure(result, task))
     return result
 
 
@@ -128,8 +128,7 @@ def _token_by_token(runtime: OnnxSeq2Seq, text: Tokens) -> NDArray[np.float32]:
 def _in_torch(model: Any, text: Tokens, task: Task) -> NDArray[np.float32]:
     ids = torch.from_numpy(text.astype(np.int64))[None].to(model.device)
     with torch.inference_mode():
-        given = answers(model, ids) if task == "seq2seq" else model(input_ids=ids)[0]
-        answer: NDArray[np.float32] = given[0].float().cpu().numpy()
+        answer: NDArray[np.float32] = task.answers(model, ids)[0].float().cpu().numpy()
     return answer
 
 
@@ -140,7 +139,7 @@ def _largest_difference(expected: Answers, found: Answers) -> float:
 
 def _loss(task: Task, expected: Answers, found: Answers) -> float:
     """Mean KL per token, or mean of 1 - cosine of the texts' mean states."""
-    measure = _cosine_distance if task == "embedding" else divergence
+    measure = divergence if task.predicts else _cosine_distance
     return float(np.mean([measure(a, b) for a, b in zip(expected, found, strict=True)]))
 
 
@@ -149,10 +148,10 @@ def _cosine_distance(expected: NDArray[np.float32], found: NDArray[np.float32]) 
     return float(1.0 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
-def _failure(result: EncoderAgreement) -> str:
+def _failure(result: EncoderAgreement, task: Task) -> str:
     if result.kind == "float32":
         what = f"answers differ by {result.max_difference:.3g} (largest {result.largest:.3g})"
     else:
-        name = "1 - cosine" if result.task == "embedding" else "KL"
+        name = "KL" if task.predicts else "1 - cosine"
         what = f"{name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
     return refusal(result.kind, result.tokens, what, result.tolerance)

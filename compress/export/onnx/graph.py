@@ -26,7 +26,7 @@ _PAGE = 4096  # external tensors of a page or more start on a page, or they cann
 _CACHE_LINE = 64
 _INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inference can read them
 
-Shape = Sequence[int | str]
+Dimensions = Sequence[int | str]
 Array = NDArray[Any]
 
 
@@ -63,19 +63,19 @@ class GraphBuilder:
     def __exit__(self, *_: object) -> None:
         self._data.close()
 
-    def input(self, name: str, kind: int, shape: Shape, default: Array | None = None) -> str:
+    def input(self, name: str, kind: int, shape: Dimensions, default: Array | None = None) -> str:
         """Declare an input; with a default, a caller may leave it out."""
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         if default is not None:
             self._initializers.append(numpy_helper.from_array(default, name))
         return name
 
-    def output(self, name: str, kind: int, shape: Shape) -> str:
+    def output(self, name: str, kind: int, shape: Dimensions) -> str:
         """Declare an output."""
         self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def sized(self, value: str, kind: int, shape: Shape) -> str:
+    def sized(self, value: str, kind: int, shape: Dimensions) -> str:
         """Say the shape of a value that shape inference cannot find; equal names are equal sizes.
 
         As it loads a graph, ONNX Runtime looks for a buffer to use again among all those of unknown size, for

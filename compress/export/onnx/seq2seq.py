@@ -25,7 +25,7 @@ from torch import Tensor
 from compress.export.onnx.architecture import Linear
 from compress.export.onnx.encoder import layers
 from compress.export.onnx.forms import Forms
-from compress.export.onnx.graph import GraphBuilder, Shape
+from compress.export.onnx.graph import Dimensions, GraphBuilder
 from compress.export.onnx.trace import trace
 from compress.export.onnx.transcribe import transcribe
 from compress.formats.swap import tables
@@ -33,7 +33,7 @@ from compress.host.progress import track
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT
 from compress.tasks.seq2seq import start_token
 
-_TEXT: Shape = ("batch", "sequence")
+_TEXT: Dimensions = ("batch", "sequence")
 
 
 def write_seq2seq(
@@ -49,9 +49,9 @@ def write_seq2seq(
     heads = {layer.name for name, layer in held.items() if name not in looked_up}
     sizes = _cache_sizes(model)
     read = _cache(PRESENT, "encoder", sizes, "sequence")
-    reading: dict[str, Shape] = {"input_ids": _TEXT, "attention_mask": _TEXT}
+    reading: dict[str, Dimensions] = {"input_ids": _TEXT, "attention_mask": _TEXT}
     written = _cache(PRESENT, "decoder", sizes, "total")
-    writing: dict[str, Shape] = {
+    writing: dict[str, Dimensions] = {
         "input_ids": _TEXT,
         "encoder_attention_mask": ("batch", "source"),
         **_cache(PAST, "encoder", sizes, "source"),
@@ -74,7 +74,7 @@ def write_seq2seq(
     return used, weight_bytes
 
 
-def _cache(prefix: str, side: str, sizes: list[tuple[int, int]], length: str) -> dict[str, Shape]:
+def _cache(prefix: str, side: str, sizes: list[tuple[int, int]], length: str) -> dict[str, Dimensions]:
     """Names and shapes of every block's keys and values."""
     return {
         f"{prefix}.{index}.{side}.{kind}": ("batch", heads, length, width)

@@ -15,7 +15,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, helper
 
-Shape = tuple[int | str, ...]
+Dimensions = tuple[int | str, ...]
 
 
 def simpler(model: ModelProto) -> list[NodeProto]:
@@ -25,7 +25,7 @@ def simpler(model: ModelProto) -> list[NodeProto]:
     return needed(with_sums(without_turns(graph.node, outputs, shapes(model))), outputs)
 
 
-def shapes(model: ModelProto) -> dict[str, Shape]:
+def shapes(model: ModelProto) -> dict[str, Dimensions]:
     """Shapes of the values of which the tracer knows every size; one that changes has a name."""
     graph = model.graph
     found = {}
@@ -37,7 +37,7 @@ def shapes(model: ModelProto) -> dict[str, Shape]:
 
 
 def without_turns(
-    nodes: Iterable[NodeProto], outputs: Sequence[str], known: Mapping[str, Shape]
+    nodes: Iterable[NodeProto], outputs: Sequence[str], known: Mapping[str, Dimensions]
 ) -> list[NodeProto]:
     """What changes nothing is left out, and its source read in its place."""
     turned: dict[str, tuple[str, list[int]]] = {}  # result -> source and permutation

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.errors import MissingExtra, UserError
-from compress.export.onnx.graph import MICROSOFT, OPSET, Shape
+from compress.export.onnx.graph import MICROSOFT, OPSET, Dimensions
 from compress.formats import QuantizedLinear
 from compress.formats.swap import embedding_scale, tables
 from compress.models.checkpoints import first_line, quiet_transformers
@@ -35,7 +35,8 @@ DOMAIN = "compress"
 HOLDER = "model."  # what the tracer puts before the names of a model's own parameters
 _EXAMPLE = {"batch": 2, "sequence": 7, "source": 5, "past": 3}  # traced with; unlike any other size
 
-Inputs = Mapping[str, Shape]  # by name; sizes that change by theirs; int64, or float32 if the last is fixed
+# by name; sizes that change by theirs; int64, or float32 if the last is fixed
+Inputs = Mapping[str, Dimensions]
 Answer = Callable[[Any, Mapping[str, Tensor]], tuple[Tensor, ...]]  # in the order of the outputs' names
 
 
@@ -133,7 +134,7 @@ def trace(
     return program.model_proto
 
 
-def _example(shape: Shape) -> Tensor:
+def _example(shape: Dimensions) -> Tensor:
     sizes = [_EXAMPLE[size] if isinstance(size, str) else size for size in shape]
     return torch.ones(sizes, dtype=torch.int64 if isinstance(shape[-1], str) else torch.float32)
 
@@ -144,7 +145,7 @@ def without_matrices(model: nn.Module) -> nn.Module:
     stand_ins: dict[int, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear) or is_linear(module):
-            stand_ins[id(module)] = _Linear(name, _outputs(module))
+            stand_ins[id(module)] = _Linear(name, int(module.out_features))
         elif name in held:
             stand_ins[id(module)] = _Embedding(name, int(module.embedding_dim), embedding_scale(module))
     return copy.deepcopy(model, stand_ins)  # what is in the memo counts as copied
@@ -162,10 +163,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _outputs(module: Any) -> int:
-    return int(module.nf if type(module).__name__ == "Conv1D" else module.out_features)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -15,12 +15,12 @@ from compress.export.onnx.architecture import Linear
 from compress.export.onnx.biases import STATES, adding_biases, attention_with_biases
 from compress.export.onnx.embedding import embedding
 from compress.export.onnx.forms import Forms, form_of
-from compress.export.onnx.graph import GraphBuilder, Shape
+from compress.export.onnx.graph import Dimensions, GraphBuilder
 from compress.export.onnx.linear import linear
 from compress.export.onnx.simplify import attributes, simpler
 from compress.export.onnx.trace import DOMAIN, HOLDER
 
-_ROWS: Shape = ("batch", "sequence")
+_ROWS: Dimensions = ("batch", "sequence")
 
 
 def transcribe(
@@ -28,7 +28,7 @@ def transcribe(
     traced: ModelProto,
     layers: Mapping[str, Linear],
     forms: Forms,
-    shapes: Mapping[str, Shape],
+    shapes: Mapping[str, Dimensions],
     heads: Collection[str] = (),
 ) -> list[Linear]:
     """Write a traced graph into `graph`: its inputs, what of its constants is read, nodes, outputs.
@@ -112,7 +112,7 @@ def _with_last(graph: GraphBuilder, leading: str, last: int) -> str:
     return graph.op("Concat", leading, graph.constant([last]), axis=0)
 
 
-def _shape(value: ValueInfoProto, changing: Shape) -> list[int | str]:
+def _shape(value: ValueInfoProto, changing: Dimensions) -> list[int | str]:
     """A declared shape in which the sizes that change have names of ours."""
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") else changing[i] for i, d in enumerate(dims)]

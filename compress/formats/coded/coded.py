@@ -26,9 +26,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.formats.coded.streams import ZERO, bits_per_weight, written_bits
-from compress.formats.coded.trellis import follow
-from compress.formats.integer import ColumnRounder, Grid, IntegerFormat, float16_exact
+from compress.formats.base import Format, Grid, Rounder, float16_exact
+from compress.formats.coded.rate_control import RateControl
+from compress.formats.coded.streams import ZERO, bits_per_weight, from_stream, to_stream, written_bits
+from compress.formats.coded.trellis import RUN, follow
+from compress.formats.integer import ColumnRounder, affine_codes, affine_places, affine_values
 
 _ROUNDS = 8  # of the search; each is nearer by an order of magnitude while rates fall by a bit per doubling
 _CORRECTIONS = 3  # for what codes of a trellis take more than plain ones
@@ -39,22 +41,51 @@ _HIGHEST_TRELLIS_RATE = 5.0
 _WIDEST = 8.0  # log2 of the factor that one round may move by
 
 
-class Coded(IntegerFormat):
+class Coded(Format):
     """A uniform grid whose codes are entropy-coded in the file."""
 
     bits: ClassVar[int] = 8
+    affine: ClassVar[bool] = True
+    fixed: ClassVar[str] = "clips nothing"
+    streamed: ClassVar[bool] = True
+    codes_move: ClassVar[bool] = False  # they follow the trellis together, and are as long as they are likely
+
     kind: Literal["coded"] = "coded"
+    group: None = Field(None, description="the whole row")
+    symmetric: Literal[True] = Field(True, description="there is no zero-point")
+    clip_search: Literal[0] = Field(0, description="nothing is clipped")
     rate: float = Field(3.25, ge=1.5, le=7, description="bits per weight in the file, scales included")
     trellis: bool = Field(
         True, description="let codes take turns between two grids: 1 dB less error, some time more"
     )
-    group: None = Field(None, description="the whole row")
-    symmetric: Literal[True] = Field(True, description="there is no zero-point")
-    clip_search: Literal[0] = Field(0, description="nothing is clipped")
+
+    @property
+    def nominal_bits(self) -> float:
+        """The rate."""
+        return self.rate
+
+    @property
+    def label(self) -> str:
+        """With its rate."""
+        return f"{self.kind} {self.rate:g}"
+
+    @property
+    def run(self) -> int:
+        """Rows that go through the trellis together."""
+        return RUN if self._takes_turns else 1
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether codes follow the trellis."""
+        return self.trellis and self.rate <= _HIGHEST_TRELLIS_RATE
 
     def keeping_zeros(self) -> "Coded":
         """Without a trellis."""
         return self.model_copy(update={"trellis": False})
+
+    def fitter(self, weights: int) -> RateControl:
+        """What meets the rate over all matrices together."""
+        return RateControl(weights)
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes in the file of a matrix (out, in) that meets the rate; in memory it takes those of int8."""
@@ -67,7 +98,7 @@ class Coded(IntegerFormat):
         to zeros: such matrices are better left in another format.
         """
         grid, asked = self.fit_to(self.rate, weight), self.rate
-        if not takes_turns(self):
+        if not self._takes_turns:
             return grid
         for _ in range(_CORRECTIONS):
             excess = bits_per_weight(self.round(weight, grid), grid.scales) - self.rate
@@ -84,34 +115,55 @@ class Coded(IntegerFormat):
         """
         weight = weight.float()
         largest = weight.abs().amax(1, keepdim=True)  # (out, 1)
-        apart = 2 if takes_turns(self) else 1  # steps between neighbours that a code chooses from
+        spacing = 2 if self._takes_turns else 1  # of the steps that a code chooses from
         step = float(weight.std(correction=0)) * 2.0 ** (2.0 - rate)
         for _ in range(_ROUNDS):
-            grid = _grid(largest, step / apart)
-            plainly = self.codes(weight, Grid(apart * grid.scales, grid.zeros))
+            grid = _grid(largest, step / spacing)
+            plainly = self.codes(weight, Grid(spacing * grid.scales, grid.zeros))
             excess = written_bits(plainly, grid.scales) - rate
             if abs(excess) < _CLOSE or not step:
                 break
             step *= 2.0 ** max(-_WIDEST, min(excess, _WIDEST))
         return grid
 
+    def codes(self, weight: Tensor, grid: Grid) -> Tensor:
+        """The nearest codes, of what is on the grid its own: (out, in) -> uint8 (out, in)."""
+        return affine_codes(weight, grid, weight.shape[1], self.levels)
+
+    def values(self, codes: Tensor, grid: Grid) -> Tensor:
+        """The only meaning of a code: uint8 (out, in) -> float32 (out, in)."""
+        return affine_values(codes, grid, codes.shape[1])
+
+    def places(self, weight: Tensor, grid: Grid) -> Tensor:
+        """Where weights (out, in) lie among the codes."""
+        return affine_places(weight, grid, weight.shape[1])
+
     def round(self, weight: Tensor, grid: Grid) -> Tensor:
         """The nearest codes, or the nearest way through the trellis: (out, in) -> uint8 (out, in)."""
-        if not takes_turns(self):
+        if not self._takes_turns:
             return self.codes(weight, grid)
         steps = follow(weight.float() / grid.scales, grid.scales.square(), -ZERO, _FURTHEST)
         return steps.add_(ZERO).to(torch.uint8)
 
-    def column_rounder(self, grid: Grid, columns: int) -> "ColumnRounder | TrellisRounder":  # type: ignore[override]
+    def column_rounder(self, grid: Grid, columns: int) -> Rounder:
         """What rounds a column at a time."""
-        if takes_turns(self):
+        if self._takes_turns:
             return TrellisRounder(grid.scales, grid.scales.square())
-        return super().column_rounder(grid, columns)
+        return ColumnRounder.on(grid, columns, self.levels)
 
+    def to_stream(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """Codes, uint8 (out, in), and scales, float16 (out, 1), entropy-coded: uint8 (bytes,)."""
+        return to_stream(codes, scales)
 
-def takes_turns(format: IntegerFormat) -> bool:
-    """Whether codes of a format follow the trellis."""
-    return isinstance(format, Coded) and format.trellis and format.rate <= _HIGHEST_TRELLIS_RATE
+    def from_stream(self, stream: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Undo `to_stream`."""
+        return from_stream(stream, shape)
+
+    def longest_stream(self, weight: Tensor) -> int:
+        """Bytes of the stream of a matrix (out, in) at the finest steps that a byte a weight allows."""
+        grid = _grid(weight.float().abs().amax(1, keepdim=True), 0.0)
+        codes = self.codes(weight, grid)
+        return int(bits_per_weight(codes, grid.scales) * codes.numel() / 8)
 
 
 @dataclass(frozen=True)
@@ -125,13 +177,6 @@ class TrellisRounder:
         """The allowed values nearest to `column` (out,)."""
         steps = follow(column[:, None] / self.scales, self.weights, -ZERO, _FURTHEST)
         return (steps * self.scales)[:, 0]
-
-
-def longest_stream(weight: Tensor) -> int:
-    """Bytes in the file of a matrix (out, in) at the finest steps that a byte a weight allows."""
-    grid = _grid(weight.float().abs().amax(1, keepdim=True), 0.0)
-    codes = Coded(rate=7).codes(weight, grid)
-    return int(bits_per_weight(codes, grid.scales) * codes.numel() / 8)
 
 
 def _grid(largest: Tensor, step: float) -> Grid:

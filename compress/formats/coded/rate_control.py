@@ -1,16 +1,24 @@
 """Matrices in the format `coded` that are rounded one after another meet their rate together."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from compress.formats.coded.coded import Coded
+from compress.formats.base import Format, Grid
 from compress.formats.coded.streams import bits_per_weight
-from compress.formats.integer import Grid
 
 _LARGEST_CORRECTION = 0.5  # bits per weight
 _MARGIN = 0.002  # bits per weight left free, so that the last matrix does not overdraw
 _NEW = 0.25  # of the last matrix in the mean of what solving adds
+
+
+@runtime_checkable
+class Rated(Protocol):
+    """A format that can be fitted to another rate than its own."""
+
+    def fit_to(self, rate: float, weight: Tensor) -> Grid:
+        """The grid of `weight` (out, in) at which codes take `rate` bits each."""
 
 
 class RateControl:
@@ -29,16 +37,18 @@ class RateControl:
         self._added = 0.0  # by a solver, bits per weight, in the mean
         self._asked = 0.0
 
-    def fit(self, format: Coded, weight: Tensor) -> Grid:
+    def fit(self, format: Format, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """A grid of `weight` (out, in) for which the rate is likely to be met after solving."""
-        wanted = format.rate - self._added - self._excess / max(self._left, 1)
-        self._asked = max(format.rate - _LARGEST_CORRECTION, min(wanted, format.rate))
+        assert isinstance(format, Rated)
+        rate = format.nominal_bits
+        wanted = rate - self._added - self._excess / max(self._left, 1)
+        self._asked = max(rate - _LARGEST_CORRECTION, min(wanted, rate))
         return format.fit_to(self._asked, weight)
 
-    def spent(self, format: Coded, matrices: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def spent(self, format: Format, matrices: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Codes (out, in) and scales (out, 1) of what the last grid was for."""
         count = sum(codes.numel() for codes, _ in matrices)
         bits = sum(bits_per_weight(codes, scales) * codes.numel() for codes, scales in matrices)
         self._left -= count
-        self._excess += bits - format.rate * count
+        self._excess += bits - format.nominal_bits * count
         self._added += _NEW * (bits / count - self._asked - self._added)

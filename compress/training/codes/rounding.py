@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.formats import Grid, IntegerFormat, QuantizedLinear, QuantizedTensor
+from compress.formats import Format, Grid, QuantizedLinear, QuantizedTensor
 from compress.solvers.block_tuning import SCALE_BOUND, positions, tuned_codes
 from compress.training.codes.scales import shippable
 
@@ -15,7 +15,7 @@ class TunableRounding(nn.Module):
     Attributes:
         offset: V, (out, in), float32.
         shift: d, (out, groups), float32.
-        movable: bounds of `offset`: 1/2, and 0 where a pruned weight must stay zero.
+        movable: bounds of `offset`: 1/2, and 0 where a pruned weight must stay zero or codes may not move.
         shipping: compute with the codes and float16 scales as they would be written.
     """
 
@@ -25,8 +25,8 @@ class TunableRounding(nn.Module):
         self.out_features, self.in_features = layer.quantized.shape
         self.grid = self.held.grid
         self.codes = self.held.unpacked()
-        start = positions(original, self.codes, *self._columns(self.grid.scales, self.grid.zeros.float()))
-        movable = torch.full_like(start, 0.5)
+        start = positions(self.format.places(original, self.grid), self.codes)
+        movable = torch.full_like(start, 0.5 if self.format.codes_move else 0.0)
         if mask is not None:
             movable.masked_fill_(~mask.to(start.device), 0.0)
         self.start, self.movable = start, movable
@@ -34,15 +34,18 @@ class TunableRounding(nn.Module):
         self.shift = nn.Parameter(torch.zeros_like(self.grid.scales))
 
     @property
-    def format(self) -> IntegerFormat:
+    def format(self) -> Format:
         """Of the codes."""
         return self.held.format
 
     @property
     def weight(self) -> Tensor:
         """The weight as it stands, (out, in), float32; gradients pass the rounding."""
-        scales, zeros = self._columns(self.scales(), self.grid.zeros.float())
-        return (tuned_codes(self.start, self.offset, self.format.levels) - zeros) * scales
+        codes = tuned_codes(self.start, self.offset, self.format.levels)
+        ones = Grid(torch.ones_like(self.grid.scales), self.grid.zeros)
+        units = self.format.values(codes.detach().to(torch.uint8), ones)
+        # the second term is 0: gradients pass from values to codes as if they were equally spaced
+        return (units + (codes - codes.detach())) * self._per_column(self.scales())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -64,7 +67,7 @@ class TunableRounding(nn.Module):
         grid = Grid(shippable(self.grid.scales * (1 + self.shift), self.grid.scales), self.grid.zeros)
         return QuantizedTensor.from_codes(self.format, codes, grid)
 
-    def _columns(self, *per_group: Tensor) -> list[Tensor]:
-        """(out, groups) -> (out, in) each."""
+    def _per_column(self, per_group: Tensor) -> Tensor:
+        """(out, groups) -> (out, in)."""
         width = self.format.group_width(self.in_features)
-        return [x.repeat_interleave(width, dim=1)[:, : self.in_features] for x in per_group]
+        return per_group.repeat_interleave(width, dim=1)[:, : self.in_features]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.context import Classroom, Original
 from compress.errors import UserError
 from compress.host.processes import process
-from compress.tasks.base import task_of
+from compress.tasks.registry import task_of
 from compress.training.batches import Batches
 from compress.training.objectives.base import Moment, Objective
 from compress.training.objectives.losses import chunked, cross_entropy, distillation
@@ -101,7 +101,7 @@ class _Inner:
 
     def __init__(self, guidance: Guidance, student: Any, teachers: Teachers, seed: int) -> None:
         self.guidance, self.teacher = guidance, teachers.models[0]
-        self.causal = task_of(student.config) == "causal"
+        self.causal = task_of(student.config).continues
         self.pairs: list[tuple[str, str]] = []
         self.relations: tuple[list[str], list[str]] = ([], [])
         self.maps = nn.ModuleList()

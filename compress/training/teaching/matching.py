@@ -147,8 +147,6 @@ def widths(model: Any, names: list[str]) -> list[int]:
     """Of queries, keys and values."""
     rows = []
     for name in names:
-        module = model.get_submodule(name)
-        weight = module.weight
-        out = weight.shape[1] if type(module).__name__ == "Conv1D" else weight.shape[0]
+        out = model.get_submodule(name).weight.shape[0]
         rows += [out // 3] * 3 if len(names) == 1 else [out]
     return rows

@@ -1,6 +1,6 @@
 """GPT-2 and GPT-NeoX (Pythia): layer norms, a plain MLP, fused q,k,v.
 
-GPT-2 has learned positions; its linear layers hold (in, out). GPT-NeoX turns part of each head; its fused
+GPT-2 has learned positions. GPT-NeoX turns part of each head; its fused
 rows are (head, q k v, width); attention and MLP read the same stream through two norms, or one after the
 other.
 """

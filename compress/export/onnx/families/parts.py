@@ -8,7 +8,7 @@ decided where it is written.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.export.onnx.architecture import Attention, Block, Decoder, Linear, Mlp, Norm, Rotary, Weight
 from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
@@ -32,12 +32,11 @@ def activation_name(config: Any) -> str:
 
 
 def linear(name: str, module: Any) -> Linear:
-    """A linear layer, float or coded; GPT-2's Conv1D holds (in, out) and is turned."""
+    """A linear layer, float or coded."""
     bias = None if module.bias is None else module.bias.detach().float().cpu()
     if isinstance(module, QuantizedLinear):
         return Linear(name, module.quantized, bias, module.activation_bounds)
-    weight = module.weight.detach().float().cpu()
-    return Linear(name, weight if isinstance(module, nn.Linear) else weight.T, bias)
+    return Linear(name, module.weight.detach().float().cpu(), bias)
 
 
 def cut(fused: Linear, pieces: Sequence[tuple[str, int]]) -> list[Linear]:

@@ -1,0 +1,76 @@
+"""What a measurement has learnt so far, in a file: one that is cut off goes on from there.
+
+The turns of timing are kept when the last has ended and are taken up together or not at all, since speeds
+compare only where they were interleaved. Results of variants are kept by whoever asked for them
+(`measure(on_result=...)`), those of steps here.
+
+Limits: what was learnt under another protocol, on another machine or with other versions counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compress.measure.latency import Samples, Timing
+from compress.records.records import Result, write_whole
+
+
+class Unfinished:
+    """Timings by the names of their targets, and results of steps by fingerprint; `file` None keeps nothing.
+
+    `common`: protocol, machine and versions.
+    """
+
+    def __init__(self, file: Path | None, common: Mapping[str, Any]) -> None:
+        self._file, self._common = file, dict(common)
+        self._timings: dict[str, Timing] = {}
+        self._steps: dict[str, Result] = {}
+        if file is not None and file.is_file():
+            # written by another version, or damaged: then there is nothing to go on from
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                self._read(json.loads(file.read_text(encoding="utf-8")))
+
+    def timings(self, names: Sequence[str]) -> dict[str, Timing] | None:
+        """Those of all these targets, timed in turn with each other; None where one is missing."""
+        if not all(name in self._timings for name in names):
+            return None
+        return {name: self._timings[name] for name in names}
+
+    def keep_timings(self, timings: Mapping[str, Timing]) -> None:
+        """All turns have ended."""
+        self._timings = dict(timings)
+        self._write()
+
+    def step(self, fingerprint: str) -> Result | None:
+        """The result of a step that was scored before."""
+        return self._steps.get(fingerprint)
+
+    def keep_step(self, result: Result) -> None:
+        """A step has been scored."""
+        self._steps[result.fingerprint] = result
+        self._write()
+
+    def _read(self, found: Any) -> None:
+        if found["common"] != self._common:
+            return
+        timings = {
+            name: Timing(**{**timing, "samples": Samples(**timing["samples"])})
+            for name, timing in found["timings"].items()
+        }
+        steps = [Result.model_validate(line) for line in found["steps"]]
+        self._timings, self._steps = timings, {step.fingerprint: step for step in steps}
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        content = {
+            "common": self._common,
+            "timings": {name: asdict(timing) for name, timing in self._timings.items()},
+            "steps": [step.model_dump(mode="json") for step in self._steps.values()],
+        }
+        write_whole(self._file, json.dumps(content))

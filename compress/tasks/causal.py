@@ -1,0 +1,34 @@
+"""causal: a decoder (Llama, GPT-2), which gives every token from those before it.
+
+A window of L tokens asks for its tokens 2 .. L; the first is not predicted.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from compress.tasks.base import Question, Task, Window
+
+# heads of which another would be made up
+_OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
+
+
+class Causal(Task):
+    """To continue text."""
+
+    name: ClassVar[str] = "causal"
+    noun: ClassVar[str] = "a decoder"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    writes: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, Any]] = {"use_cache": False}
+
+    def claims(self, config: Any, architecture: str) -> bool:
+        """What no other task claims, whatever it is called, if it has no other head."""
+        return not architecture.endswith(_OTHERS)
+
+    def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
+        """Every token but the first."""
+        return Question(window[:-1], slice(None), window[1:])
+
+
+CAUSAL = Causal()

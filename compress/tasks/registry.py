@@ -1,0 +1,48 @@
+"""All tasks, and which of them a model has."""
+
+from typing import Any
+
+from compress.errors import UserError
+from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
+from compress.tasks.embedding import EMBEDDING
+from compress.tasks.masked import MASKED
+from compress.tasks.seq2seq import SEQ2SEQ
+
+# In the order in which they are asked whether a model is theirs: the last takes what is left.
+_IN_ORDER: tuple[Task, ...] = (SEQ2SEQ, MASKED, EMBEDDING, CAUSAL)
+
+TASKS: frozenset[Task] = frozenset(_IN_ORDER)
+ONE_STACK = frozenset(task for task in TASKS if task.stacks == 1)  # of models with one list of blocks
+
+
+def task_of(config: Any) -> Task:
+    """The task of a `transformers` configuration.
+
+    Raises:
+        UserError: it is of a classifier or the like, of which another head would be made up.
+
+    >>> from transformers import BertConfig
+    >>> [task_of(BertConfig(architectures=[name])).name for name in ("BertForMaskedLM", "BertModel")]
+    ['masked', 'embedding']
+    """
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    found = next((task for task in _IN_ORDER if task.claims(config, architecture)), None)
+    if found is None:
+        raise UserError(
+            f"architectures: {architecture} is neither a decoder nor an encoder-decoder, nor an encoder that "
+            "fills in masked tokens or embeds text, and nothing else is compressed here"
+        )
+    return found
+
+
+def task_named(name: Any) -> Task | None:
+    """The task that a record names; None where it names none."""
+    return next((task for task in _IN_ORDER if task.name == name), None)
+
+
+def auto_class(config: Any) -> Any:
+    """The `transformers` class that makes such a model."""
+    import transformers
+
+    return getattr(transformers, task_of(config).auto_class)
