@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import doc_pages
 import pytest
@@ -12,9 +13,12 @@ from doc_pages import FOREIGN, PAGES, ROOT, blocks, commands
 from test_cli_demo import run_demo
 
 from compress.cli.commands import app
+from compress.measure import harness
+from compress.records.protocol import MeasureProtocol
 from compress.records.records import Result
 from compress.run.recipe import shipped
 from compress.run.registry import names
+from compress.text.windows import Windows
 
 DOCS = ROOT / "docs"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -42,6 +46,21 @@ RUNNABLE = [
 ]
 
 
+@pytest.fixture
+def _little_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many turns as ever, of shorter prompts, by one thread; few windows where a page names no number."""
+    whole = harness.measure
+
+    def short(targets: Any, base: Any, windows: Any, protocol: Any = None, **more: Any) -> Any:
+        less = MeasureProtocol(threads=1, prefill_tokens=16)
+        few = Windows(windows.tokens[:4], windows.bytes, windows.sha256)
+        return whole(targets, base, few, less, **more)
+
+    monkeypatch.setattr(harness, "measure", short)
+    monkeypatch.setattr("compress.api.usable_cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("_little_is_measured")
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
 def test_a_page_runs(page: Path, place: Path) -> None:
     for line in doc_pages.run_page(page, place):
