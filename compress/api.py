@@ -120,7 +120,7 @@ def quantize(
     """
     names = (to,) if isinstance(to, str) else tuple(to)
     texts = None if text is None else str(text) if isinstance(text, str | Path) else tuple(map(str, text))
-    request = Request(str(model), names, bits, budget_bytes, texts, effort, threads)
+    request = Request(str(model), names, bits, budget_bytes, texts, effort, threads, measured)
     more: dict[str, int] = {}
     sizes: list[dict[str, int]] = []
     while True:

@@ -74,6 +74,7 @@ class Request:
         text: as a recipe's; None: the source of Python's standard library.
         effort: quick, normal, best.
         threads: on the CPU; None: all cores.
+        measured: whether the original is exported, too, to stand beside the result.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Request:
     text: str | tuple[str, ...] | None = None
     effort: Effort = "normal"
     threads: int | None = None
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -
             "threads": request.threads,
             "model": {"checkpoint": request.model},
             "data": data,
-            "base": ["export_onnx"] if "onnx" in request.to else [],
+            "base": ["export_onnx"] if "onnx" in request.to and request.measured else [],
             "variants": chains,
         },
         "quantize",
@@ -183,7 +185,8 @@ def _steps(
     """The passes that make the codes for one runtime."""
     fields: dict[str, Any] = {}
     few = sum(p.numel() for p in model.parameters()) <= _FISHER_UP_TO
-    if request.effort != "quick" and task.continues and few:
+    thorough = _thorough(request, bits)
+    if thorough and task.continues and few:
         fields["outputs"] = "fisher"
     if request.budget_bytes is not None:
         widths = list(runtime.bits)
@@ -198,10 +201,14 @@ def _steps(
         if bits == 8:
             fields = {}  # errors of rows hardly matter there
         steps = [{"quantize_gptq": {"format": grid, "embeddings": embeddings, **fields}}]
-    tuned = request.effort == "best" or (request.effort == "normal" and bits <= 3)
-    if tuned and task.continues and bits < 8:
+    if thorough and task.continues and bits < 8:
         steps.append({"tune_scales": {}})
     return steps
+
+
+def _thorough(request: Request, bits: int) -> bool:
+    """Whether to take what loses less and takes several times as long: where much is lost, and on request."""
+    return request.effort == "best" or (request.effort == "normal" and bits <= 3)
 
 
 def _group(runtime: Runtime, model: Any) -> int:
@@ -234,8 +241,11 @@ def _reasons(
     found += [f"{name}: {why}" for name, why in _WHY.items() if name in passes]
     if any(fields.get("outputs") == "fisher" for fields in passes.values()):
         found.append("outputs: fisher: rows make good each other's errors by what they do to the loss")
-    if request.effort != "best" and bits < 8 and "tune_scales" not in passes:
-        found.append("tune_scales is left out, as it takes longer than all else; --effort best has it")
+    if bits < 8 and not _thorough(request, bits):
+        found.append(
+            "outputs: fisher and tune_scales are left out: they lose less, and take several times as long; "
+            "--effort best has them"
+        )
     return found
 
 
