@@ -110,7 +110,7 @@ def quantize(
         out: where to write.
         text: to calibrate and to judge by; by default the source of Python's standard library.
         budget_bytes: the most that what is shipped may take, per runtime.
-        effort: `quick`, `normal`, or `best` (tunes scales at 4 bits, too).
+        effort: `quick`, `normal`, or `best` (tunes scales and weighs outputs at 4 bits, too).
         threads: on the CPU, of passes and of measuring; by default all cores.
         measured: False: write and check only.
         say: gets a line per decision and step.

@@ -230,12 +230,7 @@ def _reasons(
         found.append(f"--bits {request.bits} does not bind: the budget decides each tensor's width")
     for to, variant in variants.items():
         names = [next(iter(step)) for step in chains[variant] if next(iter(step)) in _WHY]
-        runtime = RUNTIMES[to]
-        grid = f"groups of {runtime.group}, {'symmetric' if runtime.symmetric else 'with zero-points'}"
-        if request.budget_bytes is not None:
-            grid = f"{', '.join(map(str, runtime.bits))} bits, {grid}"
-        elif bits == 8:
-            grid = "a scale per row" if "group" not in runtime.eight else f"groups of {runtime.group}"
+        grid = _grid(next(iter(chains[variant][0].values())))
         found.append(f"{to}: {' then '.join(names)}; {grid}: what its kernels take")
     passes = {next(iter(step)): next(iter(step.values())) for chain in chains.values() for step in chain}
     found += [f"{name}: {why}" for name, why in _WHY.items() if name in passes]
@@ -247,6 +242,17 @@ def _reasons(
             "--effort best has them"
         )
     return found
+
+
+def _grid(fields: dict[str, Any]) -> str:
+    """The grids that a quantizer's fields ask for, in words."""
+    if "format" not in fields:
+        return f"{', '.join(map(str, fields['widths']))} bits, groups of {fields['group']}"
+    format = fields["format"]
+    words = f"groups of {format['group']}" if "group" in format else "a scale per row"
+    if "symmetric" in format:
+        words += ", symmetric" if format["symmetric"] else ", with zero-points"
+    return words if fields["embeddings"] else f"{words}, embeddings in float"
 
 
 _WHY = {
