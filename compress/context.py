@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from compress.records.records import Lineage
 
 if TYPE_CHECKING:  # text decides by what it says: no pass reaches the code that cuts it through this
     from compress.text.windows import TextData
+
+_Bundle = TypeVar("_Bundle", bound=Any)  # compress.Bundle, which stands above this file
 
 
 class Original(Protocol):
@@ -58,6 +60,32 @@ class Context:
     threads: int
     precision: Precision
     logs: Path | None = None
+
+
+def lend(
+    kind: str,
+    bundle: _Bundle,
+    data: "TextData",
+    teacher: Callable[[], Original],
+    *,
+    seed: int,
+    workdir: Path,
+    device: torch.device,
+    precision: Precision,
+    logs: Path | None = None,
+) -> tuple[_Bundle, Context]:
+    """What a pass of a kind is called with: a bundle, with its exports for an export only, and a context."""
+    context = Context(
+        data=data,
+        teacher=teacher,
+        seed=seed,
+        workdir=workdir,
+        device=device,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        logs=logs,
+    )
+    return bundle if kind == "export" else bundle.evolve(exports={}), context
 
 
 class Tokens(Protocol):
