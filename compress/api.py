@@ -57,7 +57,11 @@ def run(recipe: Recipe, folder: Path | str, say: Say = print) -> RunRecord:
     Raises:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
-    made = make_artifacts(recipe, folder, say)
+    return _tell_and_report(recipe, make_artifacts(recipe, folder, say))
+
+
+def _tell_and_report(recipe: Recipe, made: Made) -> RunRecord:
+    """The second half of `run`: measure what was made, and draw the page."""
     with alone(made.folder), unchanged_process(threads_for(recipe)):
         record = tell(recipe, made)
         write_report(made.folder)
@@ -143,7 +147,7 @@ def quantize(
             say(f"{to}: its file is {sizes[-1][to]:,} bytes of {budget_bytes:,}; once more with other widths")
     results = Results()
     if measured:
-        run(choice.recipe, out, say)
+        _tell_and_report(choice.recipe, made)
         results.extend(load_run(made.folder)[1])
     return Quantized(made.folder, files, choice.reasons, results)
 
