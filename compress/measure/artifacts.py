@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from compress.artifact.folder import EXPORTS
 from compress.errors import UserError
@@ -53,18 +52,12 @@ def measure_artifacts(
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
     """The windows `artifact` would be scored on."""
     few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
-    return prepare(few, load_documents(data.text), _tokenizer(artifact), training=False).evaluation
-
-
-def _tokenizer(artifact: Path) -> Any:
-    if artifact.is_file():
-        return load_tokenizer(artifact.parent, gguf_file=artifact.name)
-    return load_tokenizer(artifact)
+    return prepare(few, load_documents(data.text), load_tokenizer(artifact), training=False).evaluation
 
 
 def _vocabulary(artifact: Path) -> dict[str, int]:
     """Token -> id: two tokenizers of one size may have different ones."""
-    found: dict[str, int] = _tokenizer(artifact).get_vocab()
+    found: dict[str, int] = load_tokenizer(artifact).get_vocab()
     return found
 
 

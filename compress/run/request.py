@@ -296,8 +296,7 @@ def _windows(request: Request, model: Any) -> tuple[dict[str, Any], list[str]]:
 
 def _tokens(model: str, source: str | Sequence[str], enough: int) -> int:
     """Tokens of a text, counted until there are more than enough."""
-    path = Path(model)
-    tokenizer = load_tokenizer(path.parent, gguf_file=path.name) if path.is_file() else load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     found = 0
     for document in load_documents(source):
         for start in range(0, len(document.text), 100_000):
