@@ -5,7 +5,7 @@ from compress.api import quantize as quantize
 from compress.api import run as run
 from compress.artifact.bundle import Bundle as Bundle
 from compress.artifact.bundle import load as load
-from compress.artifact.bundle import parameter_counts as parameter_counts
+from compress.artifact.counts import parameter_counts as parameter_counts
 from compress.context import Context as Context
 from compress.errors import MissingExtra as MissingExtra
 from compress.errors import UserError as UserError

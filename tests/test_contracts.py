@@ -10,7 +10,9 @@ import training_set
 from pydantic import ValidationError
 from training_set import equal, weights
 
-from compress.artifact.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import file_record, parameter_counts, weight_bytes
+from compress.artifact.folder import CODES
 from compress.formats import AffineFormat, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import FORMATS as CLASSES
 from compress.formats.registry import format_from

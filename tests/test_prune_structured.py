@@ -10,7 +10,8 @@ import transformers
 from export_models import tiny_bundle as architecture
 from pydantic import ValidationError
 
-from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
 from compress.context import Context
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers

@@ -6,8 +6,8 @@ import torch
 import training_set
 from safetensors.torch import load_file
 
-from compress.artifact.bundle import CODES, weight_bytes
-from compress.artifact.folder import disk_bytes
+from compress.artifact.counts import weight_bytes
+from compress.artifact.folder import CODES, disk_bytes
 from compress.artifact.sizes import ArtifactBytes, float_file_bytes
 from compress.errors import UserError
 from compress.formats import Int3, Int4, Int8, QuantizedTensor

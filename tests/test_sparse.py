@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_bytes, weight_file_bytes
 from compress.artifact.folder import disk_bytes
 from compress.artifact.sparse import SPARSE
 from compress.errors import UserError

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from compress.artifact.bundle import CODES, Bundle, file_record, unique_state
+from compress.artifact.bundle import Bundle
 from compress.artifact.coded import STREAM
+from compress.artifact.counts import file_record, unique_state
+from compress.artifact.folder import CODES
 from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations

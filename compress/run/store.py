@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.artifact.bundle import MANIFEST, Bundle
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.host.reach import reach
 from compress.passes.base import Pass

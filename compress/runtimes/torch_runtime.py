@@ -25,7 +25,8 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_bytes
 from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks import seq2seq
 from compress.tasks.base import Task, longest_text

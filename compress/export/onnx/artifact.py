@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifact.bundle import MANIFEST, Bundle, file_record, quantized_layers
+from compress.artifact.bundle import Bundle, quantized_layers
+from compress.artifact.counts import file_record
+from compress.artifact.folder import MANIFEST
 from compress.export.onnx.architecture import Decoder, Linear
 from compress.export.onnx.attention import CacheScales
 from compress.export.onnx.decoder import forms_of_ends, write_decoder
