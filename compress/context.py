@@ -1,4 +1,4 @@
-"""What a pass is lent while it runs; and what the training loop asks of it."""
+"""What a pass is lent while it runs; and how much of that a training asks for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def lend(
     return bundle if kind == "export" else bundle.evolve(exports={}), context
 
 
-class Tokens(Protocol):
+class TokenWindows(Protocol):
     """Windows of equal length."""
 
     @property
@@ -97,8 +97,8 @@ class Tokens(Protocol):
         ...
 
 
-class Text(Protocol):
-    """What is read while training."""
+class TrainingText(Protocol):
+    """The text that a training reads."""
 
     @property
     def window(self) -> int:
@@ -111,16 +111,16 @@ class Text(Protocol):
         ...
 
     @property
-    def heldout(self) -> Tokens:
+    def heldout(self) -> TokenWindows:
         """Windows for the curve, scored by plain cross-entropy."""
         ...
 
 
-class Surroundings(Protocol):
-    """Text, place and device."""
+class TrainingContext(Protocol):
+    """What the training loop asks of a `Context`: text, place and device."""
 
     @property
-    def data(self) -> Text:
+    def data(self) -> TrainingText:
         """What to learn from."""
         ...
 
@@ -150,8 +150,8 @@ class Surroundings(Protocol):
         ...
 
 
-class Classroom(Surroundings, Protocol):
-    """What a training that learns from a model needs besides."""
+class DistillationContext(TrainingContext, Protocol):
+    """What a training asks for that learns from a teacher: the teacher, besides."""
 
     @property
     def teacher(self) -> Callable[[], Original]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.context import Surroundings
+from compress.context import TrainingContext
 from compress.errors import UserError
 from compress.host.progress import SILENT, Tracker, track
 from compress.models.running import autocast
@@ -32,7 +32,7 @@ def optimise(
     model: Any,
     plan: Optimization,
     objective: Objective,
-    around: Surroundings,
+    context: TrainingContext,
     *,
     masks: Mapping[str, Tensor] | None = None,
     what: str = "training",
@@ -43,7 +43,7 @@ def optimise(
         model: a causal language model in float32.
         plan: the settings.
         objective: what to minimise, and what belongs to it.
-        around: text, seed, device, and where the checkpoint lives.
+        context: text, seed, device, and where the checkpoint lives.
         masks: module name -> bool (out, in); False stays exactly zero. Written to where the objective has a
             schedule of masks: in the end they are those of the result.
         what: the label of the progress bar.
@@ -55,7 +55,7 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    with ready(model, plan, objective, around, masks or {}) as run:
+    with ready(model, plan, objective, context, masks or {}) as run:
         _train(run, what)
     return notes(run, model)
 

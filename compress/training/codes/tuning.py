@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from compress.context import Surroundings
+from compress.context import TrainingContext
 from compress.host.progress import Tracker, track
 from compress.models.running import Precision, autocast, backward_passes
 from compress.training import checkpoint
@@ -118,7 +118,7 @@ def tune(
     units: list[Tensor | None],
     plan: Tuning,
     stream: NDArray[np.int32],
-    around: Surroundings,
+    context: TrainingContext,
     *,
     digests: str,
     what: str,
@@ -132,7 +132,7 @@ def tune(
         units: what each parameter's steps are multiplied by, elementwise; None: 1.
         plan: the settings.
         stream: text to tune on, int32 (tokens,).
-        around: seed, precision, longest window, held-out windows, and where the checkpoint lives.
+        context: seed, precision, longest window, held-out windows, and where the checkpoint lives.
         digests: of both models; a checkpoint of others is ignored.
         what: the label of the progress bar.
 
@@ -143,20 +143,20 @@ def tune(
     Raises:
         UserError: the text does not fill one batch.
     """
-    window, precision = min(plan.window, around.data.window), around.precision
-    batches = Batches(stream, window, plan.batch, around.seed).check()
+    window, precision = min(plan.window, context.data.window), context.precision
+    batches = Batches(stream, window, plan.batch, context.seed).check()
     step_tokens = plan.batch * window
     steps = max(1, -(-plan.tokens // step_tokens))
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
     device = parameters[0].device
     state = _State(parameters)
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
-    heldout = around.data.heldout.tokens
+    heldout = context.data.heldout.tokens
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
     settings = plan.model_dump(mode="json", exclude=set(Tuning.incidental))
     found = identity([settings, precision, digests, digest_of([("heldout", held)])], batches)
-    path = around.workdir / "tuning.safetensors"
+    path = context.workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
     with backward_passes(model, teacher):
