@@ -128,10 +128,10 @@ def measure(
             """In the base's process, which has nothing else to do any more."""
             while inner:
                 step = inner.pop(0)
-                told = f"step {len(steps) - len(inner)} of {len(steps)}"
-                worker.what = f"{told} ({step.path})"
+                label = f"step {len(steps) - len(inner)} of {len(steps)}"
+                worker.what = f"{label} ({step.path})"
                 facts = run.load(worker, step)
-                scores = run.score(worker, step, told)
+                scores = run.score(worker, step, label)
                 fields = _quality_fields(scores, reference, step, protocol)
                 results[step] = Result(**_identity(step, facts, common), **fields)
                 book.keep_step(results[step])
@@ -209,14 +209,14 @@ class _Run:
         return worker
 
     def loaded(self, target: Target) -> tuple[WorkerProcess, dict[str, Any]]:
-        """The target's process with its artifact loaded, and what loading told."""
+        """The target's process with its artifact loaded, and what loading reported."""
         worker = self.workers.get(target) or self.start(target)
         if target not in self.facts:
             self.facts[target] = self.load(worker, target)
         return worker, self.facts[target]
 
     def load(self, worker: WorkerProcess, target: Target) -> dict[str, Any]:
-        """What loading the target's artifact tells."""
+        """What loading the target's artifact reports."""
         return worker.ask("load", path=str(target.path), provider=self.protocol.provider)
 
     def close(self, target: Target) -> None:
@@ -248,9 +248,9 @@ class _Run:
                 self.close(target)
         return timings
 
-    def score(self, worker: WorkerProcess, target: Target, told: str | None = None) -> quality.Scores:
-        """Scores of the loaded target, `told` by the bar; the base comes first."""
-        self.bar.advance(0, scoring=told or str(target))
+    def score(self, worker: WorkerProcess, target: Target, label: str | None = None) -> quality.Scores:
+        """Scores of the loaded target, `label` on the bar; the base comes first."""
+        self.bar.advance(0, scoring=label or str(target))
         reference = self.reference
         if reference.is_base(target.path, target.runtime):
             return reference.compute(worker, self._advance)

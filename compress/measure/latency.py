@@ -50,7 +50,7 @@ class Samples:
 
 @dataclass
 class Timing:
-    """What the processes of one artifact told of all its rounds. `together`: they were one process, alive
+    """What the processes of one artifact reported of all its rounds. `together`: they were one process, alive
     beside those of all the others."""
 
     samples: Samples = field(default_factory=Samples)

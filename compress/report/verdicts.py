@@ -1,6 +1,6 @@
 """What a step gained and what it cost, by rules that anyone can check.
 
-Method: two states (before, after) are compared in size, speed and quality, each giving one finding:
+Method: two snapshots (before, after) are compared in size, speed and quality, each giving one finding:
 a gain, a loss, no change, or unknown because it was not measured.
 
 - Size: a gain when the bytes fall by more than 1 %.
@@ -8,8 +8,8 @@ a gain, a loss, no change, or unknown because it was not measured.
   20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run), and so does
   the slowest in twenty.
 - Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
-  reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference
-  to the base; for a change between two states the half-widths are added in quadrature, which errs on the
+  reaches beyond 0.00001; otherwise it is "not significant". Each snapshot's interval is for its difference
+  to the base; for a change between two snapshots the half-widths are added in quadrature, which errs on the
   wide side as long as the two differences, taken over the same windows, rise and fall together.
 
 Limits: a step with no gain in any of the three says "no gain", whatever was hoped of it.
@@ -41,7 +41,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class State:
+class Snapshot:
     """A model at one point of a chain; `decode` and `prefill` per runtime."""
 
     bytes: int | None = None
@@ -64,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings of a comparison: sentences, each with the direction it tells of."""
+    """All findings of a comparison: sentences, each with the direction it reports."""
 
     kind: Literal["gain", "none", "unknown"]
     parts: tuple[Finding, ...]
@@ -80,12 +80,12 @@ def runtime_name(runtime: str) -> str:
     return RUNTIME_NAMES.get(runtime, runtime)
 
 
-def state_of(result: Result, speed_key: str | None = None) -> State:
-    """The state that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
+def snapshot_of(result: Result, speed_key: str | None = None) -> Snapshot:
+    """The snapshot that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
     key = result.runtime if speed_key is None else speed_key
     decode = decode_of(result)
     prefill = _rate(result.prefill_tokens_per_second, result.prefill_seconds_p95)
-    return State(
+    return Snapshot(
         bytes=result.disk_bytes,
         nll=result.nll,
         delta_nll=result.delta_nll,
@@ -162,8 +162,8 @@ def rate_finding(before: Rate | None, after: Rate | None, what: str) -> Finding:
     return Finding("same", f"{what} no faster")
 
 
-def speed_findings(before: State, after: State) -> list[Finding]:
-    """Both rates in every runtime that timed both states, told together where they go the same way."""
+def speed_findings(before: Snapshot, after: Snapshot) -> list[Finding]:
+    """Both rates in every runtime that timed both snapshots, reported together where they go the same way."""
     found = []
     for runtime in sorted(after.decode.keys() | after.prefill.keys()):
         rates = (
@@ -178,7 +178,7 @@ def speed_findings(before: State, after: State) -> list[Finding]:
     return found or [Finding("unknown", "speed not measured")]
 
 
-def change_of_nll(before: State, after: State) -> tuple[float | None, Interval | None]:
+def change_of_nll(before: Snapshot, after: Snapshot) -> tuple[float | None, Interval | None]:
     """The change in nats and its 95 % interval (see the module's note on quadrature)."""
     if after.delta_nll is None or before.delta_nll is None:
         return None, None
@@ -225,8 +225,8 @@ def embedding_finding(distance: float) -> Finding:
     return Finding(direction, f"embeddings at a cosine similarity of {1 - distance:.4f} to the base's")
 
 
-def judge(before: State, after: State) -> Verdict:
-    """Compare two states and sum up; see the module's docstring for the rules."""
+def judge(before: Snapshot, after: Snapshot) -> Verdict:
+    """Compare two snapshots and sum up; see the module's docstring for the rules."""
     size = size_finding(before.bytes, after.bytes)
     speeds = speed_findings(before, after)
     quality = quality_finding(*change_of_nll(before, after))
@@ -240,13 +240,13 @@ def judge(before: State, after: State) -> Verdict:
         return Verdict("unknown", (Finding("unknown", "Not measured after this step."),))
     findings = (size, *speeds, quality)
 
-    def told(direction: Direction) -> str:
+    def reported(direction: Direction) -> str:
         return "; ".join(finding.text for finding in findings if finding.direction == direction)
 
-    same, losses, missing = told("same"), told("loss"), told("unknown")
+    same, losses, missing = reported("same"), reported("loss"), reported("unknown")
     parts = [
-        Finding("gain", f"Gain: {told('gain')}.")
-        if told("gain")
+        Finding("gain", f"Gain: {reported('gain')}.")
+        if reported("gain")
         else Finding("loss", f"No gain in {_either(answered)}.")
     ]
     if losses:
@@ -255,7 +255,7 @@ def judge(before: State, after: State) -> Verdict:
         parts.append(Finding("same", f"{same[0].upper()}{same[1:]}."))
     if missing:
         parts.append(Finding("unknown", f"{missing[0].upper()}{missing[1:]}."))
-    return Verdict("gain" if told("gain") else "none", tuple(parts))
+    return Verdict("gain" if reported("gain") else "none", tuple(parts))
 
 
 def _either(words: list[str]) -> str:

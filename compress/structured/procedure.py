@@ -31,7 +31,7 @@ _CLOSE = 1e-3  # of the largest logit: what two ways to compute the same may dif
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """How many blocks there are, and what each has."""
 
     layers: int
@@ -61,7 +61,7 @@ class Pruned:
 def prune(
     model: Any,
     structure: Structure,
-    shape: Shape,
+    shape: ModelShape,
     windows: Tensor,
     how: How,
     masks: Mapping[str, Tensor],

@@ -84,7 +84,7 @@ def _train(run: Run, what: str) -> None:
                     rows, start = objective.rewrite(model, rows, moment)
                     moment = moment._replace(start=start)
                 inputs, targets = rows[:, :-1], rows[:, 1:]  # (windows, window) each
-                with devices.apart(run.wrapped, part.last):
+                with devices.grad_sync(run.wrapped, part.last):
                     with autocast(run.device, run.precision):
                         outputs = run.wrapped(input_ids=inputs, use_cache=False)
                     loss = objective.loss(outputs, inputs, targets, moment) * part.share
@@ -105,13 +105,13 @@ def _train(run: Run, what: str) -> None:
             progress.record(value, tokens, heldout, run.steps)
             if heldout is not None and progress.step >= objective.judge_from:
                 progress.verdict.stale += 1  # unless something better is kept now
-                keeper.offer(progress, heldout)
+                keeper.consider(progress, heldout)
                 if average.coefficient(step) is not None:
                     with average.swapped():
                         masks.weights()
                         of_average = run.heldout_loss()
                         progress.average_curve.append([progress.step, of_average])
-                        keeper.offer(progress, of_average, averaged=True)
+                        keeper.consider(progress, of_average, averaged=True)
 
             progress.seconds += time.monotonic() - began
             pace = f"{tokens / progress.seconds:,.0f}"

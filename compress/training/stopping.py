@@ -87,7 +87,7 @@ class Keeper:
         self.tensors: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.weights.items()}
 
     @torch.no_grad()
-    def offer(self, progress: Progress, score: float, averaged: bool = False) -> None:
+    def consider(self, progress: Progress, score: float, averaged: bool = False) -> None:
         """Keep the model's weights as they stand if their held-out loss says so; never for a loss of NaN."""
         if (self.patience is None and not averaged) or score < progress.verdict.score:
             progress.verdict = Verdict(score, progress.step, averaged)

@@ -90,7 +90,7 @@ class TuningProgress:
     curve: list[list[float | int]] = field(default_factory=list)
 
 
-class _State(nn.Module):
+class _Tuned(nn.Module):
     """The parameters as they are and as they were at the best check."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -149,7 +149,7 @@ def tune(
     steps = max(1, -(-plan.tokens // step_tokens))
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
     device = parameters[0].device
-    state = _State(parameters)
+    tuned = _Tuned(parameters)
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
     heldout = context.data.heldout.tokens
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
@@ -160,7 +160,7 @@ def tune(
     model.eval()
     teacher.eval()
     with backward_passes(model, teacher):
-        restored = checkpoint.restore(path, state, [optimizer], found)
+        restored = checkpoint.restore(path, tuned, [optimizer], found)
         if restored is None:
             began = time.monotonic()
             before = heldout_kl(model, teacher, held, precision)
@@ -178,13 +178,13 @@ def tune(
                 _update(optimizer, units)
                 progress.step += 1
                 if progress.step in checks:
-                    _check(progress, state, heldout_kl(model, teacher, held, precision), step_tokens)
+                    _check(progress, tuned, heldout_kl(model, teacher, held, precision), step_tokens)
                 progress.seconds += time.monotonic() - began
                 _show(bar, progress, step_tokens)
                 if time.monotonic() - saved >= plan.checkpoint_seconds:
-                    checkpoint.save(path, state, [optimizer], asdict(progress))
+                    checkpoint.save(path, tuned, [optimizer], asdict(progress))
                     saved = time.monotonic()
-    state.restore()
+    tuned.restore()
     return _notes(progress, step_tokens)
 
 
@@ -214,14 +214,14 @@ def _update(optimizer: torch.optim.Optimizer, units: list[Tensor | None]) -> Non
     optimizer.zero_grad(set_to_none=True)
 
 
-def _check(progress: TuningProgress, state: _State, kl: float, step_tokens: int) -> None:
+def _check(progress: TuningProgress, tuned: _Tuned, kl: float, step_tokens: int) -> None:
     """Record a held-out KL and keep the parameters if it is the lowest."""
     mean = sum(progress.losses) / len(progress.losses)
     progress.curve.append([progress.step, progress.step * step_tokens, mean, kl])
     progress.losses.clear()
     if kl < progress.best:  # never true of a NaN
         progress.best, progress.best_step, progress.stale = kl, progress.step, 0
-        state.keep()
+        tuned.keep()
     else:
         progress.stale += 1
 
