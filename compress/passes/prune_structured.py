@@ -33,7 +33,7 @@ from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
 from compress.structured.procedure import How, ModelShape, prune
 from compress.structured.selection import Importance, Refit
-from compress.structured.slicing import Counts
+from compress.structured.slicing import UnitCounts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
 from compress.structured.target import Costs, CostTarget, best_shape, shapes_within
 from compress.structured.width import require_free_width
@@ -102,7 +102,7 @@ class PruneStructured(Pass):
         before = sum(p.numel() for p in model.parameters())
         structure = find_structure(model)
         _, blocks = decoder_blocks(model)
-        whole = ModelShape(len(blocks), Counts.of(structure))
+        whole = ModelShape(len(blocks), UnitCounts.of(structure))
         how = How(self.importance, self.refit, self.kl_windows, context.precision)
         notes: dict[str, Any] = {}
         if self.target is None:
@@ -125,7 +125,7 @@ class PruneStructured(Pass):
         return result.evolve(model=pruned.model.cpu(), masks=pruned.masks, exports={}, notes=notes)
 
     def _shares(self, whole: ModelShape) -> ModelShape:
-        counts = Counts(
+        counts = UnitCounts(
             max(1, round((1 - self.heads) * whole.counts.heads)),
             _multiple((1 - self.neurons) * whole.counts.neurons, whole.counts.neurons, self.multiple_of),
             _multiple((1 - self.width) * whole.counts.width, whole.counts.width, self.multiple_of),

@@ -26,11 +26,11 @@ from compress.errors import UserError
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_blocks
 from compress.structured.procedure import ModelShape
-from compress.structured.slicing import Counts, Kept, possible, slice_model
+from compress.structured.slicing import Kept, UnitCounts, possible, slice_model
 from compress.structured.structure import Structure
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
-Source = Literal["neurons", "heads", "layers"]
+Dimension = Literal["neurons", "heads", "layers"]
 _PROMPT, _STEPS, _ROUNDS = 32, 8, 5
 _LEAST = 0.25  # of the neurons: a shape with fewer is not tried
 
@@ -48,7 +48,7 @@ class CostTarget(BaseModel):
     latency: float | None = Field(
         None, gt=0, le=1, description="share of the time per decoded token, in torch on this machine"
     )
-    take: tuple[Source, ...] = Field(("neurons", "heads"), min_length=1, description="what may be taken")
+    take: tuple[Dimension, ...] = Field(("neurons", "heads"), min_length=1, description="what may be taken")
     shapes: int = Field(4, ge=1, le=64, description="shapes that are tried out; 1: neurons first")
     fit_windows: int = Field(2, ge=1, description="calibration windows to prune a shape with")
     judge_windows: int = Field(1, ge=1, description="other calibration windows to judge it on")
@@ -77,7 +77,7 @@ class Costs:
     def __init__(self, model: Any, structure: Structure, measure: Measure) -> None:
         self.model, self.structure, self.measure = model, structure, measure
         self.prefix, blocks = decoder_blocks(model)
-        self.whole = ModelShape(len(blocks), Counts.of(structure))
+        self.whole = ModelShape(len(blocks), UnitCounts.of(structure))
         self._known: dict[ModelShape, float] = {}
 
     def __call__(self, shape: ModelShape) -> float:

@@ -67,7 +67,7 @@ def _train(run: Run, what: str) -> None:
     saved = time.monotonic()
     model.train()
     with _bar(run, what) as bar:
-        while progress.step < run.steps and not keeper.done(progress.verdict):
+        while progress.step < run.steps and not keeper.done(progress.best):
             began, step = time.monotonic(), progress.step
 
             # masks that change now
@@ -104,7 +104,7 @@ def _train(run: Run, what: str) -> None:
             _check_finite(what, step + 1, value, heldout)
             progress.record(value, tokens, heldout, run.steps)
             if heldout is not None and progress.step >= objective.judge_from:
-                progress.verdict.stale += 1  # unless something better is kept now
+                progress.best.stale += 1  # unless something better is kept now
                 keeper.consider(progress, heldout)
                 if average.coefficient(step) is not None:
                     with average.swapped():
@@ -126,7 +126,7 @@ def _train(run: Run, what: str) -> None:
 
     if plan.patience is not None:
         keeper.restore()
-    elif progress.verdict.averaged:
+    elif progress.best.averaged:
         average.swap()
     masks.weights()
 

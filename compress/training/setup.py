@@ -21,7 +21,7 @@ from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled
-from compress.training.stopping import Keeper, Progress, Verdict
+from compress.training.stopping import Best, Keeper, Progress
 from compress.training.trackers import tracking
 
 
@@ -96,7 +96,7 @@ class Run:
 
     def _beginning(self, found: str) -> Progress:
         before = self.heldout_loss()
-        return Progress(found, before, Verdict(float("inf") if self.objective.judge_from else before))
+        return Progress(found, before, Best(float("inf") if self.objective.judge_from else before))
 
 
 @contextmanager
