@@ -92,9 +92,10 @@ def make(folder: Path) -> None:
 
 
 def load(folder: Path) -> Records:
-    """What `make` left, with `RATES` for speeds."""
+    """What `make` left, with `RATES` for speeds; without llama.cpp's line, which is not there everywhere."""
     run, results, recipe = api.load_run(folder / "run")
-    return Records(run, [timed(r, RATES[r.variant, r.runtime]) for r in results], recipe)
+    known = [(r, RATES.get((r.variant, r.runtime))) for r in results]
+    return Records(run, [timed(r, rate) for r, rate in known if rate is not None], recipe)
 
 
 def timed(result: Result, decode: float) -> Result:

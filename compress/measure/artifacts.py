@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from compress.artifact.folder import EXPORTS
+from compress.artifact.folder import whole
 from compress.errors import UserError
 from compress.measure import harness
 from compress.models.checkpoints import load_tokenizer, meta_model
@@ -43,8 +44,9 @@ def measure_artifacts(
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     targets = [
-        harness.Target(name, detect_runtime(path), path, artifact=str(path))
-        for name, path in zip(_short([_whole(path) for path in artifacts]), artifacts, strict=True)
+        harness.Target(name, runtime, path, artifact=str(path))
+        for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
+        for runtime in _runtimes(path, base)
     ]
     return harness.measure(targets, base, windows, protocol)
 
@@ -52,12 +54,16 @@ def measure_artifacts(
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
     """The windows `artifact` would be scored on."""
     few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
-    return prepare(few, load_documents(data.text), load_tokenizer(artifact), training=False).evaluation
+    return prepare(few, load_documents(data.text), _tokenizer(artifact), training=False).evaluation
+
+
+def _tokenizer(artifact: Path) -> Any:
+    return load_tokenizer(whole(artifact))
 
 
 def _vocabulary(artifact: Path) -> dict[str, int]:
     """Token -> id: two tokenizers of one size may have different ones."""
-    found: dict[str, int] = load_tokenizer(artifact).get_vocab()
+    found: dict[str, int] = _tokenizer(artifact).get_vocab()
     return found
 
 
@@ -67,9 +73,10 @@ def _trimmed(path: Path, base: Path | None) -> bool:
     return len(files) == 2 and all(f.is_file() for f in files) and translation(*files) is not None
 
 
-def _whole(path: Path) -> Path:
-    """The artifact that an export lies in, itself for all others."""
-    return path.parent if path.name in EXPORTS and (path.parent / "config.json").is_file() else path
+def _runtimes(path: Path, base: Path | None) -> tuple[str, ...]:
+    """Where an artifact is measured; a base also in torch, whose logits the others are compared with."""
+    own = detect_runtime(path)
+    return ("torch", own) if own == "llama.cpp" and path == base else (own,)
 
 
 def _short(paths: Sequence[Path]) -> list[str]:

@@ -37,7 +37,12 @@ from compress.records.records import Result, read_results, write_results
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 
-PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
+PROCESS_BYTES = {  # of a worker with an empty model
+    "torch": 450_000_000,
+    "transformers": 450_000_000,
+    "onnxruntime": 120_000_000,
+    "llama.cpp": 120_000_000,
+}
 MEASURING = ("compress.measure.harness", "compress.measure.worker")  # what they reach decides the numbers
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
 DECODE_TOKENS = 20  # a decoded token takes as long as so many of a prompt: 40 in torch, 10 in ONNX Runtime

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -177,9 +178,13 @@ def _write(replies: TextIO, message: Fields) -> None:
 
 def _import_runtime(runtime: str) -> None:
     """Import what loading will need, so that it is not timed as loading."""
-    if runtime == "torch":
+    if runtime in ("torch", "transformers"):
         import_module("transformers.models.llama.modeling_llama")  # pulls in what every architecture needs
         import_module("compress.runtimes.torch_runtime")
+    elif runtime == "llama.cpp":
+        import_module("compress.runtimes.llama_cpp_runtime")
+        with suppress(ImportError):  # told when the artifact is loaded
+            import_module("llama_cpp")
     elif runtime == "onnxruntime":
         import_module("compress.runtimes.onnx_runtime")
 

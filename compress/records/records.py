@@ -261,9 +261,18 @@ class VariantRecord(Record):
     name: str
     parent: str | None
     artifact: str
-    onnx_artifact: str | None
+    exports: tuple[str, ...] = ()  # folders in the artifact
     fingerprint: str
     steps: list[PassRecord]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before_exports(cls, values: Any) -> Any:
+        """Records of earlier versions name the ONNX folder alone."""
+        if isinstance(values, dict) and "onnx_artifact" in values:
+            known = {name: value for name, value in values.items() if name != "onnx_artifact"}
+            return {**known, "exports": ("onnx",) if values["onnx_artifact"] else ()}
+        return values
 
 
 class DataRecord(Record):

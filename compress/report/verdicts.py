@@ -26,7 +26,7 @@ from compress.report import units
 SIZE_TOLERANCE = 0.01
 SPEED_TOLERANCE = 0.20
 NOISE = 1e-5  # nats: less is arithmetic in another order, not quality
-RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "transformers": "Transformers"}
 
 Direction = Literal["gain", "loss", "same", "unknown"]
 _KNOWN: tuple[Direction, ...] = ("gain", "loss", "same")

@@ -2,8 +2,8 @@
 
 What is known comes from `docs/results` and stands here once: which widths a runtime has kernels for, which
 grid it multiplies fastest, and which passes lose least at a width. A runtime gets a chain of its own where
-its grid differs; runtimes of one grid share the codes. The original is exported to ONNX as well, so that
-each result stands beside it in its own runtime.
+its grid differs; runtimes of one grid share the codes. The original is exported to ONNX and GGUF as well, so
+that each result stands beside it in its own runtime.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
+from compress.runtimes import EXPORTED
 from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
@@ -152,12 +153,21 @@ def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -
             "threads": request.threads,
             "model": {"checkpoint": request.model},
             "data": data,
-            "base": ["export_onnx"] if "onnx" in request.to and request.measured else [],
+            "base": _exports_of_the_original(request) if request.measured else [],
             "variants": chains,
         },
         "quantize",
     )
     return Choice(recipe, [*reasons, *why], variants)
+
+
+def _exports_of_the_original(request: Request) -> list[str]:
+    """What makes the original stand beside each result in its own runtime, where that is installed.
+
+    In transformers it is what it is in torch.
+    """
+    beside = [to for to in request.to if to != "compressed-tensors" and EXPORTED[to].installed]
+    return [RUNTIMES[to].export for to in beside]
 
 
 def _check(request: Request, model: Any, bits: int) -> None:
