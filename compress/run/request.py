@@ -16,6 +16,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
+from compress.run.serving import serving_lines
 from compress.runtimes import EXPORTED
 from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import task_of
@@ -106,7 +107,7 @@ class Quantized:
 
     def serving(self) -> dict[str, list[str]]:
         """Three lines per runtime that serve its file."""
-        return {to: _serving(to, file) for to, file in self.files.items()}
+        return {to: serving_lines(to, file) for to, file in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -315,25 +316,3 @@ def _tokens(model: str, source: str | Sequence[str], enough: int) -> int:
             if found > 2 * enough:
                 return found
     return found
-
-
-def _serving(to: str, file: Path) -> list[str]:
-    """Three lines that serve what was written for a runtime."""
-    lines = {
-        "onnx": [
-            f"compress-lm generate {file} --prompt 'Once upon a time' --stats",
-            f"python -c \"import compress; print(compress.generate('{file}', 'Once upon a time'))\"",
-            f"python -c \"import onnxruntime_genai; onnxruntime_genai.Model('{file}')\"",
-        ],
-        "gguf": [
-            f"llama-cli -m {file} -p 'Once upon a time'",
-            f"llama-server -m {file} --port 8080",
-            f"python -c \"from llama_cpp import Llama; print(Llama('{file}')('Once upon a time'))\"",
-        ],
-        "compressed-tensors": [
-            f"vllm serve {file}",
-            "vllm chat --url http://localhost:8000/v1   # talks to the line above",
-            f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{file}')\"",
-        ],
-    }
-    return lines[to]
