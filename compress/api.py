@@ -38,7 +38,7 @@ from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]

@@ -20,7 +20,7 @@ from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
 from compress.run.request import Quantized
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 
 
 def _console() -> Console:

@@ -17,7 +17,7 @@ from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
 from compress.run.serving import serving_lines
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
