@@ -98,6 +98,9 @@ def load(folder: Path) -> Records:
     return Records(run, [timed(r, rate) for r, rate in known if rate is not None], recipe)
 
 
+ROUNDS = (1.0, 1.02, 0.98, 1.01, 0.99)
+
+
 def timed(result: Result, decode: float) -> Result:
     """A measured line with other speeds: the slowest in twenty take 12 % longer than the median."""
     return result.model_copy(
@@ -109,6 +112,10 @@ def timed(result: Result, decode: float) -> Result:
             "prefill_tokens_per_second": 5 * decode,
             "prefill_seconds_p50": 16 / (5 * decode),
             "prefill_seconds_p95": 1.12 * 16 / (5 * decode),
+            "prefill_round_seconds": tuple(x * 16 / (5 * decode) for x in ROUNDS),
+            "decode_round_seconds": tuple(x / decode for x in ROUNDS),
+            "timing_session": "one",
+            "busy_share": 0.0,
         }
     )
 

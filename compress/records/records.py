@@ -214,10 +214,8 @@ class Result(Record):
     # of models that embed text; all others leave them null
     cosine_distance: float | None = None
     cosine_ci95: Interval | None = None
-    # of timing: medians of each turn, in tokens/s an interval over them; turns of one `timing_session` were
-    # taken alternately and compare pairwise; the share of the cores that other programs had meanwhile
-    prefill_ci95: Interval | None = None
-    decode_ci95: Interval | None = None
+    # of timing: medians of each turn (those of one `timing_session` alternate, and compare pairwise), and the
+    # share of the cores that other programs had meanwhile
     prefill_round_seconds: tuple[float, ...] = ()
     decode_round_seconds: tuple[float, ...] = ()
     timing_session: str = ""

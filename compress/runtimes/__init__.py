@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from compress.errors import UserError, nearest
-from compress.runtimes.base import Runtime, TextRuntime
+from compress.runtimes.base import Runtime, TextRuntime, Waiting
 from compress.runtimes.exported import EXPORTED
 
 RUNTIMES = ("torch", "onnxruntime", "llama.cpp", "transformers")
@@ -18,11 +18,11 @@ def open_runtime(
     *,
     prefill_chunk: int | None = None,
     provider: str = "cpu",
-    takes_turns: bool = False,
+    waiting: Waiting = "spin",
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
     tokens of a prompt go through at once (None: what is fast; llama.cpp has its own), `provider` is ONNX
-    Runtime's and of no meaning elsewhere, as is `takes_turns`: with another model on the same cores.
+    Runtime's and of no meaning elsewhere, as is `waiting`, how its threads do.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
@@ -42,10 +42,10 @@ def open_runtime(
         from compress.runtimes.onnx_session import DECODER, find_graph
 
         if holds_encoder(path):
-            return OnnxEncoder(path, threads, provider)
+            return OnnxEncoder(path, threads, provider, waiting)
         if find_graph(path, DECODER) is not None:
-            return OnnxSeq2Seq(path, threads, provider)
-        return OnnxRuntime(path, threads, prefill_chunk, provider, takes_turns=takes_turns)
+            return OnnxSeq2Seq(path, threads, provider, waiting)
+        return OnnxRuntime(path, threads, prefill_chunk, provider, waiting=waiting)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 
@@ -55,7 +55,7 @@ def open_text_runtime(
     *,
     prefill_chunk: int | None = None,
     provider: str = "cpu",
-    takes_turns: bool = False,
+    waiting: Waiting = "spin",
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 
@@ -68,7 +68,7 @@ def open_text_runtime(
         threads,
         prefill_chunk=prefill_chunk,
         provider=provider,
-        takes_turns=takes_turns,
+        waiting=waiting,
     )
     if not runtime.task.writes:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
