@@ -18,8 +18,7 @@ from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
-from compress.records.protocol import MeasureProtocol
-from compress.records.records import (
+from compress.records.manifest import (
     PassRecord,
     Reference,
     Result,
@@ -32,6 +31,7 @@ from compress.records.records import (
     write_results,
     write_whole,
 )
+from compress.records.protocol import MeasureProtocol
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight

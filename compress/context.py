@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.models.running import Precision
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 
 if TYPE_CHECKING:  # text decides by what it says: no pass reaches the code that cuts it through this
     from compress.text.windows import TextData

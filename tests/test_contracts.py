@@ -20,7 +20,7 @@ from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.run.registry import names, pass_class
 
 # The fields a pass cannot do without here; one that is not named runs with its defaults.

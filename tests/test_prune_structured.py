@@ -18,7 +18,7 @@ from compress.models.checkpoints import quiet_transformers
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
 from compress.passes.student import Student
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.structured import structure as structure_module
 from compress.structured import target as target_module
 from compress.structured.structure import Structure, Sublayer, find_structure

@@ -11,7 +11,7 @@ from cli_helpers import DATA, SHAPE, invoke, refused, results, write_recipe, wri
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import weight_file_bytes
 from compress.measure.artifacts import _trimmed
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

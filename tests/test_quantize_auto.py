@@ -16,7 +16,7 @@ from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_round import QuantizeRound
-from compress.records.records import Lineage, PassRecord, changed_settings
+from compress.records.manifest import Lineage, PassRecord, changed_settings
 
 FAMILIES = ["llama", "gpt2"]
 LOW = Int3(group=32)

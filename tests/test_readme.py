@@ -14,7 +14,7 @@ from training_set import tiny_bundle
 
 import compress
 from compress.artifact.bundle import Bundle
-from compress.records.records import Reference, Result, RunRecord
+from compress.records.manifest import Reference, Result, RunRecord
 from compress.run.pipeline import make
 from compress.run.recipe import Recipe
 from compress.run.registry import names, pass_class

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_records import Records, bare
 
-from compress.records.records import PassRecord, Result, RunRecord
+from compress.records.manifest import PassRecord, Result, RunRecord
 from compress.report import units
 from compress.report.chains import Chain, chains
 from compress.report.differences import differences

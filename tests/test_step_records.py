@@ -14,7 +14,7 @@ from compress.passes.distill import Distill
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.records.records import Manifest, changed_settings
+from compress.records.manifest import Manifest, changed_settings
 from compress.run.pipeline import make
 from compress.run.recipe import Recipe
 

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
-from compress.records.records import PassRecord, changed_settings
+from compress.records.manifest import PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, Windows, digest, prepare

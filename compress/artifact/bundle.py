@@ -44,7 +44,7 @@ from compress.models.checkpoints import (
 )
 from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.layers import matrix, replace_module
-from compress.records.records import LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.registry import task_of
 from compress.version import __version__
 

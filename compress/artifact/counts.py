@@ -11,7 +11,7 @@ from compress.artifact.sparse import SPARSE
 from compress.formats import QuantizedTensor
 from compress.formats.sparse import SparseLinear
 from compress.models.checkpoints import weight_files
-from compress.records.records import FileRecord
+from compress.records.manifest import FileRecord
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations
 from compress.models.layers import matrix
-from compress.records.records import FileRecord, LayerRecord, Manifest
+from compress.records.manifest import FileRecord, LayerRecord, Manifest
 from compress.version import __version__
 
 _FRAME = '{"__metadata__":{"format":"pt"},'

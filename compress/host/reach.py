@@ -34,7 +34,7 @@ ASIDE = frozenset(
         "compress.errors",
         "compress.host.progress",
         "compress.host.reach",
-        "compress.records.records",
+        "compress.records.manifest",
         "compress.training.trackers",
     }
 )

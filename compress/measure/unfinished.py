@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.measure.latency import Samples, Timing
-from compress.records.records import Result, write_whole
+from compress.records.manifest import Result, write_whole
 
 
 class Unfinished:

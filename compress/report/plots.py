@@ -11,7 +11,7 @@ rate at the p95 latency, which is spread, not uncertainty.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.records.records import Interval, Result
+from compress.records.manifest import Interval, Result
 from compress.report import units
 from compress.report.frontier import pareto_front
 from compress.report.pictures import Mark, Picture, Series, both_labels, stairs

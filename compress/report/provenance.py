@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.records.records import Result, RunRecord
+from compress.records.manifest import Result, RunRecord
 from compress.report import units
 from compress.report.rows import base_name
 from compress.report.verdicts import runtime_name

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from compress.records.records import Reference, Result
+from compress.records.manifest import Reference, Result
 
 _Cell = Callable[[Result], float | None]
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from math import hypot
 from typing import Literal
 
-from compress.records.records import Interval, Result
+from compress.records.manifest import Interval, Result
 from compress.report import units
 
 SIZE_TOLERANCE = 0.01

@@ -26,7 +26,7 @@ from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.host.reach import reach
 from compress.passes.base import Pass
-from compress.records.records import Lineage, Manifest, PassRecord
+from compress.records.manifest import Lineage, Manifest, PassRecord
 
 
 def fingerprint(*parts: Any) -> str:

@@ -21,7 +21,7 @@ from compress.export.onnx.genai import genai_config
 from compress.export.onnx.graph import DATA_FILE, GraphBuilder
 from compress.export.onnx.seq2seq import write_seq2seq
 from compress.models.checkpoints import quiet_transformers, save_configurations
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.runtimes.onnx_session import PROCESSOR
 from compress.tasks.base import longest_text
 from compress.tasks.registry import task_of
