@@ -59,10 +59,10 @@ from compress.passes.student import Student as Student
 from compress.passes.train import Train as Train
 from compress.passes.tune_blocks import TuneBlocks as TuneBlocks
 from compress.passes.tune_scales import TuneScales as TuneScales
-from compress.records.manifest import Result as Result
-from compress.records.manifest import RunRecord as RunRecord
-from compress.records.manifest import read_results as read_results
 from compress.records.protocol import MeasureProtocol as MeasureProtocol
+from compress.records.results import Result as Result
+from compress.records.results import read_results as read_results
+from compress.records.run import RunRecord as RunRecord
 from compress.report.text import Results as Results
 from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe

@@ -18,20 +18,11 @@ from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
-from compress.records.manifest import (
-    PassRecord,
-    Reference,
-    Result,
-    RunRecord,
-    Sample,
-    SampleBook,
-    StepResult,
-    VariantRecord,
-    read_results,
-    write_results,
-    write_whole,
-)
+from compress.records.base import write_whole
+from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
+from compress.records.results import Result, StepResult, read_results, write_results
+from compress.records.run import Reference, RunRecord, Sample, SampleBook, VariantRecord
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from cli_helpers import DATA, SHAPE, write_text
 
 from compress import api
-from compress.records.manifest import Result, RunRecord, VariantRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord, VariantRecord
 from compress.run.recipe import Recipe
 
 INT4 = {"quantize_gptq": {"format": {"kind": "int4", "group": 32}}}

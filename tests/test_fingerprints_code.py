@@ -16,8 +16,8 @@ from compress.host import reach as reaching
 from compress.host.reach import ASIDE, BESIDE, reach
 from compress.measure import harness
 from compress.measure.harness import MEASURING
-from compress.records.manifest import Result
 from compress.records.protocol import MeasureProtocol
+from compress.records.results import Result
 from compress.run.registry import names, pass_class
 from compress.run.store import pass_version
 from compress.text.windows import Windows
@@ -104,7 +104,8 @@ def test_what_an_edit_of_our_code_makes_again(tmp_path):
         # what shows, complains, names and tells
         *((file, "", CODE, set[str]()) for file in (
             "cli/commands.py", "api.py", "report/page.py", "run/preflight.py", "run/registry.py", "errors.py",
-            "version.py", "host/progress.py", "training/trackers.py", "records/manifest.py", "__init__.py",
+            "version.py", "host/progress.py", "training/trackers.py", "__init__.py",
+            "records/base.py", "records/manifest.py", "records/results.py", "records/run.py",
             "artifact/applied.py",
         )),
     ]  # fmt: skip

@@ -23,8 +23,10 @@ from compress.measure import harness
 from compress.measure.harness import Continuation, Target, measure, save_result
 from compress.measure.process import WorkerError, WorkerProcess
 from compress.measure.unfinished import Unfinished
-from compress.records.manifest import PassRecord, VariantRecord, read_results
+from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
+from compress.records.results import read_results
+from compress.records.run import VariantRecord
 from compress.runtimes.torch_runtime import TorchRuntime
 from compress.text.windows import Windows
 

@@ -14,7 +14,8 @@ from training_set import tiny_bundle
 
 import compress
 from compress.artifact.bundle import Bundle
-from compress.records.manifest import Reference, Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import Reference, RunRecord
 from compress.run.pipeline import make
 from compress.run.recipe import Recipe
 from compress.run.registry import names, pass_class

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_records import Records, bare
 
-from compress.records.manifest import PassRecord, Result, RunRecord
+from compress.records.manifest import PassRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.chains import Chain, chains
 from compress.report.differences import differences

@@ -10,8 +10,8 @@ from cli_helpers import write_text
 
 import compress
 from compress import CAUSAL, ExportCompressedTensors, ExportGguf, Int4, Int8, QuantizeGPTQ, UserError
-from compress.records.manifest import VariantRecord
 from compress.records.protocol import MeasureProtocol
+from compress.records.run import VariantRecord
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.exported import EXPORTED, Exported
 

@@ -148,8 +148,8 @@ def bench(
     """Measure existing artifacts on a text: quality, speed, memory, each in a fresh process."""
     from compress import api
     from compress.cli.tables import print_results
-    from compress.records.manifest import write_results
     from compress.records.protocol import MeasureProtocol
+    from compress.records.results import write_results
     from compress.text.windows import DataConfig
 
     for path in [*artifacts, *([base] if base else [])]:

@@ -8,8 +8,8 @@ from compress.artifact.folder import whole
 from compress.errors import UserError
 from compress.measure import harness
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.records.manifest import Result
 from compress.records.protocol import MeasureProtocol
+from compress.records.results import Result
 from compress.runtimes import detect_runtime
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text

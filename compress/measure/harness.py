@@ -35,8 +35,8 @@ from compress.measure import latency, quality
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
 from compress.measure.unfinished import Unfinished
-from compress.records.manifest import Result, read_results, write_results
 from compress.records.protocol import WARM_DECODES, MeasureProtocol
+from compress.records.results import Result, read_results, write_results
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 

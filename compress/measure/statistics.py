@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Interval = tuple[float, float]
+from compress.records.base import Interval
+
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000

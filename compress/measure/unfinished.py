@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.measure.latency import Samples, Timing
-from compress.records.manifest import Result, write_whole
+from compress.records.base import write_whole
+from compress.records.results import Result
 
 
 class Unfinished:

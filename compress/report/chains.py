@@ -11,7 +11,9 @@ artifact, and by nothing where no runtime measured that folder.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.records.manifest import PassRecord, Result, RunRecord, VariantRecord
+from compress.records.manifest import PassRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord, VariantRecord
 from compress.report import units
 from compress.report.rows import base_name, with_base_as_zero
 from compress.report.verdicts import (

@@ -12,7 +12,8 @@ Limits: fronts compare point estimates; the sentences carry the interval's verdi
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.records.manifest import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.frontier import dominates, pareto_front
 from compress.report.rows import base_name, base_result, ordered

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.records.manifest import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.rows import base_name
 from compress.report.verdicts import runtime_name

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from math import hypot
 from typing import Literal
 
-from compress.records.manifest import Interval, Result
+from compress.records.base import Interval
+from compress.records.results import Result
 from compress.report import units
 
 SIZE_TOLERANCE = 0.01

@@ -25,7 +25,8 @@ from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.manifest import DataRecord, Lineage, Manifest, PassRecord, VariantRecord
+from compress.records.manifest import Lineage, Manifest, PassRecord
+from compress.records.run import DataRecord, VariantRecord
 from compress.run.identity import FileHashes, identity
 from compress.run.lending import load_and_lend
 from compress.run.recipe import Recipe

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from compress.errors import UserError, nearest
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.records.manifest import Result
+from compress.records.results import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
 from compress.run.serving import serving_lines
