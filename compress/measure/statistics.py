@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compress.records.base import Interval
-
+Interval = tuple[
+    float, float
+]  # that of the records, which workers do not import: it would be in their memory
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000
