@@ -5,7 +5,7 @@ from compress.api import quantize as quantize
 from compress.api import run as run
 from compress.artifact.bundle import Bundle as Bundle
 from compress.artifact.bundle import load as load
-from compress.artifact.bundle import parameter_counts as parameter_counts
+from compress.artifact.counts import parameter_counts as parameter_counts
 from compress.context import Context as Context
 from compress.errors import MissingExtra as MissingExtra
 from compress.errors import UserError as UserError
@@ -60,9 +60,9 @@ from compress.passes.train import Train as Train
 from compress.passes.tune_blocks import TuneBlocks as TuneBlocks
 from compress.passes.tune_scales import TuneScales as TuneScales
 from compress.records.protocol import MeasureProtocol as MeasureProtocol
-from compress.records.records import Result as Result
-from compress.records.records import RunRecord as RunRecord
-from compress.records.records import read_results as read_results
+from compress.records.results import Result as Result
+from compress.records.results import read_results as read_results
+from compress.records.run import RunRecord as RunRecord
 from compress.report.text import Results as Results
 from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe

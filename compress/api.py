@@ -19,27 +19,18 @@ from compress.measure.ngrams import reference_rows
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
+from compress.records.base import write_whole
+from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import (
-    PassRecord,
-    Reference,
-    Result,
-    RunRecord,
-    Sample,
-    SampleBook,
-    StepResult,
-    VariantRecord,
-    read_results,
-    write_results,
-    write_whole,
-)
+from compress.records.results import Result, StepResult, read_results, write_results
+from compress.records.run import Reference, RunRecord, Sample, SampleBook, VariantRecord
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
@@ -59,7 +50,11 @@ def run(recipe: Recipe, folder: Path | str, say: Say = print) -> RunRecord:
     Raises:
         UserError: whatever the preflight, a pass, or the disk refuses.
     """
-    made = make_artifacts(recipe, folder, say)
+    return _tell_and_report(recipe, make_artifacts(recipe, folder, say), say)
+
+
+def _tell_and_report(recipe: Recipe, made: Made, say: Say) -> RunRecord:
+    """The second half of `run`: measure what was made, and draw the page."""
     with alone(made.folder), unchanged_process(threads_for(recipe)):
         record = tell(recipe, made, say)
         write_report(made.folder)
@@ -145,7 +140,7 @@ def quantize(
             say(f"{to}: its file is {sizes[-1][to]:,} bytes of {budget_bytes:,}; once more with other widths")
     results = Results()
     if measured:
-        run(choice.recipe, out, say)
+        _tell_and_report(choice.recipe, made, say)
         results.extend(load_run(made.folder)[1])
     return Quantized(made.folder, files, choice.reasons, results)
 

@@ -1,19 +1,21 @@
-"""What a pass is lent while it runs; and what the training loop asks of it."""
+"""What a pass is lent while it runs; and how much of that a training asks for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from compress.models.running import Precision
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 
 if TYPE_CHECKING:  # text decides by what it says: no pass reaches the code that cuts it through this
     from compress.text.windows import TextData
+
+_Bundle = TypeVar("_Bundle", bound=Any)  # compress.Bundle, which stands above this file
 
 
 class Original(Protocol):
@@ -60,7 +62,33 @@ class Context:
     logs: Path | None = None
 
 
-class Tokens(Protocol):
+def lend(
+    kind: str,
+    bundle: _Bundle,
+    data: "TextData",
+    teacher: Callable[[], Original],
+    *,
+    seed: int,
+    workdir: Path,
+    device: torch.device,
+    precision: Precision,
+    logs: Path | None = None,
+) -> tuple[_Bundle, Context]:
+    """What a pass of a kind is called with: a bundle, with its exports for an export only, and a context."""
+    context = Context(
+        data=data,
+        teacher=teacher,
+        seed=seed,
+        workdir=workdir,
+        device=device,
+        threads=torch.get_num_threads(),
+        precision=precision,
+        logs=logs,
+    )
+    return bundle if kind == "export" else bundle.evolve(exports={}), context
+
+
+class TokenWindows(Protocol):
     """Windows of equal length."""
 
     @property
@@ -69,8 +97,8 @@ class Tokens(Protocol):
         ...
 
 
-class Text(Protocol):
-    """What is read while training."""
+class TrainingText(Protocol):
+    """The text that a training reads."""
 
     @property
     def window(self) -> int:
@@ -83,16 +111,16 @@ class Text(Protocol):
         ...
 
     @property
-    def heldout(self) -> Tokens:
+    def heldout(self) -> TokenWindows:
         """Windows for the curve, scored by plain cross-entropy."""
         ...
 
 
-class Surroundings(Protocol):
-    """Text, place and device."""
+class TrainingContext(Protocol):
+    """What the training loop asks of a `Context`: text, place and device."""
 
     @property
-    def data(self) -> Text:
+    def data(self) -> TrainingText:
         """What to learn from."""
         ...
 
@@ -122,8 +150,8 @@ class Surroundings(Protocol):
         ...
 
 
-class Classroom(Surroundings, Protocol):
-    """What a training that learns from a model needs besides."""
+class DistillationContext(TrainingContext, Protocol):
+    """What a training asks for that learns from a teacher: the teacher, besides."""
 
     @property
     def teacher(self) -> Callable[[], Original]:

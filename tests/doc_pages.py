@@ -99,7 +99,7 @@ def run_recipe(content: dict[str, Any], folder: Path, place: Path) -> None:
     small = tiny(whole, place / "model", place / "my.txt")
     if "create" in whole["model"]:
         small["model"] = whole["model"]
-    recipe = recipes.parse(small)
+    recipe = recipes.Recipe.parse(small)
     folder.mkdir(parents=True)
     preflight(recipe, folder)
     make(recipe, folder, lambda line: None)

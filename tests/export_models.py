@@ -21,7 +21,7 @@ from compress.export.onnx.trace import trace, without_matrices
 from compress.formats import Format, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings
 from compress.models.layers import linear_layers, matrix
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.runtimes.onnx_runtime import OnnxRuntime
 
 VOCABULARY = 97

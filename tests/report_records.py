@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cli_helpers import DATA, SHAPE, write_text
 
 from compress import api
-from compress.records.records import Result, RunRecord, VariantRecord
-from compress.run.recipe import parse
+from compress.records.results import Result
+from compress.records.run import RunRecord, VariantRecord
+from compress.run.recipe import Recipe
 
 INT4 = {"quantize_gptq": {"format": {"kind": "int4", "group": 32}}}
 # tokens/s of decoding; prefills five times that. So int4 in ONNX Runtime decodes twice as fast as the base
@@ -70,7 +71,7 @@ def make(folder: Path) -> None:
     """Run the recipe: a base, a variant pruned and healed, and a third that goes on from the second."""
     text = write_text(folder / "text", documents=40, words=300)
     api.run(
-        parse({
+        Recipe.parse({
             "name": "tiny",
             "threads": 1,
             "model": {"create": SHAPE},

@@ -9,7 +9,7 @@ from export_models import VOCABULARY, word_tokenizer
 
 from compress.artifact.bundle import Bundle
 from compress.models.checkpoints import quiet_transformers
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 
 CONTEXT = 64
 PADDING = 3

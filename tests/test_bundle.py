@@ -7,14 +7,9 @@ import torch
 from training_set import equal, tiny_bundle, weights
 from transformers import AutoModelForCausalLM
 
-from compress.artifact.bundle import (
-    CODES,
-    MANIFEST,
-    Bundle,
-    parameter_counts,
-    weight_bytes,
-    weight_file_bytes,
-)
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_bytes, weight_file_bytes
+from compress.artifact.folder import CODES, MANIFEST
 from compress.errors import UserError
 from compress.formats import Int4, QuantizedLinear
 from compress.passes.prune_magnitude import PruneMagnitude

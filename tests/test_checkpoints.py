@@ -14,7 +14,7 @@ from training_set import equal, tiny_bundle, weights
 from compress.artifact.bundle import Bundle
 from compress.errors import MissingExtra, UserError
 from compress.models import checkpoints
-from compress.models.checkpoints import check_safetensors, load_checkpoint, meta_model
+from compress.models.checkpoints import check_safetensors, load_checkpoint, load_tokenizer, meta_model
 
 
 @pytest.fixture
@@ -238,6 +238,10 @@ class TestGguf:
         assert torch.equal(loaded.model.model.layers[2].mlp.up_proj.weight, expected)
         loaded.save(tmp_path / "artifact")
         assert equal(weights(Bundle.load(tmp_path / "artifact")), weights(loaded))
+
+    def test_its_tokenizer_alone(self, file):
+        assert load_tokenizer(file).get_vocab() == tiny_bundle().tokenizer.get_vocab()
+        assert load_tokenizer(str(file)).get_vocab() == tiny_bundle().tokenizer.get_vocab()
 
     @pytest.mark.parametrize("left", [4, 30, 3000, -4000, -1])
     def test_a_truncated_one(self, file, left):

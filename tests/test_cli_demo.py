@@ -12,7 +12,8 @@ import pytest
 import torch
 from cli_helpers import DATA, SHAPE, built_once, invoke, results, settings, tree, write_text
 
-from compress.artifact.bundle import Bundle, parameter_counts, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_file_bytes
 
 TORCH = ["base", "pruned", "student", "int8", "int4", "student-int4"]
 ONNX = ["base", "int8", "int4", "student-int4"]

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.artifact.bundle import CODES, Bundle, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_bytes
+from compress.artifact.folder import CODES
 from compress.errors import UserError
 from compress.formats import Coded, Grid, Int3, Int8, QuantizedTensor
 from compress.formats.coded.entropy_coding import decode

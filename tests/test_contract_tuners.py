@@ -6,7 +6,8 @@ import pytest
 import torch
 from training_set import equal, tiny_bundle, tiny_context, weights
 
-from compress.artifact.bundle import CODES, Bundle
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import CODES
 from compress.formats import Grid, QuantizedTensor
 from compress.formats.coded.trellis import halved
 from compress.formats.registry import FORMATS as CLASSES

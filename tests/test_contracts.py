@@ -10,7 +10,9 @@ import training_set
 from pydantic import ValidationError
 from training_set import equal, weights
 
-from compress.artifact.bundle import CODES, Bundle, file_record, parameter_counts, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import file_record, parameter_counts, weight_bytes
+from compress.artifact.folder import CODES
 from compress.formats import AffineFormat, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import FORMATS as CLASSES
 from compress.formats.registry import format_from
@@ -18,7 +20,7 @@ from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.run.registry import names, pass_class
 
 # The fields a pass cannot do without here; one that is not named runs with its defaults.

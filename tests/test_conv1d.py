@@ -23,7 +23,7 @@ from compress.passes.quantize_round import QuantizeRound
 from compress.passes.store_sparse import StoreSparse
 from compress.passes.student import Student
 from compress.passes.train import Train
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 
 IDS = torch.arange(5, 29)[None]
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

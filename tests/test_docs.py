@@ -15,7 +15,7 @@ from test_cli_demo import run_demo
 from compress.cli.commands import app
 from compress.measure import harness
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import Result
+from compress.records.results import Result
 from compress.run.recipe import shipped
 from compress.run.registry import names
 from compress.text.windows import Windows

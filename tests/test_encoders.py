@@ -10,7 +10,8 @@ import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
 from encoder_models import write_encoder
 
-from compress.artifact.bundle import Bundle, code_files
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import code_files
 from compress.errors import UserError
 from compress.measure.quality import score, summarise
 from compress.models.layers import linear_layers

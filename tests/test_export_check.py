@@ -12,7 +12,7 @@ from compress.export.onnx.families import require_supported
 from compress.export.onnx.forms import Forms
 from compress.formats import Int4, Int8
 from compress.passes.export_onnx import ExportOnnx
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 
 
 class _Heldout:

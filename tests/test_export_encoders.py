@@ -25,7 +25,7 @@ from compress.export.onnx.simplify import needed, without_turns
 from compress.export.onnx.trace import trace
 from compress.formats import Int4, Int8
 from compress.passes.export_onnx import ExportOnnx
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.runtimes import open_runtime
 from compress.runtimes.onnx_encoder import OnnxEncoder
 

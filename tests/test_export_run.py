@@ -8,7 +8,7 @@ from cli_helpers import invoke, refused, results, write_recipe, write_text
 
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import EXPORTS, disk_bytes
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 
 EXPORT_PASSES = [
     {"export_onnx": {"check_tokens": 64, "cache": "int8", "cache_tokens": 128}},

@@ -22,7 +22,7 @@ from compress.formats.activations import round_static
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.round_activations import RoundActivations, _ranges
 from compress.run.preflight import check_order
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.runtimes.onnx_session import graph_file, open_session
 
@@ -101,7 +101,7 @@ def test_the_product_is_exact_at_its_extremes(symmetric, tmp_path):
 def test_what_is_not_static_int8_is_refused(recipe_dict, make_context):
     for mode, refused in (("static", False), ("dynamic", True)):
         chain = ["quantize_round", {"round_activations": {"mode": mode}}, "export_onnx"]
-        recipe = parse({**recipe_dict, "variants": {"v": chain}})
+        recipe = Recipe.parse({**recipe_dict, "variants": {"v": chain}})
         if refused:
             with pytest.raises(UserError, match="export_onnx cannot come after round_activations"):
                 check_order(recipe, "v")

@@ -18,7 +18,7 @@ from compress.formats.registry import FORMATS
 from compress.formats.swap import quantize_embeddings
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.models.layers import linear_layers, matrix
-from compress.records.records import LayerRecord
+from compress.records.manifest import LayerRecord
 
 
 class Powers(Format):

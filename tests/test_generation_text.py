@@ -24,7 +24,7 @@ from compress.generation.generator import TextGenerator
 from compress.generation.sampling import Chooser, Sampling
 from compress.generation.text import Decoded, Stops, Writing, end_tokens, pieces
 from compress.generation.together import continue_together
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.runtimes import open_text_runtime
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}

@@ -25,8 +25,10 @@ from compress.measure.process import WorkerError, WorkerProcess
 from compress.measure.reference import Reference
 from compress.measure.turns import Target
 from compress.measure.unfinished import Unfinished
+from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import PassRecord, VariantRecord, read_results
+from compress.records.results import read_results
+from compress.records.run import VariantRecord
 from compress.runtimes.torch_runtime import TorchRuntime
 from compress.text.windows import Windows
 

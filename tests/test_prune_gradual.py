@@ -14,7 +14,7 @@ from compress.passes.prune_gradual import PruneGradual
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.train import Train
 from compress.run.preflight import check_order
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 from compress.solvers import gradual
 from compress.training import checkpoint
 
@@ -136,7 +136,7 @@ def test_a_schedule_that_cannot_be_is_refused(fields, message):
 def test_a_base_cannot_learn_from_itself(recipe_dict):
     recipe_dict["base"].append({"prune_gradual": {"tokens": 256}})
     with pytest.raises(UserError, match="base: prune_gradual learns from the finished base"):
-        check_order(parse(recipe_dict), "base")
+        check_order(Recipe.parse(recipe_dict), "base")
     recipe_dict["base"][-1] = {"prune_gradual": {"tokens": 256, "towards": "text"}}
     recipe_dict["base"].append({"distill": {"tokens": 256, "teachers": [{"model": "elsewhere"}]}})
-    check_order(parse(recipe_dict), "base")
+    check_order(Recipe.parse(recipe_dict), "base")

@@ -10,14 +10,15 @@ import transformers
 from export_models import tiny_bundle as architecture
 from pydantic import ValidationError
 
-from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
 from compress.context import Context
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
 from compress.passes.student import Student
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.structured import structure as structure_module
 from compress.structured import target as target_module
 from compress.structured.structure import Structure, Sublayer, find_structure

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
 from compress.errors import UserError
 from compress.measure.quality import score, summarise
 from compress.passes.prune_vocabulary import PruneVocabulary

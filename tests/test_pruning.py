@@ -9,7 +9,8 @@ import training_set
 from cli_helpers import invoke, refused, write_recipe, write_text
 from pydantic import ValidationError
 
-from compress.artifact.bundle import Bundle, parameter_counts
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts
 from compress.artifact.shards import join
 from compress.artifact.sparse import SPARSE
 from compress.calibration.magnitudes import input_statistics

@@ -8,9 +8,10 @@ import pytest
 import transformers
 from cli_helpers import DATA, SHAPE, invoke, refused, results, write_recipe, write_text
 
-from compress.artifact.bundle import Bundle, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
 from compress.measure.artifacts import _trimmed
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 import training_set
 from safetensors.torch import load_file
 
-from compress.artifact.bundle import CODES, weight_bytes
-from compress.artifact.folder import disk_bytes
+from compress.artifact.counts import weight_bytes
+from compress.artifact.folder import CODES, disk_bytes
 from compress.artifact.sizes import ArtifactBytes, float_file_bytes
 from compress.errors import UserError
 from compress.formats import Int3, Int4, Int8, QuantizedTensor
@@ -16,7 +16,7 @@ from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_round import QuantizeRound
-from compress.records.records import Lineage, PassRecord, changed_settings
+from compress.records.manifest import Lineage, PassRecord, changed_settings
 
 FAMILIES = ["llama", "gpt2"]
 LOW = Int3(group=32)

@@ -66,6 +66,7 @@ def test_from_python_it_measures_base_and_result_in_the_runtime(model, text, tmp
     assert done.files == {"onnx": tmp_path / "out/onnx"}
     assert (tmp_path / "out/report.html").is_file()
     assert said[: len(done.reasons)] == done.reasons
+    assert not [line for line in said if "done before" in line]  # one pass over the recipe, not two
 
 
 def test_what_is_shipped_keeps_to_the_budget(model, text, tmp_path):

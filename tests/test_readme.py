@@ -14,9 +14,10 @@ from training_set import tiny_bundle
 
 import compress
 from compress.artifact.bundle import Bundle
-from compress.records.records import Reference, Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import Reference, RunRecord
 from compress.run.pipeline import make
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 from compress.run.registry import names, pass_class
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +66,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_pass_example_runs_from_a_recipe(plugin: str, tmp_path: Path, make_text: Path) -> None:
     tiny_bundle().save(tmp_path / "model")
-    recipe = parse(
+    recipe = Recipe.parse(
         {
             "name": "plugged",
             "model": {"checkpoint": str(tmp_path / "model")},

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from compress.errors import UserError
-from compress.run.recipe import load_recipe, parse, shipped
+from compress.run.recipe import Recipe, load_recipe, shipped
 from compress.run.registry import names
 
 
@@ -45,10 +45,10 @@ class TestShipped:
 
 class TestRoundTrip:
     def test_the_resolved_recipe_is_equal_and_spells_out_every_default(self, recipe_dict):
-        recipe = parse(recipe_dict)
+        recipe = Recipe.parse(recipe_dict)
         text = recipe.to_yaml()
-        assert parse(yaml.safe_load(text)) == recipe
-        assert parse(yaml.safe_load(text)).to_yaml() == text
+        assert Recipe.parse(yaml.safe_load(text)) == recipe
+        assert Recipe.parse(yaml.safe_load(text)).to_yaml() == text
         assert "clip_search" in text
         assert "from: pruned" in text
 
@@ -58,9 +58,9 @@ class TestRoundTrip:
             "quantize_auto": {"bits_per_weight": 4.5},
         }
         chain = [{name: required.get(name, {})} for name in names()]
-        recipe = parse({**recipe_dict, "variants": {"all": chain}})
+        recipe = Recipe.parse({**recipe_dict, "variants": {"all": chain}})
         assert [step.name() for step in recipe.variants["all"].passes] == names()
-        assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
+        assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe
 
     def test_short_forms_mean_the_same(self, recipe_dict):
         spellings = [
@@ -70,15 +70,15 @@ class TestRoundTrip:
             {"passes": [{"quantize_round": {"format": {"kind": "int8"}}}]},
             {"from": None, "passes": [{"quantize_round": {"format": "int8"}}]},
         ]
-        recipes = [parse({**recipe_dict, "variants": {"v": chain}}) for chain in spellings]
+        recipes = [Recipe.parse({**recipe_dict, "variants": {"v": chain}}) for chain in spellings]
         assert all(recipe == recipes[0] for recipe in recipes)
-        assert parse({**recipe_dict, "base": None}).base.passes == ()
+        assert Recipe.parse({**recipe_dict, "base": None}).base.passes == ()
 
 
 class TestTree:
     def test_parents_come_before_children(self, recipe_dict):
         variants = {"c": {"from": "b"}, "b": {"from": "a"}, "a": {}, "d": {"from": "base"}}
-        recipe = parse({**recipe_dict, "variants": variants})
+        recipe = Recipe.parse({**recipe_dict, "variants": variants})
         ordered = recipe.ordered()
         assert ordered[0] == "base"
         assert ordered.index("a") < ordered.index("b") < ordered.index("c")
@@ -161,7 +161,7 @@ class TestMistakes:
     def test_a_section_that_is_missing(self, recipe_dict, name):
         del recipe_dict[name]
         with pytest.raises(UserError, match=f"recipe: {name}: this field is required"):
-            parse(recipe_dict)
+            Recipe.parse(recipe_dict)
 
     def test_files_that_are_no_recipe(self, tmp_path):
         refused("dmeo", match=r"'dmeo' is neither a file nor a shipped recipe; did you mean 'demo'")
@@ -177,7 +177,7 @@ class TestMistakes:
 
     def test_the_recipe_given_is_not_changed(self, recipe_dict):
         before = yaml.safe_dump(recipe_dict)
-        parse(recipe_dict)
+        Recipe.parse(recipe_dict)
         assert yaml.safe_dump(recipe_dict) == before
 
 

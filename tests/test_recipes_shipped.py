@@ -12,8 +12,9 @@ import yaml
 from doc_pages import run_page
 from tiny_recipes import BUDGET
 
-from compress.artifact.bundle import Bundle, weight_file_bytes
-from compress.records.records import Manifest
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
+from compress.records.manifest import Manifest
 from compress.run.recipe import load_recipe, shipped
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import pytest
 from compress.errors import UserError
 from compress.passes.base import Pass
 from compress.run import registry
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 
 
 def plugin(name: str, value: str) -> EntryPoint:
@@ -70,7 +70,7 @@ def test_a_plugin_is_found_listed_after_ours_and_runs_from_a_recipe(installed, r
     installed(plugin("round_twice", "elsewhere.round_twice:RoundTwice"))
     assert registry.names()[-1] == "round_twice"
     assert registry.pass_class("round_twice") is round_twice
-    recipe = parse({**recipe_dict, "variants": {"v": [{"round_twice": {"times": 3}}]}})
+    recipe = Recipe.parse({**recipe_dict, "variants": {"v": [{"round_twice": {"times": 3}}]}})
     assert recipe.variants["v"].passes == (round_twice(times=3),)
     assert "round_twice" in recipe.to_yaml()
 

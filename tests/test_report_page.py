@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from report_records import Records, bare
 
-from compress.records.records import Result
+from compress.records.results import Result
 from compress.report import compare, render, units
 from compress.report.curves import loss_pictures
 from compress.report.page import MOST_BYTES

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_records import Records, bare
 
-from compress.records.records import PassRecord, Result, RunRecord
+from compress.records.manifest import PassRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.chains import Chain, chains
 from compress.report.differences import differences
@@ -16,7 +18,7 @@ from compress.report.frontier import dominates, pareto_front
 from compress.report.narrative import headlines
 from compress.report.verdicts import (
     Rate,
-    State,
+    Snapshot,
     change_of_nll,
     judge,
     quality_finding,
@@ -52,8 +54,8 @@ def test_rounding_keeps_three_digits(value: float) -> None:
     assert math.isclose(float(text), value, rel_tol=0.006) or abs(float(text) - value) <= 5.1e-6
 
 
-def state(size: int, delta: float, half: float, rate: float) -> State:
-    return State(
+def snapshot(size: int, delta: float, half: float, rate: float) -> Snapshot:
+    return Snapshot(
         size,
         3.0 + delta,
         delta,
@@ -69,7 +71,7 @@ def paced(rate: float, *rounds: float, session: str = "one") -> Rate:
 
 
 def test_same_bytes_and_same_speed_is_no_gain() -> None:
-    verdict = judge(state(100, 0.0, 0.0, 300.0), state(100, 0.4, 0.02, 301.0))
+    verdict = judge(snapshot(100, 0.0, 0.0, 300.0), snapshot(100, 0.4, 0.02, 301.0))
     assert verdict.kind == "none"
     assert verdict.summary.startswith("No gain in size, speed or quality.")
     assert "Cost: quality worse by 0.400 nats (significant)." in verdict.summary
@@ -77,7 +79,7 @@ def test_same_bytes_and_same_speed_is_no_gain() -> None:
 
 
 def test_an_interval_that_holds_zero_is_not_significant() -> None:
-    verdict = judge(state(400, 0.0, 0.0, 300.0), state(100, 0.001, 0.002, 630.0))
+    verdict = judge(snapshot(400, 0.0, 0.0, 300.0), snapshot(100, 0.001, 0.002, 630.0))
     assert verdict.kind == "gain"
     assert "4.0× smaller" in verdict.summary
     assert "decode 2.1× faster" in verdict.summary
@@ -86,7 +88,7 @@ def test_an_interval_that_holds_zero_is_not_significant() -> None:
 
 
 def test_smaller_but_slower_tells_both() -> None:
-    summary = judge(state(400, 0.0, 0.0, 300.0), state(100, 0.0, 0.0, 200.0)).summary
+    summary = judge(snapshot(400, 0.0, 0.0, 300.0), snapshot(100, 0.0, 0.0, 200.0)).summary
     assert "Gain: 4.0× smaller." in summary
     assert "Cost: decode 1.5× slower, prefill 1.5× slower (PyTorch)." in summary
     assert "Quality unchanged" in summary
@@ -96,18 +98,20 @@ def test_smaller_but_slower_tells_both() -> None:
     ("size", "said"), [(100, "Same size"), (101, "Same size"), (98, "smaller"), (103, "larger")]
 )
 def test_size_counts_above_one_percent(size: int, said: str) -> None:
-    assert said in judge(State(bytes=100), State(bytes=size)).summary
+    assert said in judge(Snapshot(bytes=100), Snapshot(bytes=size)).summary
 
 
 def test_what_was_not_measured_is_said() -> None:
-    assert judge(State(), State()).kind == "unknown"
-    summary = judge(State(bytes=100), State(bytes=100)).summary
+    assert judge(Snapshot(), Snapshot()).kind == "unknown"
+    summary = judge(Snapshot(bytes=100), Snapshot(bytes=100)).summary
     assert summary.startswith("No gain in size.")
     assert "Speed not measured; quality not measured." in summary
 
 
 def test_speeds_compare_only_within_a_runtime() -> None:
-    found = speed_findings(State(decode={"torch": paced(10.0)}), State(decode={"onnxruntime": paced(99.0)}))
+    found = speed_findings(
+        Snapshot(decode={"torch": paced(10.0)}), Snapshot(decode={"onnxruntime": paced(99.0)})
+    )
     assert [finding.direction for finding in found] == ["unknown"]
 
 
@@ -135,7 +139,7 @@ def test_one_round_of_a_machine_that_changes_its_mind_gives_no_verdict() -> None
 
 
 def test_change_adds_half_widths_in_quadrature() -> None:
-    change, bounds = change_of_nll(state(1, 0.5, 0.03, 1.0), state(1, 0.1, 0.04, 1.0))
+    change, bounds = change_of_nll(snapshot(1, 0.5, 0.03, 1.0), snapshot(1, 0.1, 0.04, 1.0))
     assert change == pytest.approx(-0.4)
     assert bounds == pytest.approx((-0.45, -0.35))
     assert quality_finding(change, bounds).direction == "gain"

@@ -11,8 +11,9 @@ from cli_helpers import write_text
 import compress
 from compress import CAUSAL, ExportCompressedTensors, ExportGguf, Int4, Int8, QuantizeGPTQ, UserError
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import VariantRecord
-from compress.runtimes import EXPORTED, detect_runtime, open_runtime
+from compress.records.run import VariantRecord
+from compress.runtimes import detect_runtime, open_runtime
+from compress.runtimes.exported import EXPORTED, Exported
 
 WITH_LLAMA = pytest.mark.skipif(
     find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed; it is built from source"
@@ -118,7 +119,7 @@ def test_measuring_an_artifact_measures_its_exports_where_they_ship(bundle, code
 def test_a_runtime_that_is_missing_is_named_with_what_brings_it(bundle, text, tmp_path, monkeypatch):
     missing = {
         **EXPORTED,
-        "gguf": compress.runtimes.Exported("llama.cpp", "model.gguf", "nowhere", "llama-x"),
+        "gguf": Exported("llama.cpp", "model.gguf", "nowhere", "llama-x"),
     }
     monkeypatch.setattr("compress.api.EXPORTED", missing)
     monkeypatch.setattr("compress.run.request.EXPORTED", missing)

@@ -29,7 +29,7 @@ from compress.models.layers import linear_layers, matrix
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_wanda import PruneWanda
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.tasks import seq2seq

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.artifact.bundle import Bundle, code_files
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import code_files
 from compress.artifact.shards import ShardReader, join
 from compress.errors import UserError
 from compress.passes.quantize_gptq import QuantizeGPTQ

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes, weight_file_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_bytes, weight_file_bytes
 from compress.artifact.folder import disk_bytes
 from compress.artifact.sparse import SPARSE
 from compress.errors import UserError
@@ -22,7 +23,7 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.store_sparse import StoreSparse
 from compress.passes.train import Train
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.runtimes.torch_runtime import TorchRuntime
 
 FORMATS = [Int2(group=16), Int3(group=None), Int4(group=16, symmetric=False), Int8(), Nf4(group=16)]

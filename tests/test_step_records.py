@@ -14,9 +14,9 @@ from compress.passes.distill import Distill
 from compress.passes.export_onnx import ExportOnnx
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
-from compress.records.records import Manifest, changed_settings
+from compress.records.manifest import Manifest, changed_settings
 from compress.run.pipeline import make
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 
 # a third-party export: neither its name nor that of its folder is one of ours
 MODULE = '''\
@@ -59,7 +59,7 @@ def test_a_third_party_export_is_no_weights(
         "first": {"passes": [PruneMagnitude(), write_coreml, export_onnx]},
         "second": {"from": "first", "passes": [PruneMagnitude(sparsity=0.6)]},
     }
-    made = make(parse(recipe_dict), tmp_path / "run")
+    made = make(Recipe.parse(recipe_dict), tmp_path / "run")
     first, second = (v for v in made.variants if v.name != "base")
     assert [step.kind for step in first.steps] == ["prune", "export", "export"]
     assert [step.exports for step in first.steps] == [(), ("coreml",), ("onnx",)]

@@ -6,7 +6,8 @@ import torch
 from cli_helpers import invoke, refused, write_recipe, write_text
 from training_set import WINDOW, equal, tiny_bundle, tiny_context, weights
 
-from compress.artifact.bundle import Bundle, parameter_counts
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts
 from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.train import Train

@@ -11,7 +11,7 @@ from compress.errors import UserError
 from compress.passes.distill import Distill
 from compress.passes.student import Student
 from compress.passes.train import Train
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 from compress.structured.blocks import spread
 from compress.structured.slicing import assembled, held
 
@@ -101,7 +101,7 @@ def recipe(step):
 
 
 def test_the_prune_layers_of_old_recipes_is_this_pass():
-    old = parse(recipe({"prune_layers": {"keep": 3, "choose": "similarity"}})).variants["a"].passes
+    old = Recipe.parse(recipe({"prune_layers": {"keep": 3, "choose": "similarity"}})).variants["a"].passes
     assert old == (Student(blocks=3, choose="similarity"),)
     for fields, message in (
         ({}, "prune_layers.keep: this field is required"),
@@ -109,7 +109,7 @@ def test_the_prune_layers_of_old_recipes_is_this_pass():
         ({"keep": 2, "chose": 1}, "prune_layers.chose: unknown field; did you mean 'choose'"),
     ):
         with pytest.raises(UserError, match=message):
-            parse(recipe({"prune_layers": fields}))
+            Recipe.parse(recipe({"prune_layers": fields}))
 
 
 @pytest.mark.parametrize("count", range(1, 13))

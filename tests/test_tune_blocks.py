@@ -15,7 +15,7 @@ from compress.passes.student import Student
 from compress.passes.train import Train
 from compress.passes.tune_blocks import TuneBlocks
 from compress.passes.tune_scales import TuneScales
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.solvers.block_tuning import descend, positions, tuned_codes
 
 SETTINGS = {"steps": 24, "batch": 2, "heldout_windows": 2}

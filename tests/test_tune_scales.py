@@ -15,7 +15,7 @@ from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.passes.tune_scales import TuneScales
 from compress.run.preflight import check_order
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 from compress.training import checkpoint
 from compress.training.codes.scales import TunableLinear, TunableTensor, make_tunable, use_masters
 
@@ -214,6 +214,6 @@ def test_a_vector_moves_in_proportion_to_its_elements_or_not_at_all(trained, tmp
     ids=["in order", "nothing to tune", "pruned afterwards"],
 )
 def test_the_preflight_knows_its_place(passes, refused, recipe_dict):
-    recipe = parse({**recipe_dict, "variants": {"tuned": passes}})
+    recipe = Recipe.parse({**recipe_dict, "variants": {"tuned": passes}})
     with pytest.raises(UserError, match=refused) if refused else nullcontext():
         check_order(recipe, "tuned")

@@ -10,7 +10,7 @@ import torch
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.models.create import Architecture, create
-from compress.records.records import Lineage
+from compress.records.manifest import Lineage
 from compress.text.documents import Document
 from compress.text.windows import TextData, Windows, digest
 

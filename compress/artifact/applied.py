@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from compress.context import Context, Original
+from compress.context import Context, Original, lend
 from compress.errors import UserError
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
-from compress.records.records import PassRecord, changed_settings
+from compress.records.manifest import PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
@@ -78,33 +78,43 @@ def applied(
     """
     scratch = Scratch()
     with unchanged_process():
-        context = Context(
-            data=_cut(bundle, step, text),
-            teacher=teacher,
-            seed=seed,
-            workdir=scratch.path,
+        lent, context = lend(
+            step.kind, bundle, _cut(bundle, step, text), teacher,
+            seed=seed, workdir=scratch.path, precision=native_precision(),
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            threads=torch.get_num_threads(),
-            precision=native_precision(),
-        )
+        )  # fmt: skip
         reset_peak()
         started = time.perf_counter()
-        result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
-        record = PassRecord(
-            name=step.name(),
-            kind=step.kind,
-            config=step.model_dump(mode="json"),
-            changed=changed_settings(step),
-            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
-            seconds=time.perf_counter() - started,
-            peak_rss_bytes=peak_rss_bytes(),
-            parent=None,
-            fingerprint="",
-            seed=seed,
-            notes=dict(result.notes),
-        )
+        result = step(lent, context)
+        record = step_record(step, bundle, result, seconds=time.perf_counter() - started, seed=seed)
     lineage = bundle.lineage.model_copy(update={"steps": (*bundle.lineage.steps, record)})
     return result.evolve(lineage=lineage, scratch=(*bundle.scratch, scratch))
+
+
+def step_record(
+    step: Step,
+    before: Any,
+    after: Any,
+    *,
+    seconds: float,
+    seed: int,
+    parent: str | None = None,
+    fingerprint: str = "",
+) -> PassRecord:
+    """What is kept of a step that has just been taken, from the bundle `before` to the one `after` it."""
+    return PassRecord(
+        name=step.name(),
+        kind=step.kind,
+        config=step.model_dump(mode="json"),
+        changed=changed_settings(step),
+        exports=tuple(name for name, at in after.exports.items() if before.exports.get(name) != at),
+        seconds=seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        parent=parent,
+        fingerprint=fingerprint,
+        seed=seed,
+        notes=dict(after.notes),
+    )
 
 
 def windows_of(text: Given, model: Any) -> DataConfig:

@@ -3,16 +3,13 @@
 An artifact is a directory: `config.json`, tokenizer, weights and `manifest.json`. A float model is saved
 as transformers saves it, so stock `from_pretrained` loads it. A model with codes keeps them in
 `quantized.safetensors`, one whose zeros are not stored in `sparse.safetensors`; the names differ on purpose,
-because a loader that does not know them must fail rather than fill in random weights. This file is the one
-place that counts bytes and parameters.
+because a loader that does not know them must fail rather than fill in random weights.
 """
 
 import copy
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ from torch import Tensor, nn
 
 from compress.artifact.applied import Scratch, Step, Text, applied
 from compress.artifact.coded import with_streams, without_streams
-from compress.artifact.folder import EXPORTS
+from compress.artifact.counts import code_files, file_record, unique_state
+from compress.artifact.folder import CODES, EXPORTS, MANIFEST
 from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
 from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
 from compress.errors import UserError
@@ -46,12 +44,9 @@ from compress.models.checkpoints import (
 )
 from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.layers import matrix, replace_module
-from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.registry import task_of
 from compress.version import __version__
-
-MANIFEST = "manifest.json"
-CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... when they are large
 
 
 @dataclass(frozen=True)
@@ -304,46 +299,6 @@ def _activations(module: nn.Module) -> dict[str, Any] | None:
     return None if rule is None else rule.model_dump()
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the weights as held in memory, tied ones counted once."""
-    return sum(t.numel() * t.element_size() for t in unique_state(model).values())
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(parameters, those that are not zero); a code counts as the weight it stands for, tied ones once."""
-    total = nonzero = 0
-    seen: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, QuantizedTensor) and id(module) not in seen:
-            seen.add(id(module))
-            total += module.shape[0] * module.shape[1]
-            nonzero += int(module.dequantize().count_nonzero())
-        if isinstance(module, SparseLinear):
-            total += prod(module.shape)
-            nonzero += int(module.values.count_nonzero())
-    for parameter in model.parameters():  # yields tied ones once
-        total += parameter.numel()
-        nonzero += int(parameter.count_nonzero())
-    return total, nonzero
-
-
-def weight_file_bytes(folder: Path) -> int:
-    """Bytes of the weight files of an artifact or Hugging Face directory, scales and headers and all."""
-    return sum(p.stat().st_size for p in code_files(folder) or weight_files(folder))
-
-
-def code_files(folder: Path) -> list[Path]:
-    """The files of an artifact in a layout of our own (codes, bitmasks), none if others can load it."""
-    return sorted([*folder.glob(f"{Path(CODES).stem}*.safetensors"), *folder.glob(SPARSE)])
-
-
-def file_record(path: Path) -> FileRecord:
-    """Length and SHA-256 of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileRecord(bytes=path.stat().st_size, sha256=digest)
-
-
 def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     """Rebuild a model whose layers hold codes, or whose zeros are not stored.
 
@@ -398,21 +353,6 @@ def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
 
 def _mismatch(files: list[Path], what: str) -> str:
     return f"{files[0]}: does not match its manifest ({what}); write the artifact again"
-
-
-def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every tensor once, under the first name it has."""
-    seen: set[tuple[int, int]] = set()
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_meta:  # in a file already
-            continue
-        # tensors without elements share the null pointer
-        key = (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
-        if key not in seen:
-            seen.add(key)
-            state[name] = tensor.detach().contiguous()
-    return state
 
 
 load = Bundle.load

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.formats import QuantizedTensor
 from compress.formats.registry import format_from
-from compress.records.records import LayerRecord
+from compress.records.manifest import LayerRecord
 
 STREAM = "stream"
 _CODES, _SCALES = "codes", "scales"

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+MANIFEST = "manifest.json"
+CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... when they are large
 EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
 
 
@@ -32,7 +34,7 @@ def whole(path: Path) -> Path:
 def _other_exports(artifact: Path) -> list[str]:
     """The exports that its manifest names: those of third-party passes are called as they like."""
     try:
-        named = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["exports"]
+        named = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))["exports"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []

@@ -15,13 +15,15 @@ from typing import Any
 
 from torch import nn
 
-from compress.artifact.bundle import CODES, Bundle, file_record, unique_state
+from compress.artifact.bundle import Bundle
 from compress.artifact.coded import STREAM
+from compress.artifact.counts import file_record, unique_state
+from compress.artifact.folder import CODES
 from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations
 from compress.models.layers import matrix
-from compress.records.records import FileRecord, LayerRecord, Manifest
+from compress.records.manifest import FileRecord, LayerRecord, Manifest
 from compress.version import __version__
 
 _FRAME = '{"__metadata__":{"format":"pt"},'

@@ -26,7 +26,7 @@ from compress.formats.sparse import (
 )
 from compress.models.conv1d import StoredTransposed
 from compress.models.layers import is_linear, replace_module
-from compress.records.records import LayerRecord, SparseRecord
+from compress.records.manifest import LayerRecord, SparseRecord
 
 SPARSE = "sparse.safetensors"
 _CODES = ".quantized.codes"

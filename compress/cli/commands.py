@@ -149,7 +149,7 @@ def bench(
     from compress import api
     from compress.cli.tables import print_results
     from compress.records.protocol import MeasureProtocol
-    from compress.records.records import write_results
+    from compress.records.results import write_results
     from compress.text.windows import DataConfig
 
     for path in [*artifacts, *([base] if base else [])]:

@@ -15,12 +15,13 @@ from rich.table import Table
 from compress.artifact.folder import disk_bytes
 from compress.host.progress import clock
 from compress.passes.base import Pass
-from compress.records.records import Reference, Result
+from compress.records.results import Result
+from compress.records.run import Reference
 from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
 from compress.run.request import Quantized
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 
 
 def _console() -> Console:

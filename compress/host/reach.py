@@ -34,7 +34,10 @@ ASIDE = frozenset(
         "compress.errors",
         "compress.host.progress",
         "compress.host.reach",
-        "compress.records.records",
+        "compress.records.base",
+        "compress.records.manifest",
+        "compress.records.results",
+        "compress.records.run",
         "compress.training.trackers",
     }
 )

@@ -226,7 +226,7 @@ def _kl(
     reach = goal.spread or _SPREADS["kl"]
     low, high = max(goal.sparsity - reach, 0.0), min(goal.sparsity + reach, 0.99)
     measured = np.linspace(low, high, goal.measured_shares)
-    offered = np.unique(np.append(np.arange(low, high, _STEP), goal.sparsity))
+    candidates = np.unique(np.append(np.arange(low, high, _STEP), goal.sparsity))
     costs, losses = [], []
     for number, names in blocks.items():
         probe.advance(number)
@@ -235,12 +235,12 @@ def _kl(
             for share in measured
         ]
         # more zeros cost more; where measuring says otherwise, that is noise
-        losses.append(np.exp(np.interp(offered, measured, np.maximum.accumulate(logarithms))).tolist())
+        losses.append(np.exp(np.interp(candidates, measured, np.maximum.accumulate(logarithms))).tolist())
         size = sum(model.get_submodule(name).weight.numel() for name in names)
-        costs.append([size - round(float(share) * size) for share in offered])
-    even = int(np.searchsorted(offered, goal.sparsity))
+        costs.append([size - round(float(share) * size) for share in candidates])
+    even = int(np.searchsorted(candidates, goal.sparsity))
     chosen = choose(costs, losses, sum(row[even] for row in costs))
-    return {number: float(offered[k]) for number, k in zip(blocks, chosen, strict=True)}
+    return {number: float(candidates[k]) for number, k in zip(blocks, chosen, strict=True)}
 
 
 def _block_loss(

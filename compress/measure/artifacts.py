@@ -10,7 +10,7 @@ from compress.measure import harness
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import Result
+from compress.records.results import Result
 from compress.runtimes import detect_runtime
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
@@ -59,10 +59,7 @@ def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
 
 
 def _tokenizer(artifact: Path) -> Any:
-    artifact = whole(artifact)
-    if artifact.is_file():
-        return load_tokenizer(artifact.parent, gguf_file=artifact.name)
-    return load_tokenizer(artifact)
+    return load_tokenizer(whole(artifact))
 
 
 def _vocabulary(artifact: Path) -> dict[str, int]:

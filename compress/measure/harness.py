@@ -28,7 +28,7 @@ from compress.measure.scoring import Scoring
 from compress.measure.turns import Target, Workers, fit_together, round_tokens
 from compress.measure.unfinished import Unfinished
 from compress.records.protocol import MeasureProtocol
-from compress.records.records import Result, read_results, write_results
+from compress.records.results import Result, read_results, write_results
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 

@@ -58,7 +58,7 @@ class Samples:
 
 @dataclass
 class Timing:
-    """What the processes of one artifact told of all its rounds.
+    """What the processes of one artifact reported of all its rounds.
 
     Attributes:
         rounds: the repetitions of each.

@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Interval = tuple[float, float]
+Interval = tuple[
+    float, float
+]  # that of the records, which workers do not import: it would be in their memory
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000

@@ -18,7 +18,8 @@ from typing import Any
 
 from compress.measure.latency import Samples, Timing
 from compress.measure.quality import Scores
-from compress.records.records import Result, write_whole
+from compress.records.base import write_whole
+from compress.records.results import Result
 
 
 class Unfinished:

@@ -34,7 +34,9 @@ def load_checkpoint(source: str | Path) -> tuple[Any, Any]:
         check_directory(path)
     elif path.is_absolute() or str(source).count("/") != 1:
         raise UserError(f"model: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
-    return _load_pretrained(str(source), {} if path.is_dir() else {"revision": hub_revision(str(source))})
+    revision = None if path.is_dir() else hub_revision(str(source))
+    model = _load_pretrained(str(source), revision=revision or "main")
+    return model, load_tokenizer(source, revision)
 
 
 def hub_revision(source: str) -> str:
@@ -209,15 +211,24 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_tokenizer(path: str | Path, **options: Any) -> Any:
-    """The fast tokenizer of a directory or hub id; raises UserError where there is none that works."""
+def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """The fast tokenizer of a directory, `.gguf` file or hub id; raises UserError where none works."""
     from transformers import AutoTokenizer
 
+    source, file = _place(path)
     with loading(f"{path}: its tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        return AutoTokenizer.from_pretrained(
+            source, gguf_file=file, revision=revision or "main", trust_remote_code=False
+        )
 
 
-def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def _place(source: str | Path) -> tuple[str | Path, str | None]:
+    """A source as transformers asks for it: directory or hub id, and the name of a GGUF file in it."""
+    path = Path(source)
+    return (path.parent, path.name) if path.is_file() else (source, None)
+
+
+def _load_pretrained(source: str, **options: str) -> Any:
     import torch
     from transformers import AutoConfig
 
@@ -233,7 +244,6 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             output_loading_info=True,
             **options,
         )
-    tokenizer = load_tokenizer(source, **options)
     # an encoder that embeds is often saved without the layer after it, which is not used here
     missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
     if missing:
@@ -242,7 +252,7 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
-    return linears(model).eval(), tokenizer
+    return linears(model).eval()
 
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
@@ -260,14 +270,14 @@ def _refuse_what_is_no_gguf(path: Path) -> None:
 
 def _load_gguf(path: Path) -> tuple[Any, Any]:
     _refuse_what_is_no_gguf(path)
-    model, tokenizer = _load_pretrained(str(path.parent), {"gguf_file": path.name})
+    model = _load_pretrained(str(path.parent), gguf_file=path.name)
     # transformers marks the model as GGUF-quantized although its weights are float now, and would
     # refuse to save it
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    return model, tokenizer
+    return model, load_tokenizer(path)
 
 
 def _check_gguf(path: Path) -> None:
@@ -311,12 +321,12 @@ def meta_model(source: Any) -> Any:
     with loading(f"model: '{source}' cannot be loaded"):
         if isinstance(source, str):
             path = Path(source)
-            place = (path.parent, path.name) if path.is_file() else (source, None)
+            place, file = _place(source)
             if path.is_file():
                 _refuse_what_is_no_gguf(path)
             commit = None if path.exists() else hub_revision(source)
             config = AutoConfig.from_pretrained(
-                place[0], gguf_file=place[1], revision=commit or "main", trust_remote_code=False
+                place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
         with torch.device("meta"):
             return of_config(config)

@@ -22,10 +22,10 @@ from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
-from compress.training.teaching.distillation import Lesson, taught
+from compress.training.teaching.distillation import Distillation, distillation_objective
 
 
-class Distill(Pass, Lesson):
+class Distill(Pass, Distillation):
     """Train towards the distribution of the recipe's base model, or of other teachers."""
 
     kind: ClassVar[Kind] = "distill"
@@ -63,6 +63,6 @@ class Distill(Pass, Lesson):
             UserError: a teacher has another vocabulary, or the text does not fill one batch.
         """
         result = bundle.clone()
-        objective = taught(self, result, context)
+        objective = distillation_objective(self, result, context)
         notes = optimise(result.model, self, objective, context, masks=bundle.masks, what="distilling")
         return result.evolve(exports={}, notes=notes)

@@ -26,11 +26,11 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.objectives.base import plain_text
-from compress.training.teaching.distillation import Lesson, taught
+from compress.training.teaching.distillation import Distillation, distillation_objective
 from compress.training.teaching.guidance import Guidance
 
 
-class PruneGradual(Pass, Lesson, ScopedSparsity):
+class PruneGradual(Pass, Distillation, ScopedSparsity):
     """Magnitude pruning on Zhu and Gupta's schedule while training."""
 
     kind: ClassVar[Kind] = "prune"
@@ -93,7 +93,7 @@ class PruneGradual(Pass, Lesson, ScopedSparsity):
         masks = {name: mask.clone() for name, mask in bundle.masks.items()}
         for name, module in modules.items():
             masks.setdefault(name, torch.ones(matrix(module).shape, dtype=torch.bool))
-        objective = plain_text() if self.towards == "text" else taught(self, result, context)
+        objective = plain_text() if self.towards == "text" else distillation_objective(self, result, context)
         steps = self.steps(self.window or context.data.window)
         objective = objective.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1)
         notes = optimise(result.model, self, objective, context, masks=masks, what="pruning")

@@ -31,11 +31,11 @@ from compress.errors import UserError
 from compress.models.layers import linear_layers
 from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
-from compress.structured.procedure import How, Shape, prune
+from compress.structured.procedure import How, ModelShape, prune
 from compress.structured.selection import Importance, Refit
-from compress.structured.slicing import Counts
+from compress.structured.slicing import UnitCounts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
-from compress.structured.target import Costs, Target, best_shape, shapes_within
+from compress.structured.target import Costs, CostTarget, best_shape, shapes_within
 from compress.structured.width import require_free_width
 from compress.tasks.registry import task_of
 
@@ -51,7 +51,7 @@ class PruneStructured(Pass):
     neurons: float = Field(0.0, ge=0, lt=1, description="share of the MLP's neurons")
     width: float = Field(0.0, ge=0, lt=1, description="share of the residual stream's channels")
     blocks: float = Field(0.0, ge=0, lt=1, description="share of the blocks")
-    target: Target | None = Field(None, description="what may be left, in the place of shares")
+    target: CostTarget | None = Field(None, description="what may be left, in the place of shares")
     importance: Importance = Field("reconstruction", description="how units are chosen")
     refit: Refit | None = Field(
         Refit(), description="least squares of the layers that follow; null: leave them"
@@ -102,7 +102,7 @@ class PruneStructured(Pass):
         before = sum(p.numel() for p in model.parameters())
         structure = find_structure(model)
         _, blocks = decoder_blocks(model)
-        whole = Shape(len(blocks), Counts.of(structure))
+        whole = ModelShape(len(blocks), UnitCounts.of(structure))
         how = How(self.importance, self.refit, self.kl_windows, context.precision)
         notes: dict[str, Any] = {}
         if self.target is None:
@@ -124,13 +124,13 @@ class PruneStructured(Pass):
             notes["worst_output_error"] = max(errors.items(), key=lambda item: item[1])
         return result.evolve(model=pruned.model.cpu(), masks=pruned.masks, exports={}, notes=notes)
 
-    def _shares(self, whole: Shape) -> Shape:
-        counts = Counts(
+    def _shares(self, whole: ModelShape) -> ModelShape:
+        counts = UnitCounts(
             max(1, round((1 - self.heads) * whole.counts.heads)),
             _multiple((1 - self.neurons) * whole.counts.neurons, whole.counts.neurons, self.multiple_of),
             _multiple((1 - self.width) * whole.counts.width, whole.counts.width, self.multiple_of),
         )
-        shape = Shape(max(1, round((1 - self.blocks) * whole.layers)), counts)
+        shape = ModelShape(max(1, round((1 - self.blocks) * whole.layers)), counts)
         if shape == whole:
             raise UserError(
                 f"prune_structured: the shares remove nothing of {whole.layers} blocks of "
@@ -140,12 +140,12 @@ class PruneStructured(Pass):
         return shape
 
     def _within(
-        self, target: Target, bundle: Bundle, model: Any, structure: Structure, windows: Tensor, how: How
-    ) -> tuple[Shape, dict[str, Any]]:
+        self, target: CostTarget, bundle: Bundle, model: Any, structure: Structure, windows: Tensor, how: How
+    ) -> tuple[ModelShape, dict[str, Any]]:
         """The best shape that meets the target, and notes that tell what was measured."""
         costs = Costs(model, structure, target.measure)
 
-        def trial(shape: Shape, few: Tensor) -> Any:
+        def trial(shape: ModelShape, few: Tensor) -> Any:
             copy = bundle.clone().model.to(windows.device)
             return prune(copy, structure, shape, few, how, bundle.masks).model
 

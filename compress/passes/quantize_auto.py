@@ -41,7 +41,7 @@ from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.layerwise.sensitivity import Probe, embedding_losses, layer_losses
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.records.records import changed_settings
+from compress.records.manifest import changed_settings
 from compress.solvers.losses import extended, tempered
 
 Width = Literal[2, 3, 4, 5, 6, 8]

@@ -17,7 +17,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from compress.artifact.bundle import Bundle, unique_state, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import unique_state, weight_bytes
 from compress.artifact.sparse import compact
 from compress.context import Context
 from compress.errors import UserError

@@ -6,7 +6,7 @@ scales (solvers/block_tuning.py has equations and papers), from the codes that a
 by one step at most; zero-points stay, and so do pruned weights. Of entropy-coded weights the codes stay,
 too: they follow their trellis together, and the file is as long as they are likely; their scales, one per
 row, are written out as they differ, which takes up to 16 / columns bits per weight more. The last
-calibration windows are kept apart: a block keeps the point with the lowest error on them, its start included,
+calibration windows are held out: a block keeps the point with the lowest error on them, its start included,
 so that no block gets worse.
 
 It matters most at 2 and 3 bits, where many codes can change. Cost: per block `steps` forward and backward
@@ -97,7 +97,7 @@ class _Run:
         self.model, self.teacher = bundle.model.to(context.device), teacher.to(context.device)
         fitting = len(windows) - settings.heldout_windows
         self.batches = [*windows[:fitting].split(settings.batch), *windows[fitting:].split(settings.batch)]
-        self.apart = -(-fitting // settings.batch)  # batches from here on are held out
+        self.first_heldout = -(-fitting // settings.batch)
         facts = [settings.model_dump_json(), context.precision, digest_of_state(teacher)]
         facts += [digest_of_state(self.model), context.data.calibration.sha256, str(context.seed)]
         facts += [f"{name} {int(mask.sum())}" for name, mask in sorted(bundle.masks.items())]
@@ -158,7 +158,7 @@ class _Run:
         """Tune the layers of one block; the relative fall of the held-out error."""
         settings, precision = self.settings, self.context.precision
         order = torch.Generator().manual_seed(self.context.seed)
-        picks = torch.randint(self.apart, (settings.steps,), generator=order).tolist()
+        picks = torch.randint(self.first_heldout, (settings.steps,), generator=order).tolist()
 
         def error(index: int) -> Tensor:
             return F.mse_loss(call(block, hidden[index], arguments[index], precision), wanted[index])
@@ -166,7 +166,7 @@ class _Run:
         @torch.no_grad()
         def judge() -> float:
             _ship(tunable, True)
-            errors = [float(error(index)) for index in range(self.apart, len(hidden))]
+            errors = [float(error(index)) for index in range(self.first_heldout, len(hidden))]
             _ship(tunable, False)
             return sum(errors) / len(errors)
 

@@ -1,8 +1,8 @@
 """What each pass of each chain cost and gained.
 
-Method: every fingerprint that was measured, be it a step or a finished variant, becomes a `State`;
+Method: every fingerprint that was measured, be it a step or a finished variant, becomes a `Snapshot`;
 a step is judged against the state its `parent` fingerprint names. A variant's record holds its own steps,
-so shared prefixes are told once, with the variant that owns them; the whole way from the base is put
+so shared prefixes are reported once, with the variant that owns them; the whole way from the base is put
 together through the variants' parents. A step that ends a variant also has that variant's speed. An export
 step changes no weights: it is judged by what was measured of the folder that it wrote, against the torch
 artifact, and by nothing where no runtime measured that folder.
@@ -11,17 +11,19 @@ artifact, and by nothing where no runtime measured that folder.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.records.records import PassRecord, Result, RunRecord, VariantRecord
+from compress.records.manifest import PassRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord, VariantRecord
 from compress.report import units
 from compress.report.rows import base_name, with_base_as_zero
 from compress.report.verdicts import (
-    State,
+    Snapshot,
     Verdict,
     change_of_nll,
     judge,
     runtime_name,
     significance,
-    state_of,
+    snapshot_of,
 )
 
 _LONGEST_NOTE = 160
@@ -67,8 +69,8 @@ def chains(run: RunRecord, results: list[Result]) -> list[Chain]:
     """A chain per variant, in the recipe's order, each without the steps its parent already has."""
     by_name = {variant.name: variant for variant in run.variants}
     ways = {variant.name: _way(variant, by_name) for variant in run.variants}
-    states = _states(run, results, ways)
-    told: list[Chain] = []
+    snapshots = _snapshots(run, results, ways)
+    reported: list[Chain] = []
     for variant in run.variants:
         parent = by_name.get(variant.parent or "")
         inherited = {step.fingerprint for step in parent.steps} if parent else set()
@@ -80,11 +82,13 @@ def chains(run: RunRecord, results: list[Result]) -> list[Chain]:
         previous = _end(ways[start_of.name], start_of) if start_of and start_of is not variant else None
         steps = []
         for index, step in own:
-            before = states.get(step.parent or "") or states.get(previous or "")
-            steps.append(_step(run, results, variant, index, step, before, states.get(step.fingerprint)))
+            before = snapshots.get(step.parent or "") or snapshots.get(previous or "")
+            steps.append(_step(run, results, variant, index, step, before, snapshots.get(step.fingerprint)))
             previous = step.fingerprint
-        told.append(Chain(variant.name, start, tuple(steps), _total(run, by_name, variant, ways, states)))
-    return told
+        reported.append(
+            Chain(variant.name, start, tuple(steps), _total(run, by_name, variant, ways, snapshots))
+        )
+    return reported
 
 
 Ways = dict[str, list[PassRecord]]  # variant -> the steps that made its weights, from the first
@@ -109,7 +113,7 @@ def _total(
     by_name: dict[str, VariantRecord],
     variant: VariantRecord,
     ways: Ways,
-    states: dict[str, State],
+    snapshots: dict[str, Snapshot],
 ) -> Verdict | None:
     """The finished variant against the base; None where a single step already says it."""
     base = by_name.get(base_name(run))
@@ -117,36 +121,41 @@ def _total(
         return None
     shared = {step.fingerprint for step in ways[base.name]}
     beyond = [step for step in ways[variant.name] if step.fingerprint not in shared]
-    before, after = states.get(_end(ways[base.name], base)), states.get(_end(ways[variant.name], variant))
+    before, after = (
+        snapshots.get(_end(ways[base.name], base)),
+        snapshots.get(_end(ways[variant.name], variant)),
+    )
     return judge(before, after) if len(beyond) > 1 and before is not None and after is not None else None
 
 
-def _states(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, State]:
+def _snapshots(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, Snapshot]:
     """Fingerprint -> what was measured there."""
-    states: dict[str, State] = {}
+    snapshots: dict[str, Snapshot] = {}
     by_name = {variant.name: variant for variant in run.variants}
     for result in with_base_as_zero(run, results):
         variant = by_name.get(result.variant)
         if variant is None:
             continue
-        state = state_of(result)
+        snapshot = snapshot_of(result)
         for fingerprint in {_end(ways[variant.name], variant), variant.fingerprint}:
-            known = states.get(fingerprint)
+            known = snapshots.get(fingerprint)
             if known is None:
-                states[fingerprint] = state
+                snapshots[fingerprint] = snapshot
             else:
-                first = state if result.runtime == "torch" else known
-                states[fingerprint] = replace(
-                    first, decode={**known.decode, **state.decode}, prefill={**known.prefill, **state.prefill}
+                first = snapshot if result.runtime == "torch" else known
+                snapshots[fingerprint] = replace(
+                    first,
+                    decode={**known.decode, **snapshot.decode},
+                    prefill={**known.prefill, **snapshot.prefill},
                 )
     for measured in run.step_results:
         owner = by_name.get(measured.variant)
         if owner is None or measured.step_index >= len(owner.steps):
             continue
         fingerprint = owner.steps[measured.step_index].fingerprint
-        known = states.get(fingerprint, State())
+        known = snapshots.get(fingerprint, Snapshot())
         compared = measured.delta_nll is not None  # the base's own step has no comparison of its own
-        states[fingerprint] = replace(
+        snapshots[fingerprint] = replace(
             known,
             bytes=measured.file_bytes or measured.weight_bytes or known.bytes,
             nll=known.nll if measured.nll is None else measured.nll,
@@ -154,7 +163,7 @@ def _states(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, Stat
             delta_ci=measured.delta_nll_ci95 if compared else known.delta_ci,
             kl=measured.kl_to_base if compared else known.kl,
         )
-    return states
+    return snapshots
 
 
 def _step(
@@ -163,14 +172,14 @@ def _step(
     variant: VariantRecord,
     index: int,
     step: PassRecord,
-    before: State | None,
-    after: State | None,
+    before: Snapshot | None,
+    after: Snapshot | None,
 ) -> ChainStep:
     if step.is_export:
-        before, after = _export_states(results, variant, step)
-    verdict = None if before is None else judge(before, after or State())
+        before, after = _export_snapshots(results, variant, step)
+    verdict = None if before is None else judge(before, after or Snapshot())
     change, bounds = change_of_nll(before, after) if before and after else (None, None)
-    shown = after or State()
+    shown = after or Snapshot()
     notes, warnings = _notes(step.notes)
     tokens = _tokens_per_parameter(run, results, variant, step)
     if tokens:
@@ -195,9 +204,9 @@ def _step(
     )
 
 
-def _export_states(
+def _export_snapshots(
     results: list[Result], variant: VariantRecord, step: PassRecord
-) -> tuple[State, State | None]:
+) -> tuple[Snapshot, Snapshot | None]:
     """The torch artifact and what the step wrote, their speeds under one key so that they compare."""
     own = [result for result in results if result.variant == variant.name]
     torch = next((result for result in own if result.runtime == "torch"), None)
@@ -206,9 +215,9 @@ def _export_states(
         (r for r in own if any(f"{r.artifact}/".startswith(f"{folder}/") for folder in folders)), None
     )
     if torch is None or written is None:
-        return State(), None
+        return Snapshot(), None
     key = f"{runtime_name(written.runtime)} against PyTorch"
-    return state_of(torch, key), state_of(written, key)
+    return snapshot_of(torch, key), snapshot_of(written, key)
 
 
 def _tokens_per_parameter(
@@ -246,7 +255,7 @@ def _flat(notes: dict[str, Any]) -> list[tuple[str, Any]]:
     spread: list[tuple[str, Any]] = []
     for key, value in notes.items():
         if isinstance(value, dict) and "kind" not in value and len(_compact(value)) >= _LONGEST_NOTE // 2:
-            spread += [(f"{key} {inner}", told) for inner, told in _flat(value)]
+            spread += [(f"{key} {inner}", held) for inner, held in _flat(value)]
         else:
             spread.append((key, value))
     return spread

@@ -10,7 +10,7 @@ Limits: a long curve is thinned to `_POINTS` points, the last one among them.
 
 from collections.abc import Iterable
 
-from compress.records.records import CurvePoint, PassRecord
+from compress.records.manifest import CurvePoint, PassRecord
 from compress.report import units
 from compress.report.pictures import COLOURS, Curve, Picture, Series
 from compress.report.scales import linear_scale, thousands

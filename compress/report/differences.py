@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compress.records.records import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report.rows import base_name
 
 _TOLD_APART = (
@@ -33,14 +34,16 @@ def differences(runs: list[tuple[str, RunRecord, list[Result]]]) -> list[Differe
     """All differences among labelled runs; an empty list means their numbers compare."""
     found: list[Difference] = []
     if _distinct(run.data.evaluation_sha256 for _, run, _ in runs):
-        told = "; ".join(f"{label}: {run.data.evaluation_sha256[:12] or 'none'}" for label, run, _ in runs)
+        values = "; ".join(f"{label}: {run.data.evaluation_sha256[:12] or 'none'}" for label, run, _ in runs)
         found.append(
-            Difference("quality", f"The evaluation data differ ({told}). Do not compare quality across runs.")
+            Difference(
+                "quality", f"The evaluation data differ ({values}). Do not compare quality across runs."
+            )
         )
     if _distinct(run.data.window for _, run, _ in runs):
-        told = "; ".join(f"{label}: {run.data.window} tokens" for label, run, _ in runs)
+        values = "; ".join(f"{label}: {run.data.window} tokens" for label, run, _ in runs)
         found.append(
-            Difference("quality", f"The windows differ ({told}). Do not compare quality across runs.")
+            Difference("quality", f"The windows differ ({values}). Do not compare quality across runs.")
         )
     if _distinct(_base(run, results) for _, run, results in runs):
         found.append(

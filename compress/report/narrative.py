@@ -3,7 +3,7 @@
 Method: every measured line becomes a point (bytes on disk, quality lost, decode seconds per token).
 A variant is worth having when one of its lines is on the Pareto front of all lines in the same runtime and
 is smaller or faster than the base there: what a runtime does is no merit of a variant. The sentence speaks of
-the fastest such line; "faster" is of decoding. What is left is told too: a variant with neither a smaller
+the fastest such line; "faster" is of decoding. What is left is reported too: a variant with neither a smaller
 file nor more speed has "no gain", and one that another beats on every count is named together with that.
 
 Limits: fronts compare point estimates; the sentences carry the interval's verdict in words.
@@ -12,7 +12,8 @@ Limits: fronts compare point estimates; the sentences carry the interval's verdi
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.records.records import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.frontier import dominates, pareto_front
 from compress.report.rows import base_name, base_result, ordered
@@ -23,8 +24,8 @@ from compress.report.verdicts import (
     runtime_name,
     significance,
     size_finding,
+    snapshot_of,
     speed_findings,
-    state_of,
 )
 
 BUSY = 0.1  # of the cores, from which on it is said
@@ -63,11 +64,11 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
         elif paying:
             rest.append(Sentence("none", _beaten(run, lines, paying, measured)))
     good.sort(key=lambda entry: -entry[0])
-    told = [sentence for _, _, sentence in good[:most]]
+    reported = [sentence for _, _, sentence in good[:most]]
     if good[most:]:
         others = ", ".join(name for _, name, _ in good[most:])
-        told.append(Sentence("fact", f"Also worth having, less small: {others}."))
-    return told + rest + facts
+        reported.append(Sentence("fact", f"Also worth having, less small: {others}."))
+    return reported + rest + facts
 
 
 def _busy(lines: list[Result]) -> list[Sentence]:
@@ -139,11 +140,11 @@ def _no_gain(run: RunRecord, lines: list[Result], own: list[Result]) -> str:
     known = [name for name, f in (("size", size), ("speed", speed)) if f.direction != "unknown"]
     if not known:
         return f"{line.variant}: neither size nor speed was measured, so no gain is shown."
-    told = [_size_words(size)] if size.direction != "unknown" else []
-    told += [_speed_words(speed)] if speed.direction != "unknown" else []
+    words = [_size_words(size)] if size.direction != "unknown" else []
+    words += [_speed_words(speed)] if speed.direction != "unknown" else []
     where = runtime_name(line.runtime)
     return (
-        f"{line.variant}: no gain in {' or '.join(known)} ({', '.join(told)} than "
+        f"{line.variant}: no gain in {' or '.join(known)} ({', '.join(words)} than "
         f"{base_name(run)} in {where}), {_at(line)}."
     )
 
@@ -163,11 +164,11 @@ def _beaten(run: RunRecord, lines: list[Result], paying: list[Result], measured:
         ),
         None,
     )
-    told = _trade(run, lines, best).removesuffix(".")
+    trade = _trade(run, lines, best).removesuffix(".")
     if better is None:
-        return told + "."
+        return trade + "."
     return (
-        f"{told}; but {better.variant} in {runtime_name(better.runtime)} is as good or better "
+        f"{trade}; but {better.variant} in {runtime_name(better.runtime)} is as good or better "
         "in size, speed and quality."
     )
 
@@ -180,13 +181,15 @@ def _runtime_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
         if torch is None or line.variant != torch.variant or line.runtime == "torch":
             continue
         found = [
-            f for f in speed_findings(state_of(torch, ""), state_of(line, "")) if f.direction != "unknown"
+            f
+            for f in speed_findings(snapshot_of(torch, ""), snapshot_of(line, ""))
+            if f.direction != "unknown"
         ]
         if found:
-            told = ", ".join(finding.text for finding in found)
+            words = ", ".join(finding.text for finding in found)
             where = runtime_name(line.runtime)
             facts.append(
-                Sentence("fact", f"{where} alone, with {line.variant} unchanged, against PyTorch: {told}.")
+                Sentence("fact", f"{where} alone, with {line.variant} unchanged, against PyTorch: {words}.")
             )
     return facts
 

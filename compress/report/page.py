@@ -22,7 +22,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from compress.records.records import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report.chains import chains
 from compress.report.curves import loss_pictures
 from compress.report.differences import differences

@@ -11,7 +11,8 @@ rate at the p95 latency, which is spread, not uncertainty.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.records.records import Interval, Result
+from compress.records.base import Interval
+from compress.records.results import Result
 from compress.report import units
 from compress.report.frontier import pareto_front
 from compress.report.pictures import Mark, Picture, Series, both_labels, stairs

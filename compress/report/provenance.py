@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.records.records import Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.rows import base_name
 from compress.report.verdicts import runtime_name
@@ -32,7 +33,7 @@ def facts(run: RunRecord, results: list[Result]) -> Facts:
     data = run.data
     name = base_name(run)
     parameters = next((r.parameters for r in results if r.variant == name and r.parameters), None)
-    told = [
+    found = [
         ("source", data.source),
         ("train", _part(data.train_tokens, data.train_sha256)),
         ("calibration", _part(data.calibration_tokens, data.calibration_sha256)),
@@ -41,10 +42,10 @@ def facts(run: RunRecord, results: list[Result]) -> Facts:
         ("base", f"{run.base}, {units.count(parameters)} parameters" if parameters else run.base),
     ]
     if parameters and data.train_tokens:
-        told.append(
+        found.append(
             ("train text per parameter", f"{units.significant(data.train_tokens / parameters)} tokens")
         )
-    return told
+    return found
 
 
 def machine_facts(run: RunRecord, results: list[Result]) -> Facts:

@@ -8,7 +8,8 @@ the same runtime, so that a runtime's own merit is never credited to a compressi
 from dataclasses import dataclass
 from statistics import median
 
-from compress.records.records import Reference, Result, RunRecord
+from compress.records.results import Result
+from compress.records.run import Reference, RunRecord
 from compress.report import units
 from compress.report.verdicts import is_significant, runtime_name
 

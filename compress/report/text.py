@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from compress.records.records import Reference, Result
+from compress.records.results import Result
+from compress.records.run import Reference
 
 _Cell = Callable[[Result], float | None]
 

@@ -1,6 +1,6 @@
 """What a step gained and what it cost, by rules that anyone can check.
 
-Method: two states (before, after) are compared in size, speed and quality, each giving one finding:
+Method: two snapshots (before, after) are compared in size, speed and quality, each giving one finding:
 a gain, a loss, no change, or unknown because it was not measured.
 
 - Size: a gain when the bytes fall by more than 1 %.
@@ -10,8 +10,8 @@ a gain, a loss, no change, or unknown because it was not measured.
   and the whole rises by more than 20 % (equal computations, in two processes, were seen to differ by 17 %).
   Below three rounds, or where the two were not timed in turn, there is no verdict.
 - Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
-  reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference
-  to the base; for a change between two states the half-widths are added in quadrature, which errs on the
+  reaches beyond 0.00001; otherwise it is "not significant". Each snapshot's interval is for its difference
+  to the base; for a change between two snapshots the half-widths are added in quadrature, which errs on the
   wide side as long as the two differences, taken over the same windows, rise and fall together.
 
 Limits: a step with no gain in any of the three says "no gain", whatever was hoped of it.
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from math import hypot
 from typing import Literal
 
-from compress.records.records import Interval, Result
+from compress.records.base import Interval
+from compress.records.results import Result
 from compress.report import units
 
 SIZE_TOLERANCE = 0.01
@@ -45,7 +46,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class State:
+class Snapshot:
     """A model at one point of a chain; `decode` and `prefill` per runtime."""
 
     bytes: int | None = None
@@ -68,7 +69,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings of a comparison: sentences, each with the direction it tells of."""
+    """All findings of a comparison: sentences, each with the direction it reports."""
 
     kind: Literal["gain", "none", "unknown"]
     parts: tuple[Finding, ...]
@@ -84,13 +85,13 @@ def runtime_name(runtime: str) -> str:
     return RUNTIME_NAMES.get(runtime, runtime)
 
 
-def state_of(result: Result, speed_key: str | None = None) -> State:
-    """The state that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
+def snapshot_of(result: Result, speed_key: str | None = None) -> Snapshot:
+    """The snapshot that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
     key = result.runtime if speed_key is None else speed_key
     decode = decode_of(result)
     session = result.timing_session
     prefill = _rate(result.prefill_tokens_per_second, result.prefill_round_seconds, session)
-    return State(
+    return Snapshot(
         bytes=result.disk_bytes,
         nll=result.nll,
         delta_nll=result.delta_nll,
@@ -186,8 +187,8 @@ def speed_range(before: Rate, after: Rate) -> Interval | None:
     return min(ratios), max(ratios)
 
 
-def speed_findings(before: State, after: State) -> list[Finding]:
-    """Both rates in every runtime that timed both states, told together where they go the same way."""
+def speed_findings(before: Snapshot, after: Snapshot) -> list[Finding]:
+    """Both rates in every runtime that timed both snapshots, reported together where they go the same way."""
     found = []
     for runtime in sorted(after.decode.keys() | after.prefill.keys()):
         rates = (
@@ -202,7 +203,7 @@ def speed_findings(before: State, after: State) -> list[Finding]:
     return found or [Finding("unknown", "speed not measured")]
 
 
-def change_of_nll(before: State, after: State) -> tuple[float | None, Interval | None]:
+def change_of_nll(before: Snapshot, after: Snapshot) -> tuple[float | None, Interval | None]:
     """The change in nats and its 95 % interval (see the module's note on quadrature)."""
     if after.delta_nll is None or before.delta_nll is None:
         return None, None
@@ -249,8 +250,8 @@ def embedding_finding(distance: float) -> Finding:
     return Finding(direction, f"embeddings at a cosine similarity of {1 - distance:.4f} to the base's")
 
 
-def judge(before: State, after: State) -> Verdict:
-    """Compare two states and sum up; see the module's docstring for the rules."""
+def judge(before: Snapshot, after: Snapshot) -> Verdict:
+    """Compare two snapshots and sum up; see the module's docstring for the rules."""
     size = size_finding(before.bytes, after.bytes)
     speeds = speed_findings(before, after)
     quality = quality_finding(*change_of_nll(before, after))
@@ -264,13 +265,13 @@ def judge(before: State, after: State) -> Verdict:
         return Verdict("unknown", (Finding("unknown", "Not measured after this step."),))
     findings = (size, *speeds, quality)
 
-    def told(direction: Direction) -> str:
+    def reported(direction: Direction) -> str:
         return "; ".join(finding.text for finding in findings if finding.direction == direction)
 
-    same, losses, missing = told("same"), told("loss"), told("unknown")
+    same, losses, missing = reported("same"), reported("loss"), reported("unknown")
     parts = [
-        Finding("gain", f"Gain: {told('gain')}.")
-        if told("gain")
+        Finding("gain", f"Gain: {reported('gain')}.")
+        if reported("gain")
         else Finding("loss", f"No gain in {_either(answered)}.")
     ]
     if losses:
@@ -279,7 +280,7 @@ def judge(before: State, after: State) -> Verdict:
         parts.append(Finding("same", f"{same[0].upper()}{same[1:]}."))
     if missing:
         parts.append(Finding("unknown", f"{missing[0].upper()}{missing[1:]}."))
-    return Verdict("gain" if told("gain") else "none", tuple(parts))
+    return Verdict("gain" if reported("gain") else "none", tuple(parts))
 
 
 def _either(words: list[str]) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from compress.artifact.bundle import code_files, file_record
+from compress.artifact.counts import code_files, file_record
 from compress.host.reach import version_of
 from compress.models.checkpoints import hub_revision, weight_files
-from compress.records.records import write_whole
+from compress.records.base import write_whole
 
 # of configurations, tokenizers of all kinds, templates and processors
 _SETTINGS = {".json", ".jinja", ".txt", ".model", ".spm", ".bpe", ".vocab", ".tiktoken"}

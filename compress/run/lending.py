@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.artifact.bundle import Bundle
-from compress.context import Context, Original
+from compress.context import Context, Original, lend
 from compress.models.running import Precision
 from compress.passes.base import Pass
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compress.text.windows import TextData
 
 
-def lend(
+def load_and_lend(
     step: Pass,
     parent: Path,
     data: "TextData",
@@ -29,16 +29,9 @@ def lend(
     precision: Precision,
     logs: Path,
 ) -> tuple[Bundle, Context]:
-    """The bundle in the folder `parent`, with its exports for an export only, and the surroundings."""
+    """The bundle in the folder `parent` and the context, as a pass is called with them."""
     bundle = Bundle.load(parent, stream=step.streams and device.type == "cpu")
-    context = Context(
-        data=data,
-        teacher=teacher,
-        seed=seed,
-        workdir=workdir,
-        device=device,
-        threads=torch.get_num_threads(),
-        precision=precision,
-        logs=logs,
-    )
-    return bundle if step.kind == "export" else bundle.evolve(exports={}), context
+    return lend(
+        step.kind, bundle, data, teacher,
+        seed=seed, workdir=workdir, device=device, precision=precision, logs=logs,
+    )  # fmt: skip

@@ -16,23 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.artifact.bundle import MANIFEST, Bundle
-from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.artifact.applied import step_record
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import MANIFEST
+from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.records import (
-    DataRecord,
-    Lineage,
-    Manifest,
-    PassRecord,
-    VariantRecord,
-    changed_settings,
-)
+from compress.records.manifest import Lineage, Manifest, PassRecord
+from compress.records.run import DataRecord, VariantRecord
 from compress.run.identity import FileHashes, identity
-from compress.run.lending import lend
+from compress.run.lending import load_and_lend
 from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
@@ -192,7 +188,7 @@ class _Maker:
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
-        bundle, context = lend(
+        bundle, context = load_and_lend(
             step, self.store.path(parent), self.data if words is None else renumbered(self.data, words),
             lambda: self._teacher(words), seed=self.recipe.seed, workdir=self.store.workdir(found),
             device=self.device, precision="bfloat16" if self.precision == "bfloat16" else "float32",
@@ -206,18 +202,8 @@ class _Maker:
         if not is_main():
             wait(lambda: self.store.has(found))
             return found
-        record = PassRecord(
-            name=step.name(),
-            kind=step.kind,
-            config=step.model_dump(mode="json"),
-            changed=changed_settings(step),
-            exports=tuple(n for n, at in result.exports.items() if bundle.exports.get(n) != at),
-            seconds=seconds,
-            peak_rss_bytes=peak_rss_bytes(),
-            parent=parent,
-            fingerprint=found,
-            seed=self.recipe.seed,
-            notes=dict(result.notes),
+        record = step_record(
+            step, bundle, result, seconds=seconds, seed=self.recipe.seed, parent=parent, fingerprint=found
         )
         lineage = Lineage(source=bundle.lineage.source, steps=(*bundle.lineage.steps, record))
         result = result.evolve(lineage=lineage)

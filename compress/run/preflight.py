@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.host.memory import available_memory_bytes
 from compress.models.checkpoints import check_directory, meta_model
@@ -169,7 +170,7 @@ def _check_model(source: str, where: str) -> None:
     """Refuse a model that is neither there nor can be one on a hub."""
     path = Path(source)
     if path.is_dir():
-        if not (path / "manifest.json").is_file():
+        if not (path / MANIFEST).is_file():
             check_directory(path)
     elif not path.is_file() and (path.is_absolute() or source.count("/") != 1):
         raise UserError(f"{where}: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")

@@ -194,9 +194,6 @@ def load_recipe(source: str, overrides: list[str] | None = None, **sections: Any
     return Recipe.parse(content, source)
 
 
-parse = Recipe.parse
-
-
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """The first thing wrong, in one line: field, value, what to do."""
     first = error.errors()[0]

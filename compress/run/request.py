@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 
 from compress.errors import UserError, nearest
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.records.records import Result
+from compress.records.results import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
 from compress.run.serving import serving_lines
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
@@ -307,8 +307,7 @@ def _windows(request: Request, model: Any) -> tuple[dict[str, Any], list[str]]:
 
 def _tokens(model: str, source: str | Sequence[str], enough: int) -> int:
     """Tokens of a text, counted until there are more than enough."""
-    path = Path(model)
-    tokenizer = load_tokenizer(path.parent, gguf_file=path.name) if path.is_file() else load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     found = 0
     for document in load_documents(source):
         for start in range(0, len(document.text), 100_000):

@@ -21,11 +21,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.artifact.bundle import MANIFEST, Bundle
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.host.reach import reach
 from compress.passes.base import Pass
-from compress.records.records import Lineage, Manifest, PassRecord
+from compress.records.manifest import Lineage, Manifest, PassRecord
 
 
 def fingerprint(*parts: Any) -> str:

@@ -25,7 +25,8 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.counts import parameter_counts, weight_bytes
 from compress.models.checkpoints import load_tokenizer, loading
 from compress.models.stock import load_compressed_tensors
 from compress.runtimes.base import Logits, State, Tokens

@@ -22,7 +22,7 @@ from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_blocks, most_influential, renamed
 from compress.structured.importance import kl, taylor
 from compress.structured.selection import Importance, Refit, select
-from compress.structured.slicing import Counts, Kept, cut_masks, cuts_of, slice_model, smaller_config
+from compress.structured.slicing import Kept, UnitCounts, cut_masks, cuts_of, slice_model, smaller_config
 from compress.structured.structure import Structure
 from compress.structured.width import channel_scores, kept_channels, match_norms
 
@@ -31,11 +31,11 @@ _CLOSE = 1e-3  # of the largest logit: what two ways to compute the same may dif
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """How many blocks there are, and what each has."""
 
     layers: int
-    counts: Counts
+    counts: UnitCounts
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Pruned:
 def prune(
     model: Any,
     structure: Structure,
-    shape: Shape,
+    shape: ModelShape,
     windows: Tensor,
     how: How,
     masks: Mapping[str, Tensor],
@@ -79,7 +79,7 @@ def prune(
     Raises:
         UserError: the configuration cannot say it, or the result computes something else.
     """
-    whole, counts = Counts.of(structure), shape.counts
+    whole, counts = UnitCounts.of(structure), shape.counts
     smaller_config(model.config, structure, counts)  # refuses before any work
     structure, blocks, masks = _fewer_blocks(model, structure, shape.layers, windows, masks)
     scores, stream = _scores(model, windows, structure, counts, how)
@@ -113,13 +113,13 @@ def _fewer_blocks(
 
 
 def _scores(
-    model: Any, windows: Tensor, structure: Structure, counts: Counts, how: How
+    model: Any, windows: Tensor, structure: Structure, counts: UnitCounts, how: How
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """What is known before the walk: of units, and of the stream's channels."""
     if how.importance == "taylor":
         return taylor(model, windows, structure)
     if how.importance == "kl":
-        whole = vars(Counts.of(structure))
+        whole = vars(UnitCounts.of(structure))
         kinds = tuple(kind for kind in ("heads", "neurons") if getattr(counts, kind) < whole[kind])
         return kl(model, windows[: how.kl_windows], structure, kinds), None
     return {}, None

@@ -30,7 +30,7 @@ Cuts = Mapping[str, Sequence[tuple[int, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Counts:
+class UnitCounts:
     """How many are kept: units per block, and channels of the stream."""
 
     heads: int
@@ -38,7 +38,7 @@ class Counts:
     width: int
 
     @classmethod
-    def of(cls, structure: Structure) -> "Counts":
+    def of(cls, structure: Structure) -> "UnitCounts":
         """Those of the whole model."""
         return cls(structure.units("heads"), structure.units("neurons"), structure.width)
 
@@ -51,14 +51,14 @@ class Kept:
     stream: Tensor
 
 
-def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
+def smaller_config(config: Any, structure: Structure, counts: UnitCounts) -> Any:
     """The configuration of a model that keeps `counts`; `config` stays as it is.
 
     Raises:
         UserError: the counts cannot be said in a configuration of this kind.
     """
     known = inspect.signature(type(config)).parameters
-    whole, new = Counts.of(structure), copy.deepcopy(config)
+    whole, new = UnitCounts.of(structure), copy.deepcopy(config)
     heads = config.num_attention_heads
     head = structure.width // heads
     if counts.heads != whole.heads:
@@ -98,7 +98,7 @@ def smaller_config(config: Any, structure: Structure, counts: Counts) -> Any:
     return new
 
 
-def possible(config: Any, structure: Structure, counts: Counts) -> bool:
+def possible(config: Any, structure: Structure, counts: UnitCounts) -> bool:
     """Whether a stock configuration can hold the counts."""
     try:
         smaller_config(config, structure, counts)
@@ -107,7 +107,7 @@ def possible(config: Any, structure: Structure, counts: Counts) -> bool:
     return True
 
 
-def slice_model(model: Any, structure: Structure, counts: Counts, kept: Kept) -> Any:
+def slice_model(model: Any, structure: Structure, counts: UnitCounts, kept: Kept) -> Any:
     """A new model of what is kept, in eval mode; the one given stays as it is.
 
     Raises:

@@ -28,7 +28,7 @@ from compress.models.running import gradients
 from compress.models.stacks import decoder_blocks
 from compress.tasks.registry import task_of
 
-Kind = Literal["heads", "neurons"]
+UnitKind = Literal["heads", "neurons"]
 _TOKENS = 5
 _HEAD_WIDTHS = ("head_dim", "attention_head_size")  # what attention modules call it
 
@@ -61,7 +61,7 @@ class Sublayer:
     """
 
     block: int
-    kind: Kind
+    kind: UnitKind
     reader: str
     columns: Tensor
     parts: tuple[Part, ...]
@@ -80,11 +80,11 @@ class Structure:
     stream: tuple[Part, ...]
     width: int
 
-    def of(self, kind: Kind) -> tuple[Sublayer, ...]:
+    def of(self, kind: UnitKind) -> tuple[Sublayer, ...]:
         """The sublayers of one kind."""
         return tuple(s for s in self.sublayers if s.kind == kind)
 
-    def units(self, kind: Kind) -> int:
+    def units(self, kind: UnitKind) -> int:
         """Units per block; 0 where blocks differ, since the configuration holds one number for all."""
         counts = {s.units for s in self.of(kind)}
         return counts.pop() if len(counts) == 1 else 0

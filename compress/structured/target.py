@@ -25,17 +25,17 @@ from compress.artifact.sizes import float_file_bytes
 from compress.errors import UserError
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_blocks
-from compress.structured.procedure import Shape
-from compress.structured.slicing import Counts, Kept, possible, slice_model
+from compress.structured.procedure import ModelShape
+from compress.structured.slicing import Kept, UnitCounts, possible, slice_model
 from compress.structured.structure import Structure
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
-Source = Literal["neurons", "heads", "layers"]
+Dimension = Literal["neurons", "heads", "layers"]
 _PROMPT, _STEPS, _ROUNDS = 32, 8, 5
 _LEAST = 0.25  # of the neurons: a shape with fewer is not tried
 
 
-class Target(BaseModel):
+class CostTarget(BaseModel):
     """What the pruned model may cost at most, and what may be taken for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,13 +48,13 @@ class Target(BaseModel):
     latency: float | None = Field(
         None, gt=0, le=1, description="share of the time per decoded token, in torch on this machine"
     )
-    take: tuple[Source, ...] = Field(("neurons", "heads"), min_length=1, description="what may be taken")
+    take: tuple[Dimension, ...] = Field(("neurons", "heads"), min_length=1, description="what may be taken")
     shapes: int = Field(4, ge=1, le=64, description="shapes that are tried out; 1: neurons first")
     fit_windows: int = Field(2, ge=1, description="calibration windows to prune a shape with")
     judge_windows: int = Field(1, ge=1, description="other calibration windows to judge it on")
 
     @model_validator(mode="after")
-    def _one_measure(self) -> "Target":
+    def _one_measure(self) -> "CostTarget":
         given = [name for name in get_args(Measure) if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give one of parameters, block_parameters, bytes and latency")
@@ -77,16 +77,16 @@ class Costs:
     def __init__(self, model: Any, structure: Structure, measure: Measure) -> None:
         self.model, self.structure, self.measure = model, structure, measure
         self.prefix, blocks = decoder_blocks(model)
-        self.whole = Shape(len(blocks), Counts.of(structure))
-        self._known: dict[Shape, float] = {}
+        self.whole = ModelShape(len(blocks), UnitCounts.of(structure))
+        self._known: dict[ModelShape, float] = {}
 
-    def __call__(self, shape: Shape) -> float:
+    def __call__(self, shape: ModelShape) -> float:
         """Parameters, bytes, or the share of the whole model's time per token."""
         if shape not in self._known:
             self._known[shape] = self._cost(shape)
         return self._known[shape]
 
-    def _cost(self, shape: Shape) -> float:
+    def _cost(self, shape: ModelShape) -> float:
         if self.measure == "latency":
             return self._latency(shape)
         shapes = self._shapes(shape)
@@ -95,7 +95,7 @@ class Costs:
         inside = self.prefix + "." if self.measure == "block_parameters" else ""
         return sum(prod(size) for name, size in shapes.items() if name.startswith(inside))
 
-    def _shapes(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
         """Of every parameter, tied ones once."""
         structure = self.structure.of_blocks(self.prefix, list(range(shape.layers)))
         last = tuple(f"{self.prefix}.{i}." for i in range(shape.layers, self.whole.layers))
@@ -109,13 +109,13 @@ class Costs:
             sizes[part.parameter][part.axis] = shape.counts.width * part.entries.shape[1]
         return {name: tuple(size) for name, size in sizes.items()}
 
-    def _latency(self, shape: Shape) -> float:
+    def _latency(self, shape: ModelShape) -> float:
         smaller = first_of(self.model, self.structure, shape)
         pairs = [(_decode_seconds(smaller), _decode_seconds(self.model)) for _ in range(_ROUNDS)]
         return statistics.median(own / whole for own, whole in pairs)
 
 
-def first_of(model: Any, structure: Structure, shape: Shape) -> Any:
+def first_of(model: Any, structure: Structure, shape: ModelShape) -> Any:
     """A model of the shape, of whatever comes first: for what its numbers do not matter to."""
     counts = shape.counts
     prefix, blocks = decoder_blocks(model)
@@ -127,7 +127,7 @@ def first_of(model: Any, structure: Structure, shape: Shape) -> Any:
     return slice_model(model, structure, counts, Kept(units, torch.arange(counts.width)))
 
 
-def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:
+def shapes_within(target: CostTarget, costs: Costs, multiple: int) -> list[ModelShape]:
     """Shapes that meet the target, at most `target.shapes`; each has as many neurons as it may.
 
     Raises:
@@ -152,10 +152,10 @@ def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:
         layers = _down_to(
             list(range(1, whole.layers + 1)), lambda n: costs(replace(whole, layers=n)) <= limit
         )
-    found: list[Shape] = []
+    found: list[ModelShape] = []
     for blocks in _spread(list(layers), target.shapes):
         for count in _spread(list(heads), target.shapes):
-            shape = _with(Shape(blocks, whole.counts), heads=count)
+            shape = _with(ModelShape(blocks, whole.counts), heads=count)
             within = _most_neurons(shape, costs, limit, step, "neurons" in target.take)
             if within is not None:
                 found.append(within)
@@ -164,7 +164,7 @@ def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:
     found = [s for s in found if s.counts.neurons >= _LEAST * whole.counts.neurons] or found
     if not found:
         neurons = step if "neurons" in target.take else whole.counts.neurons
-        least = Shape(min(layers), replace(whole.counts, heads=min(heads), neurons=neurons))
+        least = ModelShape(min(layers), replace(whole.counts, heads=min(heads), neurons=neurons))
         raise UserError(
             f"prune_structured.target.{target.measure}: {target.value:g} cannot be met by taking "
             f"{', '.join(target.take)} (what is left costs {costs(least):g} at least); "
@@ -174,8 +174,12 @@ def shapes_within(target: Target, costs: Costs, multiple: int) -> list[Shape]:
 
 
 def best_shape(
-    shapes: list[Shape], trial: Callable[[Shape, Tensor], Any], model: Any, windows: Tensor, target: Target
-) -> tuple[Shape, dict[str, float]]:
+    shapes: list[ModelShape],
+    trial: Callable[[ModelShape, Tensor], Any],
+    model: Any,
+    windows: Tensor,
+    target: CostTarget,
+) -> tuple[ModelShape, dict[str, float]]:
     """The shape of the lowest KL from the model, and what each reached.
 
     Args:
@@ -207,10 +211,10 @@ def best_shape(
         parts = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(wanted, found, strict=True)]
         losses[shape] = float(torch.stack(parts).mean())
     best = min(losses, key=lambda shape: losses[shape])
-    return best, {_told(shape): loss for shape, loss in losses.items()}
+    return best, {_label(shape): loss for shape, loss in losses.items()}
 
 
-def _with(shape: Shape, **counts: int) -> Shape:
+def _with(shape: ModelShape, **counts: int) -> ModelShape:
     return replace(shape, counts=replace(shape.counts, **counts))
 
 
@@ -220,10 +224,10 @@ def _down_to(numbers: list[int], enough: Callable[[int], bool]) -> list[int]:
     return [number for number in reversed(numbers) if number >= last]
 
 
-def _most_neurons(shape: Shape, costs: Costs, limit: float, step: int, free: bool) -> Shape | None:
+def _most_neurons(shape: ModelShape, costs: Costs, limit: float, step: int, free: bool) -> ModelShape | None:
     """The shape with the most neurons, a multiple of `step`, that costs at most `limit`."""
 
-    def at(multiple: int) -> Shape:
+    def at(multiple: int) -> ModelShape:
         return _with(shape, neurons=multiple * step)
 
     low, high = (1, shape.counts.neurons // step) if free else (shape.counts.neurons // step,) * 2
@@ -237,14 +241,14 @@ def _most_neurons(shape: Shape, costs: Costs, limit: float, step: int, free: boo
     return at(low)
 
 
-def _limit(target: Target, costs: Costs) -> float:
+def _limit(target: CostTarget, costs: Costs) -> float:
     """The target in the units of the costs."""
     if target.measure == "latency" or target.value > 1:
         return target.value
     return target.value * costs(costs.whole)
 
 
-def _contains(larger: Shape, smaller: Shape) -> bool:
+def _contains(larger: ModelShape, smaller: ModelShape) -> bool:
     """Whether one shape has at least as much of everything."""
     a, b = larger.counts, smaller.counts
     return larger.layers >= smaller.layers and a.heads >= b.heads and a.neurons >= b.neurons
@@ -259,7 +263,7 @@ def _spread(items: list[Any], count: int) -> list[Any]:
     return [items[(i * (len(items) - 1)) // (count - 1)] for i in range(count)]
 
 
-def _told(shape: Shape) -> str:
+def _label(shape: ModelShape) -> str:
     return f"{shape.layers} blocks, {shape.counts.heads} heads, {shape.counts.neurons} neurons"
 
 

@@ -68,8 +68,8 @@ class Devices:
         for parameters in [own, beside] if self.sharded else [own + beside]:
             torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-    def apart(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
-        """Around a micro-batch: without meeting the others unless it is the last."""
+    def grad_sync(self, wrapped: Any, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch: its gradients meet those of other processes only if it is the last."""
         if self.own_shards:
             wrapped.set_requires_gradient_sync(last)
             return nullcontext()
@@ -96,8 +96,8 @@ class Devices:
         """The main process's answer: clocks differ, and a checkpoint of shards needs all processes."""
         if not self.sharded:
             return flag and self.main
-        told = torch.tensor(float(flag and self.main), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, reduction="sum") > 0)
+        answer = torch.tensor(float(flag and self.main), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(answer, reduction="sum") > 0)
 
 
 def _shard(model: nn.Module, count: int) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.context import Surroundings
+from compress.context import TrainingContext
 from compress.errors import UserError
 from compress.host.progress import SILENT, Tracker, track
 from compress.models.running import autocast
@@ -32,7 +32,7 @@ def optimise(
     model: Any,
     plan: Optimization,
     objective: Objective,
-    around: Surroundings,
+    context: TrainingContext,
     *,
     masks: Mapping[str, Tensor] | None = None,
     what: str = "training",
@@ -43,7 +43,7 @@ def optimise(
         model: a causal language model in float32.
         plan: the settings.
         objective: what to minimise, and what belongs to it.
-        around: text, seed, device, and where the checkpoint lives.
+        context: text, seed, device, and where the checkpoint lives.
         masks: module name -> bool (out, in); False stays exactly zero. Written to where the objective has a
             schedule of masks: in the end they are those of the result.
         what: the label of the progress bar.
@@ -55,7 +55,7 @@ def optimise(
         UserError: the text does not fill one batch, or wildcards of the plan fit nothing.
     """
     plan.check(model)
-    with ready(model, plan, objective, around, masks or {}) as run:
+    with ready(model, plan, objective, context, masks or {}) as run:
         _train(run, what)
     return notes(run, model)
 
@@ -67,7 +67,7 @@ def _train(run: Run, what: str) -> None:
     saved = time.monotonic()
     model.train()
     with _bar(run, what) as bar:
-        while progress.step < run.steps and not keeper.done(progress.verdict):
+        while progress.step < run.steps and not keeper.done(progress.best):
             began, step = time.monotonic(), progress.step
 
             # masks that change now
@@ -84,7 +84,7 @@ def _train(run: Run, what: str) -> None:
                     rows, start = objective.rewrite(model, rows, moment)
                     moment = moment._replace(start=start)
                 inputs, targets = rows[:, :-1], rows[:, 1:]  # (windows, window) each
-                with devices.apart(run.wrapped, part.last):
+                with devices.grad_sync(run.wrapped, part.last):
                     with autocast(run.device, run.precision):
                         outputs = run.wrapped(input_ids=inputs, use_cache=False)
                     loss = objective.loss(outputs, inputs, targets, moment) * part.share
@@ -104,14 +104,14 @@ def _train(run: Run, what: str) -> None:
             _check_finite(what, step + 1, value, heldout)
             progress.record(value, tokens, heldout, run.steps)
             if heldout is not None and progress.step >= objective.judge_from:
-                progress.verdict.stale += 1  # unless something better is kept now
-                keeper.offer(progress, heldout)
+                progress.best.stale += 1  # unless something better is kept now
+                keeper.consider(progress, heldout)
                 if average.coefficient(step) is not None:
                     with average.swapped():
                         masks.weights()
                         of_average = run.heldout_loss()
                         progress.average_curve.append([progress.step, of_average])
-                        keeper.offer(progress, of_average, averaged=True)
+                        keeper.consider(progress, of_average, averaged=True)
 
             progress.seconds += time.monotonic() - began
             pace = f"{tokens / progress.seconds:,.0f}"
@@ -126,7 +126,7 @@ def _train(run: Run, what: str) -> None:
 
     if plan.patience is not None:
         keeper.restore()
-    elif progress.verdict.averaged:
+    elif progress.best.averaged:
         average.swap()
     masks.weights()
 

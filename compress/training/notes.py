@@ -9,7 +9,7 @@ from compress.training.setup import Run
 
 def notes(run: Run, model: nn.Module) -> dict[str, Any]:
     """On a finished run and the model that it trained; the objective's own first."""
-    progress, verdict = run.progress, run.progress.verdict
+    progress, best = run.progress, run.progress.best
     parameters = sum(p.numel() for p in model.parameters())
     tokens = progress.step * run.step_tokens
     return {
@@ -23,8 +23,8 @@ def notes(run: Run, model: nn.Module) -> dict[str, Any]:
         "precision": run.precision,
         "processes": run.devices.count,
         "heldout_before": progress.heldout_before,
-        "heldout_after": verdict.score,
-        "kept": ("average" if verdict.averaged else "weights") + f" of step {verdict.step}",
+        "heldout_after": best.score,
+        "kept": ("average" if best.averaged else "weights") + f" of step {best.step}",
         "stopped_early": progress.step < run.steps,
         "average_curve": progress.average_curve,
         "loss_curve": progress.curve,

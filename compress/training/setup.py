@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.context import Surroundings
+from compress.context import TrainingContext
 from compress.models.running import backward_passes, gradient_checkpointing, heldout_nll
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
@@ -21,7 +21,7 @@ from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.plan import Optimization
 from compress.training.scheduled import Scheduled
-from compress.training.stopping import Keeper, Progress, Verdict
+from compress.training.stopping import Best, Keeper, Progress
 from compress.training.trackers import tracking
 
 
@@ -40,7 +40,7 @@ class Run:
         model: Any,
         plan: Optimization,
         objective: Objective,
-        around: Surroundings,
+        context: TrainingContext,
         devices: Devices,
         batches: Batches,
         masks: Mapping[str, Tensor],
@@ -52,9 +52,9 @@ class Run:
             devices,
             batches,
         )
-        self.device, self.precision = around.device, plan.precision_on(around.precision)
+        self.device, self.precision = context.device, plan.precision_on(context.precision)
         self.steps, self.step_tokens = plan.steps(batches.window), batches.batch * batches.window
-        self.heldout = torch.from_numpy(around.data.heldout.tokens.astype(np.int64)).to(self.device)
+        self.heldout = torch.from_numpy(context.data.heldout.tokens.astype(np.int64)).to(self.device)
         self.masks = Masks(model, masks)
         self.masks.weights()
         digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), objective.identity]
@@ -66,7 +66,7 @@ class Run:
         self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
         self.average = Average(model, plan.average, plan.average_share, self.steps)
         self.keeper = Keeper(model, plan.patience)
-        self._path = around.workdir / "training.safetensors"
+        self._path = context.workdir / "training.safetensors"
         self._trained = nn.ModuleDict({"model": model, "extra": self.extra})
         self._others = {f"average.{name}": value for name, value in self.average.tensors.items()}
         self._others |= {f"best.{name}": value for name, value in self.keeper.tensors.items()}
@@ -96,31 +96,35 @@ class Run:
 
     def _beginning(self, found: str) -> Progress:
         before = self.heldout_loss()
-        return Progress(found, before, Verdict(float("inf") if self.objective.judge_from else before))
+        return Progress(found, before, Best(float("inf") if self.objective.judge_from else before))
 
 
 @contextmanager
 def ready(
-    model: Any, plan: Optimization, objective: Objective, around: Surroundings, masks: Mapping[str, Tensor]
+    model: Any,
+    plan: Optimization,
+    objective: Objective,
+    context: TrainingContext,
+    masks: Mapping[str, Tensor],
 ) -> Iterator[Run]:
     """A run, and around it all that lasts as long as it trains; then `model` holds what it ended with, on the
     CPU, in eval mode, and `masks` those of the result.
     """
-    window = plan.window or around.data.window
-    batches = Batches(around.data.train, window, plan.windows, around.seed, objective.moving).check()
-    logs = around.logs or around.workdir / "logs"
-    devices = Devices(around.device, plan.trackers, logs)
+    window = plan.window or context.data.window
+    batches = Batches(context.data.train, window, plan.windows, context.seed, objective.moving).check()
+    logs = context.logs or context.workdir / "logs"
+    devices = Devices(context.device, plan.trackers, logs)
     # sharding changes a model for good: it gets a copy, and the result is copied back
-    own = (copy.deepcopy(model) if devices.sharded else model).to(around.device)
-    settings = plan.deciding(plan.precision_on(around.precision))
+    own = (copy.deepcopy(model) if devices.sharded else model).to(context.device)
+    settings = plan.deciding(plan.precision_on(context.precision))
     with ExitStack() as during:
         during.enter_context(backward_passes(own))
-        during.enter_context(_random_numbers(around.device))
+        during.enter_context(_random_numbers(context.device))
         during.enter_context(rates.frozen(own, plan.freeze))
         during.enter_context(gradient_checkpointing(own, plan.gradient_checkpointing))
         during.enter_context(objective.watch(own))
         during.enter_context(tracking(devices.accelerator, logs, plan.trackers, settings))
-        run = Run(own, plan, objective, around, devices, batches, masks)
+        run = Run(own, plan, objective, context, devices, batches, masks)
         yield run
         if devices.sharded:
             sharding.gather(own, model)

@@ -17,11 +17,11 @@ _CURVE_POINTS = 100
 
 
 @dataclass
-class Verdict:
-    """What the held-out loss has said so far; JSON, for checkpoints.
+class Best:
+    """The weights to keep, by what the held-out loss has said so far; JSON, for checkpoints.
 
     Attributes:
-        score: the held-out loss of the weights to keep, in nats.
+        score: their held-out loss, in nats.
         step: after how many steps they were met.
         averaged: whether they are an average.
         stale: held-out points since.
@@ -40,7 +40,7 @@ class Progress:
     Attributes:
         identity: digest of all that decides the result.
         heldout_before: the held-out loss of the weights it started from.
-        verdict: what to keep.
+        best: which weights to keep.
         step: steps done.
         seconds: spent in steps.
         loss_sum, loss_count: of the steps since the last point of the curve.
@@ -50,7 +50,7 @@ class Progress:
 
     identity: str
     heldout_before: float
-    verdict: Verdict
+    best: Best
     step: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
@@ -61,7 +61,7 @@ class Progress:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "Progress":
         """From JSON."""
-        return cls(**{**values, "verdict": Verdict(**values["verdict"])})
+        return cls(**{**values, "best": Best(**values["best"])})
 
     def record(self, loss: float, tokens: int, heldout: float | None, steps: int) -> None:
         """Count a finished step of `steps`; a hundred times, and at each held-out loss, add to the curve."""
@@ -87,10 +87,10 @@ class Keeper:
         self.tensors: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.weights.items()}
 
     @torch.no_grad()
-    def offer(self, progress: Progress, score: float, averaged: bool = False) -> None:
+    def consider(self, progress: Progress, score: float, averaged: bool = False) -> None:
         """Keep the model's weights as they stand if their held-out loss says so; never for a loss of NaN."""
-        if (self.patience is None and not averaged) or score < progress.verdict.score:
-            progress.verdict = Verdict(score, progress.step, averaged)
+        if (self.patience is None and not averaged) or score < progress.best.score:
+            progress.best = Best(score, progress.step, averaged)
             for name, parameter in self.weights.items():
                 self.tensors[name].copy_(parameter)
 
@@ -100,6 +100,6 @@ class Keeper:
         for name, parameter in self.weights.items():
             parameter.copy_(self.tensors[name])
 
-    def done(self, verdict: Verdict) -> bool:
+    def done(self, best: Best) -> bool:
         """Whether the patience is at its end."""
-        return self.patience is not None and verdict.stale >= self.patience
+        return self.patience is not None and best.stale >= self.patience

@@ -25,7 +25,7 @@ from compress.export.onnx.check import ExportCheckFailed, divergence, torch_logi
 from compress.export.onnx.families import describe
 from compress.formats import QuantizedTensor
 from compress.host.progress import track
-from compress.runtimes import EXPORTED
+from compress.runtimes.exported import EXPORTED
 from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
 
 TOLERANCE = 0.05  # nats per token

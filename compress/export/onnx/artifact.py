@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifact.bundle import MANIFEST, Bundle, file_record, quantized_layers
+from compress.artifact.bundle import Bundle, quantized_layers
+from compress.artifact.counts import file_record
+from compress.artifact.folder import MANIFEST
 from compress.export.onnx.architecture import Decoder, Linear
 from compress.export.onnx.attention import CacheScales
 from compress.export.onnx.decoder import forms_of_ends, write_decoder
@@ -19,7 +21,7 @@ from compress.export.onnx.genai import genai_config
 from compress.export.onnx.graph import DATA_FILE, GraphBuilder
 from compress.export.onnx.seq2seq import write_seq2seq
 from compress.models.checkpoints import quiet_transformers, save_configurations
-from compress.records.records import Manifest
+from compress.records.manifest import Manifest
 from compress.runtimes.onnx_session import PROCESSOR
 from compress.tasks.base import longest_text
 from compress.tasks.registry import task_of

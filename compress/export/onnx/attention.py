@@ -69,12 +69,12 @@ def attention(
     around = None if scales is None else _factors(layer, scales)
     past, present = _cache(graph, index, layer, _FLOAT if scales is None else _INT8)
     angles = ["", ""] if layer.rotary is None else _tables(graph, layer.rotary, text.context)
-    states = _states(graph, x, index, layer, forms)
-    values = [unflatten(graph, state.value, state.width, text.shape) for state in states]
+    projections = _projections(graph, x, index, layer, forms)
+    values = [unflatten(graph, projection.value, projection.width, text.shape) for projection in projections]
     if around is not None:
-        parts = around[0].split([state.width for state in states])
-        named = zip(values, states, parts, strict=True)
-        values = [_scaled(graph, value, state.name, part) for value, state, part in named]
+        parts = around[0].split([projection.width for projection in projections])
+        named = zip(values, projections, parts, strict=True)
+        values = [_scaled(graph, value, projection.name, part) for value, projection, part in named]
     values += [""] * (3 - len(values))
     inputs = [*values, *past, text.last, text.total, *angles]
     attributes: dict[str, int | float | str] = {
@@ -122,7 +122,7 @@ def _cache(graph: GraphBuilder, index: int, layer: Attention, kind: int) -> tupl
 
 
 @dataclass(frozen=True)
-class _State:
+class _Projection:
     """Query, key or value, or all of them side by side: `width` numbers per token."""
 
     name: str
@@ -130,14 +130,16 @@ class _State:
     width: int
 
 
-def _states(graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Forms) -> list[_State]:
+def _projections(
+    graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Forms
+) -> list[_Projection]:
     """One for all where they come from one product; else query, key, value."""
     layers = (layer.query, layer.key, layer.value)
     norms = (layer.query_norm, layer.key_norm, None)
     if norms == (None, None, None) and stackable(layers, forms):
         fused = stack(layers, f"layers.{index}.qkv")
-        return [_State(fused.name, linear(graph, x, fused, forms), fused.outputs)]
-    states = []
+        return [_Projection(fused.name, linear(graph, x, fused, forms), fused.outputs)]
+    projections = []
     for part, its_norm in zip(layers, norms, strict=True):
         y = linear(graph, x, part, forms)
         if its_norm is not None:
@@ -145,8 +147,8 @@ def _states(graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Fo
             rows = graph.op("Reshape", y, graph.constant([-1, width]))
             graph.sized(rows, _FLOAT, [f"tokens x {part.outputs // width}", width])
             y = norm(graph, rows, its_norm)  # unflattened, its heads are side by side again
-        states.append(_State(part.name, y, part.outputs))
-    return states
+        projections.append(_Projection(part.name, y, part.outputs))
+    return projections
 
 
 def _tables(graph: GraphBuilder, rotary: Rotary, context: int) -> list[str]:

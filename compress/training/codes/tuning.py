@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from compress.context import Surroundings
+from compress.context import TrainingContext
 from compress.host.progress import Tracker, track
 from compress.models.running import Precision, autocast, backward_passes
 from compress.training import checkpoint
@@ -90,7 +90,7 @@ class TuningProgress:
     curve: list[list[float | int]] = field(default_factory=list)
 
 
-class _State(nn.Module):
+class _Tuned(nn.Module):
     """The parameters as they are and as they were at the best check."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -118,7 +118,7 @@ def tune(
     units: list[Tensor | None],
     plan: Tuning,
     stream: NDArray[np.int32],
-    around: Surroundings,
+    context: TrainingContext,
     *,
     digests: str,
     what: str,
@@ -132,7 +132,7 @@ def tune(
         units: what each parameter's steps are multiplied by, elementwise; None: 1.
         plan: the settings.
         stream: text to tune on, int32 (tokens,).
-        around: seed, precision, longest window, held-out windows, and where the checkpoint lives.
+        context: seed, precision, longest window, held-out windows, and where the checkpoint lives.
         digests: of both models; a checkpoint of others is ignored.
         what: the label of the progress bar.
 
@@ -143,24 +143,24 @@ def tune(
     Raises:
         UserError: the text does not fill one batch.
     """
-    window, precision = min(plan.window, around.data.window), around.precision
-    batches = Batches(stream, window, plan.batch, around.seed).check()
+    window, precision = min(plan.window, context.data.window), context.precision
+    batches = Batches(stream, window, plan.batch, context.seed).check()
     step_tokens = plan.batch * window
     steps = max(1, -(-plan.tokens // step_tokens))
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}
     device = parameters[0].device
-    state = _State(parameters)
+    tuned = _Tuned(parameters)
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
-    heldout = around.data.heldout.tokens
+    heldout = context.data.heldout.tokens
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
     settings = plan.model_dump(mode="json", exclude=set(Tuning.incidental))
     found = identity([settings, precision, digests, digest_of([("heldout", held)])], batches)
-    path = around.workdir / "tuning.safetensors"
+    path = context.workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()
     with backward_passes(model, teacher):
-        restored = checkpoint.restore(path, state, [optimizer], found)
+        restored = checkpoint.restore(path, tuned, [optimizer], found)
         if restored is None:
             began = time.monotonic()
             before = heldout_kl(model, teacher, held, precision)
@@ -178,13 +178,13 @@ def tune(
                 _update(optimizer, units)
                 progress.step += 1
                 if progress.step in checks:
-                    _check(progress, state, heldout_kl(model, teacher, held, precision), step_tokens)
+                    _check(progress, tuned, heldout_kl(model, teacher, held, precision), step_tokens)
                 progress.seconds += time.monotonic() - began
                 _show(bar, progress, step_tokens)
                 if time.monotonic() - saved >= plan.checkpoint_seconds:
-                    checkpoint.save(path, state, [optimizer], asdict(progress))
+                    checkpoint.save(path, tuned, [optimizer], asdict(progress))
                     saved = time.monotonic()
-    state.restore()
+    tuned.restore()
     return _notes(progress, step_tokens)
 
 
@@ -214,14 +214,14 @@ def _update(optimizer: torch.optim.Optimizer, units: list[Tensor | None]) -> Non
     optimizer.zero_grad(set_to_none=True)
 
 
-def _check(progress: TuningProgress, state: _State, kl: float, step_tokens: int) -> None:
+def _check(progress: TuningProgress, tuned: _Tuned, kl: float, step_tokens: int) -> None:
     """Record a held-out KL and keep the parameters if it is the lowest."""
     mean = sum(progress.losses) / len(progress.losses)
     progress.curve.append([progress.step, progress.step * step_tokens, mean, kl])
     progress.losses.clear()
     if kl < progress.best:  # never true of a NaN
         progress.best, progress.best_step, progress.stale = kl, progress.step, 0
-        state.keep()
+        tuned.keep()
     else:
         progress.stale += 1
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.context import Classroom, Original
+from compress.context import DistillationContext, Original
 from compress.errors import UserError
 from compress.host.processes import process
 from compress.tasks.registry import task_of
@@ -31,7 +31,7 @@ from compress.training.teaching.sampled import SampledTargets, sampled_kl
 from compress.training.teaching.teachers import Teachers
 
 
-class Lesson(Optimization, Guidance):
+class Distillation(Optimization, Guidance):
     """The fields of passes that learn from a teacher."""
 
     @classmethod
@@ -40,46 +40,48 @@ class Lesson(Optimization, Guidance):
         raise NotImplementedError
 
 
-def taught(lesson: Lesson, student: Original, around: Classroom) -> Objective:
-    """The objective of learning as `lesson` says; with cached targets the teachers have done their work, and
+def distillation_objective(
+    settings: Distillation, student: Original, context: DistillationContext
+) -> Objective:
+    """The objective of learning as `settings` say; with cached targets the teachers have done their work, and
     their memory is free, when this returns.
 
     Args:
-        lesson: what is asked of the teachers, and the plan of the loop that will run the objective.
+        settings: what is asked of the teachers, and the plan of the loop that will run the objective.
         student: the model to train.
-        around: as the loop's; targets are kept in its `workdir`.
+        context: as the loop's; targets are kept in its `workdir`.
 
     Raises:
         UserError: a teacher of another vocabulary, or of a shorter context; blocks or heads that the models
             do not have; text or disk that does not suffice.
     """
-    window, seed = lesson.window or around.data.window, around.seed
-    precision, found = lesson.precision_on(around.precision), lesson.load_teachers(around.teacher)
-    teachers = Teachers(student, found, around.device, precision, lesson.name(), window)
+    window, seed = settings.window or context.data.window, context.seed
+    precision, found = settings.precision_on(context.precision), settings.load_teachers(context.teacher)
+    teachers = Teachers(student, found, context.device, precision, settings.name(), window)
     digest = teachers.digest
     notes: dict[str, Any] = {
         "teachers": [list(pair) for pair in zip(teachers.sources, teachers.weights, strict=True)]
     }
-    if lesson.targets == "online":
-        inner = _Inner(lesson, student.model, teachers, seed)
-        objective = _Online(lesson, teachers, inner, window, seed).objective()
+    if settings.targets == "online":
+        inner = _Inner(settings, student.model, teachers, seed)
+        objective = _Online(settings, teachers, inner, window, seed).objective()
         return replace(objective, identity=digest, notes=notes | inner.notes)
-    batches = Batches(around.data.train, window, lesson.windows, seed, moving=False).check()
-    numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(lesson.steps(window))]))
-    targets = SampledTargets(around.workdir / "targets", numbers, lesson.samples)
+    batches = Batches(context.data.train, window, settings.windows, seed, moving=False).check()
+    numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(settings.steps(window))]))
+    targets = SampledTargets(context.workdir / "targets", numbers, settings.samples)
     with teachers.ready():
         targets.build(
-            lambda tokens: teachers.logits(tokens, lesson.temperature),
+            lambda tokens: teachers.logits(tokens, settings.temperature),
             batches,
-            lesson.temperature,
+            settings.temperature,
             f"{digest} {precision}",
             teachers.device,
             process(),
         )
     notes["target_bytes"] = targets.bytes
     notes["target_positions"] = len(numbers) * window
-    notes["target_samples"] = lesson.samples
-    return replace(_cached(lesson, targets), identity=digest, notes=notes)
+    notes["target_samples"] = settings.samples
+    return replace(_cached(settings, targets), identity=digest, notes=notes)
 
 
 def _cached(guidance: Guidance, targets: SampledTargets) -> Objective:

@@ -35,8 +35,8 @@ def hidden_distance(student: Tensor, teacher: Tensor, through: nn.Module) -> Ten
     1 for a student that says 0. Each position counts alike, however large a few of the teacher's states are.
     """
     wanted = teacher.float()
-    apart = (through(student.float()) - wanted).pow(2).sum(-1)
-    return (apart / wanted.pow(2).sum(-1).clamp(min=1e-12)).mean()
+    distances = (through(student.float()) - wanted).pow(2).sum(-1)
+    return (distances / wanted.pow(2).sum(-1).clamp(min=1e-12)).mean()
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, heads: int, causal: bool) -> Tensor:

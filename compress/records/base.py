@@ -1,0 +1,57 @@
+"""What every record is: a frozen value that goes to JSON and back, written whole or not at all.
+
+Units in all records: seconds, bytes, nats; what was not measured is None, never 0. Every `*_ci95` is
+[low, high].
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compress.errors import UserError
+
+SCHEMA_VERSION = 1
+Interval = tuple[float, float]  # [low, high]
+_Record = TypeVar("_Record", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen value that goes to JSON and back unchanged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Write as indented JSON, whole or not at all."""
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls: type[_Record], path: Path) -> _Record:
+        """Read one back; raises UserError for a file that is missing or of another shape."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except ValueError as error:
+            raise UserError(
+                f"{path}: not a {cls.__name__} of this version ({first_fault(error)}); write it anew"
+            ) from None
+
+
+def first_fault(error: ValueError) -> str:
+    """What is wrong first, in a line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a kill or a full disk leaves the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

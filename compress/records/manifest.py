@@ -1,0 +1,149 @@
+"""What an artifact says of itself: `manifest.json`, with the steps that made it.
+
+Written by the making wing (pipeline, passes, bundle), read by the telling wing (measure, report).
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, model_validator
+
+from compress.records.base import SCHEMA_VERSION, Record
+
+# matrices with many zeros: as all others; smaller on disk; smaller in memory, too, where they are only run
+Storage = Literal["dense", "sparse", "packed"]
+
+# what the steps were that records from before `PassRecord.kind` tell of; all others changed weights
+_EXPORTS_BEFORE_KINDS = {
+    "export_onnx": "onnx",
+    "export_gguf": "gguf",
+    "export_compressed_tensors": "compressed-tensors",
+}
+
+
+class PassRecord(Record):
+    """One step of a chain. The pipeline fills everything but `notes`, which are the pass's own words.
+
+    Attributes:
+        kind: that of the pass ("train", "export", ...), "source" for what a chain starts from; None in
+            records written before there were kinds, unless it is known.
+        config: all fields of the pass.
+        changed: those of them that differ from the pass's defaults; None where nobody wrote that down.
+        exports: folders beside the weights that this step wrote.
+    """
+
+    name: str
+    kind: str | None = None
+    config: dict[str, Any]
+    changed: dict[str, Any] | None = None
+    exports: tuple[str, ...] = ()
+    seconds: float
+    peak_rss_bytes: int | None
+    parent: str | None
+    fingerprint: str
+    seed: int
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before_kinds(cls, values: Any) -> Any:
+        """Records of earlier versions have no kind: what was an export then is known by name."""
+        if isinstance(values, dict) and "kind" not in values:
+            folder = _EXPORTS_BEFORE_KINDS.get(str(values.get("name")))
+            if folder is not None:
+                return {**values, "kind": "export", "exports": (folder,)}
+        return values
+
+    @property
+    def is_export(self) -> bool:
+        """Whether the step left the weights as they were."""
+        return self.kind == "export"
+
+    def curve(self) -> list["CurvePoint"]:
+        """The loss curve in the notes of a step that trained, in the order of the steps; else empty."""
+        rows = self.notes.get("loss_curve")
+        return [CurvePoint(*row) for row in rows] if isinstance(rows, list) else []
+
+
+def changed_settings(value: Any) -> dict[str, Any]:
+    """Fields of a pass (a pydantic value) unlike their defaults, or without; of a format its kind, too."""
+    stated: dict[str, Any] = {}
+    whole = value.model_dump(mode="json")
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+            stated[name] = changed_settings(inner) if isinstance(inner, BaseModel) else whole[name]
+    return stated
+
+
+class CurvePoint(NamedTuple):
+    """A point of `loss_curve` in a step's notes.
+
+    Attributes:
+        step: updates so far.
+        tokens: trained on so far.
+        objective: mean over the updates since the point before of what the pass minimises, in its unit.
+        heldout: NLL on the held-out windows, nats per predicted token; None where it was not scored.
+    """
+
+    step: int
+    tokens: float
+    objective: float
+    heldout: float | None = None
+
+
+class Lineage(Record):
+    """Where a model comes from: its source, then every pass in order."""
+
+    source: str
+    steps: tuple[PassRecord, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes, first to last."""
+        return tuple(step.name for step in self.steps)
+
+
+class LayerRecord(Record):
+    """A layer whose weights are stored as codes."""
+
+    format: dict[str, Any]
+    shape: tuple[int, int]
+    tied_to: str | None = None
+    embedding: bool = False
+    activations: dict[str, Any] | None = None
+
+
+class SparseRecord(Record):
+    """A tensor stored as bitmask and values: its shape, and how many values there are (bytes, of codes)."""
+
+    shape: tuple[int, ...]
+    stored: int
+
+
+class FileRecord(Record):
+    """A file of an artifact."""
+
+    bytes: int
+    sha256: str
+
+    def fits(self, file: Path) -> bool:
+        """Whether a file is there, of that length."""
+        return file.is_file() and file.stat().st_size == self.bytes
+
+
+class Manifest(Record):
+    """`manifest.json` of an artifact."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["huggingface", "onnx"]
+    compress_version: str
+    fingerprint: str
+    lineage: Lineage
+    layers: dict[str, LayerRecord] = Field(default_factory=dict)
+    masked: tuple[str, ...] = ()
+    sparse: dict[str, SparseRecord] = Field(default_factory=dict)
+    storage: Storage = "dense"
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    exports: tuple[str, ...] = ()  # folders beside the files
+    onnx: dict[str, Any] | None = None

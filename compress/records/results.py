@@ -1,0 +1,92 @@
+"""What was measured: a line of `results.jsonl` per variant and runtime, and one per step of a chain.
+
+Written by `measure`, read by `report`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from compress.errors import UserError
+from compress.records.base import Interval, Record, first_fault, write_whole
+
+
+class Result(Record):
+    """One line of `results.jsonl`: one variant in one runtime."""
+
+    variant: str
+    runtime: str
+    device: str
+    artifact: str
+    disk_bytes: int | None = None
+    weight_bytes: int | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+    peak_rss_bytes: int | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    nll: float | None = None
+    nll_ci95: Interval | None = None
+    delta_nll: float | None = None
+    delta_nll_ci95: Interval | None = None
+    kl_to_base: float | None = None
+    kl_ci95: Interval | None = None
+    top1_agreement: float | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    prefill_seconds_p50: float | None = None
+    prefill_seconds_p95: float | None = None
+    decode_seconds_p50: float | None = None
+    decode_seconds_p95: float | None = None
+    decode_seconds_p99: float | None = None
+    load_seconds: float | None = None
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str = ""
+    # of models that embed text; all others leave them null
+    cosine_distance: float | None = None
+    cosine_ci95: Interval | None = None
+    # of timing: medians of each turn (those of one `timing_session` alternate, and compare pairwise), and the
+    # share of the cores that other programs had meanwhile
+    prefill_round_seconds: tuple[float, ...] = ()
+    decode_round_seconds: tuple[float, ...] = ()
+    timing_session: str = ""
+    busy_share: float | None = None
+
+
+class StepResult(Record):
+    """Quality and size after one step of a chain, measured in torch on the saved step."""
+
+    variant: str
+    step_index: int
+    pass_name: str
+    nll: float | None = None
+    delta_nll: float | None = None
+    delta_nll_ci95: Interval | None = None
+    kl_to_base: float | None = None
+    kl_ci95: Interval | None = None
+    weight_bytes: int | None = None
+    file_bytes: int | None = None
+
+
+def read_results(path: Path) -> list[Result]:
+    """All lines of a `results.jsonl`; an absent file has none. Raises UserError for a broken line."""
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            results.append(Result.model_validate_json(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: no result line of this version ({first_fault(error)}); delete the file "
+                "and measure again"
+            ) from None
+    return results
+
+
+def write_results(path: Path, results: list[Result]) -> None:
+    """Write a whole `results.jsonl`."""
+    write_whole(path, "".join(result.model_dump_json() + "\n" for result in results))

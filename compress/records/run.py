@@ -1,0 +1,82 @@
+"""What a run leaves besides artifacts and measured lines: `run.json`."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from compress.records.base import SCHEMA_VERSION, Record
+from compress.records.manifest import PassRecord
+from compress.records.results import StepResult
+
+
+class Reference(Record):
+    """A simple model scored on the same tokens, to keep the numbers honest."""
+
+    name: str
+    nll: float
+    perplexity: float
+    bits_per_byte: float
+
+
+class Sample(Record):
+    """What a variant writes after a prompt."""
+
+    variant: str
+    runtime: str
+    prompt: str
+    text: str
+
+
+class SampleBook(Record):
+    """Samples drawn so far by a measurement that is still running."""
+
+    samples: list[Sample]
+
+
+class VariantRecord(Record):
+    """A variant of a run; paths are relative to the run's folder."""
+
+    name: str
+    parent: str | None
+    artifact: str
+    exports: tuple[str, ...] = ()  # folders in the artifact
+    fingerprint: str
+    steps: list[PassRecord]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before_exports(cls, values: Any) -> Any:
+        """Records of earlier versions name the ONNX folder alone."""
+        if isinstance(values, dict) and "onnx_artifact" in values:
+            known = {name: value for name, value in values.items() if name != "onnx_artifact"}
+            return {**known, "exports": ("onnx",) if values["onnx_artifact"] else ()}
+        return values
+
+
+class DataRecord(Record):
+    """What text a run used: token counts and hashes of the disjoint parts."""
+
+    source: str
+    window: int
+    train_tokens: int
+    train_sha256: str
+    calibration_tokens: int
+    calibration_sha256: str
+    evaluation_tokens: int
+    evaluation_sha256: str
+    evaluation_bytes: int
+
+
+class RunRecord(Record):
+    """`run.json`: everything of a run but the measured lines."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe_name: str
+    base: str
+    variants: list[VariantRecord]
+    data: DataRecord
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    references: list[Reference] = Field(default_factory=list)
+    samples: list[Sample] = Field(default_factory=list)
+    step_results: list[StepResult] = Field(default_factory=list)
