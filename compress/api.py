@@ -16,7 +16,7 @@ from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
-from compress.models.checkpoints import load_tokenizer, meta_model, read_json
+from compress.models.checkpoints import load_config, load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import (
@@ -38,6 +38,8 @@ from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
+from compress.tasks.registry import task_of
+from compress.text.framing import prompt_of
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
@@ -183,7 +185,8 @@ def tell(recipe: Recipe, made: Made) -> RunRecord:
     base = folder / "base"
     targets = [t for variant in made.variants for t in _targets(folder, variant)]
     tokenizer = load_tokenizer(base)
-    prompt = tokenizer(recipe.report.prompt, add_special_tokens=False)["input_ids"]
+    continues = task_of(load_config(base)).continues
+    prompt = prompt_of(tokenizer, recipe.report.prompt, continues=continues)
     earlier = _readable(RunRecord.read, folder / "run.json")
     work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
     work.mkdir(exist_ok=True)

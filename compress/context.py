@@ -83,6 +83,11 @@ class Text(Protocol):
         ...
 
     @property
+    def begin(self) -> tuple[int, ...]:
+        """What every window that is cut from them begins with."""
+        ...
+
+    @property
     def heldout(self) -> Tokens:
         """Windows for the curve, scored by plain cross-entropy."""
         ...

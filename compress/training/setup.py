@@ -107,7 +107,8 @@ def ready(
     CPU, in eval mode, and `masks` those of the result.
     """
     window = plan.window or around.data.window
-    batches = Batches(around.data.train, window, plan.windows, around.seed, objective.moving).check()
+    text = around.data
+    batches = Batches(text.train, window, plan.windows, around.seed, objective.moving, text.begin).check()
     logs = around.logs or around.workdir / "logs"
     devices = Devices(around.device, plan.trackers, logs)
     # sharding changes a model for good: it gets a copy, and the result is copied back

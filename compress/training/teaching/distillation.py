@@ -64,7 +64,8 @@ def taught(lesson: Lesson, student: Original, around: Classroom) -> Objective:
         inner = _Inner(lesson, student.model, teachers, seed)
         objective = _Online(lesson, teachers, inner, window, seed).objective()
         return replace(objective, identity=digest, notes=notes | inner.notes)
-    batches = Batches(around.data.train, window, lesson.windows, seed, moving=False).check()
+    text = around.data
+    batches = Batches(text.train, window, lesson.windows, seed, moving=False, begin=text.begin).check()
     numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(lesson.steps(window))]))
     targets = SampledTargets(around.workdir / "targets", numbers, lesson.samples)
     with teachers.ready():
