@@ -13,6 +13,7 @@ import torch
 from compress.context import Context, Original
 from compress.errors import UserError
 from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
 from compress.records.records import PassRecord, changed_settings
@@ -77,6 +78,7 @@ def applied(
         UserError: the pass needs text and there is none, or whatever it refuses.
     """
     scratch = Scratch()
+    require_finite(numbers_of(bundle.model), "model")
     with unchanged_process():
         context = Context(
             data=_cut(bundle, step, text),
@@ -90,6 +92,7 @@ def applied(
         reset_peak()
         started = time.perf_counter()
         result = step(bundle if step.kind == "export" else bundle.evolve(exports={}), context)
+        require_finite(numbers_of(result.model), step.name(), BROKEN)
         record = PassRecord(
             name=step.name(),
             kind=step.kind,

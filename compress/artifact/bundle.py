@@ -45,6 +45,7 @@ from compress.models.checkpoints import (
     with_generation_settings,
 )
 from compress.models.conv1d import StoredTransposed, linears, of_config
+from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.layers import matrix, replace_module
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.registry import task_of
@@ -163,6 +164,8 @@ class Bundle:
         layers = quantized_layers(self.model)
         if any(isinstance(m, SparseLinear | SparseQuantizedTensor) for m in self.model.modules()):
             raise UserError(f"{folder}: a model loaded with its weights packed can only run; load it dense")
+        made = self.lineage.steps[-1].name if self.lineage.steps else folder.with_suffix("")
+        require_finite(numbers_of(self.model), made, BROKEN)
         sparse: dict[str, SparseRecord] = {}
         with quiet_transformers():
             if layers or self.storage != "dense":
@@ -362,6 +365,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     config = load_config(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
         model = of_config(config, dtype=torch.float32)
+    require_finite(state.items(), folder)
     try:
         _make_room(model, manifest.layers)
         if packed:

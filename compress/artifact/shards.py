@@ -24,6 +24,7 @@ from torch import Tensor
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
 from compress.models.conv1d import of_config
+from compress.models.finite import BROKEN, numbers_of, require_finite
 
 SHARD_BYTES = 5_000_000_000
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -33,7 +34,7 @@ class ShardReader:
     """Tensors of safetensors files by name.
 
     Raises:
-        UserError: a tensor that is asked for is in none of them.
+        UserError: a tensor that is asked for is in none of them, or holds NaN or infinity.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -59,6 +60,7 @@ class ShardReader:
                     tensor = stream.get_tensor(name)
                     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(kind, copy=True)
+                    require_finite([(name, found[name])], file)
         return found
 
 
@@ -122,6 +124,7 @@ class Offload:
         module = self.model.get_submodule(name)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{len(self.parts):05d}.safetensors"
+        require_finite(((f"{name}.{key}", t) for key, t in numbers_of(module)), "weights", BROKEN)
         kept = with_streams(module.state_dict(), module)
         state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in kept.items()}
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
+from compress.models.finite import numbers_of, require_finite
 from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -242,6 +243,7 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
+    require_finite(numbers_of(model), f"model: '{source}'")
     return linears(model).eval(), tokenizer
 
 
