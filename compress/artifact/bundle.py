@@ -47,6 +47,7 @@ from compress.models.checkpoints import (
 from compress.models.conv1d import StoredTransposed, linears, of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.layers import matrix, replace_module
+from compress.models.tying import settled, untie
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.registry import task_of
 from compress.version import __version__
@@ -115,7 +116,7 @@ class Bundle:
         return applied(self, step, text, teacher, seed)
 
     def __post_init__(self) -> None:
-        linears(self.model)  # one that was made elsewhere comes in here
+        settled(linears(self.model))  # one that was made elsewhere comes in here
 
     def evolve(self, **changes: Any) -> "Bundle":
         """A bundle with some fields changed."""
@@ -275,6 +276,7 @@ class Bundle:
         check_directory(folder)
         model = with_generation_settings(skeleton(load_config(folder)), folder)
         reader = ShardReader(weight_files(folder))
+        untie(model, reader.apart(model.all_tied_weights_keys))
         masks = stored_masks(model, reader, masked)
         return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
 
@@ -373,7 +375,8 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         widen(state, model)
         result = model.load_state_dict(state, strict=False, assign=True)
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
-            model.tie_weights()
+            model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
+            settled(model)
     except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
         raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,10 @@ from compress.artifact.coded import with_streams
 from compress.errors import UserError
 from compress.models.conv1d import of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
+from compress.models.tying import tie
 
 SHARD_BYTES = 5_000_000_000
+_PIECE = 1 << 24  # elements that are compared at once
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
 
@@ -62,6 +65,24 @@ class ShardReader:
                     found[name] = tensor.to(kind, copy=True)
                     require_finite([(name, found[name])], file)
         return found
+
+    def apart(self, pairs: Mapping[str, str]) -> list[str]:
+        """Of parameters that a model says are tied (target -> source), the targets that the files hold beside
+        their sources, with other values; compared piece by piece."""
+        both = [(one, other) for one, other in pairs.items() if one in self and other in self]
+        return [one for one, other in both if self._differ(one, other)]
+
+    def _differ(self, one: str, other: str) -> bool:
+        with safe_open(self._place[one], "pt") as first, safe_open(self._place[other], "pt") as second:
+            left, right = first.get_slice(one), second.get_slice(other)
+            shape = left.get_shape()
+            if shape != right.get_shape():
+                return True
+            if not shape:
+                return not torch.equal(first.get_tensor(one).float(), second.get_tensor(other).float())
+            step = max(1, _PIECE // max(1, prod(shape[1:])))
+            pieces = [slice(start, start + step) for start in range(0, shape[0], step)]
+            return not all(torch.equal(left[rows].float(), right[rows].float()) for rows in pieces)
 
 
 class StoredMasks(Mapping[str, Tensor]):
@@ -169,7 +190,7 @@ class Offload:
         """Where parameters of the module `name` are those of others, make them so again."""
         own = self.model.get_submodule(name).named_parameters(prefix=name)
         if any(len(self._names.get(key, ())) > 1 for key, _ in own):
-            self.model.tie_weights()
+            tie(self.model)
 
     def _stored(self, name: str) -> str:
         """The name under which the files hold a tensor: its own, or that of one it is tied to."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from compress.errors import MissingExtra, UserError
 from compress.models.finite import numbers_of, require_finite
+from compress.models.tying import settled
 from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -244,7 +245,7 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
     require_finite(numbers_of(model), f"model: '{source}'")
-    return linears(model).eval(), tokenizer
+    return settled(linears(model)).eval(), tokenizer
 
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
