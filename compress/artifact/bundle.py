@@ -10,7 +10,7 @@ place that counts bytes and parameters.
 import copy
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from compress.artifact.applied import Scratch, Step, Text, applied
 from compress.artifact.coded import with_streams, without_streams
 from compress.artifact.folder import EXPORTS
-from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
+from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
+from compress.artifact.shards import Offload, ShardReader, join, skeleton, write_index
 from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
@@ -44,9 +45,9 @@ from compress.models.checkpoints import (
     weight_files,
     with_generation_settings,
 )
-from compress.models.conv1d import StoredTransposed, linears, of_config
+from compress.models.conv1d import linears, of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
-from compress.models.layers import matrix, replace_module
+from compress.models.layers import replace_module
 from compress.models.tying import settled, untie
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.tasks.registry import task_of
@@ -177,6 +178,7 @@ class Bundle:
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
+        write_bits(self.masks, self.model, self.parts, layers, folder)
         for name, source in self.exports.items():
             shutil.copytree(source, folder / name)
         steps = self.lineage.steps
@@ -264,9 +266,7 @@ class Bundle:
             model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
         else:
             model, tokenizer = load_checkpoint(folder)
-        linears = dict(model.named_modules())
-        masked = [name for name in manifest.masked if name in linears] if masks else []
-        kept = {name: matrix(linears[name]) != 0 for name in masked}
+        kept = loaded_masks(model, manifest.masked, read_bits(folder)) if masks else {}
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
@@ -277,14 +277,8 @@ class Bundle:
         model = with_generation_settings(skeleton(load_config(folder)), folder)
         reader = ShardReader(weight_files(folder))
         untie(model, reader.apart(model.all_tied_weights_keys))
-        masks = stored_masks(model, reader, masked)
+        masks = stored_masks(model, reader, masked, read_bits(folder))
         return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
-
-
-def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
-    """Masks of the layers that `model` has of those named, read from files one by one."""
-    transposed = {name: isinstance(module, StoredTransposed) for name, module in model.named_modules()}
-    return StoredMasks(reader, {name: transposed[name] for name in names if name in transposed})
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:

@@ -85,33 +85,6 @@ class ShardReader:
             return not all(torch.equal(left[rows].float(), right[rows].float()) for rows in pieces)
 
 
-class StoredMasks(Mapping[str, Tensor]):
-    """Masks of weights that are on disk: read when one is asked for, kept where it is not zero.
-
-    Args:
-        reader: where the weights are.
-        names: of linear layers -> whether their matrix is stored transposed, (in, out).
-    """
-
-    def __init__(self, reader: ShardReader, names: Mapping[str, bool]) -> None:
-        self._reader, self._names = reader, dict(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Bool (out, in)."""
-        transposed, key = self._names[name], f"{name}.weight"
-        mask = self._reader.read([key])[key] != 0
-        return mask.T if transposed else mask
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading
-
-
 @dataclass
 class Offload:
     """Blocks of a model without data, each in memory only while it is worked on.
