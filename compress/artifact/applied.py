@@ -19,7 +19,7 @@ from compress.models.unchanged import unchanged_process
 from compress.records.records import PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
-from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
+from compress.text.windows import DataConfig, TextData, prepare
 
 Given = str | Path | list[str] | DataConfig
 Text = Given | TextData
@@ -122,8 +122,7 @@ def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
     """The windows of a recipe with these settings; none where the pass reads none."""
     reads = sorted(step.requires() - {"teacher"})
     if not reads:
-        nothing = Windows(torch.zeros((0, 8), dtype=torch.int32).numpy(), 0, "")
-        return TextData("", 8, nothing.tokens.reshape(-1), digest(nothing.tokens), *[nothing] * 3)
+        return TextData.of_tokens(8, source="")
     if text is None:
         raise UserError(f"text: {step.name()} needs text ({', '.join(reads)}); give text='FILE' or 'stdlib'")
     if isinstance(text, TextData):

@@ -24,33 +24,32 @@ from compress.artifact.applied import Scratch, Step, Text, applied
 from compress.artifact.coded import with_streams, without_streams
 from compress.artifact.folder import EXPORTS
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
-from compress.artifact.shards import Offload, ShardReader, join, skeleton, write_index
+from compress.artifact.shards import Offload, ShardReader, join, write_index
 from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
+from compress.artifact.streamed import streamed
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale
 from compress.models.checkpoints import (
-    check_directory,
     check_safetensors,
     inside,
     load_checkpoint,
     load_config,
-    load_tokenizer,
     loading,
     quiet_transformers,
     refuse_remote_code,
     save_configurations,
+    tokenizer_of,
     weight_files,
     with_generation_settings,
 )
 from compress.models.conv1d import linears, of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.layers import replace_module
-from compress.models.tying import settled, untie
+from compress.models.tying import settled
 from compress.records.records import FileRecord, LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.registry import task_of
 from compress.version import __version__
 
 MANIFEST = "manifest.json"
@@ -243,13 +242,13 @@ class Bundle:
             UserError: as `load_checkpoint`, or the artifact is not whole.
         """
         folder = Path(path)
-        # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-        stream = stream and folder.is_dir() and task_of(load_config(folder)).stacks == 1
+        stream = stream and folder.is_dir()
         if not (folder / MANIFEST).is_file():
-            if stream:
-                return cls._streaming(folder, Lineage(source=str(path)), ())
+            lineage = Lineage(source=str(path))
+            if stream and (found := cls._streaming(folder, lineage, ())):
+                return found
             model, tokenizer = load_checkpoint(path)
-            return cls(model, tokenizer, Lineage(source=str(path)), origin=path)
+            return cls(model, tokenizer, lineage, origin=path)
         manifest = Manifest.read(folder / MANIFEST)
         if manifest.kind != "huggingface":
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
@@ -259,26 +258,29 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
-        if stream and not manifest.layers and manifest.storage == "dense":
-            return cls._streaming(folder, manifest.lineage, manifest.masked if masks else ())
-        if manifest.layers or manifest.storage != "dense":
+        masked = manifest.masked if masks else ()
+        dense = not manifest.layers and manifest.storage == "dense"
+        if stream and dense and (found := cls._streaming(folder, manifest.lineage, masked)):
+            return found
+        if not dense:
             packed = packed or (manifest.storage == "packed" and not masks)
-            model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
+            model = _load_state(folder, manifest, packed)
+            tokenizer = tokenizer_of(model, folder)
         else:
             model, tokenizer = load_checkpoint(folder)
-        kept = loaded_masks(model, manifest.masked, read_bits(folder)) if masks else {}
+        kept = loaded_masks(model, masked, read_bits(folder)) if masked else {}
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
 
     @classmethod
-    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
-        check_directory(folder)
-        model = with_generation_settings(skeleton(load_config(folder)), folder)
-        reader = ShardReader(weight_files(folder))
-        untie(model, reader.apart(model.all_tied_weights_keys))
-        masks = stored_masks(model, reader, masked, read_bits(folder))
-        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
+    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle | None":
+        found = streamed(folder)
+        if found is None:
+            return None
+        model, reader = found
+        masks = stored_masks(model, reader, masked, read_bits(folder) if masked else {})
+        return cls(model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:

@@ -49,6 +49,9 @@ class ShardReader:
     def __contains__(self, name: str) -> bool:
         return name in self._place
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors, floats as float32, in memory of their own: the files are closed again."""
         wanted: dict[Path, list[str]] = {}

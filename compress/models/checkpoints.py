@@ -18,6 +18,7 @@ from typing import Any
 from compress.errors import MissingExtra, UserError
 from compress.models.finite import numbers_of, require_finite
 from compress.models.tying import settled
+from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -219,6 +220,13 @@ def load_tokenizer(path: str | Path, **options: Any) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
 
 
+def tokenizer_of(model: Any, folder: Path) -> Any:
+    """The tokenizer in a model's folder; raises UserError where the model lacks rows for its tokens."""
+    tokenizer = load_tokenizer(folder)
+    require_rows(model, tokenizer, folder)
+    return tokenizer
+
+
 def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig
@@ -227,8 +235,12 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        stored = None if "gguf_file" in options else quantization(config)
+        if stored is not None:
+            in_float(config, f"model: '{source}'")
         model, found = auto_class(config).from_pretrained(
             source,
+            config=config,
             dtype=torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
@@ -244,8 +256,22 @@ def _load_pretrained(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
+    require_all_used(model, found["unexpected_keys"], f"model: '{source}'")
+    require_rows(model, tokenizer, f"model: '{source}'")
     require_finite(numbers_of(model), f"model: '{source}'")
-    return settled(linears(model)).eval(), tokenizer
+    return settled(linears(_in_float(model, stored is not None))).eval(), tokenizer
+
+
+def _in_float(model: Any, taken_apart: bool) -> Any:
+    """The model itself without what marks it as quantized: its weights are float now, and transformers would
+    refuse to save it, or quantize them again while it saves."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if taken_apart:
+        model.__dict__.pop("_weight_conversions", None)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model
 
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
@@ -263,14 +289,7 @@ def _refuse_what_is_no_gguf(path: Path) -> None:
 
 def _load_gguf(path: Path) -> tuple[Any, Any]:
     _refuse_what_is_no_gguf(path)
-    model, tokenizer = _load_pretrained(str(path.parent), {"gguf_file": path.name})
-    # transformers marks the model as GGUF-quantized although its weights are float now, and would
-    # refuse to save it
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    return model, tokenizer
+    return _load_pretrained(str(path.parent), {"gguf_file": path.name})
 
 
 def _check_gguf(path: Path) -> None:
@@ -321,5 +340,7 @@ def meta_model(source: Any) -> Any:
             config = AutoConfig.from_pretrained(
                 place[0], gguf_file=place[1], revision=commit or "main", trust_remote_code=False
             )
+            if not path.is_file():
+                in_float(config, f"model: '{source}'")
         with torch.device("meta"):
             return of_config(config)

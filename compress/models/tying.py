@@ -19,13 +19,11 @@ def settled(model: Any) -> Any:
 
     Parameters that layers of codes have replaced are left alone.
     """
-    pairs = getattr(model, "all_tied_weights_keys", None)
-    if not pairs and not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        return model
+    pairs: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     apart = [
         target
-        for target, source in (pairs or {}).items()
+        for target, source in pairs.items()
         if target in parameters and source in parameters and parameters[target] is not parameters[source]
     ]
     for target in apart:
@@ -59,6 +57,6 @@ def tied_like(model: Any, other: Any) -> Any:
 def _say_untied(model: Any) -> None:
     """Set the flag of a model that could have tied parameters and has none, in all its parts."""
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(module, "_tied_weights_keys", None) and getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
