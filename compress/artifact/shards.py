@@ -135,8 +135,9 @@ class Offload:
     def load_rest(self) -> None:
         """Read what belongs to no module that was released: embedding, head, the last norm."""
         for name, module in self.model.named_modules():
-            own = next(module.parameters(recurse=False), None)
-            if own is not None and own.is_meta and not f"{name}.".startswith(self._prefixes()):
+            # any of them: a head that is tied to the embedding may have a bias of its own
+            wanted = any(own.is_meta for own in module.parameters(recurse=False))
+            if wanted and not f"{name}.".startswith(self._prefixes()):
                 self.load(name)
 
     @contextmanager
