@@ -106,7 +106,11 @@ def test_scales_without_a_word_in_the_configuration(fp8, stream):
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"])
 def test_other_methods_are_refused_by_name(folder, method):
     settings(folder, quantization_config={"quant_method": method, "bits": 4})
-    for load in (Bundle.load, lambda f: Bundle.load(f, stream=True), lambda f: meta_model(str(f))):
+    for load in (
+        Bundle.load,
+        lambda f: Bundle.load(f, stream=True),
+        lambda f: meta_model(str(f), for_passes=True),
+    ):
         with pytest.raises(UserError, match=rf"quantized already \({method}\)") as caught:
             load(folder)
         assert "\n" not in str(caught.value)

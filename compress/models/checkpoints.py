@@ -318,11 +318,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def meta_model(source: Any) -> Any:
+def meta_model(source: Any, *, for_passes: bool = False) -> Any:
     """A model without data (torch's meta device): of a directory, `.gguf` file or hub id, or of a config.
 
     Raises:
-        UserError: the configuration cannot be read, or describes no decoder that transformers knows.
+        UserError: the configuration cannot be read, or describes no decoder that transformers knows; or
+            `for_passes`, which start from float, and its weights are quantized.
     """
     import torch
     from transformers import AutoConfig
@@ -340,7 +341,7 @@ def meta_model(source: Any) -> Any:
             config = AutoConfig.from_pretrained(
                 place[0], gguf_file=place[1], revision=commit or "main", trust_remote_code=False
             )
-            if not path.is_file():
+            if for_passes and not path.is_file():
                 in_float(config, f"model: '{source}'")
         with torch.device("meta"):
             return of_config(config)
