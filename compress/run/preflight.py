@@ -203,7 +203,7 @@ def _meta(recipe: Recipe) -> Any:
     if recipe.model.create is not None:
         return meta_model(recipe.model.create.config())
     _check_model(str(recipe.model.checkpoint), "model")
-    return meta_model(str(recipe.model.checkpoint))
+    return meta_model(str(recipe.model.checkpoint), for_passes=True)
 
 
 def _estimate(recipe: Recipe, model: Any) -> Estimate:
