@@ -66,7 +66,7 @@ def _write_decoder(
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
         **_facts(
-            _forms(_matrices(decoder), forms) + _forms([decoder.head], forms_of_ends(forms)),
+            _forms(decoder.matrices(), forms) + _forms([decoder.head], forms_of_ends(forms)),
             forms,
             weight_bytes,
             decoder.context,
@@ -109,16 +109,6 @@ def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
         files={path.name: file_record(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},
         onnx=facts,
     ).write(folder / MANIFEST)
-
-
-def _matrices(decoder: Decoder) -> list[Linear]:
-    """Those of the blocks."""
-    found: list[Linear | None] = []
-    for block in decoder.blocks:
-        attention, mlp = block.attention, block.mlp
-        found += [attention.query, attention.key, attention.value, attention.output]
-        found += [mlp.gate, mlp.up, mlp.down]
-    return [layer for layer in found if layer is not None]
 
 
 def _needs(forms: Forms) -> dict[str, str]:

@@ -113,6 +113,11 @@ class GraphBuilder:
         """Add a node that has one result, and name it."""
         return self.node(operator, inputs, 1, domain, **attributes)[0]
 
+    def rename(self, value: str, name: str) -> None:
+        """Give the last node's only result, that nothing has read yet, the name of an output."""
+        assert list(self._nodes[-1].output) == [value]
+        self._nodes[-1].output[0] = name
+
     def constant(self, value: Array | float | Sequence[int]) -> str:
         """A small constant; Python integers become int64, a float becomes float32. Equal ones are one."""
         if isinstance(value, float):
