@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from compress.errors import UserError
 from compress.export.onnx.architecture import Attention, Block, Decoder
 from compress.export.onnx.families.parts import cut, decoder, layer_norm, linear, plain_mlp, rotary
 
@@ -17,8 +16,6 @@ from compress.export.onnx.families.parts import cut, decoder, layer_norm, linear
 def read_gpt2(model: Any) -> Decoder:
     """GPT-2."""
     config, body = model.config, model.transformer
-    if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx:
-        raise UserError("export_onnx: GPT-2 with cross attention or scaling by layer is not supported")
     blocks = []
     for index, layer in enumerate(body.h):
         name = f"transformer.h.{index}"
