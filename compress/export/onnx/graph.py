@@ -64,7 +64,11 @@ class GraphBuilder:
         self._data.close()
 
     def input(self, name: str, kind: int, shape: Dimensions, default: Array | None = None) -> str:
-        """Declare an input; with a default, a caller may leave it out."""
+        """Declare an input; with a default, a caller may leave it out.
+
+        A default is an initializer of that name, which ONNX Runtime warns of as it loads the graph: it takes
+        it for a weight that an old exporter listed. ONNX has no other way to say one.
+        """
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         if default is not None:
             self._initializers.append(numpy_helper.from_array(default, name))
