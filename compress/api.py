@@ -17,7 +17,7 @@ from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.measure.turns import Target
-from compress.models.checkpoints import load_tokenizer, meta_model, read_json
+from compress.models.checkpoints import load_config, load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
 from compress.records.manifest import PassRecord
@@ -31,6 +31,8 @@ from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
 from compress.runtimes.exported import EXPORTED
+from compress.tasks.registry import task_of
+from compress.text.framing import prompt_of
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
@@ -182,7 +184,8 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     base = folder / "base"
     targets = [t for variant in made.variants for t in _targets(folder, variant)]
     tokenizer = load_tokenizer(base)
-    prompt = tokenizer(recipe.report.prompt, add_special_tokens=False)["input_ids"]
+    continues = task_of(load_config(base)).continues
+    prompt = prompt_of(tokenizer, recipe.report.prompt, continues=continues)
     earlier = _readable(RunRecord.read, folder / "run.json")
     work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
     work.mkdir(exist_ok=True)

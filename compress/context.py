@@ -111,6 +111,11 @@ class TrainingText(Protocol):
         ...
 
     @property
+    def begin(self) -> tuple[int, ...]:
+        """What every window that is cut from them begins with."""
+        ...
+
+    @property
     def heldout(self) -> TokenWindows:
         """Windows for the curve, scored by plain cross-entropy."""
         ...

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, results, write_recipe, write_text
@@ -17,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from compress.context import Context
 from compress.errors import UserError
 from compress.export.onnx import encoder as encoder_export
+from compress.export.onnx import sides
 from compress.export.onnx.artifact import write_artifact
 from compress.export.onnx.check import ExportCheckFailed
 from compress.export.onnx.encoder_check import compare_encoder
@@ -43,7 +45,9 @@ def traced(name):
     bundle = tiny_encoder(name)
     inputs = encoder_export.encoder_inputs(bundle.model, bundle.tokenizer)
     task = "last_hidden_state" if name == "embedding" else "logits"
-    return bundle, trace(bundle.model, dict.fromkeys(inputs, ("batch", "sequence")), task)
+    answer, either = encoder_export.encoder_answer(bundle.model, inputs)
+    assert either
+    return bundle, trace(bundle.model, dict.fromkeys(inputs, ("batch", "sequence")), [task], answer)
 
 
 @pytest.fixture
@@ -66,11 +70,13 @@ def in_torch(model, ids, mask=None):
         return model(input_ids=torch.from_numpy(ids).long(), attention_mask=mask)[0].numpy()
 
 
-def padded(lengths, seed=0):
-    """Rows of random tokens padded on the right: ids and mask (rows, longest)."""
+def padded(lengths, side="right", filler=PADDING):
+    """Rows of random tokens: ids and mask (rows, longest)."""
     longest = max(lengths)
     mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)
-    return np.where(mask == 1, tokens(len(lengths), longest, seed), PADDING).astype(np.int32), mask
+    text = tokens(len(lengths), longest)
+    ids = np.where(mask == 1, np.where(text == PADDING, PADDING + 1, text), filler).astype(np.int32)
+    return (ids, mask) if side == "right" else (ids[:, ::-1].copy(), mask[:, ::-1].copy())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -82,15 +88,33 @@ def test_float_graph_equals_torch_at_every_size(name, write):
         assert np.abs(runtime.logits(ids) - expected).max() < FLOAT32 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_padded_row_gives_what_it_gives_alone(name, write):
-    _, runtime = write(name)
-    lengths = (23, 1, 9, 23, 16)
-    ids, mask = padded(lengths)
-    together = runtime.masked(ids, mask)
-    for row, length in enumerate(lengths):
-        alone = runtime.logits(ids[row : row + 1, :length])[0]
-        assert np.abs(together[row, :length] - alone).max() < FLOAT32 * np.abs(alone).max()
+@pytest.mark.parametrize("name", ENCODERS)
+def test_on_either_side_a_row_gives_what_stock_transformers_says_of_it_alone(name, write):
+    """Whatever stands where there is padding."""
+    bundle, runtime = write(name)
+    for side, filler in (("right", PADDING), ("left", PADDING), ("right", 7), ("left", 7)):
+        ids, mask = padded((23, 1, 9, 23, 16), side, filler)
+        together = runtime.masked(ids, mask)
+        for row, real in enumerate(mask == 1):
+            alone = in_torch(bundle.model, ids[row : row + 1, real])[0]
+            assert np.abs(together[row, real] - alone).max() < FLOAT32 * np.abs(alone).max()
+
+
+def test_where_nothing_helps_padding_on_the_left_fails(monkeypatch, tmp_path):
+    """In stock ONNX Runtime, too."""
+    monkeypatch.setattr(sides, "_TABLES", ("nowhere",))
+    bundle = tiny_encoder("bert")
+    write_artifact(bundle, tmp_path, Forms())
+    runtime = OnnxEncoder(tmp_path, threads=1)
+    ids, mask = padded((9, 4), "left")
+    with pytest.raises(UserError, match="padded on the right only; set the tokenizer's padding_side"):
+        runtime.masked(ids, mask)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    given = {"input_ids": ids.astype(np.int64), "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+    with pytest.raises(Exception, match="GatherElements"):
+        session.run(None, given)
+    held = tokens(3, 16)
+    assert compare_encoder(bundle.model, runtime, held, "float32", padding=PADDING).passed
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])

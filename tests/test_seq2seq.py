@@ -204,8 +204,10 @@ class TestExport:
         _, folder, _ = exported
         runtime = OnnxSeq2Seq(folder, 1)
         texts = [tokens(1, 20)[0], tokens(1, 9, seed=5)[0]]
-        one, other = (runtime.padded(texts, padding)[1] for padding in (PADDING, 7))
-        assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
+        alone = runtime.logits(texts[1][None])[0]
+        for padding, left in ((PADDING, False), (7, False), (PADDING, True), (7, True)):
+            found = runtime.padded(texts, padding, left=left)[1]
+            assert np.abs(found - alone).max() < 1e-5 * np.abs(alone).max()
 
     def test_the_table_lies_in_the_file_once(self, exported):
         bundle, folder, facts = exported

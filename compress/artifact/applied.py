@@ -13,12 +13,13 @@ import torch
 from compress.context import Context, Original, lend
 from compress.errors import UserError
 from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
 from compress.records.manifest import PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
-from compress.text.windows import DataConfig, TextData, Windows, digest, prepare
+from compress.text.windows import DataConfig, TextData, prepare
 
 Given = str | Path | list[str] | DataConfig
 Text = Given | TextData
@@ -77,6 +78,7 @@ def applied(
         UserError: the pass needs text and there is none, or whatever it refuses.
     """
     scratch = Scratch()
+    require_finite(numbers_of(bundle.model), "model")
     with unchanged_process():
         lent, context = lend(
             step.kind, bundle, _cut(bundle, step, text), teacher,
@@ -86,6 +88,7 @@ def applied(
         reset_peak()
         started = time.perf_counter()
         result = step(lent, context)
+        require_finite(numbers_of(result.model), step.name(), BROKEN)
         record = step_record(step, bundle, result, seconds=time.perf_counter() - started, seed=seed)
     lineage = bundle.lineage.model_copy(update={"steps": (*bundle.lineage.steps, record)})
     return result.evolve(lineage=lineage, scratch=(*bundle.scratch, scratch))
@@ -129,8 +132,7 @@ def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
     """The windows of a recipe with these settings; none where the pass reads none."""
     reads = sorted(step.requires() - {"teacher"})
     if not reads:
-        nothing = Windows(torch.zeros((0, 8), dtype=torch.int32).numpy(), 0, "")
-        return TextData("", 8, nothing.tokens.reshape(-1), digest(nothing.tokens), *[nothing] * 3)
+        return TextData.of_tokens(8, source="")
     if text is None:
         raise UserError(f"text: {step.name()} needs text ({', '.join(reads)}); give text='FILE' or 'stdlib'")
     if isinstance(text, TextData):

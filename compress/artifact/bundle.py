@@ -8,7 +8,7 @@ because a loader that does not know them must fail rather than fill in random we
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,32 @@ from compress.artifact.applied import Scratch, Step, Text, applied
 from compress.artifact.coded import with_streams, without_streams
 from compress.artifact.counts import code_files, file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST
-from compress.artifact.shards import Offload, ShardReader, StoredMasks, join, skeleton, write_index
+from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
+from compress.artifact.shards import Offload, ShardReader, join, write_index
 from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
+from compress.artifact.streamed import streamed
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale
 from compress.models.checkpoints import (
-    check_directory,
     check_safetensors,
     inside,
     load_checkpoint,
     load_config,
-    load_tokenizer,
     loading,
     quiet_transformers,
     refuse_remote_code,
     save_configurations,
-    weight_files,
+    tokenizer_of,
     with_generation_settings,
 )
-from compress.models.conv1d import StoredTransposed, linears, of_config
-from compress.models.layers import matrix, replace_module
+from compress.models.conv1d import linears, of_config
+from compress.models.finite import BROKEN, numbers_of, require_finite
+from compress.models.layers import replace_module
+from compress.models.tying import settled
 from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
-from compress.tasks.registry import task_of
 from compress.version import __version__
 
 
@@ -109,7 +110,7 @@ class Bundle:
         return applied(self, step, text, teacher, seed)
 
     def __post_init__(self) -> None:
-        linears(self.model)  # one that was made elsewhere comes in here
+        settled(linears(self.model))  # one that was made elsewhere comes in here
 
     def evolve(self, **changes: Any) -> "Bundle":
         """A bundle with some fields changed."""
@@ -158,6 +159,8 @@ class Bundle:
         layers = quantized_layers(self.model)
         if any(isinstance(m, SparseLinear | SparseQuantizedTensor) for m in self.model.modules()):
             raise UserError(f"{folder}: a model loaded with its weights packed can only run; load it dense")
+        made = self.lineage.steps[-1].name if self.lineage.steps else folder.with_suffix("")
+        require_finite(numbers_of(self.model), made, BROKEN)
         sparse: dict[str, SparseRecord] = {}
         with quiet_transformers():
             if layers or self.storage != "dense":
@@ -168,6 +171,7 @@ class Bundle:
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
+        write_bits(self.masks, self.model, self.parts, layers, folder)
         for name, source in self.exports.items():
             shutil.copytree(source, folder / name)
         steps = self.lineage.steps
@@ -232,13 +236,13 @@ class Bundle:
             UserError: as `load_checkpoint`, or the artifact is not whole.
         """
         folder = Path(path)
-        # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-        stream = stream and folder.is_dir() and task_of(load_config(folder)).stacks == 1
+        stream = stream and folder.is_dir()
         if not (folder / MANIFEST).is_file():
-            if stream:
-                return cls._streaming(folder, Lineage(source=str(path)), ())
+            lineage = Lineage(source=str(path))
+            if stream and (found := cls._streaming(folder, lineage, ())):
+                return found
             model, tokenizer = load_checkpoint(path)
-            return cls(model, tokenizer, Lineage(source=str(path)), origin=path)
+            return cls(model, tokenizer, lineage, origin=path)
         manifest = Manifest.read(folder / MANIFEST)
         if manifest.kind != "huggingface":
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
@@ -248,33 +252,29 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
-        if stream and not manifest.layers and manifest.storage == "dense":
-            return cls._streaming(folder, manifest.lineage, manifest.masked if masks else ())
-        if manifest.layers or manifest.storage != "dense":
+        masked = manifest.masked if masks else ()
+        dense = not manifest.layers and manifest.storage == "dense"
+        if stream and dense and (found := cls._streaming(folder, manifest.lineage, masked)):
+            return found
+        if not dense:
             packed = packed or (manifest.storage == "packed" and not masks)
-            model, tokenizer = _load_state(folder, manifest, packed), load_tokenizer(folder)
+            model = _load_state(folder, manifest, packed)
+            tokenizer = tokenizer_of(model, folder)
         else:
             model, tokenizer = load_checkpoint(folder)
-        linears = dict(model.named_modules())
-        masked = [name for name in manifest.masked if name in linears] if masks else []
-        kept = {name: matrix(linears[name]) != 0 for name in masked}
+        kept = loaded_masks(model, masked, read_bits(folder)) if masked else {}
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
 
     @classmethod
-    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle":
-        check_directory(folder)
-        model = with_generation_settings(skeleton(load_config(folder)), folder)
-        reader = ShardReader(weight_files(folder))
-        masks = stored_masks(model, reader, masked)
-        return cls(model, load_tokenizer(folder), lineage, masks, shards=reader, origin=folder)
-
-
-def stored_masks(model: nn.Module, reader: ShardReader, names: Iterable[str]) -> Mapping[str, Tensor]:
-    """Masks of the layers that `model` has of those named, read from files one by one."""
-    transposed = {name: isinstance(module, StoredTransposed) for name, module in model.named_modules()}
-    return StoredMasks(reader, {name: transposed[name] for name in names if name in transposed})
+    def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle | None":
+        found = streamed(folder)
+        if found is None:
+            return None
+        model, reader = found
+        masks = stored_masks(model, reader, masked, read_bits(folder) if masked else {})
+        return cls(model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
@@ -317,6 +317,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     config = load_config(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
         model = of_config(config, dtype=torch.float32)
+    require_finite(state.items(), folder)
     try:
         _make_room(model, manifest.layers)
         if packed:
@@ -324,7 +325,8 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         widen(state, model)
         result = model.load_state_dict(state, strict=False, assign=True)
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
-            model.tie_weights()
+            model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
+            settled(model)
     except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
         raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)

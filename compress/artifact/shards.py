@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,11 @@ from torch import Tensor
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
 from compress.models.conv1d import of_config
+from compress.models.finite import BROKEN, numbers_of, require_finite
+from compress.models.tying import tie
 
 SHARD_BYTES = 5_000_000_000
+_PIECE = 1 << 24  # elements that are compared at once
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
 
@@ -33,7 +37,7 @@ class ShardReader:
     """Tensors of safetensors files by name.
 
     Raises:
-        UserError: a tensor that is asked for is in none of them.
+        UserError: a tensor that is asked for is in none of them, or holds NaN or infinity.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -44,6 +48,9 @@ class ShardReader:
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors, floats as float32, in memory of their own: the files are closed again."""
@@ -59,34 +66,26 @@ class ShardReader:
                     tensor = stream.get_tensor(name)
                     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(kind, copy=True)
+                    require_finite([(name, found[name])], file)
         return found
 
+    def apart(self, pairs: Mapping[str, str]) -> list[str]:
+        """Of parameters that a model says are tied (target -> source), the targets that the files hold beside
+        their sources, with other values; compared piece by piece."""
+        both = [(one, other) for one, other in pairs.items() if one in self and other in self]
+        return [one for one, other in both if self._differ(one, other)]
 
-class StoredMasks(Mapping[str, Tensor]):
-    """Masks of weights that are on disk: read when one is asked for, kept where it is not zero.
-
-    Args:
-        reader: where the weights are.
-        names: of linear layers -> whether their matrix is stored transposed, (in, out).
-    """
-
-    def __init__(self, reader: ShardReader, names: Mapping[str, bool]) -> None:
-        self._reader, self._names = reader, dict(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Bool (out, in)."""
-        transposed, key = self._names[name], f"{name}.weight"
-        mask = self._reader.read([key])[key] != 0
-        return mask.T if transposed else mask
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading
+    def _differ(self, one: str, other: str) -> bool:
+        with safe_open(self._place[one], "pt") as first, safe_open(self._place[other], "pt") as second:
+            left, right = first.get_slice(one), second.get_slice(other)
+            shape = left.get_shape()
+            if shape != right.get_shape():
+                return True
+            if not shape:
+                return not torch.equal(first.get_tensor(one).float(), second.get_tensor(other).float())
+            step = max(1, _PIECE // max(1, prod(shape[1:])))
+            pieces = [slice(start, start + step) for start in range(0, shape[0], step)]
+            return not all(torch.equal(left[rows].float(), right[rows].float()) for rows in pieces)
 
 
 @dataclass
@@ -122,6 +121,7 @@ class Offload:
         module = self.model.get_submodule(name)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{len(self.parts):05d}.safetensors"
+        require_finite(((f"{name}.{key}", t) for key, t in numbers_of(module)), "weights", BROKEN)
         kept = with_streams(module.state_dict(), module)
         state = {f"{name}.{key}": tensor.detach().contiguous() for key, tensor in kept.items()}
         try:
@@ -135,8 +135,9 @@ class Offload:
     def load_rest(self) -> None:
         """Read what belongs to no module that was released: embedding, head, the last norm."""
         for name, module in self.model.named_modules():
-            own = next(module.parameters(recurse=False), None)
-            if own is not None and own.is_meta and not f"{name}.".startswith(self._prefixes()):
+            # any of them: a head that is tied to the embedding may have a bias of its own
+            wanted = any(own.is_meta for own in module.parameters(recurse=False))
+            if wanted and not f"{name}.".startswith(self._prefixes()):
                 self.load(name)
 
     @contextmanager
@@ -166,7 +167,7 @@ class Offload:
         """Where parameters of the module `name` are those of others, make them so again."""
         own = self.model.get_submodule(name).named_parameters(prefix=name)
         if any(len(self._names.get(key, ())) > 1 for key, _ in own):
-            self.model.tie_weights()
+            tie(self.model)
 
     def _stored(self, name: str) -> str:
         """The name under which the files hold a tensor: its own, or that of one it is tied to."""

@@ -28,6 +28,7 @@ from compress.version import __version__
 
 _FRAME = '{"__metadata__":{"format":"pt"},'
 _ALIGNED = 8  # bytes; the header is filled up with spaces
+_HEADER = 160  # bytes: a file's name and indents in the manifest, the frame of its own header
 _LONGEST = 10**15  # bytes, as a number in a manifest
 
 _Entry = tuple[str, str, tuple[int, ...], int]  # name, type, shape, bytes
@@ -85,7 +86,16 @@ class ArtifactBytes:
             files={**files, CODES: FileRecord(bytes=_LONGEST, sha256="0" * 64)},
         )
         written = sum(record.bytes for record in files.values()) + len(manifest.model_dump_json(indent=2))
-        self.rest = written + noted + 8 + len(_FRAME) + _ALIGNED + kept
+        self.rest = written + noted + 8 + len(_FRAME) + _ALIGNED + kept + self._masks(bundle)
+
+    def _masks(self, bundle: Bundle) -> int:
+        """Of masks, a bit for each weight that may become a zero, and what names their file."""
+        sizes = [(name, packed_bytes(mask.numel(), 1)) for name, mask in bundle.masks.items()]
+        entries = [(name, "U8", (size,), size) for name, size in sizes]
+        described = len(FileRecord(bytes=_LONGEST, sha256="0" * 64).model_dump_json(indent=2)) + _HEADER
+        return sum(entry[3] + _text_bytes(entry, self._last) for entry in entries) + (
+            described if entries else 0
+        )
 
     def total(self, formats: Mapping[str, Format]) -> int:
         """Bytes of the whole folder, at most, when the modules hold codes of these formats."""

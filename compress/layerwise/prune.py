@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.artifact.bundle import Bundle, stored_masks
+from compress.artifact.bundle import Bundle
+from compress.artifact.masks import StoredMasks, kept_zeros, stored_masks
 from compress.artifact.shards import ShardReader
 from compress.calibration.walk import walk
 from compress.context import Context
@@ -61,6 +62,8 @@ def sparsify(
     windows = torch.from_numpy(context.data.calibration.tokens).long()
     goals = targets(goal, model, names, bundle.masks, windows, precision=context.precision)
     masks: dict[str, Tensor] = {}
+    bits = bundle.masks.bits if isinstance(bundle.masks, StoredMasks) else {}
+    bits = {name: found for name, found in bits.items() if name not in names}
     zeros: dict[str, tuple[int, int]] = {}
     errors: dict[str, float] = {}
     shares: list[float] = []
@@ -90,6 +93,8 @@ def sparsify(
             zeros[name] = int((~mask).sum()), mask.numel()
             if store is None:
                 masks[name] = mask.cpu()
+            elif (found := kept_zeros(mask, values)) is not None:
+                bits[name] = found.cpu()
         if aim.share is not None:
             shares.append(aim.share)
         if aim.raised is not None:
@@ -108,7 +113,7 @@ def sparsify(
         return result.evolve(masks={**bundle.masks, **masks}, notes=notes, shards=None)
     store.load_rest()
     written = ShardReader(store.parts)  # another pass may go on from there
-    kept = stored_masks(model, written, dict.fromkeys((*bundle.masks, *names)))
+    kept = stored_masks(model, written, dict.fromkeys((*bundle.masks, *names)), bits)
     return result.evolve(masks=kept, notes=notes, shards=written, parts=tuple(store.parts))
 
 

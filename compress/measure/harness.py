@@ -72,7 +72,7 @@ def measure(
     overlap.
     """
     if calibration is not None:
-        refuse_overlap(calibration.tokens, windows.tokens)
+        refuse_overlap(calibration.text, windows.text)
     if steps and base is None:
         raise ValueError("steps are scored against a base, and there is none")
     protocol = protocol or MeasureProtocol()

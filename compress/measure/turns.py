@@ -154,13 +154,20 @@ class Workers:
         self.bar.advance(round_tokens(self.protocol), timing=str(target))
 
     def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
-        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
+        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text.
+
+        Each row begins as the model's texts do.
+        """
         folder, batch, more = self.reference.folder, self.protocol.batch, self.protocol.decodes_per_round
         size = "" if words is None else f"-of-{len(words.rows)}"
         prompt, following = folder / f"prompt-{length}{size}.npy", folder / f"following-{length}{size}.npy"
         if not following.exists():
-            text = self.reference.windows.tokens.ravel()
-            rows = np.resize(text if words is None else words.stream(text), (batch, length + more))
+            windows = self.reference.windows
+            begin, text = np.array(windows.frame.begin, dtype=np.int32), windows.text
+            if words is not None:
+                begin, text = words.stream(begin), words.stream(text)
+            rest = np.resize(text, (batch, length + more - len(begin)))
+            rows = np.concatenate([np.tile(begin, (batch, 1)), rest], axis=1)
             np.save(prompt, rows[:, :length])
             np.save(following, rows[:, length:])
         return str(prompt), str(following)

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
+from compress.models.finite import numbers_of, require_finite
+from compress.models.tying import settled
+from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -36,7 +39,7 @@ def load_checkpoint(source: str | Path) -> tuple[Any, Any]:
         raise UserError(f"model: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
     revision = None if path.is_dir() else hub_revision(str(source))
     model = _load_pretrained(str(source), revision=revision or "main")
-    return model, load_tokenizer(source, revision)
+    return model, _fitting(model, load_tokenizer(source, revision), source)
 
 
 def hub_revision(source: str) -> str:
@@ -228,6 +231,18 @@ def _place(source: str | Path) -> tuple[str | Path, str | None]:
     return (path.parent, path.name) if path.is_file() else (source, None)
 
 
+def tokenizer_of(model: Any, folder: Path) -> Any:
+    """The tokenizer in a model's folder; raises UserError where the model lacks rows for its tokens."""
+    tokenizer = load_tokenizer(folder)
+    require_rows(model, tokenizer, folder)
+    return tokenizer
+
+
+def _fitting(model: Any, tokenizer: Any, source: str | Path) -> Any:
+    require_rows(model, tokenizer, f"model: '{source}'")
+    return tokenizer
+
+
 def _load_pretrained(source: str, **options: str) -> Any:
     import torch
     from transformers import AutoConfig
@@ -236,8 +251,12 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        stored = None if "gguf_file" in options else quantization(config)
+        if stored is not None:
+            in_float(config, f"model: '{source}'")
         model, found = auto_class(config).from_pretrained(
             source,
+            config=config,
             dtype=torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
@@ -252,7 +271,21 @@ def _load_pretrained(source: str, **options: str) -> Any:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
-    return linears(model).eval()
+    require_all_used(model, found["unexpected_keys"], f"model: '{source}'")
+    require_finite(numbers_of(model), f"model: '{source}'")
+    return settled(linears(_in_float(model, stored is not None))).eval()
+
+
+def _in_float(model: Any, taken_apart: bool) -> Any:
+    """The model itself without what marks it as quantized: its weights are float now, and transformers would
+    refuse to save it, or quantize them again while it saves."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if taken_apart:
+        model.__dict__.pop("_weight_conversions", None)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model
 
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
@@ -271,13 +304,7 @@ def _refuse_what_is_no_gguf(path: Path) -> None:
 def _load_gguf(path: Path) -> tuple[Any, Any]:
     _refuse_what_is_no_gguf(path)
     model = _load_pretrained(str(path.parent), gguf_file=path.name)
-    # transformers marks the model as GGUF-quantized although its weights are float now, and would
-    # refuse to save it
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    return model, load_tokenizer(path)
+    return model, _fitting(model, load_tokenizer(path), path)
 
 
 def _check_gguf(path: Path) -> None:
@@ -306,11 +333,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def meta_model(source: Any) -> Any:
+def meta_model(source: Any, *, for_passes: bool = False) -> Any:
     """A model without data (torch's meta device): of a directory, `.gguf` file or hub id, or of a config.
 
     Raises:
-        UserError: the configuration cannot be read, or describes no decoder that transformers knows.
+        UserError: the configuration cannot be read, or describes no decoder that transformers knows; or
+            `for_passes`, which start from float, and its weights are quantized.
     """
     import torch
     from transformers import AutoConfig
@@ -328,5 +356,7 @@ def meta_model(source: Any) -> Any:
             config = AutoConfig.from_pretrained(
                 place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
+            if for_passes and not path.is_file():
+                in_float(config, f"model: '{source}'")
         with torch.device("meta"):
             return of_config(config)

@@ -35,6 +35,7 @@ class Pass(BaseModel):
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
     together: ClassVar[bool] = False  # all processes take part; else the main one alone
     in_base: ClassVar[bool] = True  # may be part of the base, which all variants are compared with
+    resizes: ClassVar[bool] = False  # the model's matrices come out in other sizes
     streams: ClassVar[bool] = False  # takes one block at a time: the weights may stay on disk
     tasks: ClassVar[frozenset[Task]] = ONE_STACK  # of the models that it takes
 
@@ -78,6 +79,21 @@ class Pass(BaseModel):
     def writes(self) -> tuple["Format", ...]:
         """The formats of the codes this pass may write."""
         return ()
+
+    def holds(self, model: nn.Module) -> dict[str, "Format"]:
+        """The format of the codes it gives each layer of a model, where its settings alone say so."""
+        formats = {"format": getattr(self, "format", None), "embeddings": getattr(self, "embeddings", None)}
+        if formats["format"] not in self.writes():
+            return {}
+        from compress.formats.swap import embedding_names
+
+        tables = set(embedding_names(model))
+        held = {name: formats["embeddings" if name in tables else "format"] for name in self.layers(model)}
+        return {name: format for name, format in held.items() if format is not None}
+
+    def refuses_layer(self, columns: int, format: "Format") -> str | None:
+        """Why it cannot take a layer so many columns wide with codes of a format; None if it can."""
+        return None
 
     def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Why this pass cannot take a model with codes of these formats, and what to do; None if it can."""

@@ -82,6 +82,12 @@ class ExportCompressedTensors(Pass):
                 return f"vLLM has kernels for groups of 32, 64, 128 and null, not {form.group}" + alone
         return None
 
+    def refuses_layer(self, columns: int, format: "Format") -> str | None:
+        """Rows that groups do not divide."""
+        from compress.export.compressed_tensors.artifact import width_refusal
+
+        return width_refusal(columns, format)
+
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "compressed-tensors"`; the model stays as it is.
 

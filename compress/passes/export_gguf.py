@@ -66,6 +66,12 @@ class ExportGguf(Pass):
 
         return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
 
+    def refuses_layer(self, columns: int, format: "Format") -> str | None:
+        """Rows that its blocks do not fill."""
+        from compress.export.gguf.blocks import width_refusal
+
+        return width_refusal(columns)
+
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check `context.workdir / "gguf" / "model.gguf"`; the model itself is not changed.
 

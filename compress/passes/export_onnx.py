@@ -79,13 +79,23 @@ class ExportOnnx(Pass):
     )
 
     def layers(self, model: nn.Module) -> list[str]:
-        """Every matrix of the model. Raises UserError for an architecture that has no graph here."""
+        """Every matrix of the model.
+
+        Raises UserError for an architecture that has no graph here, and for a graph for other processors than
+        this one, on which it could not be checked.
+        """
         from compress.export.onnx.families import require_supported
         from compress.export.onnx.trace import require_tracer
         from compress.formats.swap import embedding_names
+        from compress.host.machine import adds_products_in_32_bits
         from compress.models.layers import linear_layers
         from compress.tasks.registry import task_of
 
+        if self.processor == "vnni" and not adds_products_in_32_bits():
+            raise UserError(
+                f"{self.name()}.processor: vnni is not reported by this processor, on which the graph could "
+                "not be checked; export where it is, or set processor: any"
+            )
         if task_of(model.config).continues:
             require_supported(model.config)
         else:
@@ -103,6 +113,12 @@ class ExportOnnx(Pass):
         from compress.export.onnx.blocks import refusal
 
         return next((reason for f in formats if (reason := refusal(f, self.widen)) is not None), None)
+
+    def refuses_layer(self, columns: int, format: "Format") -> str | None:
+        """Groups that no kernel's blocks divide."""
+        from compress.export.onnx.blocks import group_refusal
+
+        return group_refusal(format, columns)
 
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "onnx"`; the model itself is not changed.

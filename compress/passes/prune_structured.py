@@ -44,6 +44,7 @@ class PruneStructured(Pass):
     """Remove whole heads, neurons, channels and blocks; refit the layers that read the rest."""
 
     kind: ClassVar[Kind] = "prune"
+    resizes: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
 

@@ -28,6 +28,7 @@ class Student(Pass):
     """A smaller model of the same kind, from chosen blocks and sliced widths, or with random weights."""
 
     kind: ClassVar[Kind] = "prune"
+    resizes: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
 

@@ -101,7 +101,7 @@ class TuneScales(Pass, Tuning):
 
 def _text(data: TextData, step_tokens: int) -> NDArray[np.int32]:
     """The training text, or the calibration windows where it does not fill a step."""
-    return data.train if len(data.train) >= 2 * step_tokens else data.calibration.tokens.reshape(-1)
+    return data.train if len(data.train) >= 2 * step_tokens else data.calibration.text
 
 
 def _narrow(teacher: nn.Module, precision: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
+from compress.formats import Format
 from compress.host.memory import available_memory_bytes
 from compress.models.checkpoints import check_directory, meta_model
 from compress.models.running import native_precision
@@ -85,6 +86,7 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
                 for i, step in enumerate(chain.passes)
             ],
         )
+        _check_widths(recipe, name, model)
     estimate = _estimate(recipe, model)
     free = shutil.disk_usage(_existing(folder)).free
     if estimate.disk_bytes > free:
@@ -166,6 +168,22 @@ def check_order(recipe: Recipe, name: str) -> None:
                 before.append(step)
 
 
+def _check_widths(recipe: Recipe, name: str, model: Any) -> None:
+    """Refuse an export of codes whose groups do not fit into rows of this model; its passes were checked."""
+    held: dict[str, Format] = {}
+    for variant in recipe.ancestry(name):
+        for step in recipe.chain(variant).passes:
+            if step.resizes:
+                return  # rows are as long as it will make them
+            held |= step.holds(model)
+            taken = set(step.layers(model)) if step.kind == "export" else set()
+            for layer in [layer for layer in held if layer in taken]:
+                columns = int(model.get_submodule(layer).weight.shape[1])
+                reason = step.refuses_layer(columns, held[layer])
+                if reason is not None:
+                    raise UserError(f"{_where(name)}.{step.name()}: {layer} {reason}")
+
+
 def _check_model(source: str, where: str) -> None:
     """Refuse a model that is neither there nor can be one on a hub."""
     path = Path(source)
@@ -203,7 +221,7 @@ def _meta(recipe: Recipe) -> Any:
     if recipe.model.create is not None:
         return meta_model(recipe.model.create.config())
     _check_model(str(recipe.model.checkpoint), "model")
-    return meta_model(str(recipe.model.checkpoint))
+    return meta_model(str(recipe.model.checkpoint), for_passes=True)
 
 
 def _estimate(recipe: Recipe, model: Any) -> Estimate:

@@ -131,7 +131,7 @@ def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -
         UserError: a runtime that is unknown, has no kernel for the bits, or does not take this model; text
             that is too short.
     """
-    model = meta_model(request.model)
+    model = meta_model(request.model, for_passes=True)
     bits = request.bits or 4
     _check(request, model, bits)
     task = task_of(model.config)

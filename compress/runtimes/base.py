@@ -18,13 +18,16 @@ Ids = NDArray[np.int64]  # tokens as a graph reads them
 Waiting = Literal["spin", "stop", "sleep"]  # of threads, for each other
 
 
-def padded_rows(texts: Sequence[NDArray[np.integer[Any]]], padding: int) -> tuple[Ids, Ids]:
-    """Texts as rows (texts, longest), padded on the right, and their mask, 0 where they are."""
+def padded_rows(
+    texts: Sequence[NDArray[np.integer[Any]]], padding: int, *, left: bool = False
+) -> tuple[Ids, Ids]:
+    """Texts as rows (texts, longest), padded on the right or left, and their mask, 0 where they are."""
     longest = max(len(text) for text in texts)
     ids = np.full((len(texts), longest), padding, dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, text in enumerate(texts):
-        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+        start = longest - len(text) if left else 0
+        ids[row, start : start + len(text)], mask[row, start : start + len(text)] = text, 1
     return ids, mask
 
 

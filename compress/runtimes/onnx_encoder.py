@@ -16,7 +16,15 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting, padded_rows
-from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
+from compress.runtimes.onnx_session import (
+    GRAPH,
+    PADDING,
+    RIGHT,
+    facts_of,
+    graph_file,
+    open_session,
+    require_side,
+)
 from compress.tasks.base import Task
 from compress.tasks.registry import task_named
 
@@ -75,6 +83,7 @@ class OnnxEncoder:
         task = task_named(facts["task"])
         assert task is not None
         self.task: Task = task
+        self.takes_left = facts.get(PADDING) != RIGHT
         self.mask_token: int | None = int(facts["mask_token"]) if "mask_token" in facts else None
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
@@ -86,8 +95,10 @@ class OnnxEncoder:
     def masked(self, tokens: Tokens | Ids, mask: Ids) -> Logits:
         """The same for rows of which `mask` (batch, length) is 0 where they are padded.
 
-        What is given for padded positions means nothing.
+        What is given for padded positions means nothing. Raises UserError for padding on the left where the
+        graph does not take it.
         """
+        require_side(self.takes_left, mask)
         if tokens.shape[1] > self.context:
             raise UserError(f"{tokens.shape[1]} tokens exceed the model's context of {self.context}")
         ids = tokens.astype(np.int64)
@@ -97,10 +108,10 @@ class OnnxEncoder:
         )[0]
         return answer
 
-    def padded(self, texts: Sequence[Tokens], padding: int) -> list[Logits]:
-        """`logits` of texts of any lengths, as one batch, padded on the right."""
-        answers = self.masked(*padded_rows(texts, padding))
-        return [answer[: len(text)] for answer, text in zip(answers, texts, strict=True)]
+    def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:
+        """`logits` of texts of any lengths, as one batch, padded on the right or left."""
+        ids, mask = padded_rows(texts, padding, left=left)
+        return [answer[real == 1] for answer, real in zip(self.masked(ids, mask), mask, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
         """Read texts (batch, length): one forward pass."""

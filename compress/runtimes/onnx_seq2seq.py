@@ -15,7 +15,18 @@ import onnxruntime
 
 from compress.errors import UserError
 from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting, padded_rows
-from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, facts_of, graph_file, open_session
+from compress.runtimes.onnx_session import (
+    DECODER,
+    ENCODER,
+    PADDING,
+    PAST,
+    PRESENT,
+    RIGHT,
+    facts_of,
+    graph_file,
+    open_session,
+    require_side,
+)
 from compress.tasks.base import Task
 from compress.tasks.seq2seq import SEQ2SEQ, halves
 
@@ -57,6 +68,7 @@ class OnnxSeq2Seq:
         self._own = {x.name: x.shape for x in self._decoder.get_inputs() if ".decoder." in x.name}
         self.device = provider
         facts = facts_of(self._decoder, path)
+        self.takes_left = facts.get(PADDING) != RIGHT
         self._start = int(facts["start_token"])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
@@ -67,10 +79,10 @@ class OnnxSeq2Seq:
         source, target = halves(tokens.astype(np.int64))
         return self._answers(source, np.ones_like(source), target)
 
-    def padded(self, texts: Sequence[Tokens], padding: int) -> list[Logits]:
-        """`logits` of texts of any lengths, their halves in one batch, padded on the right."""
+    def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:
+        """`logits` of texts of any lengths, their halves in one batch, sources padded on right or left."""
         sources, targets = zip(*(halves(text) for text in texts), strict=True)
-        answers = self._answers(*padded_rows(sources, padding), padded_rows(targets, padding)[0])
+        answers = self._answers(*padded_rows(sources, padding, left=left), padded_rows(targets, padding)[0])
         return [answer[: len(target)] for answer, target in zip(answers, targets, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
@@ -108,6 +120,7 @@ class OnnxSeq2Seq:
 
     def _encode(self, source: Ids, mask: Ids) -> Values:
         """Keys and values of sources (batch, length), and their mask."""
+        require_side(self.takes_left, mask)
         self._require_room(source.shape[1])
         given = {"input_ids": _value(source), "attention_mask": _value(mask)}
         return {"encoder_attention_mask": given["attention_mask"], **_run(self._encoder, given)}

@@ -6,7 +6,7 @@ import onnxruntime
 
 from compress.errors import UserError
 from compress.host.machine import adds_products_in_32_bits
-from compress.runtimes.base import Waiting
+from compress.runtimes.base import Ids, Waiting
 from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"
@@ -22,6 +22,7 @@ _PACK_TOGETHER = "session.prepack.enable_parallel"
 _TOGETHER_UP_TO = 1 << 27  # bytes of weights
 _STOP_SPINNING = "session.force_spinning_stop"  # at the end of a run, not some time after it
 _ALLOW_SPINNING = "session.intra_op.allow_spinning"
+PADDING, RIGHT = "padding", "right"  # in the metadata of a graph that fails where a row is padded on the left
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
@@ -52,6 +53,20 @@ def facts_of(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str
     if "context" not in facts:
         raise UserError(f"{path}: holds a graph of another tool; give one that export_onnx wrote")
     return facts
+
+
+def right_only(either: bool) -> dict[str, str]:
+    """What the metadata say of a graph that takes rows padded on `either` side, or on the right only."""
+    return {} if either else {PADDING: RIGHT}
+
+
+def require_side(takes_left: bool, mask: Ids) -> None:
+    """Raise UserError for a mask (batch, length) that such a graph fails on."""
+    if not takes_left and not mask[:, 0].all():
+        raise UserError(
+            "attention_mask: begins with 0, and this model's graph takes rows padded on the right only; set "
+            "the tokenizer's padding_side to right"
+        )
 
 
 def open_session(

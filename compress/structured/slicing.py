@@ -19,6 +19,7 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
 from compress.models.conv1d import of_config
+from compress.models.tying import tied_like
 from compress.structured.structure import Part, Structure
 
 # what configurations call the width of the MLP
@@ -167,6 +168,7 @@ def assembled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
                 config, dtype=torch.float32, attn_implementation=model.config._attn_implementation
             )
         result.tie_weights()
+        tied_like(result, model)
         targets = held(result)
         if other := sorted(targets.keys() ^ tensors.keys()):
             raise ValueError(f"{other[0]} is in one of the two only")

@@ -5,6 +5,9 @@ that no part shares a file with another. A text of a few documents is cut at lin
 keep their order, and the parts are contiguous stretches of it. Evaluation takes its share from the end,
 then calibration, then held-out; training gets what is left.
 
+A window begins as the tokenizer begins every text (text/framing.py): where it writes a token first, that one
+and a token less of text. Windows of training are cut when they are drawn, and begin so, too.
+
 A tokenizer that is still to be trained sees the training share only.
 """
 
@@ -20,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.errors import UserError
 from compress.host.progress import track
 from compress.text.documents import Document, load_documents
+from compress.text.framing import NO_FRAME, Frame, frame_of
 from compress.text.translation import Translation
 
 _MANY_DOCUMENTS = 64
@@ -61,16 +65,24 @@ class Windows:
         tokens: int32 (n, window).
         bytes: UTF-8 bytes of the text that the predicted tokens (all but each window's first) stand for.
         sha256: of the tokens.
+        frame: what every window begins and ends with that is no text.
     """
 
     tokens: Tokens
     bytes: int
     sha256: str
+    frame: Frame = NO_FRAME
+
+    @property
+    def text(self) -> Tokens:
+        """The tokens of text alone, in their order, int32 (tokens,)."""
+        return self.frame.inside(self.tokens).ravel()
 
 
 @dataclass(frozen=True)
 class TextData:
-    """The parts of a text; no token is in two of them."""
+    """The parts of a text; no token is in two of them. `begin` is what every window begins with, those that
+    are cut from `train` too."""
 
     source: str
     window: int
@@ -79,6 +91,7 @@ class TextData:
     heldout: Windows
     calibration: Windows
     evaluation: Windows
+    begin: tuple[int, ...] = ()
 
     @classmethod
     def cut(cls, config: DataConfig, tokenizer: Any, *, training: bool = True) -> "TextData":
@@ -97,19 +110,22 @@ class TextData:
         train: NDArray[Any] | None = None,
         heldout: NDArray[Any] | None = None,
         calibration: NDArray[Any] | None = None,
+        begin: Sequence[int] = (),
         source: str = "tokens",
     ) -> "TextData":
         """Tokens that somebody else has cut: `train` (tokens,), the others (n, window); what is left out is
-        empty. Nothing is known of the bytes that they stand for, nor is there an evaluation part.
+        empty. `begin`: what the windows begin with; it is put before those of `train`. Nothing is known of
+        the bytes that they stand for, nor is there an evaluation part.
         """
+        frame = Frame(tuple(begin))
 
         def windows(given: NDArray[Any] | None) -> Windows:
             tokens = _int32(np.zeros((0, window)) if given is None else given)
-            return Windows(tokens, 0, digest(tokens))
+            return Windows(tokens, 0, digest(tokens), frame)
 
         stream = _int32(np.zeros(0) if train is None else train)
         parts = windows(heldout), windows(calibration), windows(None)
-        return cls(source, window, stream, digest(stream), *parts)
+        return cls(source, window, stream, _stream_digest(stream, frame), *parts, frame.begin)
 
 
 def prepare(
@@ -140,7 +156,7 @@ def prepare(
     else:
         other = _Taker(config, _units(load_documents(config.calibration_text)), tokenizer)
         calibration = other.windows(config.calibration_windows, "calibration_windows")
-        refuse_overlap(calibration.tokens, evaluation.tokens)
+        refuse_overlap(calibration.text, evaluation.text)
     heldout = taker.windows(config.heldout_windows, "heldout_windows")
     train = taker.rest() if training else np.zeros(0, dtype=np.int32)
     if training and len(train) < 2 * config.window:
@@ -148,22 +164,27 @@ def prepare(
             f"data.text: {_named(config.text)} leaves {len(train)} tokens to train on; at least "
             f"{2 * config.window} are needed: give more text or fewer windows"
         )
-    source = _named(config.text)
-    return TextData(source, config.window, train, digest(train), heldout, calibration, evaluation)
+    source, begin = _named(config.text), taker.frame.begin
+    sha256 = _stream_digest(train, taker.frame)
+    return TextData(source, config.window, train, sha256, heldout, calibration, evaluation, begin)
 
 
 def renumbered(data: TextData, words: Translation) -> TextData:
     """The same text in a smaller vocabulary; windows keep their length, and where tokens become pieces
     lose their end."""
 
+    def renamed(tokens: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(words.stream(_int32(np.array(tokens))).tolist())
+
     def windows(old: Windows) -> Windows:
         tokens = words.cut(old.tokens)
-        return Windows(tokens, old.bytes, digest(tokens))
+        frame = Frame(renamed(old.frame.begin), renamed(old.frame.end))
+        return Windows(tokens, old.bytes, digest(tokens), frame)
 
-    train = words.stream(data.train)
+    train, begin = words.stream(data.train), renamed(data.begin)
     return TextData(
-        data.source, data.window, train, digest(train), windows(data.heldout), windows(data.calibration),
-        windows(data.evaluation),
+        data.source, data.window, train, _stream_digest(train, Frame(begin)), windows(data.heldout),
+        windows(data.calibration), windows(data.evaluation), begin,
     )  # fmt: skip
 
 
@@ -174,7 +195,7 @@ def training_documents(documents: Sequence[Document]) -> list[Document]:
 
 
 def refuse_overlap(calibration: Tokens, evaluation: Tokens) -> None:
-    """Raise UserError when calibration windows hold text of the evaluation windows.
+    """Raise UserError when the calibration text (`Windows.text`) holds some of the evaluation text.
 
     Compares runs of 48 tokens, across the borders of windows, which may be shorter; up to 2 % may agree,
     since real files share licence headers.
@@ -195,6 +216,11 @@ def digest(tokens: Tokens) -> str:
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
 
 
+def _stream_digest(tokens: Tokens, frame: Frame) -> str:
+    """Of tokens from which windows with this beginning are cut."""
+    return digest(np.concatenate([_int32(np.array(frame.begin)), tokens]))
+
+
 class _Taker:
     """Hands out units from the end, tokenised, in their own order; each unit once."""
 
@@ -204,12 +230,14 @@ class _Taker:
         self.config, self.units, self.tokenizer = config, list(units), tokenizer
         self.untouchable = untouchable  # first units that windows must leave alone
         self.pieces = len(units) - untouchable
+        self.frame = frame_of(tokenizer)
         end = tokenizer.eos_token_id
         self.separator = [] if end is None else [end]
 
     def windows(self, count: int, what: str) -> Windows:
         """Take as many units as fill `count` windows."""
-        window, need = self.config.window, count * self.config.window
+        window, room = self.config.window, self.frame.room(self.config.window)
+        need = count * room
         taken: list[tuple[Tokens, Tokens]] = []
         have, before = 0, self.pieces + self.untouchable - len(self.units)
         while have < need and len(self.units) > self.untouchable:
@@ -222,17 +250,11 @@ class _Taker:
                 f"{_named(self.config.text)} has {have}{gone}: give more text, or a smaller data.{what} "
                 "or data.window"
             )
-        stream = np.concatenate([ids for ids, _ in reversed(taken)])[:need].reshape(count, window)
-        lengths = np.concatenate([size for _, size in reversed(taken)])[:need].reshape(count, window)
-        self._frame(stream, lengths)
-        return Windows(stream, int(lengths[:, 1:].sum()), digest(stream))
-
-    def _frame(self, stream: Tokens, lengths: Tokens) -> None:
-        """Encoders read text between two tokens of their own: they replace a window's first and last."""
-        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        if begin is not None and end is not None and begin != end:
-            stream[:, 0], stream[:, -1] = begin, end
-            lengths[:, 0] = lengths[:, -1] = 0
+        text = np.concatenate([ids for ids, _ in reversed(taken)])[:need].reshape(count, room)
+        lengths = np.concatenate([size for _, size in reversed(taken)])[:need].reshape(count, room)
+        tokens = self.frame.around(text)
+        first = 0 if self.frame.begin else 1  # of the text, what is predicted
+        return Windows(tokens, int(lengths[:, first:].sum()), digest(tokens), self.frame)
 
     def rest(self) -> Tokens:
         """All that is left, as one stream."""

@@ -2,7 +2,8 @@
 
 The stream is cut into windows of `window` inputs, each predicting the token after it. An epoch visits
 every window once, in an order of its own and, if `moving`, from an offset of its own, so that a second epoch
-cuts the text elsewhere. Nothing is remembered between steps: resuming needs the step's number only.
+cuts the text elsewhere. Where every text of the model begins with a token, every window does: it is the first
+input, and is not predicted. Nothing is remembered between steps: resuming needs the step's number only.
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class Batches(NamedTuple):
         batch: windows per step, over all micro-batches and processes.
         seed: of the order.
         moving: whether every epoch cuts the text elsewhere.
+        begin: tokens that every window begins with.
     """
 
     stream: NDArray[np.int32]
@@ -47,6 +49,7 @@ class Batches(NamedTuple):
     batch: int
     seed: int
     moving: bool = True
+    begin: tuple[int, ...] = ()
 
     @property
     def windows(self) -> int:
@@ -95,7 +98,8 @@ class Batches(NamedTuple):
 
     def _row(self, offset: int, number: int) -> NDArray[np.int32]:
         start = offset + number * self.window
-        return self.stream[start : start + self.window + 1]
+        text = self.stream[start : start + self.window + 1 - len(self.begin)]
+        return np.concatenate([np.array(self.begin, dtype=np.int32), text])
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from compress.training.batches import Batches
 
 def identity(facts: list[Any], batches: Batches) -> str:
     """SHA-256 over JSON values (settings, and digests of what is no JSON), the text and its order."""
-    values = [facts, batches.window, batches.batch, batches.seed, batches.moving]
+    values = [facts, batches.window, batches.batch, batches.seed, batches.moving, *batches.begin]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(batches.stream).data)
     return digest.hexdigest()

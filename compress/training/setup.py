@@ -111,7 +111,8 @@ def ready(
     CPU, in eval mode, and `masks` those of the result.
     """
     window = plan.window or context.data.window
-    batches = Batches(context.data.train, window, plan.windows, context.seed, objective.moving).check()
+    text = context.data
+    batches = Batches(text.train, window, plan.windows, context.seed, objective.moving, text.begin).check()
     logs = context.logs or context.workdir / "logs"
     devices = Devices(context.device, plan.trackers, logs)
     # sharding changes a model for good: it gets a copy, and the result is copied back

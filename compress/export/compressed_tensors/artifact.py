@@ -73,13 +73,21 @@ def scheme_of(name: str, weight: QuantizedTensor) -> Scheme:
         raise UserError(f"{_NAME}: {name}: {reason}")
     if form.groups(columns) == 1:
         return Scheme(form.bits, form.symmetric, 0)
-    width = form.group_width(columns)
-    if columns % width:
-        raise UserError(
-            f"{_NAME}: {name} is {columns} wide, no multiple of its group of {width}, as compressed-tensors "
-            "demands; quantize with a group that divides it, or group: null"
-        )
-    return Scheme(form.bits, form.symmetric, width)
+    reason = width_refusal(columns, form)
+    if reason is not None:
+        raise UserError(f"{_NAME}: {name} {reason}")
+    return Scheme(form.bits, form.symmetric, form.group_width(columns))
+
+
+def width_refusal(columns: int, format: Format) -> str | None:
+    """Why this layout cannot hold rows so many columns wide, and what to do; None if it can."""
+    width = format.group_width(columns)
+    if format.groups(columns) == 1 or columns % width == 0:
+        return None
+    return (
+        f"is {columns} wide, no multiple of its group of {width}, as compressed-tensors demands; quantize "
+        "with a group that divides it, or group: null"
+    )
 
 
 def absorbed(scheme: Scheme) -> Scheme:

@@ -71,6 +71,16 @@ def refusal(format: Format, widen: bool = False) -> str | None:
     return f"GGUF has no type for {format.kind} with zero-points; set symmetric: true"
 
 
+def width_refusal(columns: int) -> str | None:
+    """Why rows so many columns wide have no blocks, and what to do; None where they have."""
+    if columns % BLOCK == 0:
+        return None
+    return (
+        f"is {columns} wide, and GGUF stores codes in blocks of {BLOCK}; leave this layer float (skip, in "
+        "the quantize pass) or leave this export out"
+    )
+
+
 def blocks(
     name: str, weight: QuantizedTensor, order: Tensor | None = None, widen: bool = False
 ) -> tuple[str, Bytes]:
@@ -82,11 +92,9 @@ def blocks(
     reason = refusal(weight.format, widen)
     if reason is not None:
         raise UserError(f"export_gguf: {name}: {reason}")
-    if columns % BLOCK:
-        raise UserError(
-            f"export_gguf: {name} is {columns} wide, and GGUF stores codes in blocks of {BLOCK}; leave this "
-            "layer float (skip, in the quantize pass) or leave this export out"
-        )
+    reason = width_refusal(columns)
+    if reason is not None:
+        raise UserError(f"export_gguf: {name} {reason}")
     kind = str(block_type(weight.format, widen))
     grid, codes = weight.grid, weight.unpacked()
     scales, zeros = grid.scales, grid.zeros

@@ -148,3 +148,12 @@ class Decoder:
     def vocabulary(self) -> int:
         """Tokens in the vocabulary."""
         return int(self.embedding.shape[0])
+
+    def matrices(self) -> list[Linear]:
+        """Those of the blocks."""
+        found: list[Linear | None] = []
+        for block in self.blocks:
+            attention, mlp = block.attention, block.mlp
+            found += [attention.query, attention.key, attention.value, attention.output]
+            found += [mlp.gate, mlp.up, mlp.down]
+        return [layer for layer in found if layer is not None]

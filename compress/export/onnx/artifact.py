@@ -22,7 +22,7 @@ from compress.export.onnx.graph import DATA_FILE, GraphBuilder
 from compress.export.onnx.seq2seq import write_seq2seq
 from compress.models.checkpoints import quiet_transformers, save_configurations
 from compress.records.manifest import Manifest
-from compress.runtimes.onnx_session import PROCESSOR
+from compress.runtimes.onnx_session import PROCESSOR, right_only
 from compress.tasks.base import longest_text
 from compress.tasks.registry import task_of
 from compress.tasks.seq2seq import start_token
@@ -68,7 +68,7 @@ def _write_decoder(
         (folder / GENAI_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return {
         **_facts(
-            _forms(_matrices(decoder), forms) + _forms([decoder.head], forms_of_ends(forms)),
+            _forms(decoder.matrices(), forms) + _forms([decoder.head], forms_of_ends(forms)),
             forms,
             weight_bytes,
             decoder.context,
@@ -83,20 +83,21 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
     model, tokenizer, task = bundle.model, bundle.tokenizer, task_of(bundle.model.config)
     inputs, longest = encoder_inputs(model, tokenizer), longest_text(model)
     with GraphBuilder(folder) as graph:
-        used = write_encoder(graph, model, task, inputs, forms)
+        used, either = write_encoder(graph, model, task, inputs, forms)
         weight_bytes = graph.weight_bytes
         facts = {"task": task.name, "context": str(longest), "weight_bytes": str(weight_bytes)}
         if (mask_token := task.mask_token(tokenizer)) is not None:
             facts["mask_token"] = str(mask_token)
-        graph.save(model.config.model_type, facts | _needs(forms))
-    return {**_facts(_forms(used, forms), forms, weight_bytes, longest), "inputs": inputs}
+        graph.save(model.config.model_type, facts | _needs(forms) | right_only(either))
+    facts_of_all = _facts(_forms(used, forms), forms, weight_bytes, longest)
+    return {**facts_of_all, "inputs": inputs, "padded_left": either}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     model, task, longest = bundle.model, task_of(bundle.model.config), longest_text(bundle.model)
     facts = {"task": task.name, "context": str(longest), "start_token": str(start_token(model))}
-    used, weight_bytes = write_seq2seq(folder, model, forms, facts | _needs(forms))
-    return _facts(_forms(used, forms), forms, weight_bytes, longest)
+    used, weight_bytes, either = write_seq2seq(folder, model, forms, facts | _needs(forms))
+    return {**_facts(_forms(used, forms), forms, weight_bytes, longest), "padded_left": either}
 
 
 def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
@@ -111,16 +112,6 @@ def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:
         files={path.name: file_record(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST},
         onnx=facts,
     ).write(folder / MANIFEST)
-
-
-def _matrices(decoder: Decoder) -> list[Linear]:
-    """Those of the blocks."""
-    found: list[Linear | None] = []
-    for block in decoder.blocks:
-        attention, mlp = block.attention, block.mlp
-        found += [attention.query, attention.key, attention.value, attention.output]
-        found += [mlp.gate, mlp.up, mlp.down]
-    return [layer for layer in found if layer is not None]
 
 
 def _needs(forms: Forms) -> dict[str, str]:

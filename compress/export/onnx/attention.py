@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.export.onnx.architecture import Attention, Rotary
+from compress.export.onnx.architecture import Attention, Norm, Rotary
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import MICROSOFT, GraphBuilder
 from compress.export.onnx.layers import counting, norm, unflatten
@@ -35,7 +35,7 @@ class Positions:
     """Values that tell where in the text the tokens of a call stand.
 
     Attributes:
-        shape: [batch, sequence], int64.
+        shape: [batch, sequence], int64, where tokens lie flat, (batch * sequence, width); else "".
         last: tokens of each row so far less one, int32 (batch, 1).
         total: tokens of the longest row so far, int32 (1,).
         context: the most tokens a text can have.
@@ -64,12 +64,12 @@ def attention(
     forms: Forms,
     scales: CacheScales | None = None,
 ) -> str:
-    """x (tokens, width) -> what the heads of block `index` gather, (batch, sequence, heads * head width)."""
+    """x -> what the heads of block `index` gather, (batch, sequence, heads * head width)."""
     layer = arranged(layer)
     around = None if scales is None else _factors(layer, scales)
     past, present = _cache(graph, index, layer, _FLOAT if scales is None else _INT8)
     angles = ["", ""] if layer.rotary is None else _tables(graph, layer.rotary, text.context)
-    projections = _projections(graph, x, index, layer, forms)
+    projections = _projections(graph, x, index, layer, forms, bool(text.shape))
     values = [unflatten(graph, projection.value, projection.width, text.shape) for projection in projections]
     if around is not None:
         parts = around[0].split([projection.width for projection in projections])
@@ -131,9 +131,9 @@ class _Projection:
 
 
 def _projections(
-    graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Forms
+    graph: GraphBuilder, x: str, index: int, layer: Attention, forms: Forms, flat: bool
 ) -> list[_Projection]:
-    """One for all where they come from one product; else query, key, value."""
+    """One for all where they come from one product; else query, key, value. `flat`: as x lies."""
     layers = (layer.query, layer.key, layer.value)
     norms = (layer.query_norm, layer.key_norm, None)
     if norms == (None, None, None) and stackable(layers, forms):
@@ -143,12 +143,22 @@ def _projections(
     for part, its_norm in zip(layers, norms, strict=True):
         y = linear(graph, x, part, forms)
         if its_norm is not None:
-            width = len(its_norm.weight)
-            rows = graph.op("Reshape", y, graph.constant([-1, width]))
-            graph.sized(rows, _FLOAT, [f"tokens x {part.outputs // width}", width])
-            y = norm(graph, rows, its_norm)  # unflattened, its heads are side by side again
+            y = _normed(graph, y, part.outputs, its_norm, flat)
         projections.append(_Projection(part.name, y, part.outputs))
     return projections
+
+
+def _normed(graph: GraphBuilder, y: str, outputs: int, layer: Norm, flat: bool) -> str:
+    """Queries or keys y (..., outputs), each as wide as the norm's weight by itself."""
+    width = len(layer.weight)
+    if flat:
+        rows = graph.op("Reshape", y, graph.constant([-1, width]))
+        graph.sized(rows, _FLOAT, [f"tokens x {outputs // width}", width])
+        return norm(graph, rows, layer)  # unflattened, heads are side by side again
+    heads = graph.op("Reshape", y, graph.constant([0, 0, -1, width]))
+    graph.sized(heads, _FLOAT, ["batch", "sequence", outputs // width, width])
+    apart = graph.op("Reshape", norm(graph, heads, layer), graph.constant([0, 0, -1]))
+    return graph.sized(apart, _FLOAT, ["batch", "sequence", outputs])
 
 
 def _tables(graph: GraphBuilder, rotary: Rotary, context: int) -> list[str]:

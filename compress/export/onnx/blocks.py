@@ -42,10 +42,23 @@ def block_width(format: Format, columns: int) -> int:
     width = format.group_width(columns)
     if format.groups(columns) == 1 and not _is_block(width):
         return _ROW_BLOCK
-    block = width & -width  # the largest power of two that divides it
-    if block < _SMALLEST_BLOCK:
-        raise UserError(f"export_onnx: group {width} is no multiple of {_SMALLEST_BLOCK}; use 32, 64 or 128")
-    return min(block, _LARGEST_BLOCK)
+    reason = group_refusal(format, columns)
+    if reason is not None:
+        raise UserError(f"export_onnx: a layer {reason}")
+    return min(_power(width), _LARGEST_BLOCK)
+
+
+def group_refusal(format: Format, columns: int) -> str | None:
+    """Why the groups of rows so many columns wide cannot be cut, and what to do; None where they can."""
+    width = format.group_width(columns)
+    if format.groups(columns) == 1 or _power(width) >= _SMALLEST_BLOCK:
+        return None
+    return f"holds codes whose group {width} is no multiple of {_SMALLEST_BLOCK}; use 32, 64 or 128"
+
+
+def _power(width: int) -> int:
+    """The largest power of two that divides it."""
+    return width & -width
 
 
 def as_blocks(tensor: QuantizedTensor) -> Blocks:

@@ -20,7 +20,7 @@ _FLOAT = 1
 
 
 def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Forms, tied: bool) -> str:
-    """Rows of `table` (vocabulary, width), kept as `name`: ids int64 (tokens,) -> float32 (tokens, width).
+    """Rows of `table` (vocabulary, width), kept as `name`: ids int64 (...) -> float32 (..., width).
 
     `tied`: a head multiplies by the same matrix.
     """
@@ -42,11 +42,11 @@ def embedding(graph: GraphBuilder, name: str, ids: str, table: Weight, forms: Fo
         padded = layout.codes.shape[1] * layout.block
         if padded == layout.columns:
             return rows
-        start, end, axis = (graph.constant([i]) for i in (0, layout.columns, 1))
+        start, end, axis = (graph.constant([i]) for i in (0, layout.columns, -1))
         return graph.op("Slice", rows, start, end, axis)
     if not tied:
         return _rows(graph, name, ids, table)
-    codes, scales, zeros = row_codes(graph, name, table, forms.signed)
+    codes, scales, zeros = row_codes(graph, name, table, forms.signed)  # ids (tokens,) only
     columns = graph.op("Cast", graph.op("Gather", codes, ids, axis=1), to=_FLOAT)  # (width, tokens)
     if table.zeros is not None:
         zeros = graph.op("Gather", zeros, ids)  # (tokens,)

@@ -1,6 +1,7 @@
 """An encoder as one ONNX graph: BERT and its relatives, traced, with the codes it holds.
 
-Inputs   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded on the right;
+Inputs   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded, on either side
+         (see sides.py);
          token_type_ids where the model tells texts apart by them and its tokenizer gives them.
 Outputs  logits (batch, sequence, vocabulary) of a masked-LM head; else last_hidden_state (batch, sequence,
          width).
@@ -9,6 +10,7 @@ Names and shapes are those of `optimum`. Matrices that are one in the model (a h
 one in the file.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +20,8 @@ from compress.export.onnx.architecture import Linear
 from compress.export.onnx.families.parts import linear
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import Dimensions, GraphBuilder
-from compress.export.onnx.trace import trace
+from compress.export.onnx.sides import on_either_side
+from compress.export.onnx.trace import Answer, trace
 from compress.export.onnx.transcribe import transcribe
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.swap import tables
@@ -29,8 +32,9 @@ from compress.tasks.base import Task
 
 def write_encoder(
     graph: GraphBuilder, model: Any, task: Task, inputs: list[str], forms: Forms
-) -> list[Linear]:
-    """Trace `model` with the inputs named and describe it to `graph`; returns the layers the graph has.
+) -> tuple[list[Linear], bool]:
+    """Trace `model` with the inputs named and describe it to `graph`; returns the layers the graph has, and
+    whether rows may be padded on the left.
 
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
@@ -38,11 +42,23 @@ def write_encoder(
     shapes: dict[str, Dimensions] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
     with track(2, "writing the graph", "stages") as progress:
-        traced = trace(model, shapes, [task.output])
+        answer, either = encoder_answer(model, inputs)
+        traced = trace(model, shapes, [task.output], answer)
         progress.advance()
         used = transcribe(graph, traced, layers(model), forms, shapes)
         progress.advance()
-    return used
+    return used, either
+
+
+def encoder_answer(model: Any, inputs: list[str]) -> tuple[Answer, bool]:
+    """What is traced, and whether it takes rows padded on the left."""
+
+    def read(model: Any, given: Mapping[str, Tensor]) -> Tensor:
+        states: Tensor = model(**given, return_dict=False)[0]
+        return states
+
+    way, either = on_either_side(model, read, inputs)
+    return lambda model, given: (way(model, given),), either
 
 
 def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:

@@ -64,7 +64,11 @@ class GraphBuilder:
         self._data.close()
 
     def input(self, name: str, kind: int, shape: Dimensions, default: Array | None = None) -> str:
-        """Declare an input; with a default, a caller may leave it out."""
+        """Declare an input; with a default, a caller may leave it out.
+
+        A default is an initializer of that name, which ONNX Runtime warns of as it loads the graph: it takes
+        it for a weight that an old exporter listed. ONNX has no other way to say one.
+        """
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         if default is not None:
             self._initializers.append(numpy_helper.from_array(default, name))
@@ -112,6 +116,11 @@ class GraphBuilder:
     def op(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node that has one result, and name it."""
         return self.node(operator, inputs, 1, domain, **attributes)[0]
+
+    def rename(self, value: str, name: str) -> None:
+        """Give the last node's only result, that nothing has read yet, the name of an output."""
+        assert list(self._nodes[-1].output) == [value]
+        self._nodes[-1].output[0] = name
 
     def constant(self, value: Array | float | Sequence[int]) -> str:
         """A small constant; Python integers become int64, a float becomes float32. Equal ones are one."""

@@ -66,7 +66,7 @@ def stack(layers: Sequence[Linear], name: str) -> Linear:
 
 
 def linear(graph: GraphBuilder, x: str, layer: Linear, forms: Forms) -> str:
-    """Apply a layer to x (tokens, in), giving (tokens, out)."""
+    """Apply a layer to x (..., in), giving (..., out); x (tokens, in) where the weight is float."""
     weight, bias = layer.weight, ""
     if layer.bias is not None:
         vector = layer.bias.numpy()

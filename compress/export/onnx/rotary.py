@@ -19,6 +19,7 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.export.onnx.architecture import Attention, Linear, Norm, Rotary
 
+HEAD_STEP = 16  # what a head's width must be a multiple of
 _STEP = 8  # what the number of pairs must be a multiple of
 
 

@@ -1,7 +1,7 @@
 """An encoder-decoder (T5, BART) as two ONNX graphs, traced, with the codes it holds.
 
-encoder_model.onnx   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded on
-                     the right -> of every block of the decoder what it reads of the source,
+encoder_model.onnx   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded, on
+                     either side -> of every block of the decoder what it reads of the source,
                      present.I.encoder.key and .value (batch, heads, sequence, width). Runs once per text.
 decoder_model.onnx   input_ids (batch, sequence), the text's next tokens; encoder_attention_mask (batch,
                      source); past_key_values.I.encoder.key and .value as the encoder gave them, and
@@ -16,6 +16,7 @@ what they share (the token table) lies once.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from compress.export.onnx.architecture import Linear
 from compress.export.onnx.encoder import layers
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import Dimensions, GraphBuilder
+from compress.export.onnx.sides import Read, on_either_side
 from compress.export.onnx.trace import trace
 from compress.export.onnx.transcribe import transcribe
 from compress.formats.swap import tables
 from compress.host.progress import track
-from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT
+from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, right_only
 from compress.tasks.seq2seq import start_token
 
 _TEXT: Dimensions = ("batch", "sequence")
@@ -38,8 +40,9 @@ _TEXT: Dimensions = ("batch", "sequence")
 
 def write_seq2seq(
     folder: Path, model: Any, forms: Forms, metadata: dict[str, str]
-) -> tuple[list[Linear], int]:
-    """Write both graphs; returns the layers they have and the bytes of their weights.
+) -> tuple[list[Linear], int, bool]:
+    """Write both graphs; returns the layers they have, the bytes of their weights, and whether sources may be
+    padded on the left.
 
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
@@ -59,7 +62,9 @@ def write_seq2seq(
     }
     with track(4, "writing the graphs", "stages") as progress:
         with GraphBuilder(folder, ENCODER) as encoder:
-            traced = trace(model, reading, read, _read)
+            encode, either = on_either_side(model.get_encoder(), _encode, list(reading))
+            metadata = metadata | right_only(either)
+            traced = trace(model, reading, read, partial(_read, encode))
             progress.advance()
             used = transcribe(encoder, traced, held, replace(forms, many_rows=True), reading | read, heads)
             encoder.save(kind, metadata)
@@ -71,7 +76,7 @@ def write_seq2seq(
             weight_bytes = encoder.weight_bytes + decoder.weight_bytes
             decoder.save(kind, metadata | {"weight_bytes": str(weight_bytes)})
             progress.advance()
-    return used, weight_bytes
+    return used, weight_bytes, either
 
 
 def _cache(prefix: str, side: str, sizes: list[tuple[int, int]], length: str) -> dict[str, Dimensions]:
@@ -92,10 +97,16 @@ def _cache_sizes(model: Any) -> list[tuple[int, int]]:
     return [(int(layer.keys.shape[1]), int(layer.keys.shape[3])) for layer in kept]
 
 
-def _read(model: Any, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+def _encode(encoder: Any, given: Mapping[str, Tensor]) -> Tensor:
+    """The last hidden states of a source."""
+    states: Tensor = encoder(**given, return_dict=False)[0]
+    return states
+
+
+def _read(encode: Read, model: Any, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """What the decoder keeps of a source when it writes a first token; the rest of what it does is left out
     of the graph, since no output depends on it."""
-    encoded = model.get_encoder()(**given, return_dict=False)[0]
+    encoded = encode(model.get_encoder(), given)
     first = torch.full_like(given["input_ids"][:, :1], start_token(model))
     past = model(
         encoder_outputs=(encoded,),

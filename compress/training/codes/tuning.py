@@ -144,7 +144,7 @@ def tune(
         UserError: the text does not fill one batch.
     """
     window, precision = min(plan.window, context.data.window), context.precision
-    batches = Batches(stream, window, plan.batch, context.seed).check()
+    batches = Batches(stream, window, plan.batch, context.seed, begin=context.data.begin).check()
     step_tokens = plan.batch * window
     steps = max(1, -(-plan.tokens // step_tokens))
     checks = {steps * (i + 1) // plan.checks for i in range(plan.checks)} - {0}

@@ -66,7 +66,8 @@ def distillation_objective(
         inner = _Inner(settings, student.model, teachers, seed)
         objective = _Online(settings, teachers, inner, window, seed).objective()
         return replace(objective, identity=digest, notes=notes | inner.notes)
-    batches = Batches(context.data.train, window, settings.windows, seed, moving=False).check()
+    text = context.data
+    batches = Batches(text.train, window, settings.windows, seed, moving=False, begin=text.begin).check()
     numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(settings.steps(window))]))
     targets = SampledTargets(context.workdir / "targets", numbers, settings.samples)
     with teachers.ready():

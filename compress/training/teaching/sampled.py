@@ -90,7 +90,7 @@ class SampledTargets:
         Raises:
             UserError: the disk is full.
         """
-        facts = [identity, batches.window, batches.seed, temperature, self.samples]
+        facts = [identity, batches.window, batches.seed, temperature, self.samples, *batches.begin]
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(np.ascontiguousarray(batches.stream).data)
         mark = digest.hexdigest()

@@ -17,7 +17,7 @@ from compress.export.onnx.families.gpt import read_gpt2, read_gpt_neox
 from compress.export.onnx.families.llama import read_llama, read_olmo2
 from compress.export.onnx.families.parts import ACTIVATIONS, activation_name
 from compress.export.onnx.families.phi import read_phi, read_phi3
-from compress.export.onnx.rotary import require_turnable
+from compress.export.onnx.rotary import HEAD_STEP, require_turnable
 
 _READERS: dict[str, Callable[[Any], Decoder]] = {
     "gemma": read_gemma,
@@ -51,6 +51,12 @@ def require_supported(config: Any) -> None:
             f"export_onnx: activation '{activation}' is not supported; supported: "
             + ", ".join(sorted(ACTIVATIONS))
         )
+    if getattr(config, "use_bidirectional_attention", False):
+        raise UserError(
+            "export_onnx: use_bidirectional_attention is not supported, a decoder looks back only"
+        )
+    if config.model_type == "gpt2" and (config.add_cross_attention or config.scale_attn_by_inverse_layer_idx):
+        raise UserError("export_onnx: GPT-2 with cross attention or scaling by layer is not supported")
     for rotary in _rotary_settings(config):
         if rotary.get("rope_type", "default") not in _FIXED_ROTARY:
             raise UserError(
@@ -60,6 +66,11 @@ def require_supported(config: Any) -> None:
         if rotary:
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             require_turnable(width, int(width * rotary.get("partial_rotary_factor", 1.0)) // 2)
+            if width % HEAD_STEP:
+                raise UserError(
+                    f"export_onnx: heads {width} wide whose positions turn are not supported, ONNX Runtime "
+                    f"takes multiples of {HEAD_STEP}; leave export_onnx out to have it in torch only"
+                )
 
 
 def describe(model: nn.Module) -> Decoder:

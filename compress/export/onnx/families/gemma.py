@@ -6,7 +6,6 @@ turn; Gemma 2 caps scores and logits; Gemma 3 norms each head and has one table 
 
 from typing import Any
 
-from compress.errors import UserError
 from compress.export.onnx.architecture import Block, Decoder, Norm
 from compress.export.onnx.families.parts import attention_of, decoder, gated_mlp, rotary, window
 
@@ -14,10 +13,6 @@ from compress.export.onnx.families.parts import attention_of, decoder, gated_mlp
 def read_gemma(model: Any) -> Decoder:
     """All three: what a generation lacks is absent from its modules."""
     config, body = model.config, model.model
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UserError(
-            "export_onnx: use_bidirectional_attention is not supported, a decoder looks back only"
-        )
     kinds = getattr(config, "layer_types", None) or [""] * len(body.layers)
     if config.model_type == "gemma3_text":
         angles = {kind: rotary(body.rotary_emb, kind) for kind in set(kinds)}

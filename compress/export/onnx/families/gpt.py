@@ -9,35 +9,30 @@ from typing import Any
 
 import torch
 
-from compress.errors import UserError
-from compress.export.onnx.architecture import Attention, Block, Decoder
-from compress.export.onnx.families.parts import cut, decoder, layer_norm, linear, plain_mlp, rotary
+from compress.export.onnx.architecture import Block, Decoder
+from compress.export.onnx.families.parts import (
+    attention_from,
+    cut,
+    decoder,
+    layer_norm,
+    linear,
+    plain_mlp,
+    rotary,
+)
 
 
 def read_gpt2(model: Any) -> Decoder:
     """GPT-2."""
     config, body = model.config, model.transformer
-    if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx:
-        raise UserError("export_onnx: GPT-2 with cross attention or scaling by layer is not supported")
     blocks = []
     for index, layer in enumerate(body.h):
         name = f"transformer.h.{index}"
         fused = linear(f"{name}.attn", layer.attn.c_attn)
-        query, key, value = cut(fused, [(part, fused.outputs // 3) for part in "qkv"])
+        states = cut(fused, [(part, fused.outputs // 3) for part in "qkv"])
         blocks.append(
             Block(
                 attention_norm=layer_norm(f"{name}.ln_1", layer.ln_1),
-                attention=Attention(
-                    query=query,
-                    key=key,
-                    value=value,
-                    output=linear(f"{name}.attn.c_proj", layer.attn.c_proj),
-                    query_norm=None,
-                    key_norm=None,
-                    head_width=int(layer.attn.head_dim),
-                    scale=float(layer.attn.scaling),
-                    rotary=None,
-                ),
+                attention=attention_from(states, f"{name}.attn", layer.attn, None, "c_proj"),
                 mlp_norm=layer_norm(f"{name}.ln_2", layer.ln_2),
                 mlp=plain_mlp(f"{name}.mlp", layer.mlp, "c_fc", "c_proj", config),
             )
@@ -54,26 +49,13 @@ def read_gpt_neox(model: Any) -> Decoder:
     for index, layer in enumerate(body.layers):
         name = f"gpt_neox.layers.{index}"
         attention = layer.attention
-        width = int(attention.head_size)
         fused = linear(f"{name}.attention", attention.query_key_value)
-        rows = torch.arange(fused.outputs).view(-1, 3, width)  # (heads, q k v, width)
-        query, key, value = (
-            fused.rows(f"{fused.name}.{part}", rows[:, i].reshape(-1)) for i, part in enumerate("qkv")
-        )
+        rows = torch.arange(fused.outputs).view(-1, 3, attention.head_size)  # (heads, q k v, width)
+        states = [fused.rows(f"{fused.name}.{part}", rows[:, i].reshape(-1)) for i, part in enumerate("qkv")]
         blocks.append(
             Block(
                 attention_norm=layer_norm(f"{name}.input_layernorm", layer.input_layernorm),
-                attention=Attention(
-                    query=query,
-                    key=key,
-                    value=value,
-                    output=linear(f"{name}.attention.dense", attention.dense),
-                    query_norm=None,
-                    key_norm=None,
-                    head_width=width,
-                    scale=float(attention.scaling),
-                    rotary=angles,
-                ),
+                attention=attention_from(states, f"{name}.attention", attention, angles, "dense"),
                 mlp_norm=layer_norm(f"{name}.post_attention_layernorm", layer.post_attention_layernorm),
                 mlp=plain_mlp(f"{name}.mlp", layer.mlp, "dense_h_to_4h", "dense_4h_to_h", config),
                 parallel=bool(layer.use_parallel_residual),

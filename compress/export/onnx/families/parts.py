@@ -5,7 +5,7 @@ keeps fused (q,k,v; gate,up) are cut into their rows here, codes and all: what t
 decided where it is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -81,14 +81,26 @@ def window(config: Any, index: int) -> int | None:
     return size if types is None or types[index] == "sliding_attention" else None
 
 
-def attention_of(name: str, module: Any, angles: Rotary | None, **more: Any) -> Attention:
-    """Attention of four projections under Llama's names; `more` are fields of `Attention`."""
+def attention_of(
+    name: str, module: Any, angles: Rotary | None, output: str = "o_proj", **more: Any
+) -> Attention:
+    """Attention of projections under Llama's names; `more` are fields of `Attention`."""
+    states = [linear(f"{name}.{part}", getattr(module, part)) for part in ("q_proj", "k_proj", "v_proj")]
+    return attention_from(states, name, module, angles, output, **more)
+
+
+def attention_from(
+    states: Iterable[Linear], name: str, module: Any, angles: Rotary | None, output: str, **more: Any
+) -> Attention:
+    """Attention of query, key and value, and a projection of what heads gather that is called `output`."""
+    query, key, value = states
+    width = module.head_dim if hasattr(module, "head_dim") else module.head_size
     return Attention(
-        query=linear(f"{name}.q_proj", module.q_proj),
-        key=linear(f"{name}.k_proj", module.k_proj),
-        value=linear(f"{name}.v_proj", module.v_proj),
-        output=linear(f"{name}.o_proj", module.o_proj),
-        head_width=int(module.head_dim),
+        query=query,
+        key=key,
+        value=value,
+        output=linear(f"{name}.{output}", getattr(module, output)),
+        head_width=int(width),
         scale=float(module.scaling),
         rotary=angles,
         **{"query_norm": None, "key_norm": None, **more},

@@ -6,10 +6,12 @@ Phi-3: Llama with q,k,v and gate,up fused, whose rows are cut apart here.
 
 from typing import Any
 
-from compress.export.onnx.architecture import Attention, Block, Decoder, Mlp
+from compress.export.onnx.architecture import Block, Decoder, Mlp
 from compress.export.onnx.families.parts import (
     ACTIVATIONS,
     activation_name,
+    attention_from,
+    attention_of,
     cut,
     decoder,
     layer_norm,
@@ -29,21 +31,17 @@ def read_phi(model: Any) -> Decoder:
     for index, layer in enumerate(body.layers):
         name = f"model.layers.{index}"
         attention, path = layer.self_attn, f"{name}.self_attn"
-        normed = config.qk_layernorm
+        norms = {"query_norm": "q_layernorm", "key_norm": "k_layernorm"} if config.qk_layernorm else {}
         norm = layer_norm(f"{name}.input_layernorm", layer.input_layernorm)
         blocks.append(
             Block(
                 attention_norm=norm,
-                attention=Attention(
-                    query=linear(f"{path}.q_proj", attention.q_proj),
-                    key=linear(f"{path}.k_proj", attention.k_proj),
-                    value=linear(f"{path}.v_proj", attention.v_proj),
-                    output=linear(f"{path}.dense", attention.dense),
-                    query_norm=layer_norm(f"{path}.q_layernorm", attention.q_layernorm) if normed else None,
-                    key_norm=layer_norm(f"{path}.k_layernorm", attention.k_layernorm) if normed else None,
-                    head_width=int(attention.head_dim),
-                    scale=float(attention.scaling),
-                    rotary=angles,
+                attention=attention_of(
+                    path,
+                    attention,
+                    angles,
+                    "dense",
+                    **{field: layer_norm(f"{path}.{x}", getattr(attention, x)) for field, x in norms.items()},
                 ),
                 mlp_norm=norm,
                 mlp=plain_mlp(f"{name}.mlp", layer.mlp, "fc1", "fc2", config),
@@ -65,25 +63,14 @@ def read_phi3(model: Any) -> Decoder:
         attention, mlp = layer.self_attn, layer.mlp
         fused = linear(f"{name}.self_attn.qkv_proj", attention.qkv_proj)
         key_rows = int(attention.num_key_value_heads * attention.head_dim)
-        query, key, value = cut(
-            fused, (("q", fused.outputs - 2 * key_rows), ("k", key_rows), ("v", key_rows))
-        )
+        states = cut(fused, (("q", fused.outputs - 2 * key_rows), ("k", key_rows), ("v", key_rows)))
         both = linear(f"{name}.mlp.gate_up_proj", mlp.gate_up_proj)
         gate, up = cut(both, (("gate", both.outputs // 2), ("up", both.outputs // 2)))
         blocks.append(
             Block(
                 attention_norm=rms(f"{name}.input_layernorm", layer.input_layernorm),
-                attention=Attention(
-                    query=query,
-                    key=key,
-                    value=value,
-                    output=linear(f"{name}.self_attn.o_proj", attention.o_proj),
-                    query_norm=None,
-                    key_norm=None,
-                    head_width=int(attention.head_dim),
-                    scale=float(attention.scaling),
-                    rotary=angles,
-                    window=window(config, index),
+                attention=attention_from(
+                    states, f"{name}.self_attn", attention, angles, "o_proj", window=window(config, index)
                 ),
                 mlp_norm=rms(f"{name}.post_attention_layernorm", layer.post_attention_layernorm),
                 mlp=Mlp(
