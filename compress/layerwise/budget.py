@@ -1,9 +1,10 @@
 """What every tensor of a model may become, what that costs, and the choice that keeps to a budget.
 
-The choices are exact knapsacks (solvers/knapsack.py) over losses and bytes that add up.
+The choices are exact knapsacks (solvers/knapsack.py) over losses and bytes that add up; where a file adds
+what depends on the plan, the knapsack is solved a few times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compress.errors import UserError
@@ -11,6 +12,9 @@ from compress.formats import Format
 from compress.solvers.knapsack import cheapest, choose
 
 Assignment = dict[str, Format]  # module name -> what it becomes
+_ROUNDS = 12  # of a knapsack whose files do not add up
+_NEAR, _VERY_NEAR = 200, 1000  # such a part below the budget is near enough; and if the next try may gain
+
 Chosen = list[int]  # for each set of modules, which of its formats
 
 
@@ -57,19 +61,52 @@ class Candidates:
             )
         return choose(self.costs, losses, budget)
 
-    def within_bytes(self, losses: list[list[float]], rest: int, allowed: int) -> Chosen:
-        """The least loss in a folder of at most `allowed` bytes, of which `rest` are not the members'.
+    def within_bytes(
+        self, losses: list[list[float]], total: Callable[[Assignment], int], budget: int, reserve: int = 0
+    ) -> Chosen:
+        """The least loss in files of at most `budget` bytes, of which `reserve` are left.
+
+        `total` weighs all files of a plan. What they have beside the members' bytes may depend on the plan
+        (padding, what is merged): it is taken to be as in the plan before, until what is found fits closely.
 
         Raises:
             UserError: the smallest formats take more.
         """
-        least = self.total(self.smallest) + rest
-        if least > allowed:
+        best, allowed = self.smallest, budget - reserve
+        least = self.least(total, budget, reserve)
+        # the most bytes of members that are known to fit, the fewest that are known not to
+        low, high = self.total(best), self.total([row.index(max(row)) for row in self.costs]) + 1
+        room = min(allowed - least + low, high - 1)
+        for _ in range(_ROUNDS):
+            found = choose(self.costs, losses, room)
+            size, cost = total(self.plan(found)), self.total(found)
+            following = cost + allowed - size  # if the next plan's file adds as much
+            if size <= allowed:
+                best, low = found, room
+                near = size >= allowed - allowed // _NEAR
+                gains = following - room > allowed // _VERY_NEAR
+                if following == room or size >= allowed - allowed // _VERY_NEAR or (near and not gains):
+                    break
+            else:
+                high = cost
+            if high - low <= 1:
+                break
+            room = following if low < following < high else (low + high) // 2
+        return best
+
+    def least(self, total: Callable[[Assignment], int], budget: int, reserve: int = 0) -> int:
+        """Bytes of all files with the smallest formats.
+
+        Raises:
+            UserError: more than `budget`, of which `reserve` are left.
+        """
+        least = total(self.plan(self.smallest))
+        if least > budget - reserve:
             raise UserError(
-                f"budget_bytes {allowed:,} is too small: with the smallest widths the artifact takes "
-                f"{least:,}; raise it, or allow fewer bits in widths and embedding_widths"
+                f"budget_bytes {budget:,} is too small: with the smallest widths the artifact takes "
+                f"{least + reserve:,}; raise it, or allow fewer bits in widths and embedding_widths"
             )
-        return choose(self.costs, losses, allowed - rest)
+        return least
 
     def within_loss(self, losses: list[list[float]], largest: float) -> Chosen:
         """The least bytes with a summed loss of at most `largest`.

@@ -25,6 +25,7 @@ from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
+    from compress.export.layout import Layout
     from compress.formats import Format
 
 FOLDER = "compressed-tensors"
@@ -81,6 +82,12 @@ class ExportCompressedTensors(Pass):
             if form.group not in _VLLM_GROUPS:
                 return f"vLLM has kernels for groups of 32, 64, 128 and null, not {form.group}" + alone
         return None
+
+    def layout(self) -> "Layout":
+        """How the file holds codes."""
+        from compress.export.compressed_tensors.sizes import CompressedTensorsLayout
+
+        return CompressedTensorsLayout(dtype=self.dtype, runtimes=self.runtimes)
 
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "compressed-tensors"`; the model stays as it is.
