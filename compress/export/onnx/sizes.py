@@ -90,7 +90,7 @@ class OnnxLayout(Layout):
         def write(zeros: "Bundle", folder: Path) -> Path:
             scales = _longest_scales(zeros.model) if self.cache == "int8" else None
             facts = write_artifact(zeros, folder, forms, scales)
-            facts |= {"check": _longest_check()}
+            facts |= {"check": _longest_check(task.continues)}
             facts |= {"kl_with_float32_cache": LONGEST} if self.cache == "int8" else {}
             steps = (*zeros.lineage.steps, self._record(facts))
             lineage = zeros.lineage.model_copy(update={"steps": steps})
@@ -119,16 +119,16 @@ def _padded(size: int) -> int:
     return -(-size // _PAGE) * _PAGE if size >= _PAGE else size
 
 
-def _longest_check() -> dict[str, Any]:
-    """What a check notes, each number at its longest."""
+def _longest_check(continues: bool) -> dict[str, Any]:
+    """What a check notes, each number at its longest; `continues`: of a decoder."""
     from dataclasses import fields
 
     from compress.export.onnx.check import Agreement
     from compress.export.onnx.encoder_check import EncoderAgreement
     from compress.export.weighing import LONGEST
 
-    names = {field.name for kind in (Agreement, EncoderAgreement) for field in fields(kind)}
-    return {**dict.fromkeys(sorted(names), LONGEST), "measure": LONGEST, "passed": False}
+    names = [field.name for field in fields(Agreement if continues else EncoderAgreement)]
+    return {**dict.fromkeys(names, LONGEST), "measure": LONGEST, "passed": False}
 
 
 def _longest_scales(model: Any) -> Any:
