@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.export.layout import WIDTHS, Layout, Weigher
 from compress.formats import Format
 from compress.formats.packing import packed_bytes
-from compress.records.records import PassRecord
+from compress.records.records import PassRecord, changed_settings
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
@@ -107,9 +107,10 @@ class OnnxLayout(Layout):
         """What a run says of the export in the manifest, at its longest."""
         from compress.export.weighing import LONGEST
 
-        config = self.model_dump() | dict.fromkeys(("cache_tokens", "check_tokens", "tolerance"), LONGEST)
+        more = {"cache_tokens": 10**6, "check_tokens": 10**5, "tolerance": LONGEST}
         return PassRecord(
-            name="export_onnx", kind="export", config=config, changed=config, exports=("onnx",),
+            name="export_onnx", kind="export", config=self.model_dump() | more,
+            changed=changed_settings(self) | more, exports=("onnx",),
             seconds=LONGEST, peak_rss_bytes=10**15, parent="0" * 64, fingerprint="0" * 64, seed=2**31,
             notes={"onnx": facts},
         )  # fmt: skip
