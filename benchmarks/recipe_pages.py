@@ -62,10 +62,12 @@ def measured(
     busy = os.getloadavg()[0]
     folder = work / name
     record = compress.run(compress.load_recipe(name, overrides, **sections), folder)
+    results = compress.read_results(folder / "results.jsonl")
+    measured = {str(Path(r.artifact).parent if r.artifact.endswith(".gguf") else r.artifact) for r in results}
     exports = []
     for variant in record.variants:
         for kind, what in (("gguf", "llama.cpp"), ("compressed-tensors", "transformers, vLLM")):
-            if (folder / variant.name / kind).is_dir():
+            if (folder / variant.name / kind).is_dir() and f"{variant.name}/{kind}" not in measured:
                 size = sum(p.stat().st_size for p in (folder / variant.name / kind).iterdir())
                 exports.append(
                     {"variant": variant.name, "for": what, "bytes": size, "kl": checked(variant.steps, kind)}
@@ -78,7 +80,7 @@ def measured(
         "load_average": round(busy, 1),
         "machine": record.machine,
         "versions": record.versions,
-        "results": [r.model_dump(mode="json") for r in compress.read_results(folder / "results.jsonl")],
+        "results": [r.model_dump(mode="json") for r in results],
         "exports": exports,
     }
 

@@ -3,7 +3,7 @@
 Joins the two wings: what `pipeline` made is what `measure` reloads from disk, and `report` draws.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +38,7 @@ from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
+from compress.runtimes import EXPORTED
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
@@ -57,7 +58,7 @@ def run(recipe: Recipe, folder: Path | str, say: Say = print) -> RunRecord:
     """
     made = make_artifacts(recipe, folder, say)
     with alone(made.folder), unchanged_process(threads_for(recipe)):
-        record = tell(recipe, made)
+        record = tell(recipe, made, say)
         write_report(made.folder)
     return record
 
@@ -154,8 +155,10 @@ def threads_for(recipe: Recipe) -> int:
     return recipe.threads or max(1, usable_cores() // on_this_machine()[1])
 
 
-def tell(recipe: Recipe, made: Made) -> RunRecord:
+def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     """Measure everything that was made; results of an earlier, interrupted call are taken over."""
+    for line in _not_measured(made.variants):
+        say(line)
     folder, windows = made.folder, made.data.evaluation
     protocol = (
         recipe.measure
@@ -258,7 +261,7 @@ def measure(
     """Measure artifacts and their exports from disk, each in its runtime and a fresh process of its own.
 
     Args:
-        artifact: folders or `.gguf` files; an `onnx` folder inside one is measured, too.
+        artifact: folders or `.gguf` files; exports inside a folder are measured, too.
         base: the model that they are compared with; it comes first.
         text: as a recipe's; a `DataConfig` says how many windows, and how long.
         protocol: how speed and memory are measured.
@@ -274,24 +277,38 @@ def measure(
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such artifact")
-    found = [p for path in paths for p in (path, path / "onnx") if p == path or p.is_dir()]
+    found = [p for path in paths for p in (path, *_exports_in(path))]
     with unchanged_process():
         data = windows_of(text, meta_model(str(paths[0])))
     return bench(list(dict.fromkeys(found)), data, paths[0] if base is not None else None, protocol)
 
 
+def _exports_in(artifact: Path) -> list[Path]:
+    """What lies in an artifact for other runtimes that are installed."""
+    places = [artifact / name / export.file for name, export in EXPORTED.items() if export.installed]
+    return [place for place in places if place.exists()]
+
+
 def _targets(folder: Path, variant: VariantRecord) -> list[harness.Target]:
-    found = [
-        harness.Target(
-            variant.name, "torch", folder / variant.artifact, variant.fingerprint, variant.artifact
-        )
+    """A variant in torch, and each of its exports in the runtime that it is for, where that is installed."""
+    places = [("torch", variant.artifact)]
+    for name in variant.exports:
+        if (export := EXPORTED.get(name)) is not None and export.installed:
+            places.append((export.runtime, "/".join(filter(None, (variant.artifact, name, export.file)))))
+    return [
+        harness.Target(variant.name, runtime, folder / artifact, variant.fingerprint, artifact)
+        for runtime, artifact in places
     ]
-    if variant.onnx_artifact is not None:
-        path = folder / variant.onnx_artifact
-        found.append(
-            harness.Target(variant.name, "onnxruntime", path, variant.fingerprint, variant.onnx_artifact)
-        )
-    return found
+
+
+def _not_measured(variants: Sequence[VariantRecord]) -> Iterator[str]:
+    """A line per kind of export that no runtime here can open, and why."""
+    for name in dict.fromkeys(name for variant in variants for name in variant.exports):
+        export = EXPORTED.get(name)
+        if export is None:
+            yield f"{name}: written, not measured: no runtime of ours opens it"
+        elif not export.installed:
+            yield f"{name}: written, not measured in {export.runtime}: pip install {export.package}"
 
 
 _Inner = list[tuple[str, int, PassRecord]]  # variant, index in its chain, step

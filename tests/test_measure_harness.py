@@ -185,7 +185,7 @@ def test_a_step_that_is_the_end_of_another_chain_is_not_scored_again():
 
     def variant(name, *steps):
         return VariantRecord(
-            name=name, parent="base", artifact=name, onnx_artifact=None, fingerprint=steps[-1].fingerprint,
+            name=name, parent="base", artifact=name, exports=(), fingerprint=steps[-1].fingerprint,
             steps=list(steps),
         )  # fmt: skip
 

@@ -1,10 +1,13 @@
 """`compress-lm quantize`: the best recipe known for a request, refused before any work, or served."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 from cli_helpers import invoke, refused, write_text
-from export_models import tiny_model
+from encoder_models import tiny_encoder
+from export_models import tiny_bundle, tiny_model
+from seq2seq_models import tiny_seq2seq
 
 import compress
 from compress.artifact.folder import disk_bytes
@@ -118,3 +121,35 @@ def test_a_short_text_is_cut_into_short_windows_and_one_too_short_is_refused(mod
 )
 def test_sizes(text, expected):
     assert _size(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        ("gpt2", "onnx"),
+        ("bert", "onnx"),
+        ("t5", "onnx"),
+        ("llama", "compressed-tensors"),
+        ("bert", "compressed-tensors"),
+    ],
+)
+def test_the_lines_that_serve_a_file_serve_it(name, to, text, tmp_path):
+    made = {"bert": tiny_encoder, "t5": tiny_seq2seq}.get(name, tiny_bundle)(name)
+    made.save(tmp_path / "model")
+    done = compress.quantize(
+        tmp_path / "model", bits=8, to=to, out=tmp_path / "out", text=text, threads=1, measured=False,
+        say=lambda line: None,
+    )  # fmt: skip
+    lines = done.serving()[to]
+    assert len(lines) == 3
+    program = []
+    for line in lines:
+        command, *arguments = shlex.split(line, comments=True)
+        if command == "compress-lm":
+            served = invoke(*arguments, "--tokens", "4")
+            assert served.code == 0, served.err
+        elif command == "python":
+            exec(arguments[1])
+        elif command != "vllm":  # which needs a GPU
+            program.append(line)
+    exec("\n".join(program), {})

@@ -20,6 +20,7 @@ from compress.report.verdicts import (
     change_of_nll,
     judge,
     quality_finding,
+    rate_finding,
     significance,
     speed_findings,
 )
@@ -57,9 +58,14 @@ def state(size: int, delta: float, half: float, rate: float) -> State:
         3.0 + delta,
         delta,
         (delta - half, delta + half),
-        decode={"torch": Rate(rate)},
-        prefill={"torch": Rate(rate)},
+        decode={"torch": paced(rate)},
+        prefill={"torch": paced(rate)},
     )
+
+
+def paced(rate: float, *rounds: float, session: str = "one") -> Rate:
+    """A rate timed in five rounds, or in these, which take so many times as long."""
+    return Rate(rate, tuple(x / rate for x in rounds or (1.0, 1.05, 0.96, 1.0, 1.02)), session)
 
 
 def test_same_bytes_and_same_speed_is_no_gain() -> None:
@@ -101,14 +107,31 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_speeds_compare_only_within_a_runtime() -> None:
-    found = speed_findings(State(decode={"torch": Rate(10.0)}), State(decode={"onnxruntime": Rate(99.0)}))
+    found = speed_findings(State(decode={"torch": paced(10.0)}), State(decode={"onnxruntime": paced(99.0)}))
     assert [finding.direction for finding in found] == ["unknown"]
 
 
-@pytest.mark.parametrize(("slowest", "direction"), [(0.01, "same"), (0.005, "gain"), (None, "gain")])
-def test_a_step_is_faster_only_if_its_slowest_are(slowest: float | None, direction: str) -> None:
-    before, after = State(decode={"torch": Rate(100.0, 0.01)}), State(decode={"torch": Rate(200.0, slowest)})
-    assert [finding.direction for finding in speed_findings(before, after)] == [direction]
+@pytest.mark.parametrize(
+    ("after", "direction", "text"),
+    [
+        (paced(200.0), "gain", "decode 2.0× faster"),
+        (paced(50.0), "loss", "decode 2.0× slower"),
+        (paced(115.0, 1, 1, 1), "same", "decode no faster"),
+        (paced(200.0, 1, 1, 1, 1, 2.1), "same", "decode no faster"),  # one round was no faster
+        (paced(200.0, session="another day"), "unknown", "decode not timed in turn"),
+        (Rate(200.0), "unknown", "decode not timed in turn"),  # records from before there were rounds
+    ],
+)
+def test_a_step_is_faster_only_if_it_is_in_every_round(after: Rate, direction: str, text: str) -> None:
+    before = paced(100.0, *[1] * len(after.rounds))
+    finding = rate_finding(before, after, "decode")
+    assert (finding.direction, finding.text) == (direction, text)
+
+
+def test_one_round_of_a_machine_that_changes_its_mind_gives_no_verdict() -> None:
+    """A variant 3 times slower looked 3.6 times faster: the base had its turn beside another program."""
+    finding = rate_finding(paced(10.0, 1.0), paced(36.0, 1.0), "decode")
+    assert (finding.direction, finding.text) == ("unknown", "decode timed in too few rounds")
 
 
 def test_change_adds_half_widths_in_quadrature() -> None:
@@ -169,14 +192,15 @@ def test_a_runtimes_speed_beats_no_variant_in_another_runtime(records: Records) 
             assert ("in ONNX Runtime" in own) == ("in ONNX Runtime" in rival), sentence.text
 
 
-@pytest.mark.parametrize(("slowest", "gains"), [(0.01, False), (0.007, True)])
-def test_speed_that_the_slowest_tokens_do_not_share_is_no_gain(
-    records: Records, slowest: float, gains: bool
+@pytest.mark.parametrize(("round_taken", "gains"), [(1.6, False), (1.4, True)])
+def test_speed_that_a_round_does_not_share_is_no_gain(
+    records: Records, round_taken: float, gains: bool
 ) -> None:
-    rate = records.result("base").decode_tokens_per_second
+    rate = records.result("base").decode_tokens_per_second or 0.0
+    rounds = [(1 / rate,) * 3, (1 / rate / 1.5, 1 / rate / 1.5, round_taken / rate / 1.5)]
     changed = {
-        "base": {"decode_seconds_p95": 0.01},
-        "healed": {"decode_tokens_per_second": 1.5 * (rate or 0), "decode_seconds_p95": slowest},
+        "base": {"decode_round_seconds": rounds[0]},
+        "healed": {"decode_tokens_per_second": 1.5 * rate, "decode_round_seconds": rounds[1]},
     }
     lines = [r.model_copy(update=changed.get(r.variant, {})) for r in records.results]
     no_gains = [
@@ -350,3 +374,12 @@ def test_a_loaded_base_without_comparisons_of_its_own(records: Records) -> None:
     assert after.disk_bytes
     assert f"{units.times(before.disk_bytes / after.disk_bytes)} smaller" in words(second, "quantize_gptq")
     assert units.significant(abs(after.delta_nll or 0)) in words(second, "quantize_gptq")
+
+
+def test_a_busy_machine_is_told_at_the_top(records: Records) -> None:
+    def told(share: float | None) -> list[str]:
+        lines = [r.model_copy(update={"busy_share": share}) for r in records.results]
+        return [s.text for s in headlines(records.run, lines) if "Other programs" in s.text]
+
+    assert told(None) == told(0.09) == []
+    assert told(0.43)[0].startswith("Other programs used up to 43.0 % of the cores while speeds were timed")

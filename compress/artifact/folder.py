@@ -21,6 +21,14 @@ def disk_bytes(artifact: Path) -> int:
     return total
 
 
+def whole(path: Path) -> Path:
+    """The artifact that an export, or a file in one, lies in; itself for all others."""
+    for folder in (path, path.parent):
+        if folder.name in EXPORTS and (folder.parent / "config.json").is_file():
+            return folder.parent
+    return path
+
+
 def _other_exports(artifact: Path) -> list[str]:
     """The exports that its manifest names: those of third-party passes are called as they like."""
     try:

@@ -3,7 +3,6 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +20,7 @@ from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
 from compress.run.request import Quantized
+from compress.runtimes import EXPORTED
 
 
 def _console() -> Console:
@@ -85,8 +85,8 @@ def print_quantized(done: Quantized) -> None:
         print(f"\n{to}: {done.files[to]}, {disk_bytes(done.files[to]) / 1e6:.2f} MB")
         for line in lines:
             print(f"  {line}")
-        if to == "gguf" and find_spec("llama_cpp") is None:
-            print("  (compared tensor by tensor, not run: llama-cpp-python is not installed here)")
+        if not (export := EXPORTED[to]).installed:
+            print(f"  (checked, not run: pip install {export.package} to measure it in {export.runtime})")
     if done.results:
         print(f"\nreport: {done.folder / 'report.html'}")
 

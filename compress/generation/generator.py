@@ -64,7 +64,7 @@ class TextGenerator:
                 threads,
                 prefill_chunk=prefill_chunk,
                 provider=provider,
-                takes_turns=draft is not None,
+                waiting="spin" if draft is None else "stop",
             )
 
         if provider != "cpu" and all(

@@ -23,7 +23,9 @@ INSTRUCTION_SETS = (
     "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
     "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
-PACKAGES = ("torch", "transformers", "onnxruntime", "onnx", "numpy")
+PACKAGES = (
+    "torch", "transformers", "onnxruntime", "onnx", "numpy", "llama-cpp-python", "compressed-tensors",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

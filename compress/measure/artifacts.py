@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifact.folder import EXPORTS
+from compress.artifact.folder import whole
 from compress.errors import UserError
 from compress.measure import harness
 from compress.models.checkpoints import load_tokenizer, meta_model
@@ -44,8 +44,9 @@ def measure_artifacts(
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     targets = [
-        harness.Target(name, detect_runtime(path), path, artifact=str(path))
-        for name, path in zip(_short([_whole(path) for path in artifacts]), artifacts, strict=True)
+        harness.Target(name, runtime, path, artifact=str(path))
+        for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
+        for runtime in _runtimes(path, base)
     ]
     return harness.measure(targets, base, windows, protocol)
 
@@ -57,6 +58,7 @@ def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
 
 
 def _tokenizer(artifact: Path) -> Any:
+    artifact = whole(artifact)
     if artifact.is_file():
         return load_tokenizer(artifact.parent, gguf_file=artifact.name)
     return load_tokenizer(artifact)
@@ -74,9 +76,10 @@ def _trimmed(path: Path, base: Path | None) -> bool:
     return len(files) == 2 and all(f.is_file() for f in files) and translation(*files) is not None
 
 
-def _whole(path: Path) -> Path:
-    """The artifact that an export lies in, itself for all others."""
-    return path.parent if path.name in EXPORTS and (path.parent / "config.json").is_file() else path
+def _runtimes(path: Path, base: Path | None) -> tuple[str, ...]:
+    """Where an artifact is measured; a base also in torch, whose logits the others are compared with."""
+    own = detect_runtime(path)
+    return ("torch", own) if own == "llama.cpp" and path == base else (own,)
 
 
 def _short(paths: Sequence[Path]) -> list[str]:

@@ -15,16 +15,19 @@ that were measured before (`done`) are not timed again, so they are not interlea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from compress.artifact.folder import disk_bytes
 from compress.host import machine
+from compress.host.load import Load, crowded
 from compress.host.memory import available_memory_bytes
 from compress.host.progress import Tracker, track
 from compress.host.reach import reach
@@ -37,7 +40,12 @@ from compress.records.records import Result, read_results, write_results
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 
-PROCESS_BYTES = {"torch": 450_000_000, "onnxruntime": 120_000_000}  # of a worker with an empty model
+PROCESS_BYTES = {  # of a worker with an empty model
+    "torch": 450_000_000,
+    "transformers": 450_000_000,
+    "onnxruntime": 120_000_000,
+    "llama.cpp": 120_000_000,
+}
 MEASURING = ("compress.measure.harness", "compress.measure.worker")  # what they reach decides the numbers
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
 DECODE_TOKENS = 20  # a decoded token takes as long as so many of a prompt: 40 in torch, 10 in ONNX Runtime
@@ -155,17 +163,15 @@ def measure(
             extra = {
                 "prompt_tokens": timing.prompt_tokens,
                 "processes": "kept" if timing.together else "restarted each round",
+                "threads_wait": timing.waiting,
+                "timed_rounds": len(timing.rounds),
             }
-            fields = _quality_fields(scores, reference, target, protocol) | latency.summarise(
-                timing.samples, timing.prompt_tokens, protocol.batch
-            )
+            fields = _quality_fields(scores, reference, target, protocol) | timing.summary(protocol.batch)
             results[target] = Result(
                 **_identity(target, facts, common | {"protocol": common["protocol"] | extra}),
                 **fields,
                 parameters=parameters,
                 nonzero_parameters=nonzero,
-                peak_rss_bytes=timing.peak_rss_bytes,
-                load_seconds=float(np.median(timing.load_seconds)),
             )
             on_result(results[target])
             if reference.is_base(target.path, target.runtime):
@@ -199,12 +205,15 @@ class _Run:
         self.workers: dict[Target, WorkerProcess] = {}
         self.facts: dict[Target, dict[str, Any]] = {}
         self.started = 0
+        self.sleeping = crowded()  # threads that spin would keep other programs, and each other, from cores
 
     def start(self, target: Target) -> WorkerProcess:
         """A fresh process that begins to import its runtime."""
         log = self.reference.folder / f"worker-{self.started}.log"
         self.started += 1
-        worker = WorkerProcess(target.runtime, self.protocol.pinned_threads, what=str(target), log=log)
+        worker = WorkerProcess(
+            target.runtime, self.protocol.pinned_threads, what=str(target), log=log, sleeping=self.sleeping
+        )
         self.workers[target] = self.stack.enter_context(worker)
         return worker
 
@@ -226,27 +235,44 @@ class _Run:
 
     def latency_together(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
         """All rounds with all processes alive; they stay so."""
-        timings = {target: latency.Timing() for target in targets}
+        timings = self._timings(targets, together=True)
         for target in targets:
             self.start(target)
         for target in targets:  # imports overlap, but nothing is timed before all of them have ended
             self.workers[target].ask("ready")
         for target in targets:
             timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
-        for number in range(self.protocol.rounds):
-            for target in latency.round_order(targets, number):
-                self._round(target, timings[target])
+        for target, seconds in self._turns(targets):
+            self._round(target, timings[target], seconds)
         return timings
 
     def latency_apart(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
         """All rounds with one process alive at a time."""
-        timings = {target: latency.Timing(together=False) for target in targets}
-        for number in range(self.protocol.rounds):
-            for target in latency.round_order(targets, number):
-                timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
-                self._round(target, timings[target])
-                self.close(target)
+        timings = self._timings(targets, together=False)
+        for target, seconds in self._turns(targets):
+            timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+            self._round(target, timings[target], seconds)
+            self.close(target)
         return timings
+
+    def _timings(self, targets: Sequence[Target], together: bool) -> dict[Target, latency.Timing]:
+        session, waiting = uuid4().hex[:12], "sleeping" if self.sleeping else "spinning"
+        return {
+            target: latency.Timing(together=together, session=session, waiting=waiting) for target in targets
+        }
+
+    def _turns(self, targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
+        """Whose turn it is, and the seconds for it: whole rounds, the first, and more while there is time."""
+        began, longest, whole = time.monotonic(), 0.0, self.protocol.timing_seconds
+        for number in range(self.protocol.rounds):
+            start = time.monotonic()
+            if number and start - began + longest > whole:
+                self.bar.advance(0, timing=f"ended after {number} rounds: {whole:.0f} s are over")
+                break
+            for place, target in enumerate(latency.round_order(targets, number)):
+                left = max(1.0, whole - (time.monotonic() - began))
+                yield target, left / (len(targets) - place)
+            longest = max(longest, time.monotonic() - start)
 
     def score(self, worker: WorkerProcess, target: Target, told: str | None = None) -> quality.Scores:
         """Scores of the loaded target, `told` by the bar; the base comes first."""
@@ -267,18 +293,22 @@ class _Run:
     def _advance(self) -> None:
         self.bar.advance(self.reference.windows.tokens.shape[1])
 
-    def _round(self, target: Target, timing: latency.Timing) -> None:
+    def _round(self, target: Target, timing: latency.Timing, seconds: float) -> None:
         worker, facts = self.loaded(target)
         length = timing.prompt_tokens = self.protocol.prompt_tokens(facts["context"])
         prompt, following = self._text(length, self.reference.words(target.path))
+        load = Load([worker.pid])
         answer = worker.ask(
             "time_round",
             prompt=prompt,
             following=following,
             repetitions=self.protocol.prefills_per_round,
             warm_up=WARM_DECODES,
+            seconds=seconds,
         )
-        timing.samples.extend(latency.Samples(answer["prefill"], answer["decode"]))
+        timing.rounds.append(latency.Samples(answer["prefill"], answer["decode"]))
+        if (others := load.others()) is not None:
+            timing.busy.append(others)
         timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
         self.bar.advance(_round_tokens(self.protocol), timing=str(target))
 

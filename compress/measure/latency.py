@@ -7,7 +7,9 @@ sampling is not timed. Each round begins with an untimed prefill and a few untim
 collection is off while the clock runs.
 
 The harness keeps one process per variant and gives them rounds in turn, in an order that turns round by
-one each time (`round_order`): a machine that gets slower while measuring then slows all variants alike.
+one each time (`round_order`): a machine that gets slower while measuring then slows all variants alike. The
+medians of every round are kept, so that two variants compare round by round. All rounds have a budget of
+seconds: where it is short, as on a busy machine, there are fewer repetitions.
 
 Tokens per second are those of the median repetition. Percentiles follow `statistics.percentile`: no p95
 below 20 samples, no p99 below 100.
@@ -16,6 +18,7 @@ below 20 samples, no p99 below 100.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +46,11 @@ class Samples:
         self.prefill += other.prefill
         self.decode += other.decode
 
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Of prefill and of decode, seconds."""
+        return float(np.median(self.prefill)), float(np.median(self.decode)) if self.decode else 0.0
+
     def summary(self, prompt_tokens: int, batch: int) -> dict[str, Any]:
         """The latency fields of a `Result`, as `summarise`."""
         return summarise(self, prompt_tokens, batch)
@@ -50,14 +58,44 @@ class Samples:
 
 @dataclass
 class Timing:
-    """What the processes of one artifact told of all its rounds. `together`: they were one process, alive
-    beside those of all the others."""
+    """What the processes of one artifact told of all its rounds.
 
-    samples: Samples = field(default_factory=Samples)
+    Attributes:
+        rounds: the repetitions of each.
+        together: they were one process, alive beside those of all the others.
+        session: the name of the rounds that were taken in turn with these.
+        busy: of each round, the share of the cores that other programs had.
+        waiting: how threads waited for each other, "spinning" or "sleeping".
+    """
+
+    rounds: list[Samples] = field(default_factory=list)
     peak_rss_bytes: int | None = None
     load_seconds: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     together: bool = True
+    session: str = ""
+    busy: list[float] = field(default_factory=list)
+    waiting: str = "spinning"
+
+    @property
+    def samples(self) -> Samples:
+        """The repetitions of all rounds."""
+        found = Samples()
+        for samples in self.rounds:
+            found.extend(samples)
+        return found
+
+    def summary(self, batch: int) -> dict[str, Any]:
+        """The fields of timing in a `Result`."""
+        medians = [samples.medians for samples in self.rounds]
+        return self.samples.summary(self.prompt_tokens, batch) | {
+            "prefill_round_seconds": tuple(prefill for prefill, _ in medians),
+            "decode_round_seconds": tuple(decode for _, decode in medians if decode),
+            "timing_session": self.session,
+            "busy_share": float(np.mean(self.busy)) if self.busy else None,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "load_seconds": float(np.median(self.load_seconds)),
+        }
 
 
 def time_round(
@@ -67,14 +105,16 @@ def time_round(
     repetitions: int,
     warm_up: int,
     rehearse: bool = True,
+    seconds: float = math.inf,
 ) -> Samples:
     """One round: `repetitions` prefills of `prompt` [batch, P], then one decode per column of `following`
     [batch, D].
 
     The first `warm_up` columns of `following` are not timed, nor is a prefill before the others, which
-    `rehearse` False leaves out: one of a minute needs no rehearsal of a minute.
+    `rehearse` False leaves out: one of a minute needs no rehearsal of a minute. After half of `seconds` there
+    is no other prefill, and after all of them no other decode, but for the first of each.
     """
-    samples = Samples()
+    samples, began = Samples(), perf_counter()
     state = runtime.prefill(prompt) if rehearse else None
     with _no_garbage_collection():
         for _ in range(repetitions):
@@ -82,12 +122,16 @@ def time_round(
             start = perf_counter()
             state = runtime.prefill(prompt)
             samples.prefill.append(perf_counter() - start)
+            if perf_counter() - began > seconds / 2:
+                break
         for step, tokens in enumerate(np.ascontiguousarray(following.T)):
             assert state is not None, "neither a rehearsal nor a repetition"
             start = perf_counter()
             state = runtime.decode(state, tokens)
             if step >= warm_up:
                 samples.decode.append(perf_counter() - start)
+                if perf_counter() - began > seconds:
+                    break
     return samples
 
 

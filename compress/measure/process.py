@@ -35,6 +35,7 @@ class WorkerError(UserError):
     """A worker failed or died: says which, what it answered, and the end of its standard error."""
 
 
+WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
 OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
 
 
@@ -42,7 +43,8 @@ class WorkerProcess:
     """A fresh process `python -m compress.measure.worker`, used as a context manager.
 
     `what` names the artifact in errors; `log`: file for its standard error; `patience`: seconds without a
-    word after which it counts as hung; `command`: another worker of the same language.
+    word after which it counts as hung; `sleeping`: its threads sleep while they wait for each other, for a
+    machine whose cores are shared; `command`: another worker of the same language.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class WorkerProcess:
         what: str,
         log: Path,
         patience: float = 1800.0,
+        sleeping: bool = False,
         command: Sequence[str] = OWN_WORKER,
     ) -> None:
         self.what, self._log, self.patience = what, log, patience
@@ -63,7 +66,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(threads),
+                env=_environment(threads, sleeping),
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
@@ -160,11 +163,12 @@ class WorkerProcess:
         return f"{self.what}: {reason}" + (f"; its last words:{said}" if said else "")
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, sleeping: bool) -> dict[str, str]:
     """The parent's, with threads pinned, no network, and this very package importable."""
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     fixed = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # how threads wait is the runtime's own default here, whatever suits training
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return inherited | fixed | {name: str(threads) for name in THREAD_VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
+    waiting = {WAIT_POLICY: "PASSIVE"} if sleeping else {}
+    return inherited | fixed | waiting | {name: str(threads) for name in THREAD_VARIABLES}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.artifact.folder import whole
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores
 from compress.text.translation import Translation, translation
@@ -78,7 +79,7 @@ class Reference:
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
         if path not in self._words:
-            files = [folder / "tokenizer.json" for folder in (self.base, path) if folder is not None]
+            files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]
             known = len(files) == 2 and all(file.is_file() for file in files)
             self._words[path] = translation(*files) if known else None
         return self._words[path]

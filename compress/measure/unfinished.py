@@ -59,7 +59,7 @@ class Unfinished:
         if found["common"] != self._common:
             return
         timings = {
-            name: Timing(**{**timing, "samples": Samples(**timing["samples"])})
+            name: Timing(**{**timing, "rounds": [Samples(**samples) for samples in timing["rounds"]]})
             for name, timing in found["timings"].items()
         }
         steps = [Result.model_validate(line) for line in found["steps"]]

@@ -11,12 +11,14 @@ deploys it. It ends when its input ends or its parent is gone.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +31,7 @@ from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import latency, quality
+from compress.measure.process import WAIT_POLICY
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
 from compress.text.translation import TranslatedWindows
@@ -62,7 +65,10 @@ class Worker:
         """Load the artifact; from now on the other commands work, and one loaded before is gone."""
         self._runtime = None
         start = time.perf_counter()
-        runtime = self._runtime = self._open(Path(path), self._name, self._threads, provider=provider)
+        sleeping: Fields = {"waiting": "sleep"} if os.environ.get(WAIT_POLICY) == "PASSIVE" else {}
+        runtime = self._runtime = self._open(
+            Path(path), self._name, self._threads, provider=provider, **sleeping
+        )
         return {
             "load_seconds": time.perf_counter() - start,
             "weight_bytes": runtime.weight_bytes,
@@ -72,13 +78,21 @@ class Worker:
         }
 
     def time_round(
-        self, prompt: str, following: str, repetitions: int, warm_up: int, rehearse: bool = True
+        self,
+        prompt: str,
+        following: str,
+        repetitions: int,
+        warm_up: int,
+        rehearse: bool = True,
+        seconds: float = math.inf,
     ) -> Fields:
         """One round of latency on two .npy files of tokens, and the peak memory up to here."""
         after = np.load(following)
         if not self.loaded.task.writes:
             after = after[:, :0]  # an encoder reads whole texts and appends nothing
-        samples = latency.time_round(self.loaded, np.load(prompt), after, repetitions, warm_up, rehearse)
+        samples = latency.time_round(
+            self.loaded, np.load(prompt), after, repetitions, warm_up, rehearse, seconds
+        )
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
     def score(
@@ -177,9 +191,13 @@ def _write(replies: TextIO, message: Fields) -> None:
 
 def _import_runtime(runtime: str) -> None:
     """Import what loading will need, so that it is not timed as loading."""
-    if runtime == "torch":
+    if runtime in ("torch", "transformers"):
         import_module("transformers.models.llama.modeling_llama")  # pulls in what every architecture needs
         import_module("compress.runtimes.torch_runtime")
+    elif runtime == "llama.cpp":
+        import_module("compress.runtimes.llama_cpp_runtime")
+        with suppress(ImportError):  # told when the artifact is loaded
+            import_module("llama_cpp")
     elif runtime == "onnxruntime":
         import_module("compress.runtimes.onnx_runtime")
 

@@ -12,7 +12,8 @@ WARM_DECODES = 3  # steps before the timed ones in every round
 
 
 class MeasureProtocol(BaseModel):
-    """Settings of a measurement. Timings below 30 prefill repetitions or 100 decode steps are not offered."""
+    """Settings of a measurement. Timings below 30 prefill repetitions or 100 decode steps are not
+    offered; a machine too busy for them in the seconds given ends with fewer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,6 +21,9 @@ class MeasureProtocol(BaseModel):
     repetitions: int = Field(30, ge=30, description="timed prefills of each variant and runtime")
     decode_tokens: int = Field(100, ge=100, description="timed decode steps of each variant and runtime")
     rounds: int = Field(5, ge=1, le=30, description="turns in which the variants are timed, interleaved")
+    timing_seconds: float = Field(
+        900, gt=0, description="for all timing: what is left after them is left out, but for a first round"
+    )
     batch: int = Field(1, ge=1, description="sequences per prefill and decode step")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
     provider: Literal["cpu", "cuda", "openvino", "coreml"] = Field(

@@ -214,6 +214,12 @@ class Result(Record):
     # of models that embed text; all others leave them null
     cosine_distance: float | None = None
     cosine_ci95: Interval | None = None
+    # of timing: medians of each turn (those of one `timing_session` alternate, and compare pairwise), and the
+    # share of the cores that other programs had meanwhile
+    prefill_round_seconds: tuple[float, ...] = ()
+    decode_round_seconds: tuple[float, ...] = ()
+    timing_session: str = ""
+    busy_share: float | None = None
 
 
 class StepResult(Record):
@@ -261,9 +267,18 @@ class VariantRecord(Record):
     name: str
     parent: str | None
     artifact: str
-    onnx_artifact: str | None
+    exports: tuple[str, ...] = ()  # folders in the artifact
     fingerprint: str
     steps: list[PassRecord]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before_exports(cls, values: Any) -> Any:
+        """Records of earlier versions name the ONNX folder alone."""
+        if isinstance(values, dict) and "onnx_artifact" in values:
+            known = {name: value for name, value in values.items() if name != "onnx_artifact"}
+            return {**known, "exports": ("onnx",) if values["onnx_artifact"] else ()}
+        return values
 
 
 class DataRecord(Record):

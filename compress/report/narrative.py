@@ -27,6 +27,8 @@ from compress.report.verdicts import (
     state_of,
 )
 
+BUSY = 0.1  # of the cores, from which on it is said
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -39,7 +41,7 @@ class Sentence:
 def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sentence]:
     """The sentences at the top of the page, best first: at most `most` good ones, then the rest."""
     lines = ordered(run, results)
-    facts = _runtime_facts(run, lines) + _reference_facts(run, lines)
+    facts = _busy(lines) + _runtime_facts(run, lines) + _reference_facts(run, lines)
     variants = [name for name in dict.fromkeys(line.variant for line in lines) if name != base_name(run)]
     measured = [line for line in lines if _point(line) is not None]
     front: set[int] = set()
@@ -66,6 +68,15 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
         others = ", ".join(name for _, name, _ in good[most:])
         told.append(Sentence("fact", f"Also worth having, less small: {others}."))
     return told + rest + facts
+
+
+def _busy(lines: list[Result]) -> list[Sentence]:
+    """That other programs ran while speeds were timed."""
+    share = max((line.busy_share or 0.0 for line in lines), default=0.0)
+    if share < BUSY:
+        return []
+    told = f"Other programs used up to {units.percent(share)} of the cores while speeds were timed"
+    return [Sentence("none", f"{told}: a quiet machine is faster, and ratios may be others there.")]
 
 
 def _point(line: Result) -> tuple[float, float, float] | None:

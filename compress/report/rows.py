@@ -6,6 +6,7 @@ the same runtime, so that a runtime's own merit is never credited to a compressi
 """
 
 from dataclasses import dataclass
+from statistics import median
 
 from compress.records.records import Reference, Result, RunRecord
 from compress.report import units
@@ -54,8 +55,14 @@ COLUMNS = (
     Column("delta", "Δ NLL", "nats", "Quality", "NLL minus the base's, same tokens; 95 % interval"),
     Column("kl", "KL to base", "nats", "Quality", "Mean KL divergence from the base; 95 % interval"),
     Column("top1", "Top-1", "%", "Quality", "Share of positions with the base's most likely token"),
-    Column("prefill", "Prefill", "tokens/s", "Speed", "Prompt processing"),
-    Column("decode", "Decode", "tokens/s", "Speed", "Generation with a key-value cache"),
+    Column("prefill", "Prefill", "tokens/s", "Speed", "Prompt processing; slowest and fastest round"),
+    Column(
+        "decode",
+        "Decode",
+        "tokens/s",
+        "Speed",
+        "Generation with a cache; slowest and fastest round",
+    ),
     Column("p50", "Per token", "ms", "Speed", "Time of a generated token: median, and what 95 % stay below"),
     Column("load", "Load", "s", "Speed", "From disk to ready"),
     Column("rss", "Peak RSS", "MB", "Memory", "Of a fresh process that loads and runs it"),
@@ -189,9 +196,14 @@ def _cells(result: Result, base: Result | None) -> list[Cell]:
         Cell(
             units.significant(result.prefill_tokens_per_second),
             result.prefill_tokens_per_second,
+            sub=_range(result.prefill_tokens_per_second, result.prefill_round_seconds),
             hint=_latency(result.prefill_seconds_p50, result.prefill_seconds_p95),
         ),
-        Cell(units.significant(result.decode_tokens_per_second), result.decode_tokens_per_second),
+        Cell(
+            units.significant(result.decode_tokens_per_second),
+            result.decode_tokens_per_second,
+            sub=_range(result.decode_tokens_per_second, result.decode_round_seconds),
+        ),
         Cell(
             units.milliseconds(result.decode_seconds_p50),
             result.decode_seconds_p50,
@@ -210,6 +222,15 @@ def _cells(result: Result, base: Result | None) -> list[Cell]:
             sub=units.interval(result.cosine_ci95),
         ),
     ]
+
+
+def _range(speed: float | None, rounds: tuple[float, ...]) -> str:
+    """The slowest and the fastest round, as the speed that they would give."""
+    if speed is None or len(rounds) < 2:
+        return ""
+    middle = median(rounds)
+    slowest, fastest = (speed * middle / seconds for seconds in (max(rounds), min(rounds)))
+    return units.interval((slowest, fastest))
 
 
 def _latency(p50: float | None, p95: float | None) -> str:

@@ -4,9 +4,11 @@ Method: two states (before, after) are compared in size, speed and quality, each
 a gain, a loss, no change, or unknown because it was not measured.
 
 - Size: a gain when the bytes fall by more than 1 %.
-- Speed: tokens/s in the same runtime, decode and prefill apart; a gain when either rises by more than
-  20 % (timings carry no interval; equal computations were seen to differ by 17 % in one run), and so does
-  the slowest in twenty.
+- Speed: tokens/s in the same runtime, decode and prefill apart, where both were timed in turn. The ratio of
+  their medians in each round gives an interval without assumptions: that of the smallest and the largest of n
+  holds the median ratio with probability 1 - 2^(1-n), 94 % for five rounds. A gain when all of them are gains
+  and the whole rises by more than 20 % (equal computations, in two processes, were seen to differ by 17 %).
+  Below three rounds, or where the two were not timed in turn, there is no verdict.
 - Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
   reaches beyond 0.00001; otherwise it is "not significant". Each state's interval is for its difference
   to the base; for a change between two states the half-widths are added in quadrature, which errs on the
@@ -25,8 +27,9 @@ from compress.report import units
 
 SIZE_TOLERANCE = 0.01
 SPEED_TOLERANCE = 0.20
+FEWEST_ROUNDS = 3  # of timing; two agree by chance every other time
 NOISE = 1e-5  # nats: less is arithmetic in another order, not quality
-RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIME_NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "transformers": "Transformers"}
 
 Direction = Literal["gain", "loss", "same", "unknown"]
 _KNOWN: tuple[Direction, ...] = ("gain", "loss", "same")
@@ -34,10 +37,11 @@ _KNOWN: tuple[Direction, ...] = ("gain", "loss", "same")
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens/s, and seconds of the slowest in twenty where so many were timed."""
+    """Tokens/s, the median seconds of each round, and the name of the session in which they alternated."""
 
     tokens: float
-    slowest: float | None = None
+    rounds: tuple[float, ...] = ()
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def state_of(result: Result, speed_key: str | None = None) -> State:
     """The state that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
     key = result.runtime if speed_key is None else speed_key
     decode = decode_of(result)
-    prefill = _rate(result.prefill_tokens_per_second, result.prefill_seconds_p95)
+    session = result.timing_session
+    prefill = _rate(result.prefill_tokens_per_second, result.prefill_round_seconds, session)
     return State(
         bytes=result.disk_bytes,
         nll=result.nll,
@@ -99,11 +104,11 @@ def state_of(result: Result, speed_key: str | None = None) -> State:
 
 def decode_of(result: Result) -> Rate | None:
     """The pace of decoding of a measured line, if it was timed."""
-    return _rate(result.decode_tokens_per_second, result.decode_seconds_p95)
+    return _rate(result.decode_tokens_per_second, result.decode_round_seconds, result.timing_session)
 
 
-def _rate(tokens: float | None, slowest: float | None) -> Rate | None:
-    return Rate(tokens, slowest) if tokens else None
+def _rate(tokens: float | None, rounds: tuple[float, ...], session: str) -> Rate | None:
+    return Rate(tokens, rounds, session) if tokens else None
 
 
 def is_significant(bounds: Interval | None) -> bool | None:
@@ -144,22 +149,41 @@ def size_finding(before: int | None, after: int | None) -> Finding:
 def rate_finding(before: Rate | None, after: Rate | None, what: str) -> Finding:
     """The pace of `what` ("decode" or "prefill") before and after, in one runtime.
 
-    A change that the slowest in twenty do not share is the machine's, and none.
+    A change that not every round shares is the machine's, and none.
 
-    >>> rate_finding(Rate(100), Rate(210), "decode").text, rate_finding(Rate(100), Rate(102), "decode").text
+    >>> before, after = Rate(100, (0.01, 0.01, 0.01), "a"), Rate(210, (0.005, 0.004, 0.005), "a")
+    >>> rate_finding(before, after, "decode").text, rate_finding(before, before, "decode").text
     ('decode 2.1× faster', 'decode no faster')
+    >>> rate_finding(before, Rate(210, (0.005, 0.004, 0.005), "another day"), "decode").text
+    'decode not timed in turn'
     """
     if before is None or after is None:
         return Finding("unknown", f"{what} not timed")
+    bounds = speed_range(before, after)
+    if bounds is None:
+        alone = before.session != after.session or not before.session
+        return Finding("unknown", f"{what} " + ("not timed in turn" if alone else "timed in too few rounds"))
     change = after.tokens / before.tokens
-    changes = [change]
-    if before.slowest and after.slowest:
-        changes.append(before.slowest / after.slowest)
-    if min(changes) > 1 + SPEED_TOLERANCE:
+    if min(bounds[0], change / (1 + SPEED_TOLERANCE)) > 1:
         return Finding("gain", f"{what} {_factor(change)} faster")
-    if max(changes) < 1 - SPEED_TOLERANCE:
+    if max(bounds[1], change / (1 - SPEED_TOLERANCE)) < 1:
         return Finding("loss", f"{what} {_factor(1 / change)} slower")
     return Finding("same", f"{what} no faster")
+
+
+def speed_range(before: Rate, after: Rate) -> Interval | None:
+    """How many times faster: the smallest and the largest of the rounds; None where they do not compare.
+
+    >>> speed_range(Rate(1, (1.0, 1.0, 2.0), "a"), Rate(2, (0.5, 0.4, 0.5), "a"))
+    (2.0, 4.0)
+    """
+    rounds = len(before.rounds)
+    if before.session != after.session or not before.session:
+        return None
+    if rounds < FEWEST_ROUNDS or rounds != len(after.rounds):
+        return None
+    ratios = [b / a for b, a in zip(before.rounds, after.rounds, strict=True)]
+    return min(ratios), max(ratios)
 
 
 def speed_findings(before: State, after: State) -> list[Finding]:

@@ -16,14 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.artifact.bundle import Bundle
+from compress.artifact.bundle import MANIFEST, Bundle
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Pass
-from compress.records.records import DataRecord, Lineage, PassRecord, VariantRecord, changed_settings
+from compress.records.records import (
+    DataRecord,
+    Lineage,
+    Manifest,
+    PassRecord,
+    VariantRecord,
+    changed_settings,
+)
 from compress.run.identity import FileHashes, identity
 from compress.run.lending import lend
 from compress.run.recipe import Recipe
@@ -137,9 +144,9 @@ class _Maker:
         parent, steps = self.chain(name)
         current = self.ends[name]
         artifact = self.store.publish(current, name)
-        onnx = f"{name}/onnx" if (artifact / "onnx").is_dir() else None
+        exports = Manifest.read(artifact / MANIFEST).exports
         return VariantRecord(
-            name=name, parent=parent, artifact=name, onnx_artifact=onnx, fingerprint=current, steps=steps
+            name=name, parent=parent, artifact=name, exports=exports, fingerprint=current, steps=steps
         )
 
     def chain(self, name: str) -> tuple[str | None, list[PassRecord]]:

@@ -3,7 +3,7 @@
 What is known comes from `docs/results` and stands here once: which passes lose least at a width. Which widths
 a runtime has kernels for, and which grid it multiplies fastest, its layout says (export/layout.py). A runtime
 gets a chain of its own where its grid differs; runtimes of one grid share the codes. The original is exported
-to ONNX as well, so that each result stands beside it in its own runtime.
+to ONNX and GGUF as well, so that each result stands beside it in its own runtime.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.records import Result
 from compress.run.recipe import Recipe
 from compress.run.registry import pass_class
+from compress.run.serving import serving_lines
+from compress.runtimes import EXPORTED
 from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
@@ -104,7 +106,7 @@ class Quantized:
 
     def serving(self) -> dict[str, list[str]]:
         """Three lines per runtime that serve its file."""
-        return {to: _serving(to, file) for to, file in self.files.items()}
+        return {to: serving_lines(to, file) for to, file in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,21 @@ def choose(request: Request, name: str) -> Choice:
             "threads": request.threads,
             "model": {"checkpoint": request.model},
             "data": data,
-            "base": ["export_onnx"] if "onnx" in request.to and request.measured else [],
+            "base": _exports_of_the_original(request) if request.measured else [],
             "variants": chains,
         },
         "quantize",
     )
     return Choice(recipe, [*reasons, *why], variants)
+
+
+def _exports_of_the_original(request: Request) -> list[str]:
+    """What makes the original stand beside each result in its own runtime, where that is installed.
+
+    In transformers it is what it is in torch.
+    """
+    beside = [to for to in request.to if to != "compressed-tensors" and EXPORTED[to].installed]
+    return [RUNTIMES[to].export for to in beside]
 
 
 def _check(request: Request, model: Any, bits: int) -> None:
@@ -312,25 +323,3 @@ def _tokens(model: str, source: str | Sequence[str], enough: int) -> int:
             if found > 2 * enough:
                 return found
     return found
-
-
-def _serving(to: str, file: Path) -> list[str]:
-    """Three lines that serve what was written for a runtime."""
-    lines = {
-        "onnx": [
-            f"compress-lm generate {file} --prompt 'Once upon a time' --stats",
-            f"python -c \"import compress; print(compress.generate('{file}', 'Once upon a time'))\"",
-            f"python -c \"import onnxruntime_genai; onnxruntime_genai.Model('{file}')\"",
-        ],
-        "gguf": [
-            f"llama-cli -m {file} -p 'Once upon a time'",
-            f"llama-server -m {file} --port 8080",
-            f"python -c \"from llama_cpp import Llama; print(Llama('{file}')('Once upon a time'))\"",
-        ],
-        "compressed-tensors": [
-            f"vllm serve {file}",
-            "vllm chat --url http://localhost:8000/v1   # talks to the line above",
-            f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{file}')\"",
-        ],
-    }
-    return lines[to]

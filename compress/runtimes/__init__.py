@@ -1,12 +1,44 @@
 """Open an artifact in the runtime it ships in. Runtimes are imported only when asked for."""
 
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 from compress.errors import UserError, nearest
-from compress.runtimes.base import Runtime, TextRuntime
+from compress.runtimes.base import Runtime, TextRuntime, Waiting
 
-RUNTIMES = ("torch", "onnxruntime")
+RUNTIMES = ("torch", "onnxruntime", "llama.cpp", "transformers")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where an export is measured.
+
+    Attributes:
+        runtime: one of `RUNTIMES`.
+        file: what it opens in the export's folder; empty: the folder.
+        module: of Python, which must be there.
+        package: that holds it.
+    """
+
+    runtime: str
+    file: str = ""
+    module: str = ""
+    package: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether the runtime is there."""
+        return not self.module or find_spec(self.module) is not None
+
+
+EXPORTED = {  # by the folder that an export leaves in an artifact
+    "onnx": Exported("onnxruntime"),
+    "gguf": Exported("llama.cpp", "model.gguf", "llama_cpp", "llama-cpp-python"),
+    "compressed-tensors": Exported("transformers", "", "compressed_tensors", "compressed-tensors"),
+}
 
 
 def open_runtime(
@@ -16,19 +48,23 @@ def open_runtime(
     *,
     prefill_chunk: int | None = None,
     provider: str = "cpu",
-    takes_turns: bool = False,
+    waiting: Waiting = "spin",
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
-    tokens of a prompt go through at once (None: what is fast), `provider` is ONNX Runtime's and of no
-    meaning in torch, as is `takes_turns`: with another model on the same cores.
+    tokens of a prompt go through at once (None: what is fast; llama.cpp has its own), `provider` is ONNX
+    Runtime's and of no meaning elsewhere, as is `waiting`, how its threads do.
 
     Raises:
         UserError: an unknown runtime, or an artifact this runtime cannot load.
     """
-    if runtime == "torch":
+    if runtime in ("torch", "transformers"):
         from compress.runtimes.torch_runtime import TorchRuntime
 
-        return TorchRuntime(path, threads=threads, prefill_chunk=prefill_chunk)
+        return TorchRuntime(path, threads, prefill_chunk, stock=runtime == "transformers")
+    if runtime == "llama.cpp":
+        from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
+
+        return LlamaCppRuntime(path, threads)
     if runtime == "onnxruntime":
         from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
         from compress.runtimes.onnx_runtime import OnnxRuntime
@@ -36,10 +72,10 @@ def open_runtime(
         from compress.runtimes.onnx_session import DECODER, find_graph
 
         if holds_encoder(path):
-            return OnnxEncoder(path, threads, provider)
+            return OnnxEncoder(path, threads, provider, waiting)
         if find_graph(path, DECODER) is not None:
-            return OnnxSeq2Seq(path, threads, provider)
-        return OnnxRuntime(path, threads, prefill_chunk, provider, takes_turns=takes_turns)
+            return OnnxSeq2Seq(path, threads, provider, waiting)
+        return OnnxRuntime(path, threads, prefill_chunk, provider, waiting=waiting)
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 
@@ -49,7 +85,7 @@ def open_text_runtime(
     *,
     prefill_chunk: int | None = None,
     provider: str = "cpu",
-    takes_turns: bool = False,
+    waiting: Waiting = "spin",
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 
@@ -62,7 +98,7 @@ def open_text_runtime(
         threads,
         prefill_chunk=prefill_chunk,
         provider=provider,
-        takes_turns=takes_turns,
+        waiting=waiting,
     )
     if not runtime.task.writes:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")
@@ -70,6 +106,23 @@ def open_text_runtime(
 
 
 def detect_runtime(path: Path) -> str:
-    """`onnxruntime` for a folder that holds a graph of `export_onnx`, else `torch`."""
+    """The runtime that what lies at `path` is for, as far as it is installed; `torch` for all the rest.
+
+    `onnxruntime` for a folder that holds a graph of `export_onnx`, `llama.cpp` for a GGUF file,
+    `transformers` for a folder of compressed-tensors.
+    """
     graphs = ("model.onnx", "decoder_model.onnx")
-    return "onnxruntime" if any((path / name).is_file() for name in graphs) else "torch"
+    if any((path / name).is_file() for name in graphs):
+        return "onnxruntime"
+    if path.suffix == ".gguf" and EXPORTED["gguf"].installed:
+        return "llama.cpp"
+    return "transformers" if _quantization(path) == "compressed-tensors" else "torch"
+
+
+def _quantization(folder: Path) -> str | None:
+    """What a folder's configuration calls the format of its weights; None for plain ones."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["quantization_config"]["quant_method"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -5,7 +5,7 @@ torch: the peak memory that is reported for it would otherwise be torch's.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from compress.tasks.base import Task
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]  # tokens as a graph reads them
+Waiting = Literal["spin", "stop", "sleep"]  # of threads, for each other
 
 
 def padded_rows(texts: Sequence[NDArray[np.integer[Any]]], padding: int) -> tuple[Ids, Ids]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.errors import UserError
-from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
+from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting, padded_rows
 from compress.runtimes.onnx_session import GRAPH, facts_of, graph_file, open_session
 from compress.tasks.base import Task
 from compress.tasks.registry import task_named
@@ -56,13 +56,19 @@ class OnnxEncoder:
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int | None = None, provider: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        provider: str = "cpu",
+        waiting: Waiting = "spin",
+    ) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime, `provider` runs what it can of the graph.
 
         Raises:
             UserError: no model, no such provider, or one that does not start.
         """
-        self._session = open_session(graph_file(path), threads, provider)
+        self._session = open_session(graph_file(path), threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
         self._inputs = {value.name for value in self._session.get_inputs()}

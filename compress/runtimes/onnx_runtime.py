@@ -22,7 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import UserError
-from compress.runtimes.base import Logits, State, Tokens
+from compress.runtimes.base import Logits, State, Tokens, Waiting
 from compress.runtimes.onnx_session import facts_of, graph_file, open_session
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
@@ -79,14 +79,14 @@ class OnnxRuntime:
         prefill_chunk: int | None = None,
         provider: str = "cpu",
         *,
-        takes_turns: bool = False,
+        waiting: Waiting = "spin",
     ) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime, texts go through `prefill_chunk` tokens
-        at a time, `provider` runs what it can of the graph, `takes_turns` as in `open_session`. Raises
+        at a time, `provider` runs what it can of the graph, `waiting` as in `open_session`. Raises
         UserError if there is no model, or no such provider, or one that cannot run it.
         """
         graph = graph_file(path)
-        self._session = open_session(graph, threads, provider, takes_turns=takes_turns)
+        self._session = open_session(graph, threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
         if facts.get("task", self.task.name) != self.task.name:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from compress.errors import UserError
-from compress.runtimes.base import Ids, Logits, State, Tokens, padded_rows
+from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting, padded_rows
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, facts_of, graph_file, open_session
 from compress.tasks.base import Task
 from compress.tasks.seq2seq import SEQ2SEQ, halves
@@ -40,14 +40,20 @@ class OnnxSeq2Seq:
     mask_token = None
     joins = rewinds = False
 
-    def __init__(self, path: Path, threads: int | None = None, provider: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        provider: str = "cpu",
+        waiting: Waiting = "spin",
+    ) -> None:
         """Load; `threads` None leaves the number to ONNX Runtime, `provider` runs what it can of the graphs.
 
         Raises:
             UserError: no model, no such provider, or one that does not start.
         """
-        self._decoder = open_session(graph_file(path, DECODER), threads, provider)
-        self._encoder = open_session(graph_file(path, ENCODER), threads, provider)
+        self._decoder = open_session(graph_file(path, DECODER), threads, provider, waiting=waiting)
+        self._encoder = open_session(graph_file(path, ENCODER), threads, provider, waiting=waiting)
         self._own = {x.name: x.shape for x in self._decoder.get_inputs() if ".decoder." in x.name}
         self.device = provider
         facts = facts_of(self._decoder, path)

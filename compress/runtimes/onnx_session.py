@@ -6,6 +6,7 @@ import onnxruntime
 
 from compress.errors import UserError
 from compress.host.machine import adds_products_in_32_bits
+from compress.runtimes.base import Waiting
 from compress.runtimes.providers import require_provider
 
 GRAPH = "model.onnx"
@@ -20,6 +21,7 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a
 _PACK_TOGETHER = "session.prepack.enable_parallel"
 _TOGETHER_UP_TO = 1 << 27  # bytes of weights
 _STOP_SPINNING = "session.force_spinning_stop"  # at the end of a run, not some time after it
+_ALLOW_SPINNING = "session.intra_op.allow_spinning"
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
@@ -53,15 +55,14 @@ def facts_of(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str
 
 
 def open_session(
-    graph: Path, threads: int | None, provider: str = "cpu", *, takes_turns: bool = False
+    graph: Path, threads: int | None, provider: str = "cpu", *, waiting: Waiting = "spin"
 ) -> onnxruntime.InferenceSession:
     """A session that runs what `provider` can of a graph, and the rest on the CPU; `threads` None: any.
 
-    `takes_turns`: with another session on the same cores. A session's threads spin for a while after a run,
-    waiting for the next, and would keep the other's from theirs. SmolLM2-135M, 2 threads, float32 with
-    itself in int4 as draft: 46 tokens/s when they spin and the draft has one thread, 58 when they do not
-    and both have two (45 to 48 without a draft). Alone a small model is slower so: 4 M parameters 1500 to
-    1750 tokens/s, and 1850 to 1920.
+    `waiting`: what threads do while they have nothing to do. They `spin` within a run and for a while after
+    it: fastest alone, but it keeps another session on the same cores from its own; `stop` ends that with the
+    run. Where other programs use the cores they should `sleep`: a thread that spins holds the core which the
+    one it waits for needs (docs/notes/latency.md).
 
     Raises:
         UserError: no such provider, one that does not start, a graph that ONNX Runtime cannot load, or one
@@ -74,8 +75,10 @@ def open_session(
     options.log_severity_level = 3
     if sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*")) <= _TOGETHER_UP_TO:
         options.add_session_config_entry(_PACK_TOGETHER, "1")
-    if takes_turns:
+    if waiting == "stop":
         options.add_session_config_entry(_STOP_SPINNING, "1")
+    if waiting == "sleep":
+        options.add_session_config_entry(_ALLOW_SPINNING, "0")
     try:
         model: Path | bytes = graph
         if provider == "openvino":

@@ -26,6 +26,8 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from compress.artifact.bundle import Bundle, parameter_counts, weight_bytes
+from compress.models.checkpoints import load_tokenizer, loading
+from compress.models.stock import load_compressed_tensors
 from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks import seq2seq
 from compress.tasks.base import Task, longest_text
@@ -54,21 +56,33 @@ class TorchState:
 
 
 class TorchRuntime:
-    """An artifact folder, Hugging Face folder or GGUF file, loaded in torch."""
+    """An artifact folder, Hugging Face folder or GGUF file, loaded in torch; or what stock `transformers`
+    makes of a folder of compressed-tensors."""
 
-    name = "torch"
-
-    def __init__(self, path: Path, threads: int | None = None, prefill_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        prefill_chunk: int | None = None,
+        *,
+        stock: bool = False,
+    ) -> None:
         """Load; `threads` None leaves the number to torch, prompts go through `prefill_chunk` tokens at a
-        time. Raises UserError as `Bundle.load`.
+        time, `stock`: the folder is of compressed-tensors. Raises UserError as `Bundle.load`.
         """
+        self.name = "transformers" if stock else "torch"
         self._chunk = prefill_chunk or _CHUNK
         self._threads = threads or torch.get_num_threads()
         with self._session():
-            bundle = Bundle.load(path, masks=False)
-            self._model: Any = bundle.model.eval()
+            if stock:
+                with loading(f"{path}: cannot be loaded by transformers"):
+                    self._model: Any = load_compressed_tensors(path)
+                tokenizer = load_tokenizer(path)
+            else:
+                bundle = Bundle.load(path, masks=False)
+                self._model, tokenizer = bundle.model.eval(), bundle.tokenizer
         self.task: Task = task_of(self._model.config)
-        self.mask_token = self.task.mask_token(bundle.tokenizer)
+        self.mask_token = self.task.mask_token(tokenizer)
         accepted = set(inspect.signature(self._model.forward).parameters)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.rewinds = self._keeps_keys_and_values(accepted)

@@ -8,8 +8,6 @@ to float16 takes. A folder that fails either is an error.
 Cost: the float32 weights in memory twice, and a forward pass of both models.
 """
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from torch import Tensor
 from compress.export.compressed_tensors.artifact import coded_linears
 from compress.export.onnx.check import ExportCheckFailed, divergence
 from compress.host.progress import track
-from compress.models.checkpoints import first_line, quiet_transformers
-from compress.tasks.registry import auto_class
+from compress.models.checkpoints import first_line
+from compress.models.stock import load_compressed_tensors
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
 
@@ -36,7 +34,7 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
         ExportCheckFailed: it does not load, or differs.
     """
     try:
-        loaded = _load(folder, auto_class(model.config))
+        loaded = load_compressed_tensors(folder)
     except Exception as error:  # whatever the two libraries make of a folder they cannot read
         raise ExportCheckFailed(
             f"{_NAME}: transformers cannot load what was written: {first_line(error)}"
@@ -65,15 +63,6 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
             f"held-out tokens; the tolerance is {tolerance:g}. Set dtype: float32, or raise tolerance"
         )
     return {"tokens": int(windows.size), "kl": mean, "tolerance": tolerance, "passed": True}
-
-
-def _load(folder: Path, loader: Any) -> Any:
-    """The model with its codes unpacked, which happens at the first call."""
-    # compressed-tensors draws progress bars that no setting turns off
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
-        loaded = loader.from_pretrained(folder, dtype=torch.float32).eval()
-        loaded(input_ids=torch.zeros(1, 1, dtype=torch.int64))
-    return loaded
 
 
 def _same(expected: Tensor, loaded: Any, name: str) -> bool:

@@ -7,7 +7,7 @@ Then, where `llama_cpp` (llama-cpp-python) is installed, it scores held-out text
 difference is expected, like that of the ONNX graphs which do the same; its size is in the notes.
 """
 
-from importlib.util import find_spec
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from compress.artifact.bundle import Bundle
+from compress.errors import UserError
 from compress.export.gguf.artifact import Part, parts
 from compress.export.onnx.check import ExportCheckFailed, divergence, torch_logits
 from compress.export.onnx.families import describe
 from compress.formats import QuantizedTensor
 from compress.host.progress import track
+from compress.runtimes import EXPORTED
+from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
 
 TOLERANCE = 0.05  # nats per token
 
@@ -67,7 +70,7 @@ def check_llama_cpp(
     Raises:
         ExportCheckFailed: llama.cpp does not load the file, or its logits are further away than `tolerance`.
     """
-    if find_spec("llama_cpp") is None:
+    if not EXPORTED["gguf"].installed:
         return None
     kl, nll_torch, nll_llama = [], [], []
     for window, found in zip(windows, llama_logits(file, windows, threads), strict=True):
@@ -97,26 +100,15 @@ def _nll(logits: Floats, window: NDArray[np.int32]) -> float:
 
 def llama_logits(file: Path, windows: NDArray[np.int32], threads: int) -> list[Floats]:
     """Every position's logits of windows (n, length) in llama.cpp: n arrays (length, vocabulary)."""
-    from llama_cpp import Llama
-
-    length = windows.shape[1]
     try:
-        llama = Llama(
-            str(file), n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads,
-            n_threads_batch=threads, n_gpu_layers=0, logits_all=True, verbose=False,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ExportCheckFailed(f"export_gguf: llama.cpp cannot load {file.name}: {error}") from None
-    logits = []
-    try:
-        with track(len(windows), "checking in llama.cpp", "windows") as progress:
-            for window in windows:
-                llama.reset()
-                llama.eval(window.tolist())
-                logits.append(np.array(llama.scores[:length], dtype=np.float32))
-                progress.advance()
-    finally:
-        llama.close()
+        llama = LlamaCppRuntime(file, threads)
+    except UserError as error:
+        raise ExportCheckFailed(f"export_gguf: {error}") from None
+    with closing(llama), track(len(windows), "checking in llama.cpp", "windows") as progress:
+        logits = []
+        for window in windows:
+            logits.append(llama.logits(window[None])[0])
+            progress.advance()
     return logits
 
 

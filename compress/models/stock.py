@@ -1,0 +1,30 @@
+"""A model as stock `transformers` loads it, without anything of ours: what others will run."""
+
+import contextlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from compress.errors import MissingExtra
+from compress.models.checkpoints import load_config, quiet_transformers
+from compress.tasks.registry import auto_class
+
+
+def load_compressed_tensors(folder: Path) -> Any:
+    """A folder of compressed-tensors in float32, in eval mode, its codes unpacked.
+
+    Raises:
+        MissingExtra: the package compressed-tensors is not installed.
+        Exception: whatever the two libraries make of a folder that they cannot read.
+    """
+    import torch
+
+    if find_spec("compressed_tensors") is None:
+        raise MissingExtra("compressed-tensors", "compressed-tensors", f"loading {folder}")
+    loader = auto_class(load_config(folder))
+    # compressed-tensors draws progress bars that no setting turns off
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), torch.inference_mode():
+        model = loader.from_pretrained(folder, dtype=torch.float32).eval()
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # unpacks
+    return model
