@@ -16,6 +16,7 @@ from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
+from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model, read_json
 from compress.models.unchanged import unchanged_process
 from compress.records.protocol import MeasureProtocol
@@ -179,7 +180,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     done = [r for r in _readable(read_results, path) or [] if (r.variant, r.runtime) in samples]
     write_results(path, done)
 
-    def keep_sample(target: harness.Target, tokens: list[int]) -> None:
+    def keep_sample(target: Target, tokens: list[int]) -> None:
         key = (target.variant, target.runtime)
         samples[key] = Sample(
             variant=key[0], runtime=key[1], prompt=recipe.report.prompt, text=tokenizer.decode(tokens)
@@ -289,14 +290,14 @@ def _exports_in(artifact: Path) -> list[Path]:
     return [place for place in places if place.exists()]
 
 
-def _targets(folder: Path, variant: VariantRecord) -> list[harness.Target]:
+def _targets(folder: Path, variant: VariantRecord) -> list[Target]:
     """A variant in torch, and each of its exports in the runtime that it is for, where that is installed."""
     places = [("torch", variant.artifact)]
     for name in variant.exports:
         if (export := EXPORTED.get(name)) is not None and export.installed:
             places.append((export.runtime, "/".join(filter(None, (variant.artifact, name, export.file)))))
     return [
-        harness.Target(variant.name, runtime, folder / artifact, variant.fingerprint, artifact)
+        Target(variant.name, runtime, folder / artifact, variant.fingerprint, artifact)
         for runtime, artifact in places
     ]
 
@@ -328,10 +329,10 @@ def _inner_steps(variants: Sequence[VariantRecord]) -> tuple[_Inner, dict[str, s
     return inner, ends
 
 
-def _step_targets(made: Made, inner: _Inner, ends: dict[str, str]) -> list[harness.Target]:
+def _step_targets(made: Made, inner: _Inner, ends: dict[str, str]) -> list[Target]:
     """What of the inner steps is to be scored, each once."""
     found = dict.fromkeys(s.fingerprint for _, _, s in inner if s.fingerprint not in ends)
-    return [harness.Target(step, "torch", made.steps[step], step) for step in found]
+    return [Target(step, "torch", made.steps[step], step) for step in found]
 
 
 def _step_results(

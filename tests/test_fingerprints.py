@@ -20,6 +20,7 @@ from compress.host import reach as reaching
 from compress.host.reach import ASIDE, BESIDE, reach
 from compress.measure import harness
 from compress.measure.harness import MEASURING
+from compress.measure.turns import Target
 from compress.models.checkpoints import hub_revision, load_checkpoint, meta_model
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import Result
@@ -425,7 +426,7 @@ class TestResults:
             raise self.Started
 
         monkeypatch.setattr(harness, "Reference", start)
-        return harness.measure([harness.Target("v", "torch", Path(), "f")], None, windows, done=[done])
+        return harness.measure([Target("v", "torch", Path(), "f")], None, windows, done=[done])
 
     def test_one_of_the_same_code_is_taken_over(self, monkeypatch):
         (result,) = self.measured(monkeypatch)

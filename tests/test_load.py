@@ -11,7 +11,7 @@ import pytest
 
 from compress.host import load
 from compress.host.load import Load
-from compress.measure import harness, latency
+from compress.measure import latency, turns
 from compress.measure.process import WAIT_POLICY, _environment
 from compress.records.protocol import MeasureProtocol
 
@@ -81,14 +81,14 @@ def test_a_turn_keeps_to_its_seconds_and_has_one_of_each_at_least(monkeypatch, s
 def test_rounds_end_with_the_budget_and_are_whole(monkeypatch, seconds, rounds):
     """Two targets whose turns take five seconds each."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(harness, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    run = harness._Run.__new__(harness._Run)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    run = turns.Workers.__new__(turns.Workers)
     run.protocol = MeasureProtocol(timing_seconds=seconds)
     run.bar = SimpleNamespace(advance=lambda *a, **told: None)
-    turns = []
+    taken = []
     for target, share in run._turns(["a", "b"]):
-        turns.append(target)
+        taken.append(target)
         assert share <= max(seconds, 1.0)
         clock.now += 5.0
-    assert len(turns) == 2 * rounds
-    assert turns.count("a") == turns.count("b")
+    assert len(taken) == 2 * rounds
+    assert taken.count("a") == taken.count("b")

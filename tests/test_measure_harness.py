@@ -19,9 +19,11 @@ from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
 from compress.host import machine
 from compress.host.memory import peak_rss_bytes
-from compress.measure import harness
-from compress.measure.harness import Continuation, Target, measure, save_result
+from compress.measure import harness, reference, turns
+from compress.measure.harness import Continuation, measure, save_result
 from compress.measure.process import WorkerError, WorkerProcess
+from compress.measure.reference import Reference
+from compress.measure.turns import Target
 from compress.measure.unfinished import Unfinished
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import PassRecord, VariantRecord, read_results
@@ -101,12 +103,12 @@ def test_measures_artifacts_and_takes_over_what_is_done(base, other, windows, tm
     assert (row.protocol["windows"], row.protocol["window"]) == (6, 24)
     assert row.machine["cores"] == machine.usable_cores()
 
-    monkeypatch.setattr(harness, "WorkerProcess", None)  # nothing may be started any more
+    monkeypatch.setattr(turns, "WorkerProcess", None)  # nothing may be started any more
     assert measure(targets, base, windows, FAST, done=read_results(lines)) == results
 
 
 def test_restarts_processes_where_models_do_not_fit_together(base, windows, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "available_memory_bytes", lambda: 1)
+    monkeypatch.setattr(turns, "available_memory_bytes", lambda: 1)
     protocol = MeasureProtocol(prefill_tokens=8, rounds=1, threads=1)
     (row,) = measure([Target("base", "torch", base)], None, windows, protocol, workdir=tmp_path)
     assert row.protocol["processes"] == "restarted each round"
@@ -122,7 +124,7 @@ def test_steps_are_scored_in_the_process_of_the_base(base, other, windows, tmp_p
             started.append(what)
             super().__init__(*args, what=what, **kwargs)
 
-    monkeypatch.setattr(harness, "WorkerProcess", Counting)
+    monkeypatch.setattr(turns, "WorkerProcess", Counting)
     steps = [Target(n, "torch", path, n) for n, path in (("one", other), ("two", base), ("three", other))]
     kept = tmp_path / "measured.json"
     one, two, three = measure([], base, windows, FAST, steps=steps, workdir=tmp_path, unfinished=kept)
@@ -139,6 +141,52 @@ def test_steps_are_scored_in_the_process_of_the_base(base, other, windows, tmp_p
     assert started[1:] == ["base in torch"]
     with pytest.raises(ValueError, match="there is none"):
         measure([], None, windows, FAST, steps=steps)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_parts_of_the_windows_give_the_same_and_take_little_disk(
+    base, other, windows, tmp_path, monkeypatch, fits
+):
+    targets = [Target("other", "torch", other, "f1"), Target("base", "torch", base, "f0")]
+    steps = [Target(n, "torch", path, n) for n, path in (("one", other), ("two", base))]
+    once = FAST.model_copy(update={"rounds": 1})
+
+    def go(kept=None, **more):
+        found = measure(targets, base, windows, once, steps=steps, workdir=tmp_path, unfinished=kept, **more)
+        values = [v for r in found for v in (r.nll, *r.nll_ci95, r.kl_to_base, r.delta_nll, r.top1_agreement)]
+        return pytest.approx([v for v in values if v is not None], rel=1e-6)  # rows share calls otherwise
+
+    whole = go()
+    assert len(whole.expected) == 4 * 3 + 2 * 3  # other and one differ from the base
+    most, compare = [], Reference.compare
+
+    def watched(self, worker, path, part, advance):
+        most.append(len(list(self.folder.glob("window-*.npy"))))
+        return compare(self, worker, path, part, advance)
+
+    monkeypatch.setattr(reference, "LOGITS_BYTES", 4 * V * 24 * 2 + 1)  # of two windows
+    monkeypatch.setattr(Reference, "compare", watched)
+    if not fits:
+        monkeypatch.setattr(turns, "available_memory_bytes", lambda: 1)
+    assert go().expected == whole
+    assert most == [2] * 9  # three parts of each: other, one, two
+    # cut off after some parts, it goes on with the rest
+    kept, asked, ask = tmp_path / "measured.json", [], WorkerProcess.ask
+
+    def stop(self, do, *args, **fields):
+        asked.append(fields.get("part"))
+        if stopping and asked.count((4, 6)) == 1:
+            raise KeyboardInterrupt
+        return ask(self, do, *args, **fields)
+
+    monkeypatch.setattr(WorkerProcess, "ask", stop)
+    stopping = True
+    with pytest.raises(KeyboardInterrupt):
+        go(kept)
+    stopping = False
+    asked.clear()
+    assert go(kept).expected == whole
+    assert {part for part in asked if part} == {(4, 6)}
 
 
 def test_what_was_cut_off_is_neither_timed_nor_scored_again(base, other, windows, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 from compress.artifact.folder import whole
 from compress.errors import UserError
 from compress.measure import harness
+from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import MeasureProtocol
 from compress.records.records import Result
@@ -44,7 +45,7 @@ def measure_artifacts(
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     targets = [
-        harness.Target(name, runtime, path, artifact=str(path))
+        Target(name, runtime, path, artifact=str(path))
         for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
         for runtime in _runtimes(path, base)
     ]

@@ -33,14 +33,14 @@ Cost: a window's logits [L - 1, V] (200 MB for 1024 x 49 k) from the runtime; wh
 runtime lets them, windows of small logits go through it several at a time, so that layers which unpack codes
 in every call do so less often. Scoring
 goes over chunks of positions of about 1 MB, which a core's cache holds, in `threads` threads (numpy releases
-the lock). The base model's logits are written once, one float32 .npy file per window, and read memory-mapped.
-Limits: disk for them, 4 * V * predicted tokens bytes.
+the lock). The base model's logits are written, one float32 .npy file per window, and read memory-mapped;
+whoever asks for a few windows at a time (`part`) needs the disk for those alone.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import exp, log
@@ -74,6 +74,17 @@ class Scores:
     agreements: list[int] | None = None
     distances: list[float] | None = None
     whole_text: bool = True  # false when only some tokens are predicted
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of windows that were scored part by part."""
+
+        def lists(name: str) -> Any:
+            columns = [getattr(part, name) for part in parts]
+            return None if columns[0] is None else [value for column in columns for value in column]
+
+        names = ("nats", "tokens", "kl", "agreements", "distances")
+        return cls(**{name: lists(name) for name in names}, whole_text=parts[0].whole_text)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for the pipe between processes."""
@@ -112,13 +123,15 @@ def score(
     task: Task = CAUSAL,
     mask_token: int | None = None,
     translated: TranslatedWindows | None = None,
+    part: range | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score int32 [n, L] windows.
 
     `forward` gives a model's logits. `base`: folder of base logits to compare with; `keep`: folder to
     write this model's logits to, so that it becomes such a base. `together`: how many windows one call of
-    `forward` may take. `translated`: the windows in the model's own vocabulary, if that is another.
+    `forward` may take. `translated`: the windows in the model's own vocabulary, if that is another. `part`:
+    which of the windows; all if None.
     `advance` is called after every window.
     Raises ValueError where the two vocabularies or the windows differ, UserError for a full disk,
     FloatingPointError for logits that are not finite.
@@ -135,7 +148,9 @@ def score(
             return task.question(windows[index], index, mask_token)
         return _renumbered_question(translated, index)
 
-    for index, (asked, answer) in enumerate(_answered(forward, map(ask, range(len(windows))), together)):
+    part = range(len(windows)) if part is None else part
+    answered = _answered(forward, map(ask, part), together)
+    for index, (asked, answer) in zip(part, answered, strict=True):
         logits = answer[asked.rows]  # [predictions, V]
         if not task.predicts:
             logits = logits.mean(axis=0, keepdims=True)  # [1, width]
@@ -156,12 +171,12 @@ def score(
         kl.append(sums[1])
         agreements.append(int(sums[2]))
         if keep is not None:
-            if index == 0:
-                _require_room(keep, len(windows) * logits.nbytes)
+            if index == part.start:
+                _require_room(keep, len(part) * logits.nbytes)
             _save(_file(keep, index), logits)
         advance()
     if not task.predicts:
-        return Scores([], [1] * len(windows), distances=distances if base is not None else None)
+        return Scores([], [1] * len(part), distances=distances if base is not None else None)
     whole = task.continues
     if base is None:
         return Scores(nats, tokens, whole_text=whole)
@@ -304,3 +319,9 @@ def _require_room(folder: Path, need: int) -> None:
 
 def _file(folder: Path, index: int) -> Path:
     return folder / f"window-{index:05d}.npy"
+
+
+def forget(folder: Path, part: range) -> None:
+    """Remove the base logits of these windows."""
+    for index in part:
+        _file(folder, index).unlink(missing_ok=True)

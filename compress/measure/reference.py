@@ -1,9 +1,9 @@
-"""The base model's logits on the evaluation windows: computed once, on disk while they are needed.
+"""The base model's logits on the evaluation windows, some windows at a time.
 
-`kl_to_base` wants the whole distribution of the base at every position. A fresh process reloads the base
-artifact in torch, scores it and leaves one float32 .npy per window in a temporary folder; every variant's
-process maps these files. Cost: 4 * V * predicted tokens bytes of disk (4 GB for 20 windows of 1024 at V =
-49 k), freed at the end.
+`kl_to_base` wants the whole distribution of the base at every position. A fresh process loads the base
+artifact in torch, scores a part of the windows and leaves one float32 .npy per window in a temporary folder;
+every variant's process maps these files; then they go, and the next part comes. Cost: a gigabyte of disk, or
+that of one window's logits where these take more, whatever the vocabulary and however long the text.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 
 from compress.artifact.folder import whole
 from compress.measure.process import WorkerProcess
-from compress.measure.quality import Scores
+from compress.measure.quality import Scores, forget
 from compress.text.translation import Translation, translation
 from compress.text.windows import Windows
+
+LOGITS_BYTES = 1_000_000_000  # of the base's logits, on disk at a time
 
 
 class Reference:
@@ -32,7 +34,7 @@ class Reference:
 
     def __init__(self, base: Path | None, windows: Windows, workdir: Path | None = None) -> None:
         self.base, self.windows = base, windows
-        self.scores: Scores | None = None
+        self._parts: dict[int, Scores] = {}
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
         self._folder: Path | None = None
@@ -61,20 +63,43 @@ class Reference:
         """Whether this artifact and runtime are what all others are compared with."""
         return self.base is not None and runtime == "torch" and path.resolve() == self.base.resolve()
 
-    def compute(self, worker: WorkerProcess, advance: Callable[[], None]) -> Scores:
-        """Score the base, which `worker` has loaded, and keep its logits; once only."""
-        if self.scores is None:
-            self.scores = self._score(worker, advance, base=None, keep=str(self.folder))
-        return self.scores
+    @property
+    def scores(self) -> Scores | None:
+        """Of the base, once it has been scored on all windows."""
+        parts = [self._parts[start] for start in sorted(self._parts)]
+        whole = sum(len(part.tokens) for part in parts) == len(self.windows.tokens)
+        return Scores.joined(parts) if parts and whole else None
 
-    def compare(self, worker: WorkerProcess, path: Path, advance: Callable[[], None]) -> Scores:
+    def parts(self, width: int) -> list[range]:
+        """The windows, cut so that logits `width` wide of a part take at most `LOGITS_BYTES`."""
+        count, length = self.windows.tokens.shape
+        step = max(1, LOGITS_BYTES // (4 * width * length))
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def compute(
+        self, worker: WorkerProcess, part: range, advance: Callable[[], None], *, keep: bool = True
+    ) -> Scores:
+        """Score the base, which `worker` has loaded, on a part of the windows, and keep its logits."""
+        keeping = str(self.folder) if keep else None
+        self._parts[part.start] = self._score(worker, part, advance, base=None, keep=keeping)
+        return self._parts[part.start]
+
+    def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
-        base = None if self.scores is None else str(self.folder)
+        base = str(self.folder) if part.start in self._parts else None
         words, translated = self.words(path), None
         if words is not None:
             translated = str(self.folder / "translated.npz")
             words.whole(self.windows.tokens).save(Path(translated))
-        return self._score(worker, advance, base=base, keep=None, translated=translated)
+        return self._score(worker, part, advance, base=base, keep=None, translated=translated)
+
+    def take_over(self, part: range, scores: Scores) -> None:
+        """The base's scores of a part, from before a measurement was cut off."""
+        self._parts[part.start] = scores
+
+    def forget(self, part: range) -> None:
+        """The base's logits of a part are not needed any more."""
+        forget(self.folder, part)
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
@@ -84,6 +109,11 @@ class Reference:
             self._words[path] = translation(*files) if known else None
         return self._words[path]
 
-    def _score(self, worker: WorkerProcess, advance: Callable[[], None], **folders: str | None) -> Scores:
-        answer: dict[str, Any] = worker.ask("score", advance, windows=str(self.windows_file), **folders)
+    def _score(
+        self, worker: WorkerProcess, part: range, advance: Callable[[], None], **folders: str | None
+    ) -> Scores:
+        bounds = (part.start, part.stop)
+        answer: dict[str, Any] = worker.ask(
+            "score", advance, windows=str(self.windows_file), part=bounds, **folders
+        )
         return Scores(**answer)

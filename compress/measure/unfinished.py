@@ -1,8 +1,8 @@
 """What a measurement has learnt so far, in a file: one that is cut off goes on from there.
 
 The turns of timing are kept when the last has ended and are taken up together or not at all, since speeds
-compare only where they were interleaved. Results of variants are kept by whoever asked for them
-(`measure(on_result=...)`), those of steps here.
+compare only where they were interleaved; scores, part by part of the windows. Results of variants are kept by
+whoever asked for them (`measure(on_result=...)`), those of steps here.
 
 Limits: what was learnt under another protocol, on another machine or with other versions counts for nothing.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.measure.latency import Samples, Timing
+from compress.measure.quality import Scores
 from compress.records.records import Result, write_whole
 
 
@@ -30,6 +31,7 @@ class Unfinished:
         self._file, self._common = file, dict(common)
         self._timings: dict[str, Timing] = {}
         self._steps: dict[str, Result] = {}
+        self._scores: dict[str, Scores] = {}  # by target and part
         if file is not None and file.is_file():
             # written by another version, or damaged: then there is nothing to go on from
             with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -55,6 +57,15 @@ class Unfinished:
         self._steps[result.fingerprint] = result
         self._write()
 
+    def scored(self, name: str, part: range) -> Scores | None:
+        """What a target scored on a part of the windows."""
+        return self._scores.get(f"{name} {part.start} {part.stop}")
+
+    def keep_scores(self, name: str, part: range, scores: Scores) -> None:
+        """A target has been scored on a part."""
+        self._scores[f"{name} {part.start} {part.stop}"] = scores
+        self._write()
+
     def _read(self, found: Any) -> None:
         if found["common"] != self._common:
             return
@@ -63,6 +74,7 @@ class Unfinished:
             for name, timing in found["timings"].items()
         }
         steps = [Result.model_validate(line) for line in found["steps"]]
+        self._scores = {name: Scores(**scores) for name, scores in found["scores"].items()}
         self._timings, self._steps = timings, {step.fingerprint: step for step in steps}
 
     def _write(self) -> None:
@@ -71,6 +83,7 @@ class Unfinished:
         content = {
             "common": self._common,
             "timings": {name: asdict(timing) for name, timing in self._timings.items()},
+            "scores": {name: asdict(scores) for name, scores in self._scores.items()},
             "steps": [step.model_dump(mode="json") for step in self._steps.values()],
         }
         write_whole(self._file, json.dumps(content))

@@ -75,6 +75,7 @@ class Worker:
             "device": runtime.device,
             "context": runtime.context,
             "task": runtime.task.name,
+            "width": getattr(runtime, "width", None),
         }
 
     def time_round(
@@ -96,9 +97,15 @@ class Worker:
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
     def score(
-        self, windows: str, base: str | None, keep: str | None, translated: str | None = None
+        self,
+        windows: str,
+        base: str | None,
+        keep: str | None,
+        part: tuple[int, int],
+        translated: str | None = None,
     ) -> Fields:
-        """Quality on a .npy file of windows; the others as in `quality.score`, `translated` an .npz file."""
+        """Quality on windows [first, end) of a .npy file; the others as in `quality.score`, `translated` an
+        .npz file."""
         return quality.score(
             self.loaded.logits,
             np.load(windows),
@@ -109,6 +116,7 @@ class Worker:
             task=self.loaded.task,
             mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
+            part=range(*part),
             advance=self._advance,
         ).to_json()
 

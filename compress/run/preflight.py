@@ -215,7 +215,8 @@ def _estimate(recipe: Recipe, model: Any) -> Estimate:
     measured = len(recipe.variants) + 1 + exports
     vocabulary = int(model.config.vocab_size)
     evaluation = recipe.data.evaluation_windows * recipe.data.window
-    logits = evaluation * vocabulary * 4  # the base's logits, kept while variants are compared
+    # the base's logits, a part at a time, while variants are compared
+    logits = min(evaluation * vocabulary * 4, max(10**9, recipe.data.window * vocabulary * 4))
     # steps that hold float weights, each once, and exports of them; codes take less
     floats = sum(step.kind in ("train", "distill", "prune", "store") for step in passes) + 2
     return Estimate(

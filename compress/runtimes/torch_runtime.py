@@ -92,6 +92,8 @@ class TorchRuntime:
         # which inputs are outliers depends on all that a call is given
         rules = (getattr(module, "activations", None) for module in self._model.modules())
         self.together = 1 if any(getattr(rule, "outliers", None) for rule in rules) else _TOGETHER
+        text = self._model.config.get_text_config()
+        self.width = int(text.vocab_size if self.task.predicts else text.hidden_size)  # of an answer's rows
         self.weight_bytes = weight_bytes(self._model)
         blocks = int(getattr(self._model.config.get_text_config(), "num_hidden_layers", 0))
         self.step_bytes = self.weight_bytes + _BLOCK_BYTES * blocks

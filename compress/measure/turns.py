@@ -1,0 +1,178 @@
+"""The processes that are measured, one per artifact and runtime, and their turns of timing.
+
+All are alive together where their models fit into memory; else each is started anew for its turn, and the
+protocol of the result says so. Imports of all run at the same time, loading and measuring in turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from compress.artifact.folder import disk_bytes
+from compress.host.load import Load, crowded
+from compress.host.memory import available_memory_bytes
+from compress.host.progress import Tracker
+from compress.measure import latency
+from compress.measure.process import WorkerProcess
+from compress.measure.reference import Reference
+from compress.records.protocol import WARM_DECODES, MeasureProtocol
+from compress.text.translation import Translation
+
+PROCESS_BYTES = {  # of a worker with an empty model
+    "torch": 450_000_000,
+    "transformers": 450_000_000,
+    "onnxruntime": 120_000_000,
+    "llama.cpp": 120_000_000,
+}
+MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
+DECODE_TOKENS = 20  # a decoded token takes as long as so many of a prompt: 40 in torch, 10 in ONNX Runtime
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to measure. `path`: the artifact that `runtime` loads; `artifact`: how the result names it."""
+
+    variant: str
+    runtime: str
+    path: Path
+    fingerprint: str = ""
+    artifact: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.variant} in {self.runtime}"
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others, and from itself before it was made anew."""
+        return f"{self} {self.fingerprint}"
+
+
+class Workers:
+    """The worker processes of one measurement. All of them end with `stack`."""
+
+    def __init__(
+        self, protocol: MeasureProtocol, reference: Reference, bar: Tracker, stack: ExitStack
+    ) -> None:
+        self.protocol, self.reference, self.bar, self.stack = protocol, reference, bar, stack
+        self.workers: dict[Target, WorkerProcess] = {}
+        self.facts: dict[Target, dict[str, Any]] = {}
+        self.started = 0
+        self.sleeping = crowded()  # threads that spin would keep other programs, and each other, from cores
+
+    def start(self, target: Target) -> WorkerProcess:
+        """A fresh process that begins to import its runtime."""
+        log = self.reference.folder / f"worker-{self.started}.log"
+        self.started += 1
+        worker = WorkerProcess(
+            target.runtime, self.protocol.pinned_threads, what=str(target), log=log, sleeping=self.sleeping
+        )
+        self.workers[target] = self.stack.enter_context(worker)
+        return worker
+
+    def loaded(self, target: Target) -> tuple[WorkerProcess, dict[str, Any]]:
+        """The target's process with its artifact loaded, and what loading told."""
+        worker = self.workers.get(target) or self.start(target)
+        if target not in self.facts:
+            self.facts[target] = self.load(worker, target)
+        return worker, self.facts[target]
+
+    def load(self, worker: WorkerProcess, target: Target) -> dict[str, Any]:
+        """What loading the target's artifact tells."""
+        return worker.ask("load", path=str(target.path), provider=self.protocol.provider)
+
+    def close(self, target: Target) -> None:
+        """End the target's process."""
+        self.workers.pop(target).close()
+        self.facts.pop(target, None)
+
+    def latency_together(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
+        """All rounds with all processes alive; they stay so."""
+        timings = self._timings(targets, together=True)
+        for target in targets:
+            self.start(target)
+        for target in targets:  # imports overlap, but nothing is timed before all of them have ended
+            self.workers[target].ask("ready")
+        for target in targets:
+            timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+        for target, seconds in self._turns(targets):
+            self._round(target, timings[target], seconds)
+        return timings
+
+    def latency_apart(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
+        """All rounds with one process alive at a time."""
+        timings = self._timings(targets, together=False)
+        for target, seconds in self._turns(targets):
+            timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+            self._round(target, timings[target], seconds)
+            self.close(target)
+        return timings
+
+    def _timings(self, targets: Sequence[Target], together: bool) -> dict[Target, latency.Timing]:
+        session, waiting = uuid4().hex[:12], "sleeping" if self.sleeping else "spinning"
+        return {
+            target: latency.Timing(together=together, session=session, waiting=waiting) for target in targets
+        }
+
+    def _turns(self, targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
+        """Whose turn it is, and the seconds for it: whole rounds, the first, and more while there is time."""
+        began, longest, whole = time.monotonic(), 0.0, self.protocol.timing_seconds
+        for number in range(self.protocol.rounds):
+            start = time.monotonic()
+            if number and start - began + longest > whole:
+                self.bar.advance(0, timing=f"ended after {number} rounds: {whole:.0f} s are over")
+                break
+            for place, target in enumerate(latency.round_order(targets, number)):
+                left = max(1.0, whole - (time.monotonic() - began))
+                yield target, left / (len(targets) - place)
+            longest = max(longest, time.monotonic() - start)
+
+    def _round(self, target: Target, timing: latency.Timing, seconds: float) -> None:
+        worker, facts = self.loaded(target)
+        length = timing.prompt_tokens = self.protocol.prompt_tokens(facts["context"])
+        prompt, following = self._text(length, self.reference.words(target.path))
+        load = Load([worker.pid])
+        answer = worker.ask(
+            "time_round",
+            prompt=prompt,
+            following=following,
+            repetitions=self.protocol.prefills_per_round,
+            warm_up=WARM_DECODES,
+            seconds=seconds,
+        )
+        timing.rounds.append(latency.Samples(answer["prefill"], answer["decode"]))
+        if (others := load.others()) is not None:
+            timing.busy.append(others)
+        timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
+        self.bar.advance(round_tokens(self.protocol), timing=str(target))
+
+    def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
+        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
+        folder, batch, more = self.reference.folder, self.protocol.batch, self.protocol.decodes_per_round
+        size = "" if words is None else f"-of-{len(words.rows)}"
+        prompt, following = folder / f"prompt-{length}{size}.npy", folder / f"following-{length}{size}.npy"
+        if not following.exists():
+            text = self.reference.windows.tokens.ravel()
+            rows = np.resize(text if words is None else words.stream(text), (batch, length + more))
+            np.save(prompt, rows[:, :length])
+            np.save(following, rows[:, length:])
+        return str(prompt), str(following)
+
+
+def fit_together(targets: Sequence[Target]) -> bool:
+    """Whether all processes, each with its model, fit into three quarters of the free memory."""
+    need = sum(PROCESS_BYTES.get(t.runtime, 0) + MODEL_FACTOR * disk_bytes(t.path) for t in targets)
+    return need < 0.75 * available_memory_bytes()
+
+
+def round_tokens(protocol: MeasureProtocol) -> int:
+    """About how many tokens of a prompt one round takes as long as, its rehearsals too."""
+    prefills = (protocol.prefills_per_round + 1) * protocol.prefill_tokens
+    return protocol.batch * (prefills + DECODE_TOKENS * protocol.decodes_per_round)
