@@ -36,8 +36,6 @@ from compress.text.framing import prompt_of
 from compress.text.windows import DataConfig, TextData
 
 Say = Callable[[str], None]
-_ATTEMPTS = 4  # to meet a budget with what an export adds
-_NEAR_BUDGET = 0.005  # below it, of the budget
 _T = TypeVar("_T")
 
 
@@ -120,39 +118,24 @@ def quantize(
     names = (to,) if isinstance(to, str) else tuple(to)
     texts = None if text is None else str(text) if isinstance(text, str | Path) else tuple(map(str, text))
     request = Request(str(model), names, bits, budget_bytes, texts, effort, threads, measured)
-    more: dict[str, int] = {}
-    sizes: list[dict[str, int]] = []
-    while True:
-        choice = choose(request, Path(out).absolute().name, more)
-        for reason in choice.reasons if not sizes else ():
-            say(reason)
-        made = make_artifacts(choice.recipe, out, say)
-        for to in names:
-            show(made.folder / choice.variants[to] / to, made.folder / to)
-        files = {to: made.folder / RUNTIMES[to].file for to in names}
-        sizes.append({to: disk_bytes(file) for to, file in files.items()})
-        if budget_bytes is None or not (wrong := _missed(budget_bytes, sizes)):
-            break
-        if len(sizes) == _ATTEMPTS:
+    choice = choose(request, Path(out).absolute().name)
+    for reason in choice.reasons:
+        say(reason)
+    made = make_artifacts(choice.recipe, out, say)
+    for to in names:
+        show(made.folder / choice.variants[to] / to, made.folder / to)
+    files = {to: made.folder / RUNTIMES[to].file for to in names}
+    for file in files.values():
+        if budget_bytes is not None and (size := disk_bytes(file)) > budget_bytes:
             raise UserError(
-                f"--budget: {budget_bytes:,} bytes could not be met by {', '.join(wrong)}; raise it"
+                f"--budget: {file} has {size:,} bytes of {budget_bytes:,}, which was foreseen wrongly; "
+                "please report it, and give a smaller budget"
             )
-        for to, left in wrong.items():
-            more[to] = more.get(to, 0) + left - budget_bytes // 1000
-            say(f"{to}: its file is {sizes[-1][to]:,} bytes of {budget_bytes:,}; once more with other widths")
     results = Results()
     if measured:
         _tell_and_report(choice.recipe, made, say)
         results.extend(load_run(made.folder)[1])
     return Quantized(made.folder, files, choice.reasons, results)
-
-
-def _missed(budget: int, sizes: list[dict[str, int]]) -> dict[str, int]:
-    """Runtime -> bytes left, below 0 where the last file is too large; files that cannot grow are none."""
-    left = {to: budget - size for to, size in sizes[-1].items()}
-    still = {to for to in left if len(sizes) > 1 and sizes[-2][to] == sizes[-1][to]}
-    near = budget * _NEAR_BUDGET if len(sizes) < _ATTEMPTS else budget
-    return {to: n for to, n in left.items() if n < 0 or (n > near and to not in still)}
 
 
 def take_part(recipe: Recipe, folder: Path) -> None:

@@ -10,7 +10,7 @@ from compress.errors import UserError
 from compress.export.onnx.families import require_supported
 from compress.passes.export_onnx import ExportOnnx
 from compress.run.preflight import preflight
-from compress.run.recipe import parse
+from compress.run.recipe import Recipe
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def plan(tmp_path):
 
     def plan(*passes, base=()):
         data = {"text": str(text), "window": 32, "evaluation_windows": 4, "calibration_windows": 4}
-        recipe = parse(
+        recipe = Recipe.parse(
             {
                 "name": "x",
                 "model": {"checkpoint": str(tmp_path / "model")},

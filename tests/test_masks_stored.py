@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from compress.artifact.bundle import MANIFEST, Bundle
-from compress.artifact.folder import disk_bytes
+from compress.artifact.bundle import Bundle
+from compress.artifact.folder import MANIFEST, disk_bytes
 from compress.artifact.masks import MASKS, StoredMasks, kept_zeros, mask_of
 from compress.errors import UserError
 from compress.passes.prune_magnitude import PruneMagnitude

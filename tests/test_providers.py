@@ -149,7 +149,7 @@ def test_openvino_is_given_a_graph_without_defaults(folder):
 def test_measurements_use_the_provider_and_say_so(folder, tmp_path, monkeypatch):
     asked = []
 
-    def opened(path, runtime, threads, *, provider):
+    def opened(path, runtime, threads, *, provider, waiting="spin"):
         asked.append((runtime, provider))
         return SimpleNamespace(weight_bytes=0, device=provider, context=64, task=CAUSAL)
 

@@ -44,7 +44,35 @@ def float_file_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return 8 + -(-text // _ALIGNED) * _ALIGNED + offset  # the last comma is the closing brace's place
 
 
-class ArtifactBytes:
+class Matrices:
+    """Matrices of a model that will hold codes.
+
+    Attributes:
+        shapes: (out, in) of every module.
+        owners: module -> the first that holds the same matrix.
+
+    Args:
+        model: in float.
+        modules: of a matrix, all that will hold codes.
+    """
+
+    def __init__(self, model: Any, modules: Iterable[str]) -> None:
+        self.model = model
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.owners: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name in modules:
+            weight = model.get_submodule(name).weight
+            self.shapes[name] = int(weight.shape[0]), int(weight.shape[1])
+            self.owners[name] = first.setdefault(id(weight), name)
+
+    def weights(self, name: str) -> int:
+        """How many weights a module holds; none if it shares another's."""
+        out, columns = self.shapes[name]
+        return out * columns if self.owners[name] == name else 0
+
+
+class ArtifactBytes(Matrices):
     """Weighs plans: which layer gets which format.
 
     Attributes:
@@ -58,14 +86,7 @@ class ArtifactBytes:
     """
 
     def __init__(self, bundle: Bundle, modules: Iterable[str], noted: int, scratch: Path) -> None:
-        self.model: Any = bundle.model
-        self.shapes: dict[str, tuple[int, int]] = {}
-        self.owners: dict[str, str] = {}  # module -> the first that holds the same matrix
-        first: dict[int, str] = {}
-        for name in modules:
-            weight = self.model.get_submodule(name).weight
-            self.shapes[name] = int(weight.shape[0]), int(weight.shape[1])
-            self.owners[name] = first.setdefault(id(weight), name)
+        super().__init__(bundle.model, modules)
         self._longest: dict[str, int] = {}
         floats = {f"{name}.weight" for name in self.shapes}
         state = {name: t for name, t in unique_state(self.model).items() if name not in floats}
@@ -119,11 +140,6 @@ class ArtifactBytes:
             return 0
         stored = format.stored_bytes(self.shapes[name])
         return min(stored, self._longest_stream(name, format)) if format.streamed else stored
-
-    def weights(self, name: str) -> int:
-        """How many weights a module holds; none if it shares another's."""
-        out, columns = self.shapes[name]
-        return out * columns if self.owners[name] == name else 0
 
     def _codes(self, name: str, format: Format) -> list[_Entry]:
         out, columns = self.shapes[name]

@@ -37,7 +37,8 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
         console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold", markup=False)
         for step, layers in chain:
             first, last = layers[0], layers[-1]
-            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}", markup=False)
+            more = "" if (said := step.plan()) is None else f"; {said}"
+            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}", markup=False)
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
     console.print(f"memory      about {estimate.memory_bytes / 1e9:.1f} GB")

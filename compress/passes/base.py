@@ -6,6 +6,7 @@ the pipeline. A pass says what data it needs, which kinds of pass may not come b
 layers it will touch, so that a recipe that cannot work fails before any work starts.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from compress.tasks.registry import ONE_STACK
 
 if TYPE_CHECKING:  # importing a pass to print its fields must not load a model library
     from compress.artifact.bundle import Bundle
+    from compress.export.layout import Layout
     from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
@@ -97,6 +99,22 @@ class Pass(BaseModel):
 
     def refuses(self, formats: tuple["Format", ...]) -> str | None:
         """Why this pass cannot take a model with codes of these formats, and what to do; None if it can."""
+        return None
+
+    def layout(self) -> "Layout | None":
+        """How the file that it writes holds codes, of an export whose bytes can be told before."""
+        return None
+
+    def followed_by(self, later: Sequence["Pass"]) -> "Pass":
+        """Itself, in a recipe that goes on with these passes: what was left open to them is decided.
+
+        Raises:
+            ValueError: what was not left open does not go with them.
+        """
+        return self
+
+    def plan(self) -> str | None:
+        """What a plan says of it beside the layers it takes."""
         return None
 
     @classmethod

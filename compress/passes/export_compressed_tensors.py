@@ -25,6 +25,7 @@ from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
+    from compress.export.layout import Layout
     from compress.formats import Format
 
 FOLDER = "compressed-tensors"
@@ -87,6 +88,12 @@ class ExportCompressedTensors(Pass):
         from compress.export.compressed_tensors.artifact import width_refusal
 
         return width_refusal(columns, format)
+
+    def layout(self) -> "Layout":
+        """How the file holds codes."""
+        from compress.export.compressed_tensors.sizes import CompressedTensorsLayout
+
+        return CompressedTensorsLayout(dtype=self.dtype, runtimes=self.runtimes)
 
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "compressed-tensors"`; the model stays as it is.

@@ -22,6 +22,7 @@ from compress.passes.base import Kind, Need, Pass
 
 if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
+    from compress.export.layout import Layout
     from compress.formats import Format
 
 FOLDER = "gguf"
@@ -71,6 +72,12 @@ class ExportGguf(Pass):
         from compress.export.gguf.blocks import width_refusal
 
         return width_refusal(columns)
+
+    def layout(self) -> "Layout":
+        """How the file holds codes."""
+        from compress.export.gguf.sizes import GgufLayout
+
+        return GgufLayout(floats=self.floats, widen=self.widen, pre_tokenizer=self.pre_tokenizer)
 
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check `context.workdir / "gguf" / "model.gguf"`; the model itself is not changed.

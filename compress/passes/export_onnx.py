@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from compress.artifact.bundle import Bundle
     from compress.export.onnx.check import GraphKind
     from compress.export.onnx.forms import Forms
+    from compress.export.onnx.sizes import OnnxLayout
     from compress.formats import Format
     from compress.runtimes.base import Tokens
 
@@ -120,6 +121,12 @@ class ExportOnnx(Pass):
 
         return group_refusal(format, columns)
 
+    def layout(self) -> "OnnxLayout":
+        """How the file holds codes."""
+        from compress.export.onnx.sizes import OnnxLayout
+
+        return OnnxLayout(**{name: getattr(self, name) for name in OnnxLayout.model_fields if name != "kind"})
+
     def __call__(self, bundle: "Bundle", context: Context) -> "Bundle":
         """Write and check the folder `context.workdir / "onnx"`; the model itself is not changed.
 
@@ -129,7 +136,7 @@ class ExportOnnx(Pass):
         """
         from compress.export.onnx.artifact import write_artifact, write_manifest
         from compress.export.onnx.cache import cache_scales
-        from compress.export.onnx.forms import Forms, per_row
+        from compress.export.onnx.forms import per_row
         from compress.formats import QuantizedEmbedding, QuantizedLinear
         from compress.tasks.registry import task_of
 
@@ -145,9 +152,7 @@ class ExportOnnx(Pass):
                     f"{module.quantized.format.bits}-bit codes, and only static rounding is written, with "
                     "format int8 (a scale per row). Leave round_activations out: int8_form rounds per token"
                 )
-        form = self.int8_form or ("blocks" if task_of(bundle.model.config).continues else "token")
-        bits = self.activation_bits or (8 if self.processor == "vnni" else 7)
-        forms = Forms(form, bits, self.accuracy_level, self.processor)
+        forms = self.layout().forms(task_of(bundle.model.config).continues)
         folder = context.workdir / "onnx"
         facts = write_artifact(bundle, folder, forms)
         notes = self._check(bundle, folder, facts, forms, context)

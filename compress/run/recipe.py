@@ -131,7 +131,7 @@ class Recipe(BaseModel):
                     str(name): _chain(value, f"variants.{name}")
                     for name, value in content["variants"].items()
                 }
-            return cls.model_validate(content)
+            return _settled(cls.model_validate(content))
         except ValidationError as error:
             raise UserError(f"{source}: {explain(error, cls)}") from None
         except UserError as error:
@@ -160,6 +160,27 @@ class Recipe(BaseModel):
         return yaml.safe_dump(
             self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
         )
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe, in which every pass knows what follows it, in its own chain and in those that go on."""
+    chains = {}
+    for name in ["base", *recipe.variants]:
+        chain = recipe.chain(name)
+        going_on = [other for other in recipe.ordered() if name in recipe.ancestry(other)[:-1]]
+        after = [step for other in going_on for step in recipe.chain(other).passes]
+        settled = []
+        for number, step in enumerate(chain.passes):
+            where = f"{name if name == 'base' else f'variants.{name}'}.passes.{number}.{step.name()}"
+            try:
+                settled.append(step.followed_by((*chain.passes[number + 1 :], *after)))
+            except ValidationError as error:
+                raise UserError(explain(error, type(step), where)) from None
+            except ValueError as error:
+                raise UserError(f"{where}.{error}") from None
+        chains[name] = chain.model_copy(update={"passes": tuple(settled)})
+    base = chains.pop("base")
+    return recipe.model_copy(update={"base": base, "variants": chains})
 
 
 def shipped() -> list[str]:

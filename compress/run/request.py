@@ -1,17 +1,22 @@
 """The recipe behind `compress-lm quantize`: from bits, runtimes and a size to passes, with the reasons.
 
-What is known comes from `docs/results` and stands here once: which widths a runtime has kernels for, which
-grid it multiplies fastest, and which passes lose least at a width. A runtime gets a chain of its own where
-its grid differs; runtimes of one grid share the codes. The original is exported to ONNX and GGUF as well, so
-that each result stands beside it in its own runtime.
+What is known comes from `docs/results` and stands here once: which passes lose least at a width. Which widths
+a runtime has kernels for, and which grid it multiplies fastest, its layout says (export/layout.py). A runtime
+gets a chain of its own where its grid differs; runtimes of one grid share the codes. The original is exported
+to ONNX and GGUF as well, so that each result stands beside it in its own runtime.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from compress.errors import UserError, nearest
+from compress.export.compressed_tensors.sizes import CompressedTensorsLayout
+from compress.export.gguf.sizes import GgufLayout
+from compress.export.layout import Layout
+from compress.export.onnx.sizes import OnnxLayout
+from compress.formats.registry import format_from
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.results import Result
 from compress.run.recipe import Recipe
@@ -39,27 +44,21 @@ class Runtime:
     Attributes:
         export: the pass that writes for it.
         file: what is served: the folder that the pass leaves, or a file in it.
-        bits: widths that it has kernels for.
-        group: columns that share a scale.
-        symmetric: whether zero-points are left out.
-        eight: the grid of eight bits.
-        embeddings: whether it reads embeddings as codes.
+        layout: the grids it takes.
+        symmetric: whether zero-points are left out where all layers have one width.
     """
 
     export: str
     file: str
-    bits: tuple[int, ...]
-    group: int
+    layout: Layout
     symmetric: bool
-    eight: dict[str, Any]
-    embeddings: bool = True
 
 
 RUNTIMES = {
-    "onnx": Runtime("export_onnx", "onnx", (2, 4, 8), 64, False, {"kind": "int8"}),
-    "gguf": Runtime("export_gguf", "gguf/model.gguf", (4, 5, 8), 32, True, {"kind": "int8", "group": 32}),
+    "onnx": Runtime("export_onnx", "onnx", OnnxLayout(), False),
+    "gguf": Runtime("export_gguf", "gguf/model.gguf", GgufLayout(), True),
     "compressed-tensors": Runtime(
-        "export_compressed_tensors", "compressed-tensors", (4, 8), 64, False, {"kind": "int8"}, False
+        "export_compressed_tensors", "compressed-tensors", CompressedTensorsLayout(), False
     ),
 }
 
@@ -119,13 +118,12 @@ class Choice:
     variants: dict[str, str]  # runtime -> variant
 
 
-def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -> Choice:
+def choose(request: Request, name: str) -> Choice:
     """The best recipe known for a request.
 
     Args:
         request: what is wanted.
         name: of the recipe.
-        more: runtime -> bytes that the artifact in torch may take beyond the budget, its file being smaller.
 
     Raises:
         UserError: a runtime that is unknown, has no kernel for the bits, or does not take this model; text
@@ -140,7 +138,7 @@ def choose(request: Request, name: str, more: Mapping[str, int] | None = None) -
     variants: dict[str, str] = {}
     for to in request.to:
         runtime = RUNTIMES[to]
-        steps = _steps(request, runtime, bits, task, model, (more or {}).get(to, 0))
+        steps = _steps(request, to, bits, task, model)
         known = next((v for v, chain in chains.items() if chain[: len(steps)] == steps), None)
         label = f"int{bits}" if request.budget_bytes is None else "budget"
         variants[to] = known or (label if label not in chains else f"{label}-{to}")
@@ -178,8 +176,8 @@ def _check(request: Request, model: Any, bits: int) -> None:
     for to in request.to:
         if to not in RUNTIMES:
             raise UserError(f"--to: '{to}' is unknown; {nearest(to, RUNTIMES)}")
-        if request.budget_bytes is None and bits not in RUNTIMES[to].bits:
-            known = ", ".join(map(str, RUNTIMES[to].bits))
+        if request.budget_bytes is None and bits not in RUNTIMES[to].layout.bits:
+            known = ", ".join(map(str, RUNTIMES[to].layout.bits))
             raise UserError(f"--bits: {to} has no kernel for {bits} bits; it has {known}")
         export = pass_class(RUNTIMES[to].export)
         if not export.takes(task_of(model.config)):
@@ -190,25 +188,22 @@ def _check(request: Request, model: Any, bits: int) -> None:
             raise UserError(f"--to {to}: {error}") from None
 
 
-def _steps(
-    request: Request, runtime: Runtime, bits: int, task: Task, model: Any, more: int
-) -> list[dict[str, Any]]:
+def _steps(request: Request, to: str, bits: int, task: Task, model: Any) -> list[dict[str, Any]]:
     """The passes that make the codes for one runtime."""
+    runtime, layout = RUNTIMES[to], RUNTIMES[to].layout
     fields: dict[str, Any] = {}
     few = sum(p.numel() for p in model.parameters()) <= _FISHER_UP_TO
     thorough = _thorough(request, bits)
     if thorough and task.continues and few:
         fields["outputs"] = "fisher"
     if request.budget_bytes is not None:
-        widths = list(runtime.bits)
-        fields |= {"budget_bytes": request.budget_bytes + more, "widths": widths, "group": runtime.group}
-        fields |= {"embedding_widths": [b for b in widths if b >= 4]}
+        fields |= {"budget_bytes": request.budget_bytes, "runtime": to}
         steps: list[dict[str, Any]] = [{"quantize_auto": fields}]
     else:
-        grid = runtime.eight
+        grid = layout.eight
         if bits < 8:
-            grid = {"kind": f"int{bits}", "group": _group(runtime, model), "symmetric": runtime.symmetric}
-        embeddings = runtime.eight if runtime.embeddings else None
+            grid = {"kind": f"int{bits}", "group": _group(to, model), "symmetric": runtime.symmetric}
+        embeddings = layout.eight if layout.tables else None
         if bits == 8:
             fields = {}  # errors of rows hardly matter there
         steps = [{"quantize_gptq": {"format": grid, "embeddings": embeddings, **fields}}]
@@ -222,14 +217,24 @@ def _thorough(request: Request, bits: int) -> bool:
     return request.effort == "best" or (request.effort == "normal" and bits <= 3)
 
 
-def _group(runtime: Runtime, model: Any) -> int:
-    """The runtime's group, or the half of it where rows are no multiple and it takes no shorter rest."""
+def _group(to: str, model: Any) -> int:
+    """The runtime's group, or the half of it where rows are no multiple and it takes no shorter rest.
+
+    Raises:
+        UserError: it takes neither.
+    """
     from compress.models.layers import linear_layers
 
-    if runtime.export != "export_compressed_tensors":
-        return runtime.group
-    widths = [model.get_submodule(name).weight.shape[1] for name in linear_layers(model)]
-    return runtime.group if all(width % runtime.group == 0 for width in widths) else runtime.group // 2
+    layout = RUNTIMES[to].layout
+    widths = {model.get_submodule(name).weight.shape[1]: name for name in linear_layers(model)}
+    wrong = ""
+    for group in (layout.groups[0], layout.groups[0] // 2):
+        format = format_from({"kind": "int4", "group": group, "symmetric": RUNTIMES[to].symmetric})
+        found = [(n, why) for width, n in widths.items() if (why := layout.objection(format, width))]
+        if not found:
+            return group
+        wrong = wrong or f"{found[0][0]}: {found[0][1]}"
+    raise UserError(f"--to {to}: {wrong}")
 
 
 def _reasons(
@@ -241,7 +246,7 @@ def _reasons(
         found.append(f"--bits {request.bits} does not bind: the budget decides each tensor's width")
     for to, variant in variants.items():
         names = [next(iter(step)) for step in chains[variant] if next(iter(step)) in _WHY]
-        grid = _grid(next(iter(chains[variant][0].values())))
+        grid = _grid(next(iter(chains[variant][0].values())), RUNTIMES[to].layout)
         found.append(f"{to}: {' then '.join(names)}; {grid}: what its kernels take")
     passes = {next(iter(step)): next(iter(step.values())) for chain in chains.values() for step in chain}
     found += [f"{name}: {why}" for name, why in _WHY.items() if name in passes]
@@ -255,10 +260,11 @@ def _reasons(
     return found
 
 
-def _grid(fields: dict[str, Any]) -> str:
+def _grid(fields: dict[str, Any], layout: Layout) -> str:
     """The grids that a quantizer's fields ask for, in words."""
     if "format" not in fields:
-        return f"{', '.join(map(str, fields['widths']))} bits, groups of {fields['group']}"
+        bits, groups = (", ".join(map(str, sorted(each))) for each in (layout.bits, layout.groups))
+        return f"{bits} bits, groups of {groups}" + ("" if layout.tables else ", embeddings in float")
     format = fields["format"]
     words = f"groups of {format['group']}" if "group" in format else "a scale per row"
     if "symmetric" in format:

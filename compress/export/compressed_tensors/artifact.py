@@ -38,7 +38,7 @@ FloatType = Literal["float16", "float32"]
 
 _NAME = "export_compressed_tensors"
 _LARGEST = 65504.0  # of float16
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # vLLM makes one layer of each
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # vLLM makes one layer of each
 
 
 @dataclass(frozen=True, order=True)
@@ -179,7 +179,7 @@ def vllm_objection(schemes: dict[str, Scheme], head: str | None = None) -> str |
 
     `head` is the name of the layer that computes the logits.
     """
-    for parts in _FUSED:
+    for parts in FUSED:
         for name, scheme in schemes.items():
             block, _, leaf = name.rpartition(".")
             if leaf == parts[0] and any(schemes.get(f"{block}.{part}") != scheme for part in parts[1:]):
