@@ -51,8 +51,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.errors import UserError
-from compress.measure.statistics import mean_interval, paired_interval
-from compress.records.base import Interval
+from compress.measure.statistics import Interval, mean_interval, paired_interval
 from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.text.translation import TranslatedWindows

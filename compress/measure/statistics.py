@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 Interval = tuple[
     float, float
-]  # that of the records, which workers do not import: it would be in their memory
+]  # as in the records, which workers do not import: they would be in their memory
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000
