@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact.applied import Scratch, Step, Text, applied
@@ -30,8 +30,8 @@ from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, Q
 from compress.formats.registry import format_from
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale
+from compress.host.tensor_files import load_tensors
 from compress.models.checkpoints import (
-    check_safetensors,
     inside,
     load_checkpoint,
     load_config,
@@ -310,8 +310,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     files = code_files(folder)
     state: dict[str, Tensor] = {}
     for file in files:
-        check_safetensors(file)
-        state |= without_streams(load_file(file), manifest.layers, file)
+        state |= without_streams(load_tensors(file), manifest.layers, file)
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)

@@ -1,5 +1,1 @@
 """Parsing and printing only."""
-
-from compress.cli.commands import main
-
-__all__ = ["main"]

@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from compress.errors import UserError
+from compress.errors import UserError, door
 from compress.runtimes.base import Logits, State, Tokens, Waiting
-from compress.runtimes.onnx_session import facts_of, graph_file, open_session
+from compress.runtimes.onnx_session import facts_of, graph_file, open_session, refused_at_run
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 
@@ -86,17 +86,19 @@ class OnnxRuntime:
         UserError if there is no model, or no such provider, or one that cannot run it.
         """
         graph = graph_file(path)
+        self._path = path
         self._session = open_session(graph, threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
         if facts.get("task", self.task.name) != self.task.name:
             raise UserError(f"{graph}: an encoder's graph without the manifest.json that says so; copy both")
-        self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
-            value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
-            for value in self._session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-        self.vocabulary = int(self._session.get_outputs()[0].shape[2])
+        with door(f"{graph}: not a graph as export_onnx writes it", "export it again"):
+            self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
+                value.name: (int(value.shape[1]), int(value.shape[3]), _CACHE_TYPES[value.type])
+                for value in self._session.get_inputs()
+                if value.name.startswith("past_key_values.")
+            }
+            self.vocabulary = int(self._session.get_outputs()[0].shape[2])
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
         blocks = len(self._cache_shapes) // 2
@@ -258,5 +260,8 @@ class OnnxRuntime:
             binding.bind_ortvalue_input("logits_to_keep", keep)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             cache.bound = place
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise refused_at_run(error, self._path) from None
         cache.lengths = lengths
