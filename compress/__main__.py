@@ -1,26 +1,5 @@
-"""The console script, and `python -m compress`.
+"""`python -m compress` is the console script."""
 
-Importing the commands takes a moment, in which nothing has begun: a signal then ends the process with a line,
-as it does later.
-"""
+from compress.cli import main
 
-import os
-import signal
-
-
-def main() -> None:
-    """Run a command of the command line."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _nothing_begun)
-    from compress.cli.commands import main as command
-
-    command()
-
-
-def _nothing_begun(*_: object) -> None:
-    os.write(2, b"interrupted; nothing was begun\n")
-    os._exit(130)
-
-
-if __name__ == "__main__":
-    main()
+main()

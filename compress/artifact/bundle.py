@@ -326,7 +326,8 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
             settled(model)
-    except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
+    # no such layer; codes of another shape; a format of impossible numbers
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
@@ -339,6 +340,8 @@ def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
     held: dict[str, QuantizedTensor] = {}
     for name, record in layers.items():
         old = model.get_submodule(name)
+        if tuple(old.weight.shape) != tuple(record.shape):
+            raise ValueError(f"'{name}' is {tuple(old.weight.shape)}, not {tuple(record.shape)}")
         owner = record.tied_to or name
         if owner not in held:
             held[owner] = QuantizedTensor(format_from(record.format), record.shape)

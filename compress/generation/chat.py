@@ -95,7 +95,7 @@ def _rendered(artifact: Path, source: str, messages: object, names: Mapping[str,
             input=json.dumps({"source": source, "messages": messages, "names": names}),
             capture_output=True,
             encoding="utf-8",
-            timeout=2 * template.SECONDS,
+            timeout=5 * template.SECONDS,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         answer = json.loads(done.stdout)

@@ -83,6 +83,7 @@ def check_directory(path: Path) -> None:
     for name, what in _ELSEWHERE.items():
         if (path / name).exists():
             raise UserError(f"{path / name}: the settings of {what}")
+    require_settings(path)
     weights = list(weight_files(path))
     if not weights:
         pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))]

@@ -42,6 +42,7 @@ _SPARE = 128  # positions a new cache has beyond its prompt
 _PRIVATE: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 )
+_INPUTS = {"input_ids", "attention_mask", "logits_to_keep"}
 _CACHE_TYPES: dict[str, type[Any]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
@@ -99,6 +100,8 @@ class OnnxRuntime:
                 if value.name.startswith("past_key_values.")
             }
             self.vocabulary = int(self._session.get_outputs()[0].shape[2])
+            if missing := _INPUTS - {value.name for value in self._session.get_inputs()}:
+                raise ValueError(f"no input '{min(missing)}'")
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
         blocks = len(self._cache_shapes) // 2

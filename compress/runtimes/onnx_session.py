@@ -129,7 +129,7 @@ def refused_at_run(error: Exception, what: object) -> Exception:
     """
     if not type(error).__module__.startswith("onnxruntime"):
         return error
-    return UserError(f"{what}: ONNX Runtime cannot run its graph ({reason(error)}); export it again")
+    return UserError(f"{what}: ONNX Runtime cannot run its graph ({reason(error)})")
 
 
 def without_defaults(graph: Path) -> bytes:
