@@ -80,7 +80,7 @@ class Written(Matrices):
 
 
 def with_any_codes(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[str, str]) -> Bundle:
-    """A bundle of the same tensors, but with codes of no meaning in the modules named; `owners` as of `Matrices`."""
+    """A bundle of the same tensors, but with any codes in the modules named; `owners` as of `Matrices`."""
     whole = bundle.model
     kept = {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())}
     model = copy.deepcopy(whole, kept)
