@@ -16,10 +16,8 @@ from typing import Any
 from compress.errors import MissingExtra, UserError, door
 from compress.host.files import VOCABULARY_BYTES, read_bytes, read_json, require_regular
 from compress.host.tensor_files import entries
-from compress.models.finite import numbers_of, require_finite
 from compress.models.gguf_files import check_gguf
 from compress.models.sizes import require_possible
-from compress.models.tying import settled
 from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
@@ -263,6 +261,8 @@ def _load_pretrained(source: str, **options: str) -> Any:
     from transformers import AutoConfig
 
     from compress.models.conv1d import linears
+    from compress.models.finite import numbers_of, require_finite
+    from compress.models.tying import settled
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)

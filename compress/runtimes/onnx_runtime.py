@@ -100,7 +100,8 @@ class OnnxRuntime:
                 if value.name.startswith("past_key_values.")
             }
             self.vocabulary = int(self._session.get_outputs()[0].shape[2])
-            if missing := _INPUTS - {value.name for value in self._session.get_inputs()}:
+            given = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+            if missing := _INPUTS - {value.name for value in given}:
                 raise ValueError(f"no input '{min(missing)}'")
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
