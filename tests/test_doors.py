@@ -3,80 +3,27 @@
 import contextlib
 import json
 import os
-import random
-import re
-import signal
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from cli_helpers import invoke, refused
-from export_models import exported, tokens, torch_logits
-from export_models import tiny_bundle as exportable
+from hostile_files import SECONDS, damaged, said
 from safetensors.torch import load_file, save_file
 from test_checkpoints import write_gguf
 from training_set import tiny_bundle, weights
 
 from compress.artifact.bundle import Bundle
-from compress.cli import commands
-from compress.cli.terminal import _harmless
 from compress.errors import UserError, door
-from compress.generation.chat import render
 from compress.host.files import at_home, parse_json, read_bytes, read_json, read_text
 from compress.host.tensor_files import entries, load_tensors, opened
-from compress.host.tokenizer_files import tokenizer_file
 from compress.host.yaml_files import parse_yaml
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.gguf_files import check_gguf
-from compress.models.layers import matches
 from compress.models.sizes import require_possible
-from compress.records.results import Result, read_results, write_results
-from compress.run import registry
-from compress.run.preflight import saved_name
 from compress.run.recipe import load_recipe
-from compress.runtimes.onnx_runtime import OnnxRuntime
 from compress.text.documents import load_documents
-
-SECONDS = 10.0  # a door that answers later than this hangs
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-def said(call, *arguments, **options) -> str:
-    """The one line with which a call refuses, soon."""
-    started = time.monotonic()
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    line = str(caught.value)
-    assert time.monotonic() - started < SECONDS
-    assert line.isprintable()
-    assert len(line) <= 1000
-    assert not line.endswith(":")
-    return line
-
-
-def damaged(data: bytes, seed: int, end: int | None = None) -> bytes:
-    """A copy with a bit flipped, cut, filled up or with another number, in its first `end` bytes."""
-    chance, result = random.Random(seed), bytearray(data)
-    place = chance.randrange(end or len(data))
-    how = seed % 4
-    if how == 0:
-        result[place] ^= 1 << chance.randrange(8)
-    elif how == 1:
-        del result[place:]
-    elif how == 2:
-        result[place:place] = bytes(chance.randrange(256) for _ in range(3))
-    else:
-        numbers = list(re.finditer(rb"\d+", data[:end]))
-        if numbers:
-            found = chance.choice(numbers)
-            others = (b"-1", b"0", b"16777216", b"10000000", b"9" * 5000, b"1e999", b"null", b'"x"', b"[]")
-            result[found.start() : found.end()] = chance.choice(others)
-    return bytes(result)
 
 
 @pytest.fixture(scope="module")
@@ -371,152 +318,3 @@ class TestGguf:
         file = tmp_path / "model.gguf"
         file.write_bytes(b"GGUF" + body + b"\0" * 32)
         assert words in said(check_gguf, file)
-
-
-class TestTemplates:
-    def write(self, folder, template):
-        (folder / "chat_template.jinja").write_text(template)
-        return folder
-
-    def test_what_a_template_writes(self, tmp_path):
-        template = "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}"
-        assert render(self.write(tmp_path, template), MESSAGES) == "<user>HI"
-
-    @pytest.mark.parametrize(
-        ("template", "words"),
-        [
-            ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more"),
-            ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
-             "{{ n.s }}", "too much memory"),
-            ("{{ 'a' * 10 ** 11 }}", "too much memory"),
-            ("{{ 'a' * 2 ** 25 }}", "33,554,432 characters"),
-            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
-            ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-            ("{{ raise_exception('no\n\x1b[31mway') }}", r"no \x1b[31mway"),
-        ],
-    )  # fmt: skip
-    def test_limits(self, tmp_path, template, words):
-        assert words in said(render, self.write(tmp_path, template), MESSAGES)
-
-    def test_a_terminal_sees_no_escapes(self, monkeypatch):
-        text = "a\x1b[31mb\x9b2J\n\tc\x07\u202e"
-        assert _harmless(text) == text  # a file gets what was written
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-        assert _harmless(text) == "a[31mb2J\n\tc"
-
-
-def test_a_tokenizer_encodes_as_it_did_or_is_refused(plain, tmp_path):
-    whole, file = (plain / "tokenizer.json").read_bytes(), tmp_path / "tokenizer.json"
-    file.write_bytes(whole)
-    assert tokenizer_file(file).encode("def x").ids == load_tokenizer(plain)("def x")["input_ids"]
-    for seed in range(24):
-        file.write_bytes(damaged(whole, seed))
-        with contextlib.suppress(UserError):
-            tokenizer_file(file)
-    file.write_bytes(whole[:-9])
-    assert "cannot be read" in said(tokenizer_file, file)
-
-
-def test_a_graph_computes_or_is_refused_when_it_is_opened_or_run(tmp_path):
-    bundle = exportable("llama")
-    exported(bundle, tmp_path)
-    file, ids = tmp_path / "model.onnx", tokens(batch=1, length=5)
-    whole, expected = file.read_bytes(), torch_logits(bundle.model, ids)
-    assert np.allclose(OnnxRuntime(tmp_path, threads=1).logits(ids), expected, atol=1e-4)
-    for length in (0, 9, len(whole) // 2, len(whole) - 9):
-        file.write_bytes(whole[:length])
-        assert "model.onnx" in said(OnnxRuntime, tmp_path, threads=1)
-    file.write_bytes(whole.replace(b"logits_to_keep", b"logits_to_keeq"))
-    assert "not a graph as export_onnx writes it" in said(OnnxRuntime, tmp_path, threads=1)
-    file.write_bytes(whole)
-    beyond = np.full_like(ids, 10**6)  # no row of the embedding
-    assert "ONNX Runtime cannot run its graph" in said(OnnxRuntime(tmp_path, threads=1).logits, beyond)
-    file.unlink()
-    os.mkfifo(file)
-    assert "holds no model.onnx" in said(OnnxRuntime, tmp_path, threads=1)
-
-
-class TestRecords:
-    RESULT = Result(variant="a", runtime="torch", device="cpu", artifact="a", nll=1.5)
-
-    def test_results_come_back(self, tmp_path):
-        write_results(tmp_path / "results.jsonl", [self.RESULT] * 2)
-        assert read_results(tmp_path / "results.jsonl") == [self.RESULT] * 2
-
-    def test_damaged_ones_are_refused(self, tmp_path):
-        file = tmp_path / "results.jsonl"
-        write_results(file, [self.RESULT])
-        whole = file.read_bytes()
-        for seed in range(24):
-            file.write_bytes(damaged(whole, seed))
-            with contextlib.suppress(UserError):
-                read_results(file)
-        file.write_bytes(whole + b"\xff\n")
-        assert "is not UTF-8 text" in said(read_results, file)
-        file.write_bytes(b"[" * 99_999)
-        assert "results.jsonl:1: no result line" in said(read_results, file)
-
-    @pytest.mark.parametrize("content", [b"\xff", b"[" * 9999, b"a: &a [*a]", b"name: [", b"2024-99-99"])
-    def test_a_recipe_that_is_none_names_no_run(self, tmp_path, content):
-        (tmp_path / "recipe.yaml").write_bytes(content)
-        assert saved_name(tmp_path) is None
-
-
-class TestCommandLine:
-    @pytest.mark.parametrize(
-        ("error", "line"),
-        [
-            (FileNotFoundError("Dataset 'x' doesn't exist\non the Hub"), "error: Dataset 'x' doesn't exist"),
-            (OSError(28, "No space", "a.bin"), "error: a.bin: no space left; free some"),
-            (OSError("640 requested and 0 written"), "error: disk: no space left; free some"),
-            (OSError(5, "Input/output error", "a.bin"), "error: a.bin: Input/output error"),
-            (FileNotFoundError(2, "No such file or directory", "a\x1b[0m"), r"error: a\x1b[0m: No such file"),
-            (MemoryError(), "error: there is not enough memory"),
-        ],
-    )
-    def test_what_the_system_refuses_is_not_always_a_full_disk(self, monkeypatch, error, line):
-        def fails():
-            raise error
-
-        monkeypatch.setattr(commands, "app", fails)
-        outcome = invoke("doctor")
-        assert outcome.code == 2
-        assert outcome.err.startswith(line)
-        assert outcome.err.count("\n") == 1
-
-    def test_names_in_brackets_are_names(self, tmp_path):
-        text = tmp_path / "t.txt"
-        text.write_text("word " * 9000)
-        outcome = invoke("run", "demo", "--text", text, "-o", tmp_path / "[bold]" / "[x]", "--dry-run")
-        assert "[bold]/[x]" in outcome.out.replace("\n", "")
-
-    def test_selectors_that_are_no_regular_expressions(self):
-        assert "select: 're:[' is no regular expression" in said(matches, "model.layers.0", "re:[")
-        assert "no regular expression" in refused(
-            "run", "demo", "--dry-run", "--set", "variants={a: [{quantize_round: {select: ['re:[']}}]}"
-        )
-
-    def test_a_plugin_that_exits(self, monkeypatch):
-        class Entry:
-            name = value = "leaver"
-
-            @staticmethod
-            def load():
-                raise SystemExit("bye")
-
-        monkeypatch.setattr(registry, "entry_points", lambda group: [Entry])
-        assert "pass 'leaver': leaver cannot be imported (bye)" in said(registry.pass_class, "leaver")
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_while_the_commands_are_imported(self, number):
-        code = (
-            "import os, sys\n"
-            "class Late:\n"
-            "    def find_spec(self, name, *_):\n"
-            "        if name == 'compress.cli.commands': os.kill(os.getpid(), " + str(int(number)) + ")\n"
-            "sys.meta_path.insert(0, Late())\n"
-            "from compress.cli import main\n"
-            "main()\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stderr) == (130, "interrupted; nothing was begun\n")

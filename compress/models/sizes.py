@@ -14,20 +14,18 @@ from compress.errors import UserError
 _PER_BYTE = 64  # weights that a stored byte may stand for
 _SPARE = 1 << 20  # weights that tiny models may have beside
 _LAYERS = 256  # that may share their tensors
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-_DEPTHS += ("num_decoder_layers", "num_blocks", "depth")
+_DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers", "num_blocks", "depth",
+)  # fmt: skip
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "n_embed", "embedding_size", "word_embed_proj_dim")
 _INNER = (
-    "intermediate_size",
-    "n_inner",
-    "d_ff",
-    "ffn_dim",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "vocab_size",
-)
-_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_attention_heads", "n_head", "n_heads")
-_COUNTS += ("num_key_value_heads", "num_labels", "type_vocab_size")
+    "intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "vocab_size",
+)  # fmt: skip
+_COUNTS = (
+    "num_local_experts", "num_experts", "n_routed_experts", "num_attention_heads", "n_head", "n_heads",
+    "num_key_value_heads", "num_labels", "type_vocab_size",
+)  # fmt: skip
 # whose blocks each hold a mask of positions x positions
 _MASKED = {"gpt_neo": "max_position_embeddings", "gpt_bigcode": "n_positions", "gptj": "n_positions"}
 _MASK_ELEMENTS = 1 << 30

@@ -125,9 +125,10 @@ def open_session(
 def refused_at_run(error: Exception, what: object) -> Exception:
     """What to raise in place of an error of a session's run: a graph that loads need not run.
 
-    ONNX Runtime's own classes become one line that begins with `what`; any other error is a bug, and stays.
+    What ONNX Runtime raises becomes one line that begins with `what`; any other error is a bug, and stays.
     """
-    if not type(error).__module__.startswith("onnxruntime"):
+    # bound memory is run with plain errors of Python's
+    if not (type(error).__module__.startswith("onnxruntime") or type(error) is RuntimeError):
         return error
     return UserError(f"{what}: ONNX Runtime cannot run its graph ({reason(error)})")
 
