@@ -159,7 +159,8 @@ class PruneStructured(Pass):
             copy = bundle.clone().model.to(windows.device)
             return prune(copy, structure, shape, few, how, bundle.masks).model
 
-        costs, judges = Costs(model, structure, target.measure), []
+        costs = Costs(model, structure, target.measure)
+        judges: list[Judge] = []
 
         def judge() -> Judge:
             if not judges:

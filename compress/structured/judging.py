@@ -2,9 +2,10 @@
 
 A shape is judged by what it makes of the model: pruned on a few calibration windows, KL from the original on
 others, in nats per token, before any healing. The scale of it is the loss of a model that gives one answer to
-every text, the mean of the original's: KL(p || mean p) over the same positions, all that the original knows of
-a context. With a latency, half of that is the bound where none is given. Where no shape that meets a target keeps the loss below its
-bound, the answer is the curve of what can be had: shapes between the whole model and that one, with both.
+every text, the mean of the original's: KL(p || mean p) over the same positions, all that the original knows
+of a context. With a latency, half of that is the bound where none is given. Where no shape that meets a target
+keeps the loss below its bound, the answer is the curve of what can be had: shapes between the whole model and
+that one, with both numbers.
 """
 
 import math
@@ -71,7 +72,7 @@ class Judge:
 
     def _log_probabilities(self, model: Any, window: Tensor) -> Tensor:
         logits: Tensor = model(input_ids=window[None])[0]
-        return logits.float().log_softmax(-1)
+        return logits[0].float().log_softmax(-1)  # (positions, v)
 
 
 def shape_for(
@@ -145,7 +146,8 @@ def _refusal(message: str, least: ModelShape, costs: Costs, judge: Judge | None)
 
 def _between(costs: Costs, least: ModelShape) -> list[ModelShape]:
     """Shapes on the way from the whole model to the least, that one included."""
-    whole, found = costs.whole, []
+    whole = costs.whole
+    found: list[ModelShape] = []
     for part in _POINTS:
 
         def at(most: int, fewest: int, part: float = part) -> int:

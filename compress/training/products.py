@@ -32,7 +32,7 @@ def summed_in_float32(model: nn.Module, precision: Precision) -> Iterator[None]:
     if precision != "bfloat16":
         layers = []
     for layer in layers:
-        layer.forward = _Forward(layer)  # type: ignore[method-assign]
+        layer.forward = _Forward(layer)  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
