@@ -28,7 +28,7 @@ from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
-from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
+from compress.run.request import DESTINATIONS, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
 from compress.runtimes.exported import EXPORTED
 from compress.tasks.registry import task_of
@@ -124,7 +124,7 @@ def quantize(
     made = make_artifacts(choice.recipe, out, say)
     for to in names:
         show(made.folder / choice.variants[to] / to, made.folder / to)
-    files = {to: made.folder / RUNTIMES[to].file for to in names}
+    files = {to: made.folder / DESTINATIONS[to].file for to in names}
     for file in files.values():
         if budget_bytes is not None and (size := disk_bytes(file)) > budget_bytes:
             raise UserError(

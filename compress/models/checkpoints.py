@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
-from compress.models.finite import numbers_of, require_finite
-from compress.models.tying import settled
 from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
@@ -248,6 +246,8 @@ def _load_pretrained(source: str, **options: str) -> Any:
     from transformers import AutoConfig
 
     from compress.models.conv1d import linears
+    from compress.models.finite import numbers_of, require_finite
+    from compress.models.tying import settled
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
