@@ -8,7 +8,8 @@ through the blocks already pruned. The result is smaller and faster in every run
 its own, and wants healing: `distill` after it.
 
 Either shares say how much goes, or a target says what may be left: parameters, bytes of the file, or time
-per token measured on this machine. Shapes that meet it are tried out on a few windows (structured/target.py).
+per token measured on this machine. Shapes that meet it are tried out on a few windows (structured/target.py),
+and where the best of them loses more than `largest_loss`, the target is refused with what can be had.
 
 A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of 1024 tokens, rise of the loss
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;

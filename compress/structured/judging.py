@@ -3,9 +3,9 @@
 A shape is judged by what it makes of the model: pruned on a few calibration windows, KL from the original on
 others, in nats per token, before any healing. The scale of it is the loss of a model that gives one answer to
 every text, the mean of the original's: KL(p || mean p) over the same positions, all that the original knows
-of a context. With a latency, half of that is the bound where none is given. Where no shape that meets a target
-keeps the loss below its bound, the answer is the curve of what can be had: shapes between the whole model and
-that one, with both numbers.
+of a context. With a latency, half of that is the bound where none is given. Where no shape that meets a
+target keeps the loss below its bound, the answer is the curve of what can be had: shapes between the whole
+model and that one, with both numbers.
 """
 
 import math
