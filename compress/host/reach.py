@@ -46,7 +46,7 @@ BESIDE = frozenset(
     {"pydantic", "rich", "filelock", "psutil", "yaml", "datasets", "pyarrow", "huggingface_hub"}
 )
 # A module that only asks a library whether a file is whole (what reads GGUF is transformers, with its help).
-_ASKS = frozenset({("compress.models.checkpoints", "gguf")})
+_ASKS = frozenset({("compress.models.gguf_files", "gguf")})
 _OURS = __name__.partition(".")[0]
 _READ: dict[str, tuple[ModuleSpec | None, "Source"]] = {}  # name -> what it was loaded by, what its file said
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from compress.errors import MissingExtra, UserError
+from compress.errors import MissingExtra, UserError, door
+from compress.host.files import TEXT_BYTES, at_home, read_text
 
 _READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 _LEFT_OUT = {
@@ -64,7 +65,7 @@ def _load(source: str) -> Iterator[Document]:
     elif source.startswith("datasets:"):
         yield from _from_datasets(source.removeprefix("datasets:"))
     else:
-        path = Path(source).expanduser()
+        path = at_home(source)
         if path.is_dir():
             files = [p for p in sorted(path.rglob("*")) if p.suffix in _READABLE and p.is_file()]
             if not files:
@@ -93,10 +94,7 @@ def _read(file: Path, name: str) -> Iterator[Document]:
     elif file.suffix == ".parquet":
         yield from _read_parquet(file, name)
     else:
-        try:
-            yield Document(name, file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"data.text: {file} is not UTF-8 text (byte {error.start}); convert it") from None
+        yield Document(name, read_text(file, TEXT_BYTES))
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
@@ -108,7 +106,7 @@ def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
                 text = json.loads(line.decode("utf-8"))["text"]
             except UnicodeDecodeError:
                 raise UserError(f"data.text: {file}:{number} is not UTF-8 text; convert it") from None
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 text = None
             if not isinstance(text, str):
                 raise UserError(f'data.text: {file}:{number} is no JSON object with a "text" field')
@@ -143,7 +141,8 @@ def _from_datasets(name: str) -> Iterator[Document]:
     identifier, _, split = name.partition(":")
     parts = identifier.split("/")
     config = parts.pop() if len(parts) > 2 else None
-    rows = load_dataset("/".join(parts), config, split=split or "train")
+    with door(f"data.text: the data set {name} cannot be loaded"):
+        rows = load_dataset("/".join(parts), config, split=split or "train")
     if "text" not in rows.column_names:
         raise UserError(
             f"data.text: data set {name} has no column 'text' (it has {', '.join(rows.column_names)})"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.host.progress import SILENT, track
+from compress.host.tensor_files import opened
 from compress.solvers.sampling import sample
 from compress.training.batches import Batches
 
@@ -130,9 +131,9 @@ class SampledTargets:
 
     def _whole(self, number: int, mark: str) -> bool:
         try:
-            with safe_open(self.parts[number], framework="pt") as file:
+            with opened(self.parts[number]) as file:
                 return (file.metadata() or {}).get("mark") == mark
-        except (OSError, SafetensorError):
+        except UserError:
             return False
 
     @torch.no_grad()
