@@ -191,7 +191,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     unfinished = work / "measured.json"
     found = harness.measure(
         targets, base, windows, protocol, steps=[] if known else _step_targets(made, inner, ends), done=done,
-        workdir=work, unfinished=unfinished, calibration=made.data.calibration,
+        workdir=work, unfinished=unfinished,
         continuation=harness.Continuation(prompt, recipe.report.sample_tokens), on_sample=keep_sample,
         on_result=lambda result: harness.save_result(path, result),
     )  # fmt: skip
