@@ -17,7 +17,7 @@ from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.measure.turns import Target
-from compress.models.checkpoints import load_config, load_tokenizer, meta_model, read_json
+from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
 from compress.records.manifest import PassRecord
@@ -358,7 +358,7 @@ def _references(data: TextData, base: Path) -> list[Reference]:
     """Unigram and trigram fitted on the training tokens; none where nothing was trained."""
     if not len(data.train):
         return []
-    vocabulary = int(read_json(base / "config.json", f"{base}: no config.json")["vocab_size"])
+    vocabulary = int(load_config(base).get_text_config().vocab_size)
     windows = data.evaluation
     return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 

@@ -20,6 +20,7 @@ from compress.formats import Format
 from compress.host.memory import available_memory_bytes
 from compress.models.checkpoints import check_directory, meta_model
 from compress.models.running import native_precision
+from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.recipe import Recipe
 from compress.run.registry import names as pass_names
@@ -206,6 +207,13 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
             f"{where}.{step.name()}: does not take {task.noun} (model_type "
             f"'{model.config.model_type}'); those that do: {takers}"
         )
+    if (step.resizes or not step.in_base) and model.config.get_text_config() is not model.config:
+        raise UserError(
+            f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
+            "text_config, where they are not changed; leave it out, or save the text model on its own"
+        )
+    if "calibration" in step.requires() and (reason := not_walked(model)) is not None:
+        raise UserError(f"{where}.{step.name()}: {reason}; take a pass without calibration")
     found = step.layers(model)
     if not found:
         select = getattr(step, "select", ())
@@ -232,7 +240,7 @@ def _estimate(recipe: Recipe, model: Any) -> Estimate:
     flops = sum(step.flops(parameters, calibration) for step in passes)
     exports = sum(step.kind == "export" for step in passes)
     measured = len(recipe.variants) + 1 + exports
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(model.config.get_text_config().vocab_size)
     evaluation = recipe.data.evaluation_windows * recipe.data.window
     # the base's logits, a part at a time, while variants are compared
     logits = min(evaluation * vocabulary * 4, max(10**9, recipe.data.window * vocabulary * 4))
