@@ -69,11 +69,11 @@ def make_artifacts(recipe: Recipe, folder: Path | str, say: Say = print) -> Made
     """
     folder = Path(folder)
     with unchanged_process(threads_for(recipe)):
-        return _make(recipe, folder, say)
+        return _make(recipe, folder, say, measured=False)
 
 
-def _make(recipe: Recipe, folder: Path, say: Say) -> Made:
-    preflight(recipe, folder)
+def _make(recipe: Recipe, folder: Path, say: Say, *, measured: bool = True) -> Made:
+    preflight(recipe, folder, measured=measured)
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)  # what tells a run's folder from others
     except OSError as error:
