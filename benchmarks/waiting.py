@@ -2,9 +2,9 @@
 
     python benchmarks/waiting.py FOLDER [--busy 1] [--threads 2]
 
-A graph of `export_onnx` is opened anew for every turn: its threads spin (ONNX Runtime's default), stop spinning
-when a run ends, or sleep. The three take turns, with so many busy loops beside them; prints the median and the
-mean milliseconds of a prompt of 128 tokens and of a decoded token.
+A graph of `export_onnx` is opened anew for every turn: its threads spin (ONNX Runtime's default), stop
+spinning when a run ends, or sleep. The three take turns, with so many busy loops beside them; prints the
+median and the mean milliseconds of a prompt of 128 tokens and of a decoded token.
 """
 
 import subprocess

@@ -12,7 +12,7 @@ from compress import report
 from compress.artifact.applied import Given, windows_of
 from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
-from compress.host.files import read_json, read_text
+from compress.host.files import read_text
 from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
@@ -75,7 +75,7 @@ def make_artifacts(recipe: Recipe, folder: Path | str, say: Say = print) -> Made
     """
     folder = Path(folder)
     with unchanged_process(threads_for(recipe)):
-        return _make(recipe, folder, say)
+        return _make(recipe, folder, say, measured=False)
 
 
 @contextmanager
@@ -89,8 +89,8 @@ def _still_there(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: was deleted or moved while the run used it; run again") from None
 
 
-def _make(recipe: Recipe, folder: Path, say: Say) -> Made:
-    preflight(recipe, folder)
+def _make(recipe: Recipe, folder: Path, say: Say, *, measured: bool = True) -> Made:
+    preflight(recipe, folder, measured=measured)
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)  # what tells a run's folder from others
     except OSError as error:
@@ -208,7 +208,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     unfinished = work / "measured.json"
     found = harness.measure(
         targets, base, windows, protocol, steps=[] if known else _step_targets(made, inner, ends), done=done,
-        workdir=work, unfinished=unfinished, calibration=made.data.calibration,
+        workdir=work, unfinished=unfinished,
         continuation=harness.Continuation(prompt, recipe.report.sample_tokens), on_sample=keep_sample,
         on_result=lambda result: harness.save_result(path, result),
     )  # fmt: skip
@@ -375,7 +375,7 @@ def _references(data: TextData, base: Path) -> list[Reference]:
     """Unigram and trigram fitted on the training tokens; none where nothing was trained."""
     if not len(data.train):
         return []
-    vocabulary = int(read_json(base / "config.json", f"{base}: no config.json")["vocab_size"])
+    vocabulary = int(load_config(base).get_text_config().vocab_size)
     windows = data.evaluation
     return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 

@@ -16,7 +16,9 @@ from typing import Any
 from compress.errors import MissingExtra, UserError, door
 from compress.host.files import VOCABULARY_BYTES, read_bytes, read_json, require_regular
 from compress.host.tensor_files import entries
+from compress.models.gguf import as_llama_cpp, require_tensors
 from compress.models.gguf_files import check_gguf
+from compress.models.gguf_tokenizer import cut_as_llama_cpp
 from compress.models.sizes import require_possible
 from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
@@ -235,7 +237,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
             source, gguf_file=file, revision=revision or "main", trust_remote_code=False
         )
         tokenizer.decode(tokenizer.encode("a b", verbose=False))  # some damage shows at the first use
-        return tokenizer
+        return tokenizer if file is None else cut_as_llama_cpp(Path(path), tokenizer)
 
 
 def _place(source: str | Path) -> tuple[str | Path, str | None]:
@@ -266,6 +268,8 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        if "gguf_file" in options:
+            config = as_llama_cpp(Path(source) / options["gguf_file"], config)
         stored = None if "gguf_file" in options else quantization(config)
         if stored is not None:
             in_float(config, f"model: '{source}'")
@@ -287,6 +291,8 @@ def _load_pretrained(source: str, **options: str) -> Any:
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
     require_all_used(model, found["unexpected_keys"], f"model: '{source}'")
+    if "gguf_file" in options:
+        require_tensors(Path(source) / options["gguf_file"], model)
     require_finite(numbers_of(model), f"model: '{source}'")
     return settled(linears(_in_float(model, stored is not None))).eval()
 
@@ -353,7 +359,12 @@ def meta_model(source: Any, *, for_passes: bool = False) -> Any:
             config = AutoConfig.from_pretrained(
                 place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
-            if for_passes and not path.is_file():
+            if path.is_file():
+                config = as_llama_cpp(path, config)
+            elif for_passes:
                 in_float(config, f"model: '{source}'")
         with torch.device("meta"):
-            return of_config(config)
+            model = of_config(config)
+        if isinstance(source, str) and path.is_file():
+            require_tensors(path, model)
+        return model

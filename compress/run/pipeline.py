@@ -25,7 +25,7 @@ from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
-from compress.passes.base import Pass
+from compress.passes.base import Need, Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
 from compress.records.run import DataRecord, VariantRecord
 from compress.run.identity import FileHashes, identity
@@ -81,10 +81,10 @@ def join(recipe: Recipe, folder: Path) -> None:
     part()
 
 
-def needs_training_text(recipe: Recipe) -> bool:
-    """Whether any pass of the recipe trains."""
+def needs(recipe: Recipe, what: Need) -> bool:
+    """Whether any pass of the recipe needs this part of the text."""
     chains = [recipe.base, *recipe.variants.values()]
-    return any("train" in step.requires() for chain in chains for step in chain.passes)
+    return any(what in step.requires() for chain in chains for step in chain.passes)
 
 
 class _Maker:
@@ -130,9 +130,10 @@ class _Maker:
     def data(self) -> TextData:
         """The text cut into disjoint windows with the source's tokenizer."""
         tokenizer = load_tokenizer(self.store.path(self.source))
-        training = needs_training_text(self.recipe)
+        training = needs(self.recipe, "train")
         return prepare(
             self.recipe.data, self.documents, tokenizer, training=training,
+            calibrating=needs(self.recipe, "calibration"),
             tokenizer_from_text=self.recipe.model.create is not None,
         )  # fmt: skip
 
