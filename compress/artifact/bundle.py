@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact.applied import Scratch, Step, Text, applied
@@ -30,8 +30,8 @@ from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, Q
 from compress.formats.registry import format_from
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.formats.swap import embedding_scale
+from compress.host.tensor_files import load_tensors
 from compress.models.checkpoints import (
-    check_safetensors,
     inside,
     load_checkpoint,
     load_config,
@@ -310,8 +310,7 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
     files = code_files(folder)
     state: dict[str, Tensor] = {}
     for file in files:
-        check_safetensors(file)
-        state |= without_streams(load_file(file), manifest.layers, file)
+        state |= without_streams(load_tensors(file), manifest.layers, file)
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
@@ -327,7 +326,8 @@ def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
             settled(model)
-    except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
+    # no such layer; codes of another shape; a format of impossible numbers
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
@@ -340,6 +340,8 @@ def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
     held: dict[str, QuantizedTensor] = {}
     for name, record in layers.items():
         old = model.get_submodule(name)
+        if tuple(old.weight.shape) != tuple(record.shape):
+            raise ValueError(f"'{name}' is {tuple(old.weight.shape)}, not {tuple(record.shape)}")
         owner = record.tied_to or name
         if owner not in held:
             held[owner] = QuantizedTensor(format_from(record.format), record.shape)

@@ -48,7 +48,7 @@ BESIDE = frozenset(
 # Modules that only ask a library what a file says and whether it is whole (what reads a GGUF's weights is
 # transformers, with its help).
 _ASKS = frozenset(
-    (f"compress.models.{module}", "gguf") for module in ("checkpoints", "gguf", "gguf_tokenizer")
+    (f"compress.models.{module}", "gguf") for module in ("gguf_files", "gguf", "gguf_tokenizer")
 )
 _OURS = __name__.partition(".")[0]
 _READ: dict[str, tuple[ModuleSpec | None, "Source"]] = {}  # name -> what it was loaded by, what its file said

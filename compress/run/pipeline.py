@@ -19,6 +19,7 @@ import torch
 from compress.artifact.applied import step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
+from compress.errors import UserError, reason
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
@@ -198,7 +199,10 @@ class _Maker:
         reset_peak()
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
         started = time.perf_counter()
-        result = step(bundle, context)
+        try:
+            result = step(bundle, context)
+        except SystemExit as error:  # of a plugin: what it calls must not end the run without a word
+            raise UserError(f"{label}: the pass left the program ({reason(error)}); mend it") from error
         seconds = earlier + time.perf_counter() - started
         if not is_main():
             wait(lambda: self.store.has(found))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.formats import Format
+from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
+from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.checkpoints import check_directory, hub_revision, meta_model
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
@@ -119,8 +120,8 @@ def saved_name(folder: Path) -> str | None:
     if not saved.is_file():
         return None
     try:
-        content = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = parse_yaml(read_text(saved, RECIPE_BYTES), str(saved))
+    except UserError:
         return None
     return str(content["name"]) if isinstance(content, dict) and "name" in content else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
+from compress.host.files import TEXT_BYTES, at_home, read_text
 
 _READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 _LEFT_OUT = {
@@ -75,7 +76,7 @@ def _load(source: str) -> Iterator[Document]:
     elif source.startswith("datasets:"):
         yield from _from_datasets(source.removeprefix("datasets:"))
     else:
-        path = Path(source).expanduser()
+        path = at_home(source)
         if path.is_dir():
             files = [p for p in sorted(path.rglob("*")) if p.suffix in _READABLE and p.is_file()]
             if not files:
@@ -104,10 +105,8 @@ def _read(file: Path, name: str) -> Iterator[Document]:
     elif file.suffix == ".parquet":
         yield from _read_parquet(file, name)
     else:
-        try:
-            yield Document(name, file.read_text(encoding="utf-8-sig"))  # a mark of the encoding is no text
-        except UnicodeDecodeError as error:
-            raise UserError(f"data.text: {file} is not UTF-8 text (byte {error.start}); convert it") from None
+        # a mark of the encoding is no text
+        yield Document(name, read_text(file, TEXT_BYTES).removeprefix("\ufeff"))
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
