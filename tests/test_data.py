@@ -370,7 +370,7 @@ class TestSources:
     @pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
     def test_text_that_is_not_utf8(self, tmp_path, name):
         (tmp_path / name).write_bytes('{"text": "café"}\n'.encode("latin-1"))
-        with pytest.raises(UserError, match=rf"{name}(:1)? is not UTF-8 text( \(byte 13\))?; convert it"):
+        with pytest.raises(UserError, match=rf"{name}(:1)?:? is not UTF-8 text( \(byte 13\))?; convert it"):
             load_documents(str(tmp_path / name))
 
     def test_nothing_there(self, tmp_path):

@@ -17,6 +17,7 @@ import typer
 
 from compress.errors import UserError, one_line, reason
 from compress.host.processes import is_main
+from compress.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -47,6 +49,21 @@ Provider = Annotated[
 TextOption = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"compress-lm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Shrink transformer language models, and tell the truth about what it cost."""
 
 
 @app.command()
@@ -79,7 +96,7 @@ def run(
         from compress.cli.tables import print_plan
         from compress.run.preflight import preflight
 
-        print_plan(plan, preflight(plan, folder), folder)
+        print_plan(plan, preflight(plan, folder, measured=measured), folder)
         return
     from compress import api
     from compress.cli.tables import print_results
@@ -180,12 +197,14 @@ def compare(
 @app.command()
 def passes(name: Annotated[str | None, typer.Argument(help="Show this one's fields.")] = None) -> None:
     """List the passes, or the fields, bounds and defaults of one."""
-    from compress.cli.tables import print_pass, print_passes
-    from compress.run.registry import names, pass_class
-
     if name is None:
-        print_passes([pass_class(known) for known in names()])
+        from compress.cli.listing import print_passes
+
+        print_passes()
     else:
+        from compress.cli.tables import print_pass
+        from compress.run.registry import pass_class
+
         print_pass(pass_class(name))
 
 
@@ -201,7 +220,8 @@ def fields() -> None:
 def generate(
     artifact: Annotated[Path, typer.Argument(help="An artifact (torch or ONNX) or model directory.")],
     prompt: Annotated[
-        list[str], typer.Option("--prompt", "-p", help="Text to continue; several are written together.")
+        list[str],
+        typer.Option("--prompt", "-p", help="Text to continue, - for standard input; several go together."),
     ],
     chat: Annotated[
         bool,
@@ -237,6 +257,10 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
 ) -> None:
     """Continue prompts, or reply to them, token by token."""
+    for path in (artifact, draft):
+        if path is not None and not path.exists():
+            raise UserError(f"{path}: no such artifact; give the folder of one, or of a model")
+    prompt = [_piped() if given == "-" else given for given in prompt]
     from compress.cli.terminal import print_counts, print_texts
     from compress.generation.generator import TextGenerator
     from compress.generation.sampling import Sampling
@@ -284,6 +308,18 @@ def main() -> None:
         _fail("error: there is not enough memory for this; see --dry-run for what a recipe takes", 2)
     except _Interrupted:
         _fail("interrupted; run the same command again to resume", 130)
+
+
+def _piped() -> str:
+    """What is written to standard input; its last end of line is the shell's."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt: standard input is not UTF-8 text (byte {error.start})") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise UserError("--prompt: - reads standard input, and nothing came; pipe a text into it")
+    return text
 
 
 def _told(error: OSError) -> str:

@@ -56,6 +56,8 @@ def print_doctor() -> None:
 
 
 def _gpu() -> str:
+    if version("torch").endswith("+cpu"):  # a build that knows no other device
+        return "none that torch can use"
     import torch
 
     if not torch.cuda.is_available():

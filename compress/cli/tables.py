@@ -51,14 +51,6 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
     )
 
 
-def print_passes(classes: list[type[Pass]]) -> None:
-    """A line per pass."""
-    table = Table("pass", "kind", "what it does", box=None)
-    for cls in classes:
-        table.add_row(cls.name(), cls.kind, (cls.__doc__ or "").strip().splitlines()[0])
-    _console().print(table)
-
-
 def print_pass(cls: type[Pass]) -> None:
     """Fields, bounds and defaults of one pass."""
     console = _console()

@@ -9,6 +9,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,33 @@ def hub_revision(source: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    if source.startswith(("~", ".")):
+        refuse_mistyped_path(source)
     with loading(f"model: '{source}' cannot be loaded"):
         file = try_to_load_from_cache(source, "config.json")
         if not isinstance(file, str):
+            refuse_mistyped_path(source)
             file = cached_file(source, "config.json")
     commit = extract_commit_hash(file, None)
     if commit is None:
         raise UserError(f"model: '{source}' lies in {file}, which names no commit; download it again")
     return str(commit)
+
+
+def refuse_mistyped_path(source: str) -> None:
+    """Refuse `folder/name` where the folder is here and the name is not: a hub is not asked for that.
+
+    Raises:
+        UserError: names what is there.
+    """
+    path = Path(source)
+    if path.parent.is_dir() or source.startswith(("~", ".")):
+        there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+        near = get_close_matches(path.name, there, n=1)
+        hint = (
+            f"did you mean '{path.with_name(near[0])}'?" if near else "give a folder, a .gguf or owner/name"
+        )
+        raise UserError(f"model: '{source}' does not exist; {hint}")
 
 
 def check_directory(path: Path) -> None:

@@ -121,7 +121,9 @@ def _merge(parts: Iterable[dict[str, Any]]) -> Facts:
             text = _plain(key, value)
             if text not in merged.setdefault(key, []):
                 merged[key].append(text)
-    return [(key.replace("_", " "), " · ".join(values)) for key, values in merged.items()]
+    # the unit stands beside the number
+    names = {key: key.removesuffix("_bytes").replace("_", " ") for key in merged}
+    return [(names[key], " · ".join(values)) for key, values in merged.items()]
 
 
 def _plain(key: str, value: object) -> str:

@@ -17,7 +17,7 @@ from compress.formats import Format
 from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
-from compress.models.checkpoints import check_directory, meta_model
+from compress.models.checkpoints import check_directory, hub_revision, meta_model
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.estimate import Estimate, estimate
@@ -180,6 +180,8 @@ def _check_model(source: str, where: str) -> None:
             check_directory(path)
     elif not path.is_file() and (path.is_absolute() or source.count("/") != 1):
         raise UserError(f"{where}: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")
+    elif not path.is_file():
+        hub_revision(source)  # it is asked now, not by the step that reads it
 
 
 def _where(name: str) -> str:

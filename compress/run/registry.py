@@ -8,11 +8,13 @@ nearest. Listing names imports no pass. A pass that another has taken over keeps
 import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import compress.passes
 from compress.errors import UserError, nearest
-from compress.passes.base import Pass
+
+if TYPE_CHECKING:
+    from compress.passes.base import Pass
 
 GROUP = "compress.passes"
 
@@ -22,7 +24,7 @@ ALIASES: dict[str, tuple[str, dict[str, str]]] = {"prune_layers": ("student", {"
 
 def names() -> list[str]:
     """All known pass names: ours first, then plugins', each in alphabetical order."""
-    return [*sorted(_own()), *sorted(_plugins())]
+    return [*sorted(own_names()), *sorted(plugins())]
 
 
 def translated(name: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -40,35 +42,39 @@ def translated(name: str, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return new, {fields_now.get(field, field): value for field, value in fields.items()}
 
 
-def pass_class(name: str) -> type[Pass]:
+def pass_class(name: str) -> "type[Pass]":
     """The class of a pass, by its name or an old one.
 
     Raises:
         UserError: no such pass, or a plugin that cannot be loaded or is no pass.
     """
+    from compress.passes.base import Pass
+
     name, _ = ALIASES.get(name, (name, {}))
-    plugins = _plugins()
-    if name in _own():
+    others = plugins()
+    if name in own_names():
         module = importlib.import_module(f"compress.passes.{name}")
         return next(
             value
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == module.__name__
         )
-    if name in plugins:
-        return _load(plugins[name])
+    if name in others:
+        return _load(others[name])
     raise UserError(f"pass '{name}' is unknown; {nearest(name, names())}")
 
 
-def _own() -> set[str]:
+def own_names() -> set[str]:
+    """Names of the passes of this package."""
     return {m.name for m in pkgutil.iter_modules(compress.passes.__path__) if m.name != "base"}
 
 
-def _plugins() -> dict[str, EntryPoint]:
+def plugins() -> dict[str, EntryPoint]:
+    """Name -> where another package has a pass; raises UserError where two have one name."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         other = found.get(entry.name)
-        if entry.name in _own() or (other is not None and other.value != entry.value):
+        if entry.name in own_names() or (other is not None and other.value != entry.value):
             raise UserError(
                 f"pass '{entry.name}' of {entry.value} has the name of another pass; rename its entry point"
             )
@@ -76,7 +82,9 @@ def _plugins() -> dict[str, EntryPoint]:
     return found
 
 
-def _load(entry: EntryPoint) -> type[Pass]:
+def _load(entry: EntryPoint) -> "type[Pass]":
+    from compress.passes.base import Pass
+
     try:
         loaded = entry.load()
     except (Exception, SystemExit) as error:  # whatever a plugin does when it is imported
