@@ -24,6 +24,7 @@ from compress.formats.packing import pack, packed_bytes, unpack
 from compress.models.checkpoints import check_safetensors
 from compress.models.conv1d import StoredTransposed
 from compress.models.layers import matrix
+from compress.models.owned import own_tensors
 from compress.records.manifest import LayerRecord
 
 MASKS = "masks.safetensors"
@@ -111,7 +112,7 @@ def read_bits(folder: Path) -> dict[str, Tensor]:
     if not file.is_file():
         return {}
     check_safetensors(file)
-    return load_file(file)
+    return own_tensors(load_file(file))
 
 
 def write_bits(

@@ -20,16 +20,21 @@ from compress.text.windows import DataConfig, Windows, prepare
 
 
 def measure_artifacts(
-    artifacts: Sequence[Path], data: DataConfig, base: Path | None, protocol: MeasureProtocol | None
+    artifacts: Sequence[Path],
+    data: DataConfig,
+    base: Path | None,
+    protocol: MeasureProtocol | None,
+    *,
+    verify: bool = True,
 ) -> list[Result]:
     """Measure artifacts or plain model directories on a text, against `base` where given.
 
     The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
     same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
-    be compared.
+    be compared. `verify`: compare the files' hashes with those stated beside them.
 
     Raises:
-        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
+        UserError: an artifact that cannot be loaded, or is not what was written, text that is too short, another vocabulary, an execution
             provider that is absent, windows beyond an artifact's context.
     """
     require_provider((protocol or MeasureProtocol()).provider)
@@ -49,7 +54,7 @@ def measure_artifacts(
         for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
         for runtime in _runtimes(path, base)
     ]
-    return harness.measure(targets, base, windows, protocol)
+    return harness.measure(targets, base, windows, protocol, verify=verify)
 
 
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:

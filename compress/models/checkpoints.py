@@ -17,6 +17,8 @@ from typing import Any
 
 from compress.errors import MissingExtra, UserError
 from compress.models.finite import numbers_of, require_finite
+from compress.models.owned import own_memory
+from compress.models.stored import require_kinds, stored_kinds
 from compress.models.tying import settled
 from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
@@ -272,8 +274,21 @@ def _load_pretrained(source: str, **options: str) -> Any:
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
     require_all_used(model, found["unexpected_keys"], f"model: '{source}'")
+    if stored is None and "gguf_file" not in options:
+        require_kinds(model, stored_kinds(_weights_of(source, options["revision"])), f"model: '{source}'")
+    own_memory(model)
     require_finite(numbers_of(model), f"model: '{source}'")
     return settled(linears(_in_float(model, stored is not None))).eval()
+
+
+def _weights_of(source: str, revision: str) -> list[Path]:
+    """The weight files of a directory, or of a hub id whose files are in the cache by now."""
+    if Path(source).is_dir():
+        return list(weight_files(Path(source)))
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return list(weight_files(Path(config).parent)) if isinstance(config, str) else []
 
 
 def _in_float(model: Any, taken_apart: bool) -> Any:

@@ -185,6 +185,7 @@ class _Maker:
         if self.store.has(found):
             self.say(f"{label}: done before")
             return found
+        self._tell_damage(found, label)
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
@@ -211,6 +212,10 @@ class _Maker:
         self.say(f"{label}: {seconds:.1f} s")
         return found
 
+    def _tell_damage(self, found: str, label: str) -> None:
+        if (wrong := self.store.damage(found)) is not None:
+            self.say(f"{label}: done again, since a file is not what was written: {wrong.partition(';')[0]}")
+
     def _words(self, step: str) -> Translation | None:
         """From the source's token ids to those of a finished step; None where it numbers alike."""
         files = [self.store.path(found) / "tokenizer.json" for found in (self.source, step)]
@@ -234,6 +239,7 @@ class _Maker:
         if not is_main():
             wait(lambda: self.store.has(found))
         if not self.store.has(found):
+            self._tell_damage(found, name)
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
