@@ -45,7 +45,7 @@ class TextGenerator:
     ) -> None:
         """Load `artifact`, and `draft`, an artifact with the same tokenizer that guesses up to
         `draft_tokens` tokens at a time. Prompts are read `prefill_chunk` tokens at a time;
-        `provider` runs ONNX graphs; `verify`: compare the SHA-256 of every file with the one stated beside it.
+        `provider` runs ONNX graphs; `verify`: compare every file's SHA-256 with the one stated.
 
         Raises:
             UserError: no artifact there, an encoder, a draft of another tokenizer, or one of the two cannot

@@ -34,8 +34,8 @@ def measure_artifacts(
     be compared. `verify`: compare the files' hashes with those stated beside them.
 
     Raises:
-        UserError: an artifact that cannot be loaded, or is not what was written, text that is too short, another vocabulary, an execution
-            provider that is absent, windows beyond an artifact's context.
+        UserError: an artifact that cannot be loaded, or is not what was written, text that is too short,
+            another vocabulary, an execution provider that is absent, windows beyond an artifact's context.
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]

@@ -28,7 +28,7 @@ def open_runtime(
     hashes with those that are stated beside them.
 
     Raises:
-        UserError: an unknown runtime, an artifact this runtime cannot load, a file that is not what was written.
+        UserError: an unknown runtime, an artifact this runtime cannot load or that is not what was written.
     """
     if verify:
         verify_artifact(path, runtime)
