@@ -23,6 +23,7 @@ from compress.artifact.folder import CODES, EXPORTS, MANIFEST
 from compress.artifact.integrity import stated, write_sums
 from compress.artifact.integrity import verify as verified
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
+from compress.artifact.reopened import require_reopens
 from compress.artifact.restored import restored
 from compress.artifact.shards import Offload, ShardReader, join, write_index
 from compress.artifact.sparse import SPARSE, compact
@@ -126,10 +127,10 @@ class Bundle:
         return store
 
     def save(self, folder: Path | str) -> Manifest:
-        """Write the artifact; the folder appears whole or not at all.
+        """Write the artifact and open it again; the folder appears whole or not at all.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: the disk is full or the folder cannot be written; what was written does not come back.
         """
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
@@ -137,6 +138,7 @@ class Bundle:
         try:
             partial.mkdir(parents=True)
             manifest = self._write(partial)
+            require_reopens(self.model, self.masks, partial, manifest, Bundle.load)
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)
         except Exception as error:

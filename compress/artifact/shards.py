@@ -24,6 +24,7 @@ from torch import Tensor
 
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
+from compress.host.steady import Steady
 from compress.models.conv1d import of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.tying import tie
@@ -42,6 +43,8 @@ class ShardReader:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._place: dict[str, Path] = {}
+        files = list(files)
+        self._files = Steady(files, by_name=True)  # blocks are read one by one, for hours
         for file in files:
             with safe_open(file, framework="pt") as stream:
                 self._place.update(dict.fromkeys(stream.keys(), file))
@@ -60,6 +63,7 @@ class ShardReader:
                 raise UserError(f"weights: no tensor '{name}' in the files, so the model cannot be streamed")
             wanted.setdefault(self._place[name], []).append(name)
         found = {}
+        self._files.require()
         for file, inside in wanted.items():
             with safe_open(file, framework="pt") as stream:
                 for name in inside:

@@ -21,6 +21,7 @@ from compress.runtimes.onnx_session import (
     PADDING,
     RIGHT,
     facts_of,
+    files_of,
     graph_file,
     open_session,
     require_side,
@@ -76,6 +77,7 @@ class OnnxEncoder:
         Raises:
             UserError: no model, no such provider, or one that does not start.
         """
+        self._files = files_of(graph_file(path))
         self._session = open_session(graph_file(path), threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
@@ -103,6 +105,7 @@ class OnnxEncoder:
             raise UserError(f"{tokens.shape[1]} tokens exceed the model's context of {self.context}")
         ids = tokens.astype(np.int64)
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        self._files.require()
         answer: Logits = self._session.run(
             None, {name: value for name, value in given.items() if name in self._inputs}
         )[0]

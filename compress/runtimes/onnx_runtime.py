@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.runtimes.base import Logits, State, Tokens, Waiting
-from compress.runtimes.onnx_session import facts_of, graph_file, open_session
+from compress.runtimes.onnx_session import facts_of, files_of, graph_file, open_session
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 
@@ -86,6 +86,7 @@ class OnnxRuntime:
         UserError if there is no model, or no such provider, or one that cannot run it.
         """
         graph = graph_file(path)
+        self._files = files_of(graph)
         self._session = open_session(graph, threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
@@ -258,5 +259,6 @@ class OnnxRuntime:
             binding.bind_ortvalue_input("logits_to_keep", keep)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             cache.bound = place
+        self._files.require()
         self._session.run_with_iobinding(binding)
         cache.lengths = lengths
