@@ -85,7 +85,7 @@ def run(
         print_plan(plan, preflight(plan, folder), folder)
         return
     from compress import api
-    from compress.cli.tables import print_results
+    from compress.cli.tables import print_left, print_results
 
     if not is_main():
         api.take_part(plan, folder)
@@ -98,6 +98,7 @@ def run(
         return
     record = api.run(plan, folder, _say)
     print_results(api.load_run(folder)[1], record.references)
+    print_left(record)
     print(f"report: {folder / 'report.html'}")
 
 

@@ -16,7 +16,8 @@ from compress.artifact.folder import disk_bytes
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.results import Result
-from compress.records.run import Reference
+from compress.records.run import Reference, RunRecord
+from compress.report.narrative import left_lines
 from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
@@ -37,7 +38,7 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
         console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold", markup=False)
         for step, layers in chain:
             first, last = layers[0], layers[-1]
-            more = "" if (said := step.plan()) is None else f"; {said}"
+            more = "".join(f"; {said}" for said in (step.plan(), plan.coverage.get(id(step))) if said)
             console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}", markup=False)
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
@@ -76,6 +77,12 @@ def print_fields() -> None:
 def print_results(results: list[Result], references: list[Reference]) -> None:
     """The table a run ends with; the report has all of it."""
     print(text_table(results, references))
+
+
+def print_left(run: RunRecord) -> None:
+    """What passes left as it was, under the table."""
+    for line in left_lines(run):
+        print(line)
 
 
 def print_quantized(done: Quantized) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.artifact.applied import step_record
+from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.host.memory import reset_peak
@@ -197,6 +197,7 @@ class _Maker:
         )  # fmt: skip
         reset_peak()
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
+        coverage = coverage_of(step, bundle.model)
         started = time.perf_counter()
         result = step(bundle, context)
         seconds = earlier + time.perf_counter() - started
@@ -204,7 +205,14 @@ class _Maker:
             wait(lambda: self.store.has(found))
             return found
         record = step_record(
-            step, bundle, result, seconds=seconds, seed=self.recipe.seed, parent=parent, fingerprint=found
+            step,
+            bundle,
+            result,
+            seconds=seconds,
+            seed=self.recipe.seed,
+            parent=parent,
+            fingerprint=found,
+            coverage=coverage,
         )
         lineage = Lineage(source=bundle.lineage.source, steps=(*bundle.lineage.steps, record))
         result = result.evolve(lineage=lineage)

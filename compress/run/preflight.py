@@ -7,13 +7,14 @@ the speed of a matrix product measured now; they are rough, and say so.
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from compress.artifact.applied import coverage_of
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.formats import Format
@@ -47,10 +48,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """The tree of variants, the layers each pass touches, and the estimate."""
+    """The tree of variants, the layers each pass touches, and the estimate.
+
+    `coverage`: what there is to say of the share of the weights that a pass takes, by the pass's `id`.
+    """
 
     chains: dict[str, tuple[str | None, list[tuple[Pass, list[str]]]]]
     estimate: Estimate
+    coverage: dict[int, str] = field(default_factory=dict)
 
 
 def preflight(recipe: Recipe, folder: Path) -> Plan:
@@ -100,7 +105,10 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
             f"model: about {estimate.memory_bytes / 1e9:.1f} GB of memory are needed, "
             f"{available / 1e9:.1f} GB are free"
         )
-    return Plan(chains, estimate)
+    steps = [step for _, chain in chains.values() for step, _ in chain]
+    shares = {id(step): coverage_of(step, model) for step in steps}
+    said = {key: words for key, share in shares.items() if share and (words := share.words())}
+    return Plan(chains, estimate, said)
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:
