@@ -83,9 +83,13 @@ def _same_headers(folder: Path, manifest: Manifest) -> Any:
     kinds = stored_kinds(code_files(folder))
     if manifest.storage == "dense" and not any(name.endswith(f".{STREAM}") for name in kinds):
         require_kinds(model, kinds, folder, shapes=True)
-        left = sorted(kinds.keys() - model.state_dict().keys())
-        if left:
+        own: dict[int, set[str]] = {}  # of each tensor, all names
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            own.setdefault(id(tensor), set()).add(name)
+        if left := sorted(kinds.keys() - set().union(*own.values())):
             raise UserError(f"{folder}: nothing in the model takes '{left[0]}'; please report it")
+        if lacking := [min(names) for names in own.values() if not names & kinds.keys()]:
+            raise UserError(f"{folder}: lacks '{lacking[0]}'; please report it")
     return model
 
 

@@ -12,6 +12,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result
 from compress.runtimes import detect_runtime
+from compress.runtimes.null_pass import null_pass
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
@@ -49,6 +50,9 @@ def measure_artifacts(
             continue
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
+    for path in artifacts:
+        if detect_runtime(path) == "torch" or path == base:
+            null_pass(path)
     targets = [
         Target(name, runtime, path, artifact=str(path))
         for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)

@@ -6,6 +6,7 @@ pass, records name, fields, seconds, peak memory, parent, fingerprint and seed.
 """
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
+from compress.errors import UserError
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
@@ -31,6 +33,7 @@ from compress.run.identity import FileHashes, identity
 from compress.run.lending import load_and_lend
 from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
+from compress.runtimes.null_pass import null_pass
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.translation import Translation, translation
@@ -256,8 +259,21 @@ class _Maker:
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
+            del bundle
+            self._null_pass(found, name, source)
             self.say(f"{name} {source}: {record.seconds:.1f} s")
         return found
+
+    def _null_pass(self, found: str, name: str, source: str) -> None:
+        """Compare what all chains start from with the model that it was made of, before any work."""
+        place = self.store.path(found)
+        try:
+            reason = null_pass(source if name == "checkpoint" else place, place)
+        except UserError:
+            shutil.rmtree(place, ignore_errors=True)  # the next run must not take it for finished
+            raise
+        if reason is not None:
+            self.say(f"{name}: not compared with the stock loader's model: {reason}")
 
     def _without_exports(self, name: str) -> str:
         """The last step of a variant that changed weights: children do not depend on exports."""
