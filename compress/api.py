@@ -246,10 +246,11 @@ def bench(
     protocol: MeasureProtocol | None = None,
     *,
     verify: bool = True,
+    say: Say = lambda line: None,
 ) -> Results:
     """Measure existing artifacts or plain model directories, these and no others; see `measure_artifacts`."""
     with unchanged_process():
-        return Results(measure_artifacts(artifacts, data, base, protocol, verify=verify))
+        return Results(measure_artifacts(artifacts, data, base, protocol, verify=verify, say=say))
 
 
 def measure(

@@ -165,7 +165,7 @@ def bench(
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
     protocol = _checked(MeasureProtocol, threads=threads, provider=provider)
-    results = api.bench(artifacts, data, base, protocol, verify=verify)
+    results = api.bench(artifacts, data, base, protocol, verify=verify, say=_say)
     if output is not None:
         write_results(output, results)
     print_results(results, [])

@@ -89,6 +89,7 @@ def print_quantized(done: Quantized) -> None:
     """The table, and how to serve each file."""
     if done.results:
         print(text_table(done.results))
+        print_left(RunRecord.read(done.folder / "run.json"))
     for to, lines in done.serving().items():
         print(f"\n{to}: {done.files[to]}, {disk_bytes(done.files[to]) / 1e6:.2f} MB")
         for line in lines:

@@ -1,6 +1,6 @@
 """Measure artifacts that lie somewhere, each in the runtime it is for, on one text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def measure_artifacts(
     protocol: MeasureProtocol | None,
     *,
     verify: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Measure artifacts or plain model directories on a text, against `base` where given.
 
     The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
     same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
-    be compared. `verify`: compare the files' hashes with those stated beside them.
+    be compared. `verify`: compare the files' hashes with those stated beside them;
+    `say`: gets a line for what cannot be compared with the stock loader's model.
 
     Raises:
         UserError: an artifact that cannot be loaded, or is not what was written, text that is too short,
@@ -51,8 +53,9 @@ def measure_artifacts(
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     for path in artifacts:
-        if detect_runtime(path) == "torch" or path == base:
-            null_pass(path)
+        # a GGUF that llama.cpp runs is read by us only as a base
+        if (detect_runtime(path) == "torch" or path == base) and (reason := null_pass(path)) is not None:
+            say(f"{path}: not compared with the stock loader's model: {reason}")
     targets = [
         Target(name, runtime, path, artifact=str(path))
         for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
