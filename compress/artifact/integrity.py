@@ -4,7 +4,7 @@ Method. `manifest.json` states length and hash of every file beside it; an expor
 `SHA256SUMS`, which `sha256sum -c` reads, too. Files are hashed side by side, outside the interpreter's lock.
 What was hashed once in this process is not read again while it looks unchanged (device, inode, length, time
 of change), so a run that has just written a step opens it for nothing.
-Cost: one reading of the files; the rate is in docs/deploying.md.
+Cost: one reading of the files; the rate is in docs/notes/loading.md.
 Limits: a folder that states nothing (somebody else's) passes. A hash tells damage, not malice: whoever can
 change a file can change what is stated of it.
 
