@@ -17,7 +17,6 @@ from compress.run.recipe import Recipe
 from compress.runtimes import null_pass as checks
 from compress.runtimes.null_pass import null_pass
 
-
 DECODERS = [(tiny_export, name) for name in ("gpt2", "gemma3", "gpt_neox")]
 
 
