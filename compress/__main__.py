@@ -1,5 +1,5 @@
 """`python -m compress` is the console script."""
 
-from compress.cli.commands import main
+from compress.cli import main
 
 main()

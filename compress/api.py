@@ -4,6 +4,7 @@ Joins the two wings: what `pipeline` made is what `measure` reloads from disk, a
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,13 +12,14 @@ from compress import report
 from compress.artifact.applied import Given, windows_of
 from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
+from compress.host.files import read_text
 from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
 from compress.measure.turns import Target
-from compress.models.checkpoints import load_config, load_tokenizer, meta_model, read_json
+from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
 from compress.records.manifest import PassRecord
@@ -28,7 +30,7 @@ from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
-from compress.run.request import RUNTIMES, Effort, Quantized, Request, choose
+from compress.run.request import DESTINATIONS, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
 from compress.runtimes.exported import EXPORTED
 from compress.tasks.registry import task_of
@@ -55,7 +57,11 @@ def run(recipe: Recipe, folder: Path | str, say: Say = print) -> RunRecord:
 
 def _tell_and_report(recipe: Recipe, made: Made, say: Say) -> RunRecord:
     """The second half of `run`: measure what was made, and draw the page."""
-    with alone(made.folder), unchanged_process(threads_for(recipe)):
+    with (
+        _still_there(made.folder),
+        alone(made.folder),
+        unchanged_process(threads_for(recipe)),
+    ):
         record = tell(recipe, made, say)
         write_report(made.folder)
     return record
@@ -69,16 +75,27 @@ def make_artifacts(recipe: Recipe, folder: Path | str, say: Say = print) -> Made
     """
     folder = Path(folder)
     with unchanged_process(threads_for(recipe)):
-        return _make(recipe, folder, say)
+        return _make(recipe, folder, say, measured=False)
 
 
-def _make(recipe: Recipe, folder: Path, say: Say) -> Made:
-    preflight(recipe, folder)
+@contextmanager
+def _still_there(folder: Path) -> Iterator[None]:
+    """What fails because somebody deleted the run's folder meanwhile says so."""
+    try:
+        yield
+    except (UserError, OSError):
+        if (folder / STEPS).is_dir():
+            raise
+        raise UserError(f"{folder}: was deleted or moved while the run used it; run again") from None
+
+
+def _make(recipe: Recipe, folder: Path, say: Say, *, measured: bool = True) -> Made:
+    preflight(recipe, folder, measured=measured)
     try:
         (folder / STEPS).mkdir(parents=True, exist_ok=True)  # what tells a run's folder from others
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output") from None
-    with alone(folder):
+    with _still_there(folder), alone(folder):
         write_whole(folder / "recipe.yaml", recipe.to_yaml())
         return make(recipe, folder, say)
 
@@ -124,7 +141,7 @@ def quantize(
     made = make_artifacts(choice.recipe, out, say)
     for to in names:
         show(made.folder / choice.variants[to] / to, made.folder / to)
-    files = {to: made.folder / RUNTIMES[to].file for to in names}
+    files = {to: made.folder / DESTINATIONS[to].file for to in names}
     for file in files.values():
         if budget_bytes is not None and (size := disk_bytes(file)) > budget_bytes:
             raise UserError(
@@ -191,7 +208,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     unfinished = work / "measured.json"
     found = harness.measure(
         targets, base, windows, protocol, steps=[] if known else _step_targets(made, inner, ends), done=done,
-        workdir=work, unfinished=unfinished, calibration=made.data.calibration,
+        workdir=work, unfinished=unfinished,
         continuation=harness.Continuation(prompt, recipe.report.sample_tokens), on_sample=keep_sample,
         on_result=lambda result: harness.save_result(path, result),
     )  # fmt: skip
@@ -230,7 +247,7 @@ def load_run(folder: Path) -> tuple[RunRecord, list[Result], str]:
     if not recipe.is_file():
         raise UserError(f"{folder}: no recipe.yaml, so this is no run")
     results = read_results(folder / "results.jsonl")
-    return RunRecord.read(folder / "run.json"), results, recipe.read_text(encoding="utf-8")
+    return RunRecord.read(folder / "run.json"), results, read_text(recipe)
 
 
 def compare(folders: Sequence[Path], output: Path) -> Path:
@@ -365,7 +382,7 @@ def _references(data: TextData, base: Path) -> list[Reference]:
     """Unigram and trigram fitted on the training tokens; none where nothing was trained."""
     if not len(data.train):
         return []
-    vocabulary = int(read_json(base / "config.json", f"{base}: no config.json")["vocab_size"])
+    vocabulary = int(load_config(base).get_text_config().vocab_size)
     windows = data.evaluation
     return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 

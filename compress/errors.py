@@ -5,11 +5,59 @@ and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+def one_line(text: str, longest: int = 100_000) -> str:
+    r"""Text as one line that a terminal shows as it stands: what cannot be printed is spelled out.
+
+    >>> one_line("bad name:\n  \x1b[31mred: ")
+    'bad name: \\x1b[31mred'
+    >>> one_line("a" * 99, longest=30)
+    'aaaaaaaaaaaaa ... aaaaaaaaaaaa'
+    """
+    line = " ".join(part for part in map(str.strip, text.splitlines()) if part).rstrip(" :")
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > longest:
+        half = (longest - 5) // 2
+        line = f"{line[: longest - 5 - half]} ... {line[-half:]}"
+    return line
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in a short line; what it is called where it says nothing."""
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 300) or type(error).__name__
 
 
 class UserError(Exception):
-    """A mistake of the caller: the message names the file or field, the value, and what to do."""
+    """A mistake of the caller: the message names the file or field, the value, and what to do.
+
+    It is one line, however it was made up: names and values in it may come from anybody's file.
+    """
+
+    longest = 1000  # characters
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, self.longest))
+
+
+@contextmanager
+def door(failure: str, advice: str = "") -> Iterator[None]:
+    """Where a library reads what somebody else wrote: whatever it raises becomes `failure: reason; advice`.
+
+    Libraries fail on damaged input wherever it is first used, with any exception; what is written in Rust
+    panics, which Python sees as a `BaseException`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{failure}: {reason(error)}{advice and '; '}{advice}") from None
 
 
 class MissingExtra(UserError):

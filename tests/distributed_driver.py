@@ -20,6 +20,8 @@ WIDE = {"hidden": 64, "heads": 4, "kv_heads": 2}
 RUNS = {
     "train": (Train(**COMMON, average="ema", optimizer="adamw"), {}, False),
     "micro": (Train(**{**COMMON, "batch": 2}, accumulate=2), {}, False),
+    "bfloat16": (Train(**COMMON, precision="bfloat16"), {}, False),
+    "sharded-bfloat16": (Train(**COMMON, precision="bfloat16"), {}, True),
     "distill": (Distill(**COMMON, hidden=1.0, relations=1.0, fade=1.0), WIDE, False),
     "cached": (Distill(**COMMON, targets="cached"), {}, False),
     # SGD: what Muon makes of float error in a gradient would decide which weights are pruned

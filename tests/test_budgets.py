@@ -23,7 +23,7 @@ from compress.export.layout import TorchLayout
 from compress.export.onnx.artifact import write_artifact
 from compress.export.onnx.cache import cache_scales
 from compress.export.onnx.sizes import OnnxLayout
-from compress.export.weighing import with_zeros
+from compress.export.weighing import with_any_codes
 from compress.formats import Int4, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.swap import embedding_names, embedding_scale
 from compress.layerwise.budget import Candidates
@@ -151,7 +151,7 @@ class TestWeighers:
                 for path in (
                     write(made, layout, tmp_path / f"{number}{kind}", windows)
                     for kind, made in (
-                        ("zeros", with_zeros(bundle, plan, weigher.owners)),
+                        ("zeros", with_any_codes(bundle, plan, weigher.owners)),
                         ("codes", coded(bundle, plan, weigher)),
                     )
                 )
@@ -172,7 +172,7 @@ class TestWeighers:
         plan = {name: draw.choice(formats) for name in names}
         plan |= dict.fromkeys(embedding_names(bundle.model), formats[-1])
         real = write(coded(bundle, plan, weigher), layout, tmp_path / "codes", None)
-        zeros = write(with_zeros(bundle, plan, weigher.owners), layout, tmp_path / "zeros", None)
+        zeros = write(with_any_codes(bundle, plan, weigher.owners), layout, tmp_path / "zeros", None)
         assert sum(weigher.stored(name, plan[name]) for name in names) == code_bytes(layout, real)
         assert disk_bytes(zeros) == disk_bytes(real)
 

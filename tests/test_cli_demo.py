@@ -22,7 +22,8 @@ FIELDS = (
     "perplexity bits_per_byte nll nll_ci95 delta_nll delta_nll_ci95 kl_to_base kl_ci95 top1_agreement "
     "prefill_tokens_per_second decode_tokens_per_second prefill_seconds_p50 prefill_seconds_p95 "
     "decode_seconds_p50 decode_seconds_p95 decode_seconds_p99 load_seconds protocol machine versions "
-    "fingerprint cosine_distance cosine_ci95"
+    "fingerprint cosine_distance cosine_ci95 prefill_round_seconds decode_round_seconds timing_session "
+    "busy_share"
 ).split()
 
 
@@ -185,7 +186,7 @@ def test_a_changed_field_recomputes_only_its_chain(place, tmp_path, monkeypatch)
     shutil.copytree(place, tmp_path / "copy")
     before = digests(tmp_path / "copy" / "run")
     told = SimpleNamespace(references=[])
-    monkeypatch.setattr("compress.api.tell", lambda recipe, made: told)  # measuring has tests of its own
+    monkeypatch.setattr("compress.api.tell", lambda recipe, made, say: told)  # measuring has tests of its own
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     outcome = invoke(*demo(tmp_path / "copy", "variants.int4.passes.quantize_gptq.damping=0.05"))
     assert outcome.code == 0, outcome.err
@@ -200,7 +201,7 @@ def test_files_that_are_gone_are_made_again(place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path / "copy")
     folder = tmp_path / "copy" / "run"
     before = digests(folder)
-    monkeypatch.setattr("compress.api.tell", lambda recipe, made: SimpleNamespace(references=[]))
+    monkeypatch.setattr("compress.api.tell", lambda recipe, made, say: SimpleNamespace(references=[]))
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     (folder / "int8" / "onnx" / "model.onnx").unlink()  # of the variant: it is in the step, too
     (folder / "base" / "manifest.json").write_text("{")

@@ -1,7 +1,9 @@
 """Text to windows: disjoint, the same every time, counted in bytes, and refused when it cannot serve."""
 
 import json
+import sys
 from itertools import pairwise
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -97,6 +99,17 @@ def test_parts_of_one_text_are_contiguous_and_evaluation_is_its_end(tokenizer):
     assert all(0 <= a < b for a, b in pairwise(starts))
 
 
+@pytest.mark.parametrize("end", [" ", "x"], ids=["words", "one word"])
+def test_a_line_without_end_is_cut(end, tokenizer):
+    line = "".join(f"number {i}," + end for i in range(20_000))
+    line = line if end == " " else line.replace(" ", "")
+    data = prepare(config(), [Document("d", line)], tokenizer, training=True)
+    text = [tokenizer.decode(part) for part in parts(data).values()]
+    assert all(piece in line for piece in text)
+    assert sum(line.count(piece) for piece in text) == 4
+    assert tokenizer.eos_token_id not in data.train
+
+
 def test_whole_documents_are_separated(tokenizer):
     data = prepare(config(), MODES["documents"], tokenizer, training=True)
     assert (data.train == tokenizer.eos_token_id).sum() > 40
@@ -115,7 +128,7 @@ TEXTS = {
 @pytest.mark.parametrize("line", TEXTS.values(), ids=TEXTS)
 def test_bytes_are_those_of_the_predicted_tokens(line, tokenizer):
     documents = [Document("d", line * 900)]
-    data = prepare(config(), documents, tokenizer, training=False)
+    data = prepare(config(), documents, tokenizer, training=False, calibrating=False)
     # in a byte-level vocabulary every character of a token stands for one byte
     sizes = np.array([len(token) for token in tokenizer.convert_ids_to_tokens(range(300))])
     for windows in (data.evaluation, data.calibration):
@@ -184,6 +197,24 @@ class TestOverlap:
         evaluation = self.windows(tokenizer, header + numbered(40, name="b"), 64)
         refuse_overlap(calibration, evaluation)
 
+    def test_what_all_records_begin_with_is_not(self, tokenizer):
+        prompt = "You are a careful assistant. Read the question below, think about it, and answer it.\n" * 3
+        records = [Document(d.name, prompt + d.text) for d in numbered(120)]
+        data = prepare(
+            config(calibration_windows=30, evaluation_windows=30), records, tokenizer, training=False
+        )
+        shared = set(map(bytes, data.calibration.tokens)) & set(map(bytes, data.evaluation.tokens))
+        assert shared  # windows that hold nothing but the prompt
+        with pytest.raises(UserError, match=r"data\.calibration_text: \d+ %"):
+            refuse_overlap(data.evaluation.text, data.evaluation.text)
+
+    def test_a_text_that_holds_itself_twice_is_refused_by_its_own_field(self, tokenizer):
+        twice = [Document(f"{d.name}{i}", d.text) for i in range(2) for d in numbered(60, lines=40)]
+        few = config(calibration_windows=1500, evaluation_windows=1500)
+        with pytest.raises(UserError, match=r"data\.text: \d+ % of the evaluation text .* twice"):
+            prepare(few, twice, tokenizer, training=False)
+        prepare(few, twice, tokenizer, training=False, calibrating=False)
+
     def test_a_recipe_that_calibrates_on_its_evaluation_text(self, tokenizer, tmp_path):
         file = tmp_path / "text.txt"
         file.write_text(MODES["positions"][0].text)
@@ -223,12 +254,96 @@ class TestSources:
         assert load_documents(str(file)) == [Document("t.jsonl:1", "one"), Document("t.jsonl:3", "zwö")]
 
     @pytest.mark.parametrize(
-        "line", ['{"body": "x"}', "[1]", "{", "plain text", '{"text": 3}', '{"text": null}']
+        "line", ['{"body": "x"}', "[1]", "{", "plain text", "null", "[" * 100_000 + "]" * 100_000]
     )
     def test_jsonl_without_text(self, tmp_path, line):
         (tmp_path / "t.jsonl").write_text(json.dumps({"text": "ok"}) + "\n" + line + "\n")
         with pytest.raises(UserError, match=r't\.jsonl:2 is no JSON object with a "text" field'):
             load_documents(str(tmp_path / "t.jsonl"))
+
+    @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+    @pytest.mark.parametrize(
+        ("value", "what"),
+        [
+            ([{"role": "user", "content": "hello"}], "a list, such as a chat,"),
+            ({"en": "hello"}, "an object"),
+            (3, "a number"),
+            (0.5, "a number"),
+            (True, "true or false"),
+            (b"hello", "bytes"),
+            ("cut off \ud83d here", r"half a character \('\\ud83d' at 8\)"),
+        ],
+    )
+    def test_records_that_are_no_text_name_their_row(self, tmp_path, kind, value, what):
+        if kind == "jsonl" and isinstance(value, bytes):
+            pytest.skip("JSON has none")
+        if kind == "parquet" and isinstance(value, str):
+            pytest.skip("a column of text cannot hold it")
+        file = tmp_path / f"t.{kind}"
+        if kind == "jsonl":
+            file.write_text(json.dumps({"text": "ok"}) + "\n" + json.dumps({"text": value}))
+        else:
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            parquet.write_table(pa.table({"text": [None, value]}), file)
+        place = ":2" if kind == "jsonl" else ", row 1"
+        with pytest.raises(UserError, match=rf"data\.text: \S+t\.{kind}{place} holds {what}"):
+            load_documents(str(file))
+
+    def test_a_record_of_null_is_left_out_of_both_kinds(self, tmp_path):
+        file = tmp_path / "t.jsonl"
+        file.write_text('{"text": null}\n{"text": "one"}\n')
+        assert load_documents(str(file)) == [Document("t.jsonl:2", "one")]
+
+    def test_a_mark_of_the_encoding_is_no_text(self, tmp_path):
+        mark = b"\xef\xbb\xbf"
+        (tmp_path / "t.jsonl").write_bytes(mark + b'{"text": "one"}\n')
+        (tmp_path / "t.txt").write_bytes(mark + b"two")
+        assert [d.text for d in load_documents(str(tmp_path))] == ["one", "two"]
+
+    @pytest.mark.parametrize(
+        ("source", "asked", "found"),
+        [
+            ("wikitext/wikitext-2-raw-v1", ("wikitext", "wikitext-2-raw-v1", "train"), ["wikitext"]),
+            ("ag_news:test", ("ag_news", None, "test"), ["ag_news"]),
+            ("owner/name", ("owner/name", None, "train"), ["owner/name", "owner"]),
+            ("owner/name/part:test", ("owner/name", "part", "test"), ["owner/name"]),
+        ],
+    )
+    def test_names_of_data_sets(self, monkeypatch, source, asked, found):
+        self.data_sets(monkeypatch, {name: [{"text": "one"}, {"text": None}] for name in found})
+        assert load_documents(f"datasets:{source}") == [Document(f"{source}:0", "one")]
+        assert self.asked[-1] == asked
+
+    def test_data_sets_that_cannot_be_read(self, monkeypatch):
+        self.data_sets(monkeypatch, {"numbers": [{"text": 3}], "other": [{"body": "x"}]})
+        with pytest.raises(UserError, match=r"data set 'a/b' cannot be loaded: no set a/b; no set a$"):
+            load_documents("datasets:a/b")
+        with pytest.raises(UserError, match="data set numbers, row 0 holds a number"):
+            load_documents("datasets:numbers")
+        with pytest.raises(UserError, match=r"other has no column 'text' \(it has body\)"):
+            load_documents("datasets:other")
+
+    def data_sets(self, monkeypatch, known):
+        """A `datasets` library that knows these."""
+
+        class Rows(list):
+            @property
+            def column_names(self):
+                return list(self[0])
+
+        def load_dataset(name, config, split):
+            self.asked.append((name, config, split))
+            if name not in known:
+                raise FileNotFoundError(f"no set {name}\nand more lines")
+            return Rows(known[name])
+
+        self.asked: list[tuple[str, str | None, str]] = []
+        module = ModuleType("datasets")
+        module.load_dataset = load_dataset
+        monkeypatch.setitem(sys.modules, "datasets", module)
+        monkeypatch.setattr(text_module, "find_spec", lambda name: True)
 
     def test_parquet(self, tmp_path):
         import pyarrow as pa

@@ -9,6 +9,7 @@ from cli_helpers import invoke, refused, results, write_recipe, write_text
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import EXPORTS, disk_bytes
 from compress.records.manifest import Manifest
+from compress.runtimes.exported import EXPORTED
 
 EXPORT_PASSES = [
     {"export_onnx": {"check_tokens": 64, "cache": "int8", "cache_tokens": 128}},
@@ -55,7 +56,8 @@ def test_a_run_with_all_exports(tmp_path: Path) -> None:
 
     found = results(tmp_path / "run")
     in_torch = {(name, "torch") for name in ("base", *variants)}
-    assert set(found) == {*in_torch, ("int4", "onnxruntime")}
+    exported = {("int4", export.runtime) for export in EXPORTED.values() if export.installed}
+    assert set(found) == {*in_torch, *exported}
     own = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     assert found["int4", "torch"]["disk_bytes"] == own == disk_bytes(folder)
     plain = tmp_path / "run" / "plain"

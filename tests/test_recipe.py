@@ -170,7 +170,7 @@ class TestMistakes:
             (b"name: [", r"r\.yaml:1: not valid YAML"),
             (b"- a\n", "a recipe is a mapping"),
             (b"", "a recipe is a mapping"),
-            (b"name: caf\xe9\n", r"r\.yaml: not UTF-8"),
+            (b"name: caf\xe9\n", r"r\.yaml: is not UTF-8"),
         ):
             file.write_bytes(content)
             refused(str(file), match=match)
@@ -230,7 +230,7 @@ class TestOverrides:
         [
             ("seed", r"--set seed: write  --set path\.to\.field=value"),
             ("=3", "write  --set"),
-            ("seed=[", r"--set seed=\[: '\[' is not valid YAML"),
+            ("seed=[", r"--set seed=\[: not valid YAML"),
             ("seed.x=3", "'x' has no fields above it to set|seed"),
             ("base.passes.9.train.tokens=3", r"'9' is no entry of a list of 1"),
             ("base.passes.distill.tokens=3", r"'distill' is no entry of a list of 1"),

@@ -24,6 +24,7 @@ from compress.report.verdicts import (
     quality_finding,
     rate_finding,
     significance,
+    size_finding,
     speed_findings,
 )
 
@@ -276,7 +277,7 @@ def test_an_export_is_judged_by_what_was_measured_of_it_alone(records: Records) 
     assert [step.name for step in chain.steps] == ["quantize_gptq", "export_onnx", "export_gguf"]
     said = words(chain, "export_onnx")
     assert "decode 7.9× faster, prefill 7.9× faster (ONNX Runtime against PyTorch)" in said
-    assert f"{units.times(onnx.disk_bytes / torch.disk_bytes)} larger" in said
+    assert f"Cost: {size_finding(torch.disk_bytes, onnx.disk_bytes).text}." in said
     assert words(chain, "export_gguf") == "Not measured after this step."
     assert chain.steps[-1].size == units.ABSENT
     other = {"runtime": "llama.cpp", "artifact": "int4/gguf/model.gguf", "disk_bytes": 1}

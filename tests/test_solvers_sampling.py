@@ -80,7 +80,9 @@ def test_tokens_are_taken_as_often_as_the_equation_says_and_weigh_what_it_says(k
     generator, draws = torch.Generator().manual_seed(k), 20_000
     p = torch.softmax(sharp * torch.randn(12, generator=generator, dtype=torch.double), -1)
     tau = tau_of(p.tolist(), k)
-    assert float(threshold(p.sort(descending=True).values[None], k)) == pytest.approx(tau, rel=1e-9)
+    falling = p.sort(descending=True).values[None]
+    rest = falling[:, k:].sum(-1, keepdim=True)
+    assert float(threshold(falling[:, :k], rest)) == pytest.approx(tau, rel=1e-9)
     inclusion = (p / tau).clamp(max=1.0)
     uniform = (torch.arange(draws, dtype=torch.double) + 0.5) / draws
     ids, weights = sample(p.expand(draws, 12), k, uniform)
@@ -89,9 +91,43 @@ def test_tokens_are_taken_as_often_as_the_equation_says_and_weigh_what_it_says(k
     torch.testing.assert_close(weights.double(), (p / inclusion)[ids], rtol=1e-6, atol=1e-9)
 
 
-def test_the_largest_number_below_one_takes_the_last_token_and_none_behind_it():
-    """k - 1 + u is rounded to k: no place is past the end."""
+def test_the_largest_number_below_one_takes_k_tokens_the_last_of_the_line_among_them():
+    """k - 1 + u would be rounded to k: no place is past the end, and none is met twice."""
     p = torch.softmax(torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.double), -1)
-    ids, weights = sample(p, 3, torch.full((50,), 1 - 2.0**-53, dtype=torch.double))
-    assert torch.equal(ids[:, -1], p.argmin(-1))
-    torch.testing.assert_close(weights.sum(-1), torch.ones(50))
+    for k in (3, 7):  # some are taken by chance; all are taken for certain
+        ids, weights = sample(p, k, torch.full((50,), 1 - 2.0**-53, dtype=torch.double))
+        assert all(len(set(row)) == k for row in ids.tolist())
+        torch.testing.assert_close(weights.sum(-1), torch.ones(50))
+        likeliest = p.topk(k).indices
+        others = torch.ones(50, 7, dtype=torch.bool).scatter_(1, likeliest, False)
+        if k == 3:
+            assert torch.equal(ids[:, -1], (others * torch.arange(7)).argmax(-1))
+
+
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 20), sharp=st.floats(0, 40))
+def test_tokens_of_a_wide_vocabulary_are_those_that_the_line_says(seed, k, sharp):
+    """Found by blocks, they are those of a plain walk along the line, and none has no probability."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.softmax(sharp * torch.randn(2, 150, generator=generator, dtype=torch.float64), -1)
+    p[:, 70:140] = 0
+    p /= p.sum(-1, keepdim=True)
+    uniform = torch.rand(2, generator=generator, dtype=torch.float64)
+    ids, _ = sample(p, k, uniform)
+    for row, u, found in zip(p, uniform.tolist(), ids.tolist(), strict=True):
+        tau = tau_of(row.tolist(), k)
+        first = row.topk(k).indices.tolist()
+        line = first + [token for token in range(150) if token not in first]
+        ends = torch.cumsum((row[line] / tau).clamp(max=1.0), 0)
+        nearest = min(float((ends - (u + j)).abs().min()) for j in range(k))
+        if nearest > 1e-6:  # else either neighbour may be right
+            assert found == [line[int((ends <= u + j).sum())] for j in range(k)]
+        assert all(row[token] > 0 for token in found)
+
+
+def test_float32_probabilities_give_what_float64_ones_give():
+    p = torch.softmax(2 * torch.randn(40, 3000, generator=torch.Generator().manual_seed(0)), -1)
+    uniform = torch.rand(40, generator=torch.Generator().manual_seed(1))
+    (ids, weights), (wide, heavy) = sample(p, 12, uniform), sample(p.double(), 12, uniform)
+    same = ids == wide
+    assert same.float().mean() > 0.99
+    torch.testing.assert_close(weights[same], heavy[same], rtol=1e-4, atol=1e-7)

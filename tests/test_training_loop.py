@@ -225,8 +225,8 @@ def test_micro_batches_of_all_processes_are_the_step(batch, parts, count):
         assert len(dealt) <= parts
         assert len(set(sizes[:-1])) <= 1, "equal but for the last"
         assert sizes[-1] <= sizes[0]
-        # so the sum of means times shares is the mean over the process's windows
-        assert [part.share for part in dealt] == pytest.approx([size / (batch // count) for size in sizes])
+        # so the sum over all processes of means times shares is the mean over the step's windows
+        assert [part.share for part in dealt] == pytest.approx([size / batch for size in sizes])
         assert [part.last for part in dealt] == [False] * (len(dealt) - 1) + [True]
         rows += [row.tolist() for part in dealt for row in part.rows]
         numbers += [int(number) for part in dealt for number in part.numbers]

@@ -11,8 +11,8 @@ from tokenizers import processors
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.measure.artifacts import measure_artifacts
-from compress.measure.harness import _Run
 from compress.measure.reference import Reference
+from compress.measure.turns import Workers
 from compress.records.protocol import MeasureProtocol
 from compress.structured.vocabulary import kept_tokens, trimmed_tokenizer
 from compress.text.framing import Frame, frame_of, prompt_of
@@ -135,7 +135,7 @@ def test_a_loss_is_that_of_the_model_reading_its_own_beginning(config, beginner,
 def test_prompts_that_are_timed_begin_so(config, beginner):
     windows = TextData.cut(config, beginner).evaluation
     with Reference(None, windows) as reference:
-        run = object.__new__(_Run)
+        run = object.__new__(Workers)
         run.protocol, run.reference = MeasureProtocol(batch=3), reference
         prompt, following = map(np.load, run._text(8, None))
     assert prompt.shape == (3, 8)

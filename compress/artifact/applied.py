@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from compress.context import Context, Original, lend
-from compress.errors import UserError
+from compress.errors import UserError, reason
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.models.coverage import share_of
 from compress.models.finite import BROKEN, numbers_of, require_finite
@@ -89,7 +89,10 @@ def applied(
         reset_peak()
         started = time.perf_counter()
         coverage = coverage_of(step, lent.model)
-        result = step(lent, context)
+        try:
+            result = step(lent, context)
+        except SystemExit as error:  # of a plugin
+            raise UserError(f"{step.name()}: the pass left the program ({reason(error)}); mend it") from error
         require_finite(numbers_of(result.model), step.name(), BROKEN)
         record = step_record(
             step, bundle, result, seconds=time.perf_counter() - started, seed=seed, coverage=coverage

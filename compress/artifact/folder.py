@@ -1,8 +1,10 @@
 """The folder of an artifact, as far as it can be told from names and lengths."""
 
-import json
 import os
 from pathlib import Path
+
+from compress.errors import UserError
+from compress.host.files import read_json
 
 MANIFEST = "manifest.json"
 CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... when they are large
@@ -34,7 +36,7 @@ def whole(path: Path) -> Path:
 def _other_exports(artifact: Path) -> list[str]:
     """The exports that its manifest names: those of third-party passes are called as they like."""
     try:
-        named = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))["exports"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        named = read_json(artifact / MANIFEST)["exports"]
+    except (UserError, KeyError):
         return []
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []

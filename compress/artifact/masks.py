@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact.coded import without_streams
@@ -21,7 +21,7 @@ from compress.artifact.shards import ShardReader
 from compress.errors import UserError
 from compress.formats import QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack, packed_bytes, unpack
-from compress.models.checkpoints import check_safetensors
+from compress.host.tensor_files import load_tensors
 from compress.models.conv1d import StoredTransposed
 from compress.models.layers import matrix
 from compress.models.owned import own_tensors
@@ -111,8 +111,7 @@ def read_bits(folder: Path) -> dict[str, Tensor]:
     file = folder / MASKS
     if not file.is_file():
         return {}
-    check_safetensors(file)
-    return own_tensors(load_file(file))
+    return own_tensors(load_tensors(file))
 
 
 def write_bits(

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.artifact.coded import without_streams
@@ -16,8 +14,8 @@ from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
 from compress.formats.swap import embedding_scale
+from compress.host.tensor_files import load_tensors
 from compress.models.checkpoints import (
-    check_safetensors,
     load_config,
     loading,
     refuse_remote_code,
@@ -45,7 +43,7 @@ def restored(folder: Path, manifest: Manifest, packed: bool) -> Any:
     files = code_files(folder)
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= without_streams(_read(file), manifest.layers, file)
+        state |= without_streams(own_tensors(load_tensors(file)), manifest.layers, file)
     if not packed:
         expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
     config = load_config(folder)
@@ -62,7 +60,8 @@ def restored(folder: Path, manifest: Manifest, packed: bool) -> Any:
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
             settled(model)
-    except (AttributeError, RuntimeError) as error:  # no such layer; codes of another shape
+    # no such layer; codes of another shape; a format of impossible numbers
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
     wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
     if wrong:
@@ -75,6 +74,8 @@ def make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
     held: dict[str, QuantizedTensor] = {}
     for name, record in layers.items():
         old = model.get_submodule(name)
+        if tuple(old.weight.shape) != tuple(record.shape):
+            raise ValueError(f"'{name}' is {tuple(old.weight.shape)}, not {tuple(record.shape)}")
         owner = record.tied_to or name
         if owner not in held:
             held[owner] = QuantizedTensor(format_from(record.format), record.shape)
@@ -86,14 +87,6 @@ def make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
             activations = None if rule is None else Activations.model_validate(rule)
             new = QuantizedLinear(held[owner], getattr(old, "bias", None), activations)
         replace_module(model, name, new)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    check_safetensors(file)
-    try:
-        return own_tensors(load_file(file))
-    except SafetensorError as error:
-        raise UserError(f"{file}: damaged ({error}); copy it again") from None
 
 
 def _require_same_kinds(state: Mapping[str, Tensor], model: nn.Module, files: list[Path]) -> None:

@@ -15,23 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
 from compress.host.steady import Steady
+from compress.host.tensor_files import BITS, Entry, entries, opened
 from compress.models.conv1d import of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.tying import tie
 
 SHARD_BYTES = 5_000_000_000
 _PIECE = 1 << 24  # elements that are compared at once
-_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 
 
 class ShardReader:
@@ -46,8 +46,7 @@ class ShardReader:
         files = list(files)
         self._files = Steady(files, by_name=True)  # blocks are read one by one, for hours
         for file in files:
-            with safe_open(file, framework="pt") as stream:
-                self._place.update(dict.fromkeys(stream.keys(), file))
+            self._place.update((entry.name, file) for entry in entries(file))
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
@@ -65,7 +64,7 @@ class ShardReader:
         found = {}
         self._files.require()
         for file, inside in wanted.items():
-            with safe_open(file, framework="pt") as stream:
+            with opened(file) as stream:
                 for name in inside:
                     tensor = stream.get_tensor(name)
                     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
@@ -80,7 +79,7 @@ class ShardReader:
         return [one for one, other in both if self._differ(one, other)]
 
     def _differ(self, one: str, other: str) -> bool:
-        with safe_open(self._place[one], "pt") as first, safe_open(self._place[other], "pt") as second:
+        with opened(self._place[one]) as first, opened(self._place[other]) as second:
             left, right = first.get_slice(one), second.get_slice(other)
             shape = left.get_shape()
             if shape != right.get_shape():
@@ -195,24 +194,15 @@ def skeleton(config: Any) -> Any:
     return model.eval()
 
 
-class _Entry(NamedTuple):
-    name: str
-    dtype: str
-    shape: list[int]
-    file: Path
-    start: int
-    stop: int
-
-
 def join(parts: Iterable[Path], folder: Path, stem: str, limit: int = SHARD_BYTES) -> list[Path]:
     """Make `stem.safetensors`, or `stem-00001-of-00003.safetensors` ..., of the tensors of all parts.
 
     A shard holds at most `limit` bytes of data, or one tensor that is larger.
     """
-    entries = sorted((entry for part in parts for entry in _entries(part)), key=_largest_elements_first)
-    shards: list[list[_Entry]] = [[]]
+    found = sorted((entry for part in parts for entry in entries(part)), key=_largest_elements_first)
+    shards: list[list[Entry]] = [[]]
     filled = 0
-    for entry in entries:
+    for entry in found:
         size = entry.stop - entry.start
         if shards[-1] and filled + size > limit:
             shards.append([])
@@ -230,7 +220,7 @@ def join(parts: Iterable[Path], folder: Path, stem: str, limit: int = SHARD_BYTE
 
 def write_index(shards: list[Path]) -> None:
     """Beside several shards, the file that tells transformers which tensor is in which."""
-    places = {entry.name: entry for shard in shards for entry in _entries(shard)}
+    places = {entry.name: entry for shard in shards for entry in entries(shard)}
     index = {
         "metadata": {"total_size": sum(entry.stop - entry.start for entry in places.values())},
         "weight_map": {name: entry.file.name for name, entry in sorted(places.items())},
@@ -239,21 +229,11 @@ def write_index(shards: list[Path]) -> None:
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _entries(part: Path) -> Iterator[_Entry]:
-    with part.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = entry["data_offsets"]
-            yield _Entry(name, entry["dtype"], entry["shape"], part, 8 + length + start, 8 + length + stop)
+def _largest_elements_first(entry: Entry) -> tuple[int, str]:
+    return -BITS[entry.dtype], entry.name
 
 
-def _largest_elements_first(entry: _Entry) -> tuple[int, str]:
-    return -_SIZES[entry.dtype], entry.name
-
-
-def _write(path: Path, entries: list[_Entry]) -> None:
+def _write(path: Path, entries: list[Entry]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for entry in entries:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from compress.errors import UserError
+from compress.errors import UserError, one_line, reason
 from compress.host.processes import is_main
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}  # None: numpy has words of its own for it
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")  # its words for it, without a number
 
 _HEADSTART_SECONDS = 3.0
 
@@ -286,18 +287,25 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(f"error: {error}", 2)
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        _fail(f"error: {error.filename}: {error.strerror}", 2)
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        _fail(f"error: {error.filename or 'disk'}: no space left; free some and run again to resume", 2)
+        _fail(f"error: {_told(error)}", 2)
+    except MemoryError:
+        _fail("error: there is not enough memory for this; see --dry-run for what a recipe takes", 2)
     except _Interrupted:
         _fail("interrupted; run the same command again to resume", 130)
 
 
+def _told(error: OSError) -> str:
+    """What the system, or a library in its place, could not do."""
+    if error.errno in _FULL or (error.errno is None and _NUMPY_FULL.search(str(error))):
+        return f"{error.filename or 'disk'}: no space left; free some and run again to resume"
+    if error.filename is None or error.strerror is None:  # libraries say so of what a network lacks
+        return reason(error)
+    return f"{error.filename}: {error.strerror}"
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _size(text: str) -> int:
@@ -343,5 +351,5 @@ def _fail(line: str, code: int) -> None:
     if not is_main():
         time.sleep(_HEADSTART_SECONDS)  # a launcher ends the others when one ends: the main one speaks first
         sys.exit(code)
-    print(line, file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
     sys.exit(code)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compress.artifact.folder import disk_bytes
+from compress.errors import one_line
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.results import Result
@@ -27,19 +28,20 @@ from compress.runtimes.exported import EXPORTED
 
 def _console() -> Console:
     # outside a terminal rich would fold tables at 80 columns
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    # what is printed is text: names in brackets are names
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
     """The tree of variants, what each pass touches, and the estimates."""
     console = _console()
-    console.print(f"{recipe.name} -> {folder}")
+    console.print(f"{recipe.name} -> {one_line(str(folder))}")
     for name, (parent, chain) in plan.chains.items():
-        console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold", markup=False)
+        console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold")
         for step, layers in chain:
             first, last = layers[0], layers[-1]
             more = "".join(f"; {said}" for said in (step.plan(), plan.coverage.get(id(step))) if said)
-            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}", markup=False)
+            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}")
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
     console.print(f"memory      about {estimate.memory_bytes / 1e9:.1f} GB")
@@ -62,16 +64,16 @@ def print_pass(cls: type[Pass]) -> None:
     """Fields, bounds and defaults of one pass."""
     console = _console()
     module = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-    console.print(module.strip() + "\n", markup=False)
-    console.print(f"kind: {cls.kind}   needs: {', '.join(sorted(cls.needs)) or 'nothing'}", markup=False)
+    console.print(module.strip() + "\n")
+    console.print(f"kind: {cls.kind}   needs: {', '.join(sorted(cls.needs)) or 'nothing'}")
     if cls.not_after:
         console.print(f"may not follow: {', '.join(sorted(cls.not_after))}")
-    console.print(_table(cls), markup=False)
+    console.print(_table(cls))
 
 
 def print_fields() -> None:
     """Fields, bounds and defaults of a recipe, but for those of its passes."""
-    _console().print(_table(Recipe), markup=False)
+    _console().print(_table(Recipe))
 
 
 def print_results(results: list[Result], references: list[Reference]) -> None:

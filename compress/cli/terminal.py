@@ -1,11 +1,14 @@
 """What `compress-lm generate` prints: the text as it comes, and on request what it cost."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
 from compress.generation.counts import Counts
 from compress.generation.generator import Prompt, TextGenerator
 from compress.generation.sampling import Sampling
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def print_texts(
@@ -28,10 +31,15 @@ def print_texts(
     # what can be refused has been, before anything is printed
     for number, (prompt, pieces) in enumerate(zip(prompts, texts, strict=True)):
         shown = prompt if isinstance(prompt, str) and generator.continues else ""
-        print("\n" * (number > 0), shown, sep="", end="", flush=True)
+        print("\n" * (number > 0), _harmless(shown), sep="", end="", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(_harmless(piece), end="", flush=True)
         print()
+
+
+def _harmless(text: str) -> str:
+    """For a terminal, without what would move its cursor, change its colours or rename its window."""
+    return _CONTROLS.sub("", text) if sys.stdout.isatty() else text
 
 
 def print_counts(counts: Counts) -> None:

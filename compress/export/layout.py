@@ -2,7 +2,7 @@
 
 A `Layout` says which grids a runtime has kernels for; how many bytes a matrix has in its file (`stored`, of
 what the writer beside it writes); and what a whole file weighs, by letting that very writer write it with
-zeros for codes (export/weighing.py). Passes that choose widths ask it, and so does who makes recipes. Each
+any codes (export/weighing.py). Passes that choose widths ask it, and so does who makes recipes. Each
 export has its own beside its writer, `export/*/sizes.py`.
 """
 

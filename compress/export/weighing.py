@@ -1,4 +1,4 @@
-"""What an export will weigh, from writing it: the model with zeros for codes goes through the real writer.
+"""What an export will weigh, from writing it: the model with other codes goes through the real writer.
 
 A file's length depends on the formats of its matrices and not on what the codes are, so graph, names, header,
 padding and tokenizer come out as they will be; nothing of them is guessed. What a manifest will say of checks
@@ -73,14 +73,14 @@ class Written(Matrices):
             return self._known[key]
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
-        counted = self.write(with_zeros(self.bundle, formats, self.owners), self.scratch / "written")
+        counted = self.write(with_any_codes(self.bundle, formats, self.owners), self.scratch / "written")
         self._known[key] = disk_bytes(counted) + self.added
         shutil.rmtree(self.scratch)
         return self._known[key]
 
 
-def with_zeros(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[str, str]) -> Bundle:
-    """A bundle of the same tensors, but with codes of 0 in the modules named; `owners` as of `Matrices`."""
+def with_any_codes(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[str, str]) -> Bundle:
+    """A bundle of the same tensors, but with any codes in the modules named; `owners` as of `Matrices`."""
     whole = bundle.model
     kept = {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())}
     model = copy.deepcopy(whole, kept)
@@ -89,7 +89,7 @@ def with_zeros(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[st
         module, owner = model.get_submodule(name), owners[name]
         if owner not in held:
             out, columns = module.weight.shape
-            held[owner] = _zeros(format, (int(out), int(columns)))
+            held[owner] = _any_codes(format, (int(out), int(columns)))
         table = isinstance(module, torch.nn.Embedding)
         new = (
             QuantizedEmbedding(held[owner], embedding_scale(module))
@@ -100,8 +100,12 @@ def with_zeros(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[st
     return bundle.evolve(model=model, exports={}, masks={})
 
 
-def _zeros(format: Format, shape: tuple[int, int]) -> QuantizedTensor:
+def _any_codes(format: Format, shape: tuple[int, int]) -> QuantizedTensor:
+    """Codes that say something: how an encoder's graph takes padding is decided by what the model answers."""
     found = QuantizedTensor(format, shape)
     for buffer in found.buffers():
-        buffer.zero_()
+        if buffer.is_floating_point():
+            buffer.fill_(0.01)
+        else:
+            buffer.copy_((torch.arange(buffer.numel()) % 7).reshape(buffer.shape))
     return found

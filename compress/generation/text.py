@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
-from compress.models.checkpoints import first_line, read_json
+from compress.host.files import read_json
+from compress.host.tokenizer_files import tokenizer_file
 
 _BROKEN = "\ufffd"  # what bytes decode to that are no whole character
 _WINDOW = 8  # tokens that are decoded again before those that are new
@@ -21,18 +22,10 @@ _WINDOW = 8  # tokens that are decoded again before those that are new
 
 def load_tokenizer(artifact: Path) -> Any:
     """The tokenizer of an artifact, without transformers; raises UserError where there is none that works."""
-    from tokenizers import Tokenizer
-
     file = artifact / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{artifact}: no tokenizer.json, so this is no artifact to generate with")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
-        raise UserError(f"{file}: cannot be read ({first_line(error)}); copy or download it again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return tokenizer_file(file)
 
 
 def end_tokens(artifact: Path) -> list[int]:
@@ -54,7 +47,7 @@ def forced_first_token(artifact: Path) -> int | None:
 def _configured(artifact: Path, field: str) -> list[int]:
     """Token ids in a field of the generation config, or else of the model's."""
     for name in ("generation_config.json", "config.json"):
-        value = read_json(artifact / name, "").get(field) if (artifact / name).is_file() else None
+        value = read_json(artifact / name).get(field) if (artifact / name).is_file() else None
         if value is not None:
             ids = value if isinstance(value, list) else [value]
             if not all(type(i) is int for i in ids):

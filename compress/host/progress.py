@@ -76,7 +76,7 @@ def track(total: float, what: str, unit: str = "it") -> Iterator[Tracker]:
             bar.update(task, completed=self.done, figures=self.figures)
 
         def note(self, text: str) -> None:
-            bar.console.print(text, highlight=False)
+            bar.console.print(text, highlight=False, markup=False)
 
     bar = Progress(
         TextColumn("{task.description}"),

@@ -45,8 +45,11 @@ ASIDE = frozenset(
 BESIDE = frozenset(
     {"pydantic", "rich", "filelock", "psutil", "yaml", "datasets", "pyarrow", "huggingface_hub"}
 )
-# A module that only asks a library whether a file is whole (what reads GGUF is transformers, with its help).
-_ASKS = frozenset({("compress.models.checkpoints", "gguf")})
+# Modules that only ask a library what a file says and whether it is whole (what reads a GGUF's weights is
+# transformers, with its help).
+_ASKS = frozenset(
+    (f"compress.models.{module}", "gguf") for module in ("gguf_files", "gguf", "gguf_tokenizer")
+)
 _OURS = __name__.partition(".")[0]
 _READ: dict[str, tuple[ModuleSpec | None, "Source"]] = {}  # name -> what it was loaded by, what its file said
 

@@ -67,7 +67,9 @@ def measure_artifacts(
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
     """The windows `artifact` would be scored on."""
     few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
-    return prepare(few, load_documents(data.text), _tokenizer(artifact), training=False).evaluation
+    return prepare(
+        few, load_documents(data.text), _tokenizer(artifact), training=False, calibrating=False
+    ).evaluation
 
 
 def _tokenizer(artifact: Path) -> Any:

@@ -34,6 +34,8 @@ THREAD_VARIABLES = (
 class WorkerError(UserError):
     """A worker failed or died: says which, what it answered, and the end of its standard error."""
 
+    longest = 4000
+
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
 OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
@@ -159,15 +161,20 @@ class WorkerProcess:
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-STDERR_LINES:]
         except OSError:
             lines = []
-        said = "".join(f"\n    {line}" for line in lines)
-        return f"{self.what}: {reason}" + (f"; its last words:{said}" if said else "")
+        said = " | ".join(filter(None, map(str.strip, lines)))
+        return f"{self.what}: {reason}" + (f"; its last words: {said}" if said else "")
 
 
 def _environment(threads: int, sleeping: bool) -> dict[str, str]:
     """The parent's, with threads pinned, no network, and this very package importable."""
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    fixed = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {
+        "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     # how threads wait is the runtime's own default here, whatever suits training
     inherited = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
     waiting = {WAIT_POLICY: "PASSIVE"} if sleeping else {}

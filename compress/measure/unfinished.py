@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compress.errors import UserError
+from compress.host.files import RECORDS_BYTES, read_json
 from compress.measure.latency import Samples, Timing
 from compress.measure.quality import Scores
 from compress.records.base import write_whole
@@ -35,8 +37,8 @@ class Unfinished:
         self._scores: dict[str, Scores] = {}  # by target and part
         if file is not None and file.is_file():
             # written by another version, or damaged: then there is nothing to go on from
-            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-                self._read(json.loads(file.read_text(encoding="utf-8")))
+            with suppress(UserError, ValueError, TypeError, KeyError, AttributeError):
+                self._read(read_json(file, most=RECORDS_BYTES))
 
     def timings(self, names: Sequence[str]) -> dict[str, Timing] | None:
         """Those of all these targets, timed in turn with each other; None where one is missing."""

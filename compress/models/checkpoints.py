@@ -7,24 +7,36 @@ Weights are taken to float32: the solvers work in it, and sizes are stated again
 
 import copy
 import io
-import json
 import logging
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.errors import MissingExtra, UserError
-from compress.models.finite import numbers_of, require_finite
-from compress.models.owned import own_memory
-from compress.models.stored import require_kinds, stored_kinds
-from compress.models.tying import settled
+from compress.errors import MissingExtra, UserError, door
+from compress.host.files import VOCABULARY_BYTES, read_bytes, read_json, require_regular
+from compress.host.tensor_files import entries
+from compress.models.gguf import as_llama_cpp, require_tensors
+from compress.models.gguf_files import check_gguf
+from compress.models.gguf_tokenizer import cut_as_llama_cpp
+from compress.models.sizes import require_possible
 from compress.models.unused import in_float, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# read whole by transformers, whatever they hold
+_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken")
+# settings of weights that their `config.json` knows nothing of, and what they are of
+_ELSEWHERE = {
+    "adapter_config.json": "an adapter, which goes on top of another model; merge it into that first",
+    "quantize_config.json": "a GPTQ quantization; take the original checkpoint",
+    "quant_config.json": "an AWQ quantization; take the original checkpoint",
+    "hf_quant_config.json": "a ModelOpt quantization; take the original checkpoint",
+}
+# of a configuration without weights beside it: more than any model has
+_ANY_TENSORS, _ANY_BYTES = 4096, 1 << 41
 
 
 def load_checkpoint(source: str | Path) -> tuple[Any, Any]:
@@ -69,6 +81,10 @@ def hub_revision(source: str) -> str:
 def check_directory(path: Path) -> None:
     """Refuse a directory that is no checkpoint, is a pickle, wants remote code, or is not whole."""
     refuse_remote_code(path)
+    for name, what in _ELSEWHERE.items():
+        if (path / name).exists():
+            raise UserError(f"{path / name}: the settings of {what}")
+    require_settings(path)
     weights = list(weight_files(path))
     if not weights:
         pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))]
@@ -79,7 +95,7 @@ def check_directory(path: Path) -> None:
             )
         raise UserError(f"{path}: no weights (model.safetensors) in this directory")
     for file in weights:
-        check_safetensors(file)
+        entries(file)
 
 
 def refuse_remote_code(path: Path) -> None:
@@ -109,26 +125,36 @@ def weight_files(path: Path) -> Iterator[Path]:
         yield path / "model.safetensors"
 
 
-def check_safetensors(file: Path) -> None:
-    """Refuse a safetensors file whose header and length disagree (format: 8-byte length, JSON, data)."""
-    advice = "the file is truncated or damaged; copy or download it again"
-    if not file.is_file():
-        raise UserError(f"{file}: missing weight file")
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if 8 + length > size:
-            raise UserError(f"{file}: header of {length} bytes in a file of {size}; {advice}")
-        try:
-            header = json.loads(stream.read(length))
-            end = max(
-                (entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"), default=0
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{file}: unreadable safetensors header; {advice}") from None
-    if 8 + length + end != size:
-        raise UserError(f"{file}: {size} bytes where the header promises {8 + length + end}; {advice}")
+def require_settings(path: Path) -> None:
+    """Refuse a directory with a small file that is none, or whose configuration asks for more than it holds.
+
+    `transformers` reads these files whole, and makes of the configuration what it says.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name in _VOCABULARIES:
+        for file in path.glob(name):
+            if require_regular(file) > VOCABULARY_BYTES:
+                raise UserError(f"{file}: is longer than {VOCABULARY_BYTES:,} bytes, so it is no vocabulary")
+    for file in (path / name for name in _OBJECTS):
+        if file.exists():
+            read_json(file)
+    for file in path.glob("*.jinja"):
+        read_bytes(file)
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    weights = sorted(path.glob("*.safetensors"))
+    tensors = sum(map(_count, weights)) if weights else _ANY_TENSORS
+    size = sum(file.stat().st_size for file in weights) if weights else _ANY_BYTES
+    require_possible(config, path / "config.json", tensors, size)
+
+
+def _count(file: Path) -> int:
+    """Tensors in a file, none if it is damaged: that is told by whoever reads them."""
+    try:
+        return len(entries(file))
+    except UserError:
+        return 0
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -137,19 +163,6 @@ def inside(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{folder}: refers to '{name}', which lies outside it")
     return folder / name
-
-
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """A JSON object from a file; raises UserError with `missing` where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object was expected")
-    return content
 
 
 def save_configurations(model: Any, folder: Path, config: Any = None) -> None:
@@ -200,19 +213,15 @@ def loading(failure: str) -> Iterator[None]:
 
     A damaged file, or a wrong type in a configuration, fails wherever it is first used, with any exception.
     """
-    try:
-        with quiet_transformers():
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{failure}: {first_line(error)}") from None
+    with door(failure), quiet_transformers():
+        yield
 
 
 def load_config(folder: Path) -> Any:
     """The configuration of a directory; raises UserError where there is none that transformers knows."""
     from transformers import AutoConfig
 
+    require_settings(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -222,10 +231,14 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     source, file = _place(path)
+    if file is None and Path(source).is_dir():
+        require_settings(Path(source))
     with loading(f"{path}: its tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source, gguf_file=file, revision=revision or "main", trust_remote_code=False
         )
+        tokenizer.decode(tokenizer.encode("a b", verbose=False))  # some damage shows at the first use
+        return tokenizer if file is None else cut_as_llama_cpp(Path(path), tokenizer)
 
 
 def _place(source: str | Path) -> tuple[str | Path, str | None]:
@@ -251,9 +264,15 @@ def _load_pretrained(source: str, **options: str) -> Any:
     from transformers import AutoConfig
 
     from compress.models.conv1d import linears, of_config
+    from compress.models.finite import numbers_of, require_finite
+    from compress.models.owned import own_memory
+    from compress.models.stored import require_kinds, stored_kinds
+    from compress.models.tying import settled
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        if "gguf_file" in options:
+            config = as_llama_cpp(Path(source) / options["gguf_file"], config)
         stored = None if "gguf_file" in options else quantization(config)
         if stored is not None:
             in_float(config, f"model: '{source}'")
@@ -284,6 +303,8 @@ def _load_pretrained(source: str, **options: str) -> Any:
     if stored is None and "gguf_file" not in options and not Path(source).is_dir():
         require_kinds(model, stored_kinds(_cached(source, options["revision"])), f"model: '{source}'")
     own_memory(model)
+    if "gguf_file" in options:
+        require_tensors(Path(source) / options["gguf_file"], model)
     require_finite(numbers_of(model), f"model: '{source}'")
     return settled(linears(_in_float(model, stored is not None))).eval()
 
@@ -310,6 +331,7 @@ def _in_float(model: Any, taken_apart: bool) -> Any:
 
 def _refuse_what_is_no_gguf(path: Path) -> None:
     """A single file must be a whole GGUF."""
+    require_regular(path)
     with path.open("rb") as stream:
         magic = stream.read(4)
     if magic != b"GGUF":
@@ -318,7 +340,7 @@ def _refuse_what_is_no_gguf(path: Path) -> None:
         raise UserError(f"{path}: no GGUF file (it begins with {magic!r}); a model is a directory or a .gguf")
     if find_spec("gguf") is None:
         raise MissingExtra("gguf", "gguf", f"reading {path.name}")
-    _check_gguf(path)
+    check_gguf(path)
 
 
 def _load_gguf(path: Path) -> tuple[Any, Any]:
@@ -327,30 +349,9 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
     return model, _fitting(model, load_tokenizer(path), path)
 
 
-def _check_gguf(path: Path) -> None:
-    from gguf import GGUFReader
-
-    try:
-        tensors = GGUFReader(path).tensors
-        end = max((int(t.data_offset) + int(t.n_bytes) for t in tensors), default=0)
-    except Exception as error:  # the reader fails in many ways on a damaged file
-        raise UserError(
-            f"{path}: truncated or damaged GGUF ({first_line(error)}); copy or download it again"
-        ) from None
-    if end > path.stat().st_size:
-        raise UserError(
-            f"{path}: truncated GGUF, {path.stat().st_size} bytes of {end}; copy or download it again"
-        )
-
-
 def _optional(path: Path) -> dict[str, Any]:
     file = path / "tokenizer_config.json"
     return read_json(file, "") if file.is_file() else {}
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def meta_model(source: Any, *, for_passes: bool = False) -> Any:
@@ -372,11 +373,18 @@ def meta_model(source: Any, *, for_passes: bool = False) -> Any:
             place, file = _place(source)
             if path.is_file():
                 _refuse_what_is_no_gguf(path)
+            elif path.is_dir():
+                require_settings(path)
             commit = None if path.exists() else hub_revision(source)
             config = AutoConfig.from_pretrained(
                 place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
-            if for_passes and not path.is_file():
+            if path.is_file():
+                config = as_llama_cpp(path, config)
+            elif for_passes:
                 in_float(config, f"model: '{source}'")
         with torch.device("meta"):
-            return of_config(config)
+            model = of_config(config)
+        if isinstance(source, str) and path.is_file():
+            require_tensors(path, model)
+        return model

@@ -6,6 +6,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from compress.errors import UserError
 from compress.models.stacks import block_lists
 
 
@@ -43,7 +44,10 @@ def matches(name: str, pattern: str) -> bool:
     False
     """
     if pattern.startswith("re:"):
-        return re.search(pattern[3:], name) is not None
+        try:
+            return re.search(pattern[3:], name) is not None
+        except re.error as error:
+            raise UserError(f"select: '{pattern}' is no regular expression ({error})") from None
     return fnmatch.fnmatchcase(name, pattern)
 
 

@@ -104,8 +104,9 @@ def heldout_nll(model: Any, windows: Tensor, precision: Precision) -> float:
     For curves and for stopping; the reported quality is `compress.measure`'s, from the saved artifact.
     """
     total = 0.0
+    row = int(model.config.get_text_config().vocab_size) * windows.shape[1]
     with evaluating(model):
-        for rows in windows.split(max(1, _HELDOUT_LOGITS // (model.config.vocab_size * windows.shape[1]))):
+        for rows in windows.split(max(1, _HELDOUT_LOGITS // row)):
             with autocast(windows.device, precision):
                 logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (rows, length - 1, vocab)
             wanted = rows[:, 1:].flatten()

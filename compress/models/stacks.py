@@ -145,6 +145,13 @@ def only_stack(model: Any) -> Stack:
     return Stack(*decoder_blocks(model), whole)
 
 
+def not_walked(model: Any) -> str | None:
+    """Why a model's blocks cannot be run one by one on the text that comes to them; None if they can."""
+    if model.config.model_type == "rwkv":  # each passes its state on beside the text
+        return "the blocks of 'rwkv' are not run one by one here"
+    return None
+
+
 def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """The name and the list of a model's blocks: the first ModuleList as long as `num_hidden_layers`.
 
@@ -153,9 +160,10 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """
     if task_of(model.config).stacks == 2:
         raise UserError(f"{type(model).__name__}: an encoder-decoder has two lists of blocks, not one")
-    count = getattr(model.config, "num_hidden_layers", None)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    inside = _text_part(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if name.startswith(inside) and isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
     raise UserError(
         f"{type(model).__name__}: has no list of {count} blocks; this architecture is not supported"
@@ -172,12 +180,25 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def block_lists(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the names of everything in the model's outermost lists of modules, an encoder's first."""
+    """Prefixes of the names of everything in the model's outermost lists of modules, an encoder's first;
+    of a model that also sees pictures, those of the part that reads text."""
     found: list[str] = []
+    inside = _text_part(model)
     for name, module in model.named_modules():
+        if not name.startswith(inside):
+            continue
         if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
             found.append(f"{name}.")
     return tuple(found)
+
+
+def _text_part(model: Any) -> str:
+    """What the names of the part that reads text begin with: nothing, where that is the whole model."""
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config or not hasattr(model, "get_decoder"):
+        return ""
+    text = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if module is text and name), "")
 
 
 def _device(model: Any) -> Any:

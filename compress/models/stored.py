@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
-
 from compress.errors import UserError
+from compress.host.tensor_files import entries
 from compress.models.unused import unused
 
 _FLOATS = ("F", "BF")  # F32, F16, BF16, F8_E4M3 ...
@@ -31,14 +30,8 @@ class Kind(NamedTuple):
 
 def stored_kinds(files: Iterable[Path]) -> dict[str, Kind]:
     """What the headers of safetensors files say of each tensor; nothing of the data is read."""
-    found = {}
-    for file in files:
-        with safe_open(file, framework="pt") as stream:
-            names: list[str] = list(stream.keys())
-            for name in names:
-                part = stream.get_slice(name)
-                found[name] = Kind(str(part.get_dtype()), tuple(part.get_shape()))
-    return found
+    found = [entry for file in files for entry in entries(file)]
+    return {entry.name: Kind(entry.dtype, tuple(entry.shape)) for entry in found}
 
 
 def require_kinds(model: Any, kinds: Mapping[str, Kind], place: object, *, shapes: bool = False) -> None:

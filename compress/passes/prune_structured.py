@@ -8,7 +8,8 @@ through the blocks already pruned. The result is smaller and faster in every run
 its own, and wants healing: `distill` after it.
 
 Either shares say how much goes, or a target says what may be left: parameters, bytes of the file, or time
-per token measured on this machine. Shapes that meet it are tried out on a few windows (structured/target.py).
+per token measured on this machine. Shapes that meet it are tried out on a few windows (structured/target.py),
+and where the best of them loses more than `largest_loss`, the target is refused with what can be had.
 
 A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of 1024 tokens, rise of the loss
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;
@@ -31,11 +32,13 @@ from compress.errors import UserError
 from compress.models.layers import linear_layers
 from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
+from compress.structured.costs import Costs
+from compress.structured.judging import Judge, shape_for
 from compress.structured.procedure import How, ModelShape, prune
 from compress.structured.selection import Importance, Refit
 from compress.structured.slicing import UnitCounts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
-from compress.structured.target import Costs, CostTarget, best_shape, shapes_within
+from compress.structured.target import CostTarget
 from compress.structured.width import require_free_width
 from compress.tasks.registry import task_of
 
@@ -79,11 +82,19 @@ class PruneStructured(Pass):
         require_torch_pruning()
         if self.width:
             require_free_width(model, f"{self.name()}.width")
-        if self.target is not None and self.target.shapes > 1 and not task_of(model.config).predicts:
-            raise UserError(
-                f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an encoder "
-                "that embeds predicts none; take 1, or give shares"
-            )
+        target = self.target
+        if target is not None and not task_of(model.config).predicts:
+            if target.shapes > 1:
+                raise UserError(
+                    f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an "
+                    "encoder that embeds predicts none; take 1, or give shares"
+                )
+            if target.bounded:
+                field = "latency" if target.largest_loss is None else "largest_loss"
+                raise UserError(
+                    f"{self.name()}.target.{field}: what is lost is judged by the tokens that are predicted, "
+                    "and an encoder that embeds predicts none; give parameters, bytes or shares"
+                )
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -144,20 +155,20 @@ class PruneStructured(Pass):
         self, target: CostTarget, bundle: Bundle, model: Any, structure: Structure, windows: Tensor, how: How
     ) -> tuple[ModelShape, dict[str, Any]]:
         """The best shape that meets the target, and notes that tell what was measured."""
-        costs = Costs(model, structure, target.measure)
 
         def trial(shape: ModelShape, few: Tensor) -> Any:
             copy = bundle.clone().model.to(windows.device)
             return prune(copy, structure, shape, few, how, bundle.masks).model
 
-        shapes = shapes_within(target, costs, self.multiple_of)
-        shape, tried = best_shape(shapes, trial, model, windows, target)
-        found: dict[str, Any] = {"measure": target.measure, "wanted": target.value, "reached": costs(shape)}
-        if target.measure == "latency":
-            found["measured"] = "decode in torch, float32, batch 1, as a share of the whole model's seconds"
-        elif target.value <= 1:
-            found["reached"] = costs(shape) / costs(costs.whole)
-        return shape, {"target": found, "kl_of_shapes_tried": tried}
+        costs = Costs(model, structure, target.measure)
+        judges: list[Judge] = []
+
+        def judge() -> Judge:
+            if not judges:
+                judges.append(Judge(trial, model, windows, target))
+            return judges[0]
+
+        return shape_for(target, costs, self.multiple_of, judge)
 
 
 def _multiple(wanted: float, whole: int, multiple: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.formats import QuantizedLinear
 from compress.host.progress import track
+from compress.host.tensor_files import opened
 from compress.models.attention import panel_attention
 from compress.models.blocks import Arguments, call, replaced_forward
 from compress.models.layers import is_linear, linear_layers, matrix
@@ -245,11 +246,11 @@ def _restore(path: Path, held: dict[str, QuantizedLinear], identity: str) -> boo
     if not path.is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             if (file.metadata() or {}).get("identity") != identity:
                 return False
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError:
+    except UserError:
         return False  # torn: tune the block again
     for name, module in held.items():
         module.quantized.codes = tensors[f"{name}.codes"].to(module.quantized.codes.device)
@@ -258,5 +259,5 @@ def _restore(path: Path, held: dict[str, QuantizedLinear], identity: str) -> boo
 
 
 def _fall(path: Path) -> float:
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         return float(file.metadata()["fall"])

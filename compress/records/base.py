@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compress.errors import UserError
+from compress.errors import UserError, reason
+from compress.host.files import RECORDS_BYTES, read_text
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]  # [low, high]
@@ -28,10 +29,9 @@ class Record(BaseModel):
     @classmethod
     def read(cls: type[_Record], path: Path) -> _Record:
         """Read one back; raises UserError for a file that is missing or of another shape."""
+        text = read_text(path, RECORDS_BYTES)
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
+            return cls.model_validate_json(text)
         except ValueError as error:
             raise UserError(
                 f"{path}: not a {cls.__name__} of this version ({first_fault(error)}); write it anew"
@@ -43,7 +43,7 @@ def first_fault(error: ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return reason(error)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from compress.errors import UserError
+from compress.host.files import RECORDS_BYTES, read_text
 from compress.records.base import Interval, Record, first_fault, write_whole
 
 
@@ -76,7 +77,9 @@ def read_results(path: Path) -> list[Result]:
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, RECORDS_BYTES).split("\n"), start=1):
+        if not line:
+            continue
         try:
             results.append(Result.model_validate_json(line))
         except ValueError as error:

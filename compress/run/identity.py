@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from compress.artifact.counts import code_files, file_record
+from compress.errors import UserError
+from compress.host.files import read_json
 from compress.host.reach import version_of
 from compress.models.checkpoints import hub_revision, weight_files
 from compress.records.base import write_whole
@@ -34,9 +36,8 @@ class FileHashes:
         """`memory`: a JSON file to remember them in; `keeps`: whether to write it."""
         self.memory, self.keeps = memory, keeps
         self._known: dict[str, list[object]] = {}
-        with suppress(OSError, ValueError):
-            found = json.loads(memory.read_text(encoding="utf-8"))
-            self._known = found if isinstance(found, dict) else {}
+        with suppress(UserError):
+            self._known = read_json(memory)
 
     def __call__(self, path: Path) -> str:
         """The hash of one file."""

@@ -20,13 +20,13 @@ import torch
 from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
-from compress.errors import UserError
+from compress.errors import UserError, reason
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
-from compress.passes.base import Pass
+from compress.passes.base import Need, Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
 from compress.records.run import DataRecord, VariantRecord
 from compress.run.identity import FileHashes, identity
@@ -83,10 +83,10 @@ def join(recipe: Recipe, folder: Path) -> None:
     part()
 
 
-def needs_training_text(recipe: Recipe) -> bool:
-    """Whether any pass of the recipe trains."""
+def needs(recipe: Recipe, what: Need) -> bool:
+    """Whether any pass of the recipe needs this part of the text."""
     chains = [recipe.base, *recipe.variants.values()]
-    return any("train" in step.requires() for chain in chains for step in chain.passes)
+    return any(what in step.requires() for chain in chains for step in chain.passes)
 
 
 class _Maker:
@@ -132,9 +132,10 @@ class _Maker:
     def data(self) -> TextData:
         """The text cut into disjoint windows with the source's tokenizer."""
         tokenizer = load_tokenizer(self.store.path(self.source))
-        training = needs_training_text(self.recipe)
+        training = needs(self.recipe, "train")
         return prepare(
             self.recipe.data, self.documents, tokenizer, training=training,
+            calibrating=needs(self.recipe, "calibration"),
             tokenizer_from_text=self.recipe.model.create is not None,
         )  # fmt: skip
 
@@ -202,7 +203,10 @@ class _Maker:
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
         coverage = coverage_of(step, bundle.model)
         started = time.perf_counter()
-        result = step(bundle, context)
+        try:
+            result = step(bundle, context)
+        except SystemExit as error:  # of a plugin: what it calls must not end the run without a word
+            raise UserError(f"{label}: the pass left the program ({reason(error)}); mend it") from error
         seconds = earlier + time.perf_counter() - started
         if not is_main():
             wait(lambda: self.store.has(found))

@@ -1,27 +1,27 @@
 """Everything that can be known to fail, checked before the first step; and what the run will take.
 
-Nothing here loads weights: the model's shape is built on torch's meta device. Estimates of time rest on
-the speed of a matrix product measured now; they are rough, and say so.
+Nothing here loads weights: the model's shape is built on torch's meta device.
 """
 
 import os
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from compress.artifact.applied import coverage_of
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.formats import Format
+from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
+from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.checkpoints import check_directory, meta_model
-from compress.models.running import native_precision
+from compress.models.stacks import not_walked
 from compress.passes.base import Pass
+from compress.run.estimate import Estimate, estimate
 from compress.run.recipe import Recipe
 from compress.run.registry import names as pass_names
 from compress.run.registry import pass_class
@@ -30,20 +30,6 @@ from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
-
-_FLOAT = 4  # bytes
-_MEASURE_SECONDS = 12.0  # per variant and runtime: processes, imports, loading
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take: bytes, and seconds for the passes and for measuring."""
-
-    parameters: int
-    memory_bytes: int
-    disk_bytes: int
-    pass_seconds: float
-    measure_seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,8 +44,9 @@ class Plan:
     coverage: dict[int, str] = field(default_factory=dict)
 
 
-def preflight(recipe: Recipe, folder: Path) -> Plan:
-    """Check a recipe against its model, the machine and the output folder.
+def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
+    """Check a recipe against its model, the machine and the output folder; `measured`: with what measuring
+    takes.
 
     Raises:
         UserError: passes in an order that cannot work, a selector that matches nothing, windows longer
@@ -92,23 +79,24 @@ def preflight(recipe: Recipe, folder: Path) -> Plan:
             ],
         )
         _check_widths(recipe, name, model)
-    estimate = _estimate(recipe, model)
+    size = estimate(recipe, model, measured=measured)
     free = shutil.disk_usage(_existing(folder)).free
-    if estimate.disk_bytes > free:
+    done = sum(file.stat().st_size for file in (folder / STEPS).rglob("*") if file.is_file())
+    if size.disk_bytes - done > free:
         raise UserError(
-            f"{folder}: about {estimate.disk_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
+            f"{folder}: about {size.disk_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
             "free some space or choose another folder with --output"
         )
     available = available_memory_bytes()
-    if estimate.memory_bytes > available:
+    if size.memory_bytes > available:
         raise UserError(
-            f"model: about {estimate.memory_bytes / 1e9:.1f} GB of memory are needed, "
+            f"model: about {size.memory_bytes / 1e9:.1f} GB of memory are needed, "
             f"{available / 1e9:.1f} GB are free"
         )
     steps = [step for _, chain in chains.values() for step, _ in chain]
     shares = {id(step): coverage_of(step, model) for step in steps}
     said = {key: words for key, share in shares.items() if share and (words := share.words())}
-    return Plan(chains, estimate, said)
+    return Plan(chains, size, said)
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:
@@ -140,8 +128,8 @@ def saved_name(folder: Path) -> str | None:
     if not saved.is_file():
         return None
     try:
-        content = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = parse_yaml(read_text(saved, RECIPE_BYTES), str(saved))
+    except UserError:
         return None
     return str(content["name"]) if isinstance(content, dict) and "name" in content else None
 
@@ -214,6 +202,13 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
             f"{where}.{step.name()}: does not take {task.noun} (model_type "
             f"'{model.config.model_type}'); those that do: {takers}"
         )
+    if (step.resizes or not step.in_base) and model.config.get_text_config() is not model.config:
+        raise UserError(
+            f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
+            "text_config, where they are not changed; leave it out, or save the text model on its own"
+        )
+    if "calibration" in step.requires() and (reason := not_walked(model)) is not None:
+        raise UserError(f"{where}.{step.name()}: {reason}; take a pass without calibration")
     found = step.layers(model)
     if not found:
         select = getattr(step, "select", ())
@@ -230,44 +225,6 @@ def _meta(recipe: Recipe) -> Any:
         return meta_model(recipe.model.create.config())
     _check_model(str(recipe.model.checkpoint), "model")
     return meta_model(str(recipe.model.checkpoint), for_passes=True)
-
-
-def _estimate(recipe: Recipe, model: Any) -> Estimate:
-    parameters = sum(p.numel() for p in model.parameters())
-    size = parameters * _FLOAT
-    passes = [step for name in recipe.ordered() for step in recipe.chain(name).passes]
-    calibration = recipe.data.calibration_windows * recipe.data.window
-    flops = sum(step.flops(parameters, calibration) for step in passes)
-    exports = sum(step.kind == "export" for step in passes)
-    measured = len(recipe.variants) + 1 + exports
-    vocabulary = int(model.config.vocab_size)
-    evaluation = recipe.data.evaluation_windows * recipe.data.window
-    # the base's logits, a part at a time, while variants are compared
-    logits = min(evaluation * vocabulary * 4, max(10**9, recipe.data.window * vocabulary * 4))
-    # steps that hold float weights, each once, and exports of them; codes take less
-    floats = sum(step.kind in ("train", "distill", "prune", "store") for step in passes) + 2
-    return Estimate(
-        parameters=parameters,
-        memory_bytes=3 * size + 10**9,
-        disk_bytes=floats * size + len(recipe.variants) * size // 2 + logits,
-        pass_seconds=flops / _flops_per_second(),
-        measure_seconds=measured * (_MEASURE_SECONDS + evaluation * parameters * 4 / 5e10),
-    )
-
-
-def _flops_per_second() -> float:
-    """Of matrix products of the size that small models have, in the precision that training uses; measured.
-
-    The share that a whole model reaches of it, about a third, is part of the figure.
-    """
-    dtype = torch.bfloat16 if native_precision() == "bfloat16" else torch.float32
-    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 1024 * 512 * 512 / best / 3
 
 
 def _existing(folder: Path) -> Path:

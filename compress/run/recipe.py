@@ -22,6 +22,8 @@ from pydantic import (
 )
 
 from compress.errors import UserError, nearest
+from compress.host.files import at_home, read_text
+from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.create import Architecture
 from compress.passes.base import Pass
 from compress.records.protocol import MeasureProtocol
@@ -45,7 +47,7 @@ class ModelConfig(BaseModel):
     @classmethod
     def _at_home(cls, checkpoint: str | None) -> str | None:
         home = checkpoint is not None and checkpoint.startswith("~")
-        return str(Path(str(checkpoint)).expanduser()) if home else checkpoint
+        return str(at_home(str(checkpoint))) if home else checkpoint
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -285,51 +287,26 @@ def _pass(entry: Any, where: str) -> Pass:
 
 
 def _read(source: str) -> dict[str, Any]:
-    path = Path(source).expanduser()
+    path = at_home(source)
     if source in shipped():
         text = (files("compress.run.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{source}: not UTF-8 text (byte {error.start}); convert it") from None
+        text = read_text(path, RECIPE_BYTES)
     else:
         raise UserError(
             f"recipe: '{source}' is neither a file nor a shipped recipe; {nearest(source, shipped())}"
         )
-    try:
-        content = yaml.load(text, _Once)  # a safe one
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise UserError(f"{source}:{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    content = parse_yaml(text, source)
     if not isinstance(content, dict):
         raise UserError(f"{source}: a recipe is a mapping with 'name', 'model', 'variants' ...")
     return content
-
-
-class _Once(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML's own loader keeps the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """A mapping, as the library asks for it."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(
-                    problem=f"'{key.value}' is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
 
 
 def _override(content: dict[str, Any], text: str) -> None:
     path, equals, raw = text.partition("=")
     if not equals or not path:
         raise UserError(f"--set {text}: write  --set path.to.field=value")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: '{raw}' is not valid YAML; quote it") from None
+    value = parse_yaml(raw, f"--set {text[:200]}", file=False)
     _spell_out(content)
     *parents, leaf = path.split(".")
     current: Any = content
@@ -338,7 +315,7 @@ def _override(content: dict[str, Any], text: str) -> None:
     if isinstance(current, dict):
         current[leaf] = value
     elif isinstance(current, list):
-        current[_entry(current, leaf, text)] = value if leaf.isdigit() else {leaf: value}
+        current[_entry(current, leaf, text)] = value if _is_index(leaf) else {leaf: value}
     else:
         raise UserError(f"--set {text}: '{leaf}' has no fields above it to set")
 
@@ -357,7 +334,7 @@ def _enter(current: Any, part: str, text: str) -> Any:
         index = _entry(current, part, text)
         if isinstance(current[index], str):  # a pass without fields
             current[index] = {current[index]: {}}
-        if not part.isdigit():
+        if not _is_index(part):
             current = current[index]
             current[part] = current[part] or {}
             return current[part]
@@ -369,9 +346,13 @@ def _enter(current: Any, part: str, text: str) -> Any:
     return current[part]
 
 
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdecimal() and len(part) < 6
+
+
 def _entry(entries: list[Any], part: str, text: str) -> int:
     """The index of a pass in a chain: numbered, or named."""
-    if part.isdigit() and int(part) < len(entries):
+    if _is_index(part) and int(part) < len(entries):
         return int(part)
     for index, entry in enumerate(entries):
         if part == entry or (isinstance(entry, dict) and part in entry):

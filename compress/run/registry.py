@@ -79,7 +79,7 @@ def _plugins() -> dict[str, EntryPoint]:
 def _load(entry: EntryPoint) -> type[Pass]:
     try:
         loaded = entry.load()
-    except Exception as error:  # whatever a plugin does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a plugin does when it is imported
         raise UserError(f"pass '{entry.name}': {entry.value} cannot be imported ({error})") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
         raise UserError(f"pass '{entry.name}': {entry.value} is not a subclass of compress.passes.base.Pass")

@@ -38,8 +38,8 @@ _FISHER_UP_TO = 2_000_000_000  # parameters: beyond, the gradients of a whole mo
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """What a runtime takes.
+class Destination:
+    """Where a file goes, and what is taken there.
 
     Attributes:
         export: the pass that writes for it.
@@ -54,10 +54,10 @@ class Runtime:
     symmetric: bool
 
 
-RUNTIMES = {
-    "onnx": Runtime("export_onnx", "onnx", OnnxLayout(), False),
-    "gguf": Runtime("export_gguf", "gguf/model.gguf", GgufLayout(), True),
-    "compressed-tensors": Runtime(
+DESTINATIONS = {
+    "onnx": Destination("export_onnx", "onnx", OnnxLayout(), False),
+    "gguf": Destination("export_gguf", "gguf/model.gguf", GgufLayout(), True),
+    "compressed-tensors": Destination(
         "export_compressed_tensors", "compressed-tensors", CompressedTensorsLayout(), False
     ),
 }
@@ -69,7 +69,7 @@ class Request:
 
     Attributes:
         model: directory, `.gguf` file or hub id.
-        to: names of `RUNTIMES`.
+        to: names of `DESTINATIONS`.
         bits: of a weight; None: 4, or what a budget allows.
         budget_bytes: of what is shipped, for each runtime.
         text: as a recipe's; None: the source of Python's standard library.
@@ -137,7 +137,7 @@ def choose(request: Request, name: str) -> Choice:
     chains: dict[str, list[dict[str, Any]]] = {}
     variants: dict[str, str] = {}
     for to in request.to:
-        runtime = RUNTIMES[to]
+        runtime = DESTINATIONS[to]
         steps = _steps(request, to, bits, task, model)
         known = next((v for v, chain in chains.items() if chain[: len(steps)] == steps), None)
         label = f"int{bits}" if request.budget_bytes is None else "budget"
@@ -166,20 +166,20 @@ def _exports_of_the_original(request: Request) -> list[str]:
     In transformers it is what it is in torch.
     """
     beside = [to for to in request.to if to != "compressed-tensors" and EXPORTED[to].installed]
-    return [RUNTIMES[to].export for to in beside]
+    return [DESTINATIONS[to].export for to in beside]
 
 
 def _check(request: Request, model: Any, bits: int) -> None:
     """Refuse, before any work, what a runtime cannot take."""
     if not request.to:
-        raise UserError(f"--to: names no runtime; known: {', '.join(RUNTIMES)}")
+        raise UserError(f"--to: names no runtime; known: {', '.join(DESTINATIONS)}")
     for to in request.to:
-        if to not in RUNTIMES:
-            raise UserError(f"--to: '{to}' is unknown; {nearest(to, RUNTIMES)}")
-        if request.budget_bytes is None and bits not in RUNTIMES[to].layout.bits:
-            known = ", ".join(map(str, RUNTIMES[to].layout.bits))
+        if to not in DESTINATIONS:
+            raise UserError(f"--to: '{to}' is unknown; {nearest(to, DESTINATIONS)}")
+        if request.budget_bytes is None and bits not in DESTINATIONS[to].layout.bits:
+            known = ", ".join(map(str, DESTINATIONS[to].layout.bits))
             raise UserError(f"--bits: {to} has no kernel for {bits} bits; it has {known}")
-        export = pass_class(RUNTIMES[to].export)
+        export = pass_class(DESTINATIONS[to].export)
         if not export.takes(task_of(model.config)):
             raise UserError(f"--to: {to} does not take a model of the kind {type(model).__name__}")
         try:
@@ -190,7 +190,7 @@ def _check(request: Request, model: Any, bits: int) -> None:
 
 def _steps(request: Request, to: str, bits: int, task: Task, model: Any) -> list[dict[str, Any]]:
     """The passes that make the codes for one runtime."""
-    runtime, layout = RUNTIMES[to], RUNTIMES[to].layout
+    runtime, layout = DESTINATIONS[to], DESTINATIONS[to].layout
     fields: dict[str, Any] = {}
     few = sum(p.numel() for p in model.parameters()) <= _FISHER_UP_TO
     thorough = _thorough(request, bits)
@@ -225,11 +225,11 @@ def _group(to: str, model: Any) -> int:
     """
     from compress.models.layers import linear_layers
 
-    layout = RUNTIMES[to].layout
+    layout = DESTINATIONS[to].layout
     widths = {model.get_submodule(name).weight.shape[1]: name for name in linear_layers(model)}
     wrong = ""
     for group in (layout.groups[0], layout.groups[0] // 2):
-        format = format_from({"kind": "int4", "group": group, "symmetric": RUNTIMES[to].symmetric})
+        format = format_from({"kind": "int4", "group": group, "symmetric": DESTINATIONS[to].symmetric})
         found = [(n, why) for width, n in widths.items() if (why := layout.objection(format, width))]
         if not found:
             return group
@@ -246,7 +246,7 @@ def _reasons(
         found.append(f"--bits {request.bits} does not bind: the budget decides each tensor's width")
     for to, variant in variants.items():
         names = [next(iter(step)) for step in chains[variant] if next(iter(step)) in _WHY]
-        grid = _grid(next(iter(chains[variant][0].values())), RUNTIMES[to].layout)
+        grid = _grid(next(iter(chains[variant][0].values())), DESTINATIONS[to].layout)
         found.append(f"{to}: {' then '.join(names)}; {grid}: what its kernels take")
     passes = {next(iter(step)): next(iter(step.values())) for chain in chains.values() for step in chain}
     found += [f"{name}: {why}" for name, why in _WHY.items() if name in passes]

@@ -25,6 +25,7 @@ from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.artifact.integrity import fault, stated, write_sums
 from compress.errors import UserError
+from compress.host.files import read_text
 from compress.host.reach import reach
 from compress.passes.base import Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
@@ -155,7 +156,10 @@ def earlier_seconds(workdir: Path) -> float:
     """
     file, now, spent = workdir / "started", time.time(), 0.0
     if file.is_file():
-        before, started = map(float, file.read_text(encoding="utf-8").split())
+        try:
+            before, started = map(float, read_text(file).split())
+        except (UserError, ValueError):  # damaged: it counts from now
+            before, started = 0.0, now
         left = (path.stat().st_mtime for path in workdir.rglob("*") if path != file)
         spent = before + max(0.0, max(left, default=started) - started)
     partial = file.with_suffix(".partial")

@@ -1,11 +1,11 @@
 """Open an artifact in the runtime it ships in. Runtimes are imported only when asked for."""
 
-import json
 from pathlib import Path
 from typing import cast
 
 from compress.artifact.integrity import verify as verified
 from compress.errors import UserError, nearest
+from compress.host.files import read_json
 from compress.runtimes.base import Runtime, TextRuntime, Waiting
 from compress.runtimes.exported import EXPORTED
 
@@ -110,7 +110,6 @@ def detect_runtime(path: Path) -> str:
 def _quantization(folder: Path) -> str | None:
     """What a folder's configuration calls the format of its weights; None for plain ones."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["quantization_config"]["quant_method"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(read_json(folder / "config.json")["quantization_config"]["quant_method"])
+    except (UserError, KeyError, TypeError):
         return None

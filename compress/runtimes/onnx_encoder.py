@@ -7,7 +7,6 @@ Nothing is kept between calls, so there is nothing to decode with.
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.errors import UserError
+from compress.host.files import read_json
 from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting, padded_rows
 from compress.runtimes.onnx_session import (
     GRAPH,
@@ -24,6 +24,7 @@ from compress.runtimes.onnx_session import (
     files_of,
     graph_file,
     open_session,
+    refused_at_run,
     require_side,
 )
 from compress.tasks.base import Task
@@ -39,11 +40,7 @@ def holds_encoder(path: Path) -> bool:
     for folder in (path, path / "onnx"):
         manifest = folder / "manifest.json"
         if (folder / GRAPH).is_file() and manifest.is_file():
-            try:
-                content = json.loads(manifest.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{manifest}: not readable as JSON ({error}); copy it again") from None
-            facts = content.get("onnx") if isinstance(content, dict) else None
+            facts = read_json(manifest).get("onnx")
             return isinstance(facts, dict) and _encodes(task_named(facts.get("task")))
     return False
 
@@ -78,6 +75,7 @@ class OnnxEncoder:
             UserError: no model, no such provider, or one that does not start.
         """
         self._files = files_of(graph_file(path))
+        self._path = path
         self._session = open_session(graph_file(path), threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
@@ -105,10 +103,12 @@ class OnnxEncoder:
             raise UserError(f"{tokens.shape[1]} tokens exceed the model's context of {self.context}")
         ids = tokens.astype(np.int64)
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        taken = {name: value for name, value in given.items() if name in self._inputs}
         self._files.require()
-        answer: Logits = self._session.run(
-            None, {name: value for name, value in given.items() if name in self._inputs}
-        )[0]
+        try:
+            answer: Logits = self._session.run(None, taken)[0]
+        except Exception as error:
+            raise refused_at_run(error, self._path) from None
         return answer
 
     def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:

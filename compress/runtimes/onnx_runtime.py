@@ -21,9 +21,15 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from compress.errors import UserError
+from compress.errors import UserError, door
 from compress.runtimes.base import Logits, State, Tokens, Waiting
-from compress.runtimes.onnx_session import facts_of, files_of, graph_file, open_session
+from compress.runtimes.onnx_session import (
+    facts_of,
+    files_of,
+    graph_file,
+    open_session,
+    refused_at_run,
+)
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 
@@ -42,6 +48,7 @@ _SPARE = 128  # positions a new cache has beyond its prompt
 _PRIVATE: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 )
+_INPUTS = {"input_ids", "attention_mask", "logits_to_keep"}
 _CACHE_TYPES: dict[str, type[Any]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
@@ -87,17 +94,22 @@ class OnnxRuntime:
         """
         graph = graph_file(path)
         self._files = files_of(graph)
+        self._path = path
         self._session = open_session(graph, threads, provider, waiting=waiting)
         self.device = provider
         facts = facts_of(self._session, path)
         if facts.get("task", self.task.name) != self.task.name:
             raise UserError(f"{graph}: an encoder's graph without the manifest.json that says so; copy both")
-        self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
-            value.name: (value.shape[1], value.shape[3], _CACHE_TYPES[value.type])
-            for value in self._session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-        self.vocabulary = int(self._session.get_outputs()[0].shape[2])
+        with door(f"{graph}: not a graph as export_onnx writes it", "export it again"):
+            self._cache_shapes: dict[str, tuple[int, int, type[Any]]] = {
+                value.name: (int(value.shape[1]), int(value.shape[3]), _CACHE_TYPES[value.type])
+                for value in self._session.get_inputs()
+                if value.name.startswith("past_key_values.")
+            }
+            self.vocabulary = int(self._session.get_outputs()[0].shape[2])
+            given = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+            if missing := _INPUTS - {value.name for value in given}:
+                raise ValueError(f"no input '{min(missing)}'")
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
         blocks = len(self._cache_shapes) // 2
@@ -260,5 +272,8 @@ class OnnxRuntime:
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             cache.bound = place
         self._files.require()
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise refused_at_run(error, self._path) from None
         cache.lengths = lengths

@@ -26,6 +26,7 @@ from compress.runtimes.onnx_session import (
     files_of,
     graph_file,
     open_session,
+    refused_at_run,
     require_side,
 )
 from compress.tasks.base import Task
@@ -156,5 +157,8 @@ def _value(array: Ids | Logits) -> onnxruntime.OrtValue:
 def _run(session: onnxruntime.InferenceSession, given: Values) -> Values:
     """All outputs, keys and values by the names under which they are read again."""
     names = [output.name for output in session.get_outputs()]
-    found = session.run_with_ort_values(names, given)
+    try:
+        found = session.run_with_ort_values(names, given)
+    except Exception as error:
+        raise refused_at_run(error, DECODER if "logits" in names else ENCODER) from None
     return {name.replace(PRESENT, PAST): value for name, value in zip(names, found, strict=True)}

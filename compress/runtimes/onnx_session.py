@@ -4,7 +4,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from compress.errors import UserError
+from compress.errors import UserError, door, reason
+from compress.host.files import require_regular
 from compress.host.machine import adds_products_in_32_bits
 from compress.host.steady import Steady
 from compress.runtimes.base import Ids, Waiting
@@ -24,6 +25,7 @@ _TOGETHER_UP_TO = 1 << 27  # bytes of weights
 _STOP_SPINNING = "session.force_spinning_stop"  # at the end of a run, not some time after it
 _ALLOW_SPINNING = "session.intra_op.allow_spinning"
 PADDING, RIGHT = "padding", "right"  # in the metadata of a graph that fails where a row is padded on the left
+_NUMBERS = {"context", "weight_bytes", "start_token", "mask_token"}  # of them: counts and tokens
 PROCESSOR = "processor"  # in the graph's metadata, where not every processor computes it right
 
 
@@ -58,6 +60,9 @@ def facts_of(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str
     facts: dict[str, str] = session.get_modelmeta().custom_metadata_map
     if "context" not in facts:
         raise UserError(f"{path}: holds a graph of another tool; give one that export_onnx wrote")
+    for name in _NUMBERS & facts.keys():
+        if not (facts[name].isascii() and facts[name].isdecimal() and len(facts[name]) < 16):
+            raise UserError(f"{path}: its graph says {name}: {facts[name][:40]!r}, no count; export it again")
     return facts
 
 
@@ -100,15 +105,15 @@ def open_session(
         options.add_session_config_entry(_STOP_SPINNING, "1")
     if waiting == "sleep":
         options.add_session_config_entry(_ALLOW_SPINNING, "0")
-    try:
+    for file in graph.parent.glob(f"{graph.name}*"):
+        require_regular(file)
+    with door(f"{graph}: ONNX Runtime cannot load it", "export it again"):
         model: Path | bytes = graph
         if provider == "openvino":
             model = without_defaults(graph)
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
         session = onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # onnxruntime raises bare classes of its own
-        raise UserError(f"{graph}: ONNX Runtime cannot load it: {error}") from error
     needed = session.get_modelmeta().custom_metadata_map.get(PROCESSOR)
     if needed is not None and not adds_products_in_32_bits():
         raise UserError(
@@ -121,6 +126,17 @@ def open_session(
             "its driver and libraries, or take cpu"
         )
     return session
+
+
+def refused_at_run(error: Exception, what: object) -> Exception:
+    """What to raise in place of an error of a session's run: a graph that loads need not run.
+
+    What ONNX Runtime raises becomes one line that begins with `what`; any other error is a bug, and stays.
+    """
+    # bound memory is run with plain errors of Python's
+    if not (type(error).__module__.startswith("onnxruntime") or type(error) is RuntimeError):
+        return error
+    return UserError(f"{what}: ONNX Runtime cannot run its graph ({reason(error)})")
 
 
 def without_defaults(graph: Path) -> bytes:

@@ -4,7 +4,7 @@ Method. The bundle is loaded from disk, put into eval mode, and called under `in
 key-value cache that the architecture itself makes. Logits leave as float32, whatever the weights' type.
 Quantized layers rebuild their float weights in each call, so resident weights stay those of the codes,
 and a decode step costs at least one pass over the dequantized model: int8 and int4 are smaller here, not
-faster.
+faster. Where an architecture gives back nothing to go on with, each step reads the whole text again.
 
 Limits: CPU unless the bundle says otherwise. torch knows only a process-wide number of threads: it is set
 for the time of each call and put back afterwards.
@@ -40,6 +40,8 @@ _CHUNK = 512
 # Fixed work of a block of a decoded token, in bytes that are read in that time: SmolLM2-135M in float32 took
 # 81 ms where reading it takes 25 (21 GB/s), and 41 where it takes 11 (51 GB/s).
 _BLOCK_BYTES = 45_000_000
+_KEYS_AND_VALUES = "past_key_values"
+_FORGETFUL = frozenset({"recurrent_gemma", "rwkv"})  # what they keep is inside them, or no cache
 _TOGETHER = 8  # texts that share a call where they may: codes are then unpacked once for all of them
 
 
@@ -88,6 +90,7 @@ class TorchRuntime:
         self.mask_token = self.task.mask_token(tokenizer)
         accepted = set(inspect.signature(self._model.forward).parameters)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._memory = _memory(self._model, accepted)
         self.rewinds = self._keeps_keys_and_values(accepted)
         # rows of unlike lengths may share a call: each row is told its positions and its padding
         self.joins = self.rewinds and {"attention_mask", "position_ids"} <= accepted
@@ -139,10 +142,10 @@ class TorchRuntime:
                 reading, first = seq2seq.read(self._model, self._ids(tokens))
                 return TorchState(reading, _numpy(first), tokens.shape[1])
             cache = None
-            for start in range(0, tokens.shape[1], self._chunk):
-                out = self._call(tokens[:, start : start + self._chunk], cache, **self._last_only)
-                cache = out.past_key_values
-        return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), tokens.shape[1])
+            step = self._chunk if self._memory == _KEYS_AND_VALUES else tokens.shape[1]
+            for start in range(0, tokens.shape[1], step):
+                logits, cache = self._call(tokens[:, start : start + step], cache, **self._last_only)
+        return TorchState(cache, _numpy(logits[:, -1]), tokens.shape[1])
 
     def decode(self, state: State, tokens: Tokens) -> TorchState:
         """Append one token per row, [batch]. The cache grows in place: the state given is used up."""
@@ -152,9 +155,10 @@ class TorchRuntime:
             if isinstance(state.cache, seq2seq.Reading):
                 logits = seq2seq.proceed(self._model, state.cache, self._ids(tokens[:, None]))
                 return TorchState(state.cache, _numpy(logits), state.length + 1)
-            out = self._call(tokens[:, None], state.cache, **_own_positions(state), **self._last_only)
+            own = _own_positions(state)
+            logits, cache = self._call(tokens[:, None], state.cache, **own, **self._last_only)
         lengths = None if state.lengths is None else state.lengths + 1
-        return TorchState(out.past_key_values, _numpy(out.logits[:, -1]), state.length + 1, lengths)
+        return TorchState(cache, _numpy(logits[:, -1]), state.length + 1, lengths)
 
     def append(self, state: State, tokens: Tokens) -> tuple[TorchState, Logits]:
         """Append tokens (n,) to a state of one row; the logits after each, (n, V)."""
@@ -162,9 +166,9 @@ class TorchRuntime:
         if any(state.cache.is_sliding):  # from now on they keep what lies before the window, until a rewind
             state.cache.activate_past_recording()
         with self._session():
-            out = self._call(tokens[None], state.cache)
-            logits = _numpy(out.logits[0])
-        return TorchState(out.past_key_values, logits[-1:], state.length + len(tokens)), logits
+            found, cache = self._call(tokens[None], state.cache)
+            logits = _numpy(found[0])
+        return TorchState(cache, logits[-1:], state.length + len(tokens)), logits
 
     def rewind(self, state: State, length: int) -> TorchState:
         """Forget all but the first `length` tokens."""
@@ -185,8 +189,14 @@ class TorchRuntime:
         longest = int(lengths.max())
         return TorchState(cache, logits, longest, None if (lengths == longest).all() else lengths)
 
-    def _call(self, tokens: Tokens, cache: Any, **options: Any) -> Any:
-        return self._model(input_ids=self._ids(tokens), past_key_values=cache, use_cache=True, **options)
+    def _call(self, tokens: Tokens, cache: Any, **options: Any) -> tuple[torch.Tensor, Any]:
+        """Logits after more tokens [batch, n], and what the model keeps of all so far."""
+        if self._memory is None:
+            whole = tokens if cache is None else np.concatenate([cache, tokens], axis=1)
+            out = self._model(input_ids=self._ids(whole), use_cache=False, **options)
+            return out.logits[:, -tokens.shape[1] :], whole
+        out = self._model(input_ids=self._ids(tokens), use_cache=True, **{self._memory: cache}, **options)
+        return out.logits, out[self._memory]
 
     def _ids(self, tokens: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         return torch.from_numpy(np.asarray(tokens, np.int64)).to(self._model.device)
@@ -203,6 +213,14 @@ class TorchRuntime:
         finally:
             if before != self._threads:
                 torch.set_num_threads(before)
+
+
+def _memory(model: Any, accepted: set[str]) -> str | None:
+    """What a model calls that which it keeps of a text; None where it gives back nothing of the kind."""
+    if not task_of(model.config).continues:
+        return None
+    names = [name for name in (_KEYS_AND_VALUES, "cache_params") if name in accepted]
+    return next(iter(names), None) if model.config.model_type not in _FORGETFUL else None
 
 
 def _own_positions(state: TorchState) -> dict[str, torch.Tensor]:

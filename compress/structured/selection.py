@@ -6,6 +6,9 @@ Per reader (o_proj, down_proj), its inputs taken through the blocks already prun
     2. what is left is refitted to give what the whole layer gave, moved part of the way to what it gave in
        the original model, with the drift of the stream made good (solvers/least_squares.py, asymmetric.py).
 
+Where readers aim at the original model, those that lose nothing are refitted, too: what went before them has
+moved the stream, and heads that go alone would otherwise leave every MLP to answer inputs it does not know.
+
 The columns that went are zero for the rest of the walk, so that the model runs in its old shape as the
 smaller one will, until slicing.py makes that one.
 """
@@ -47,7 +50,7 @@ class Refit(BaseModel):
 
 @dataclass
 class Selection:
-    """Reader -> the units that stay, ascending; and per reader the relative error of its output."""
+    """Reader -> the units that stay, ascending; and the relative error of its output, if it lost some."""
 
     units: dict[str, Tensor] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
@@ -91,18 +94,20 @@ def select(
             _keep(model, sublayer, kept[sublayer.kind], score.argsort(stable=True), result)
         return result
     settings = refitting or Refit()
+    aims = refitting is not None and settings.asymmetric > 0
+    visited = {s.reader: s for s in structure.sublayers} if aims else fewer
     for visit in walk(
         model,
         windows,
-        list(fewer),
-        both_streams=refitting is not None and settings.asymmetric > 0,
+        list(visited),
+        both_streams=aims,
         residual=settings.residual,
         batch=settings.batch,
         precision=precision,
         what="pruning",
     ):
         for name in visit.names:
-            sublayer = fewer[name]
+            sublayer = visited[name]
             mask = (masks or {}).get(name)
             _prune(model, sublayer, kept[sublayer.kind], visit.covariance, importance, scores, refitting,
                    mask, result)  # fmt: skip
@@ -146,9 +151,10 @@ def _prune(
             aim.mul_(settings.asymmetric / seen.count)
         allowed = None if mask is None else mask.to(kept.device)[:, kept]
         new[:, kept] = refit(weight, kept, hessian, aim, settings.damping, allowed)
-    lost = weight - new
-    energy = float(((weight @ hessian) * weight).sum())
-    result.errors[sublayer.reader] = float(((lost @ hessian) * lost).sum()) / max(energy, 1e-30)
+    if gone:
+        lost = weight - new
+        energy = float(((weight @ hessian) * weight).sum())
+        result.errors[sublayer.reader] = float(((lost @ hessian) * lost).sum()) / max(energy, 1e-30)
     put_weight(reader, new)
 
 

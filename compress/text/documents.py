@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from compress.errors import MissingExtra, UserError
+from compress.host.files import TEXT_BYTES, at_home, read_text
 
 _READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
 _LEFT_OUT = {
@@ -25,6 +27,16 @@ _LEFT_OUT = {
     "dist-packages",
     "__pycache__",
     "lib2to3",
+}
+
+
+_WORDS_FOR: dict[type, str] = {
+    list: "a list, such as a chat,",
+    dict: "an object",
+    bytes: "bytes",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
 }
 
 
@@ -64,7 +76,7 @@ def _load(source: str) -> Iterator[Document]:
     elif source.startswith("datasets:"):
         yield from _from_datasets(source.removeprefix("datasets:"))
     else:
-        path = Path(source).expanduser()
+        path = at_home(source)
         if path.is_dir():
             files = [p for p in sorted(path.rglob("*")) if p.suffix in _READABLE and p.is_file()]
             if not files:
@@ -93,10 +105,8 @@ def _read(file: Path, name: str) -> Iterator[Document]:
     elif file.suffix == ".parquet":
         yield from _read_parquet(file, name)
     else:
-        try:
-            yield Document(name, file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"data.text: {file} is not UTF-8 text (byte {error.start}); convert it") from None
+        # a mark of the encoding is no text
+        yield Document(name, read_text(file, TEXT_BYTES).removeprefix("\ufeff"))
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
@@ -105,48 +115,86 @@ def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
             if not line.strip():
                 continue
             try:
-                text = json.loads(line.decode("utf-8"))["text"]
+                text = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))["text"]
             except UnicodeDecodeError:
                 raise UserError(f"data.text: {file}:{number} is not UTF-8 text; convert it") from None
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise UserError(f'data.text: {file}:{number} is no JSON object with a "text" field')
-            yield Document(f"{name}:{number}", text)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UserError(
+                    f'data.text: {file}:{number} is no JSON object with a "text" field; write one per line'
+                ) from None
+            yield Document(f"{name}:{number}", _text(text, f"{file}:{number}"))
 
 
 def _read_parquet(file: Path, name: str) -> Iterator[Document]:
     if find_spec("pyarrow") is None:
         raise MissingExtra("pyarrow", "parquet", f"reading {file.name}")
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
+    row = 0
     try:
         table = parquet.ParquetFile(file)
-    except ArrowInvalid:
+        if "text" not in table.schema_arrow.names:
+            raise UserError(
+                f"data.text: {file} has no column 'text' (it has {', '.join(table.schema_arrow.names)})"
+            )
+        for batch in table.iter_batches(columns=["text"]):
+            for value in batch.column(0).to_pylist():
+                yield Document(f"{name}:{row}", _text(value, f"{file}, row {row}"))
+                row += 1
+    except UnicodeDecodeError:
+        raise UserError(f"data.text: {file} is not UTF-8 text after row {row}; convert it") from None
+    except ArrowException:
         raise UserError(f"data.text: {file} is no whole parquet file; copy or download it again") from None
-    if "text" not in table.schema_arrow.names:
+
+
+def _text(value: object, place: str) -> str:
+    """A record's text; none where the record has null, as data sets have some.
+
+    Raises:
+        UserError: it is something else, or has half a character, which no file of text can hold.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        what = _WORDS_FOR.get(type(value), f"a {type(value).__name__}")
+        raise UserError(f"data.text: {place} holds {what} where a text is wanted; write it as one text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
         raise UserError(
-            f"data.text: {file} has no column 'text' (it has {', '.join(table.schema_arrow.names)})"
-        )
-    row = 0
-    for batch in table.iter_batches(columns=["text"]):
-        for value in batch.column(0).to_pylist():
-            yield Document(f"{name}:{row}", value or "")
-            row += 1
+            f"data.text: {place} holds half a character ({half} at {error.start}); take it out, or write "
+            "the whole one"
+        ) from None
+    return value
 
 
 def _from_datasets(name: str) -> Iterator[Document]:
     if find_spec("datasets") is None:
         raise MissingExtra("datasets", "datasets", f"reading the data set {name}")
-    from datasets import load_dataset
-
     identifier, _, split = name.partition(":")
-    parts = identifier.split("/")
-    config = parts.pop() if len(parts) > 2 else None
-    rows = load_dataset("/".join(parts), config, split=split or "train")
+    rows = _rows(identifier, split or "train")
     if "text" not in rows.column_names:
         raise UserError(
             f"data.text: data set {name} has no column 'text' (it has {', '.join(rows.column_names)})"
         )
     for index, row in enumerate(rows):
-        yield Document(f"{name}:{index}", row["text"])
+        yield Document(f"{name}:{index}", _text(row["text"], f"data set {name}, row {index}"))
+
+
+def _rows(identifier: str, split: str) -> Any:
+    """A data set by `NAME`, `OWNER/NAME`, either with `/CONFIG`; of two parts the second can be either."""
+    from datasets import load_dataset
+
+    parts = identifier.split("/")
+    ways: list[tuple[str, str | None]] = [("/".join(parts[:2]), parts[2] if parts[2:] else None)]
+    if len(parts) == 2:
+        ways.append((parts[0], parts[1]))
+    reasons = []
+    for way in ways:
+        try:
+            return load_dataset(*way, split=split)
+        except Exception as error:  # of the hub, of the network, of the files: it has no error of its own
+            reasons.append((str(error).strip() or type(error).__name__).splitlines()[0][:300])
+    why = "; ".join(dict.fromkeys(reasons))
+    raise UserError(f"data.text: data set '{identifier}' cannot be loaded: {why}")

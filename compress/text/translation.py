@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserError
+from compress.host.files import VOCABULARY_BYTES, read_bytes
+from compress.host.tokenizer_files import tokenizer_file
 
 Ids = NDArray[np.int32]
 
@@ -115,11 +117,9 @@ def translation(larger: Path, smaller: Path) -> Translation | None:
     Raises:
         UserError: the second has tokens that the first lacks.
     """
-    if larger.read_bytes() == smaller.read_bytes():
+    if read_bytes(larger, VOCABULARY_BYTES) == read_bytes(smaller, VOCABULARY_BYTES):
         return None
-    from tokenizers import Tokenizer
-
-    theirs, own = Tokenizer.from_file(str(larger)), Tokenizer.from_file(str(smaller))
+    theirs, own = tokenizer_file(larger), tokenizer_file(smaller)
     wide, narrow = theirs.get_vocab(), own.get_vocab()
     if wide == narrow:
         return None

@@ -1,9 +1,9 @@
 """Text to disjoint token windows: train, held-out, calibration, evaluation, each with a hash.
 
 Documents are put in an order that depends only on their names, and whole documents go to one part, so
-that no part shares a file with another. A text of a few documents is cut at line ends into pieces that
-keep their order, and the parts are contiguous stretches of it. Evaluation takes its share from the end,
-then calibration, then held-out; training gets what is left.
+that no part shares a file with another. A text of a few documents is cut at line ends (a very long line,
+between words) into pieces that keep their order, and the parts are contiguous stretches of it. Evaluation
+takes its share from the end, then calibration, then held-out; training gets what is left.
 
 A window begins as the tokenizer begins every text (text/framing.py): where it writes a token first, that one
 and a token less of text. Windows of training are cut when they are drawn, and begin so, too.
@@ -12,7 +12,8 @@ A tokenizer that is still to be trained sees the training share only.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ _PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 256, 200, 4000  # characters
 _POOL_SHARE = 0.25
 _SHINGLE = 48  # tokens that must agree in a row to count as the same text
 _OVERLAP_REFUSED = 0.02
+_BOILERPLATE = 4  # times that a run is there
+_LONG_LINE = 4  # pieces' length, from which on a line is cut
 
 Tokens = NDArray[np.int32]
 
@@ -134,6 +137,7 @@ def prepare(
     tokenizer: Any,
     *,
     training: bool,
+    calibrating: bool = True,
     tokenizer_from_text: bool = False,
 ) -> TextData:
     """Tokenise and cut.
@@ -143,6 +147,7 @@ def prepare(
         documents: as `load_documents(config.text)` gave them.
         tokenizer: a fast tokenizer.
         training: whether a pass will train; if so the text must leave at least two windows for it.
+        calibrating: whether calibration counts; if so it must not overlap evaluation.
         tokenizer_from_text: the tokenizer was trained on `training_documents`, which no window may touch.
 
     Raises:
@@ -156,7 +161,9 @@ def prepare(
     else:
         other = _Taker(config, _units(load_documents(config.calibration_text)), tokenizer)
         calibration = other.windows(config.calibration_windows, "calibration_windows")
-        refuse_overlap(calibration.text, evaluation.text)
+    if calibrating:
+        field = "text" if config.calibration_text is None else "calibration_text"
+        refuse_overlap(calibration.text, evaluation.text, f"data.{field}")
     heldout = taker.windows(config.heldout_windows, "heldout_windows")
     train = taker.rest() if training else np.zeros(0, dtype=np.int32)
     if training and len(train) < 2 * config.window:
@@ -194,20 +201,26 @@ def training_documents(documents: Sequence[Document]) -> list[Document]:
     return units[: len(units) - _pool_size(units)]
 
 
-def refuse_overlap(calibration: Tokens, evaluation: Tokens) -> None:
+def refuse_overlap(calibration: Tokens, evaluation: Tokens, field: str = "data.calibration_text") -> None:
     """Raise UserError when the calibration text (`Windows.text`) holds some of the evaluation text.
 
     Compares runs of 48 tokens, across the borders of windows, which may be shorter; up to 2 % may agree,
-    since real files share licence headers.
+    since real files share licence headers. A run that both together hold four times or more is what all
+    records begin with (the prompt of chats), and tells nothing of the rest. `field`: what is to be mended.
     """
     length = min(_SHINGLE, calibration.size, evaluation.size)
-    seen = {run.tobytes() for run in _runs(calibration, length, 1)}
+    times = Counter(run.tobytes() for run in _runs(calibration, length, 1))
+    for run in _runs(evaluation, length, 1):
+        if (known := run.tobytes()) in times:
+            times[known] += 1
     runs = _runs(evaluation, length, _SHINGLE // 2)
-    share = sum(run.tobytes() in seen for run in runs) / max(len(runs), 1)
+    share = sum(0 < times[run.tobytes()] < _BOILERPLATE for run in runs) / max(len(runs), 1)
     if share > _OVERLAP_REFUSED:
+        other = field.endswith("calibration_text")
+        advice = "calibrate on other text" if other else "leave out what is there twice"
         raise UserError(
-            f"data.calibration_text: {100 * share:.0f} % of the evaluation text is also in the calibration "
-            "text, which would flatter the result; calibrate on other text"
+            f"{field}: {100 * share:.0f} % of the evaluation text is also in the calibration "
+            f"text, which would flatter the result; {advice}"
         )
 
 
@@ -306,7 +319,7 @@ def _units(documents: Sequence[Document]) -> list[Document]:
 
 def _pieces(document: Document, characters: int) -> list[Document]:
     pieces, lines, size = [], [], 0
-    for line in document.text.splitlines(keepends=True):
+    for line in _lines(document.text, characters):
         lines.append(line)
         size += len(line)
         if size >= characters:
@@ -316,6 +329,18 @@ def _pieces(document: Document, characters: int) -> list[Document]:
         pieces.append("".join(lines))
     last = len(pieces) - 1
     return [Document(f"{document.name}#{i}", text, ends=i == last) for i, text in enumerate(pieces)]
+
+
+def _lines(text: str, characters: int) -> Iterator[str]:
+    """Its lines; very long ones in parts, between words where there are any."""
+    for line in text.splitlines(keepends=True):
+        start = 0
+        while len(line) - start > _LONG_LINE * characters:
+            space = line.rfind(" ", start + characters // 2, start + characters)
+            end = start + characters if space < 0 else space
+            yield line[start:end]
+            start = end
+        yield line[start:]
 
 
 def _pool_size(units: Sequence[Document]) -> int:

@@ -22,8 +22,8 @@ class MicroBatch(NamedTuple):
     Attributes:
         rows: int64 (windows, window + 1): inputs and, one to the right, targets.
         numbers: which windows of the text those are, (windows,).
-        share: of the process's windows in the step: what their mean loss weighs.
-        last: whether the step ends with it.
+        share: of the step's windows, over all processes: what their mean loss weighs.
+        last: whether the process's part of the step ends with it.
     """
 
     rows: NDArray[np.int64]
@@ -80,7 +80,7 @@ class Batches(NamedTuple):
         size = -(-len(rows) // parts)
         for start in range(0, len(rows), size):
             end = min(start + size, len(rows))
-            share = (end - start) / len(rows)
+            share = (end - start) / self.batch
             yield MicroBatch(rows[start:end], numbers[start:end], share, end == len(rows))
 
     def fixed(self, number: int) -> NDArray[np.int64]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.host.tensor_files import opened
 from compress.training import sharding
 from compress.training.identity import digest_of
 
@@ -86,12 +87,12 @@ def restore(
         return None
     parameters = dict(model.named_parameters())
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             progress: dict[str, Any] = json.loads((file.metadata() or {})[_META])
             if progress.get("identity") != identity:
                 return None
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, KeyError, ValueError):
+    except (UserError, KeyError, ValueError):
         return None  # torn, or not ours: begin again
     with torch.no_grad():
         for key, value in tensors.items():

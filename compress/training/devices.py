@@ -1,9 +1,9 @@
 """Devices and processes, through `accelerate`: one process, DDP, or FSDP2, by how the command was started.
 
 `torchrun --nproc-per-node N -m compress run ...` and `accelerate launch -m compress run ...` set variables
-that `accelerate` reads. A step's windows are dealt out to the processes, each computes the mean over its own,
-and the gradients are averaged: the same gradient as one process with all windows, up to the order of sums.
-Precision is not accelerate's business here, since its wrapper would stay on the model.
+that `accelerate` reads. A step's windows are dealt out to the processes, each computes its part of the mean
+over all of them, and the gradients are summed in float32: the same gradient as one process with all windows,
+up to the order of sums. Precision is not accelerate's business here: its wrapper would stay on the model.
 """
 
 import os
@@ -59,7 +59,14 @@ class Devices:
         if last and self.count > 1:
             for parameter in extra.parameters():  # they lie outside what averages
                 if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum")
+
+    def summed(self, model: nn.Module) -> None:
+        """Make the sum over processes of the mean that DDP and FSDP2 leave in the gradients."""
+        if self.count > 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.count)
 
     def clip(self, model: nn.Module, extra: nn.Module, limit: float) -> None:
         """Shorten the gradient to a norm of at most `limit`."""
@@ -83,9 +90,9 @@ class Devices:
                 if reshard is not None:
                     reshard()
 
-    def mean(self, value: Tensor) -> float:
+    def sum(self, value: Tensor) -> float:
         """Over the processes."""
-        return float(self.accelerator.reduce(value, reduction="mean"))
+        return float(self.accelerator.reduce(value, reduction="sum"))
 
     def log(self, step: int, **values: float | None) -> None:
         """A point of the trackers' curves."""

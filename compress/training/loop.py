@@ -1,9 +1,10 @@
 """The one optimisation loop: base training, healing and distillation differ in their objective only.
 
-A step takes its windows (`batches`), computes the loss on micro-batches, averages the gradient over them
-and over processes (`devices`), clips it to a norm, updates, and puts pruned weights back to zero
-(`masking`). At held-out points it is decided which weights to keep (`stopping`, `averaging`). Parameters and
-states are float32; the forward pass runs under autocast in `precision`.
+A step takes its windows (`batches`), computes the loss on micro-batches, each divided by the windows of the
+whole step, sums the gradient over them and over processes in float32 (`products`, `devices`), clips it to a
+norm, updates, and puts pruned weights back to zero (`masking`). At held-out points it is decided which
+weights to keep (`stopping`, `averaging`). Parameters and states are float32; the forward pass runs under
+autocast in `precision`.
 
 Same seed, same thread count: same weights, also across kills. The order of data and the dropout are pure
 functions of (seed, step), and the clock decides only when a checkpoint is written.
@@ -76,7 +77,7 @@ def _train(run: Run, what: str) -> None:
 
             # this process's windows of the step: forward, loss, backward, a micro-batch at a time
             torch.manual_seed(run.step_seed(step))
-            mean = torch.zeros((), device=run.device)
+            own = torch.zeros((), device=run.device)  # this process's part of the mean loss
             for part in run.batches.micro_batches(step, plan.accumulate, devices.rank, devices.count):
                 rows = torch.from_numpy(part.rows).to(run.device)  # (windows, window + 1)
                 moment = Moment(step, run.steps, part.numbers)
@@ -89,9 +90,10 @@ def _train(run: Run, what: str) -> None:
                         outputs = run.wrapped(input_ids=inputs, use_cache=False)
                     loss = objective.loss(outputs, inputs, targets, moment) * part.share
                     devices.backward(loss, run.extra, part.last)
-                mean += loss.detach()
+                own += loss.detach()
 
             # update; pruned weights have no share in the norm, and stay zero
+            devices.summed(model)
             masks.gradients()
             devices.clip(model, run.extra, plan.clip)
             run.optimisers.step(step)
@@ -100,7 +102,7 @@ def _train(run: Run, what: str) -> None:
 
             # held-out loss where it is due: which weights to keep, and whether to go on
             heldout = run.heldout_loss() if plan.scores_after(step, run.steps) else None
-            value, tokens = devices.mean(mean), (step + 1) * run.step_tokens
+            value, tokens = devices.sum(own), (step + 1) * run.step_tokens
             _check_finite(what, step + 1, value, heldout)
             progress.record(value, tokens, heldout, run.steps)
             if heldout is not None and progress.step >= objective.judge_from:

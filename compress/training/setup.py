@@ -20,6 +20,7 @@ from compress.training.identity import digest_of, identity
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.plan import Optimization
+from compress.training.products import summed_in_float32
 from compress.training.scheduled import Scheduled
 from compress.training.stopping import Best, Keeper, Progress
 from compress.training.trackers import tracking
@@ -120,6 +121,7 @@ def ready(
     settings = plan.deciding(plan.precision_on(context.precision))
     with ExitStack() as during:
         during.enter_context(backward_passes(own))
+        during.enter_context(summed_in_float32(own, plan.precision_on(context.precision)))
         during.enter_context(_random_numbers(context.device))
         during.enter_context(rates.frozen(own, plan.freeze))
         during.enter_context(gradient_checkpointing(own, plan.gradient_checkpointing))

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.errors import reason
 from compress.export.compressed_tensors.artifact import coded_linears
 from compress.export.onnx.check import ExportCheckFailed, divergence
 from compress.host.progress import track
-from compress.models.checkpoints import first_line
 from compress.models.stock import load_compressed_tensors
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
@@ -37,7 +37,7 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
         loaded = load_compressed_tensors(folder)
     except Exception as error:  # whatever the two libraries make of a folder they cannot read
         raise ExportCheckFailed(
-            f"{_NAME}: transformers cannot load what was written: {first_line(error)}"
+            f"{_NAME}: transformers cannot load what was written: {reason(error)}"
         ) from None
     differences = []
     with track(len(windows), "checking in transformers", "windows") as progress:

@@ -74,8 +74,8 @@ class CompressedTensorsLayout(Layout):
         from compress.export.compressed_tensors.artifact import write_checkpoint
         from compress.export.weighing import Written
 
-        def write(zeros: "Bundle", folder: Path) -> Path:
-            write_checkpoint(zeros, folder, self.dtype)
+        def write(bundle: "Bundle", folder: Path) -> Path:
+            write_checkpoint(bundle, folder, self.dtype)
             return folder
 
         return Written(bundle, modules, write, self.stored, added=0, scratch=scratch)

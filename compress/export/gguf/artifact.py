@@ -199,7 +199,8 @@ def _describe_model(writer: GGUFWriter, decoder: Decoder, config: Any) -> None:
         raise UserError(
             "export_gguf: blocks that differ in heads or MLP width are not supported; leave this export out"
         )
-    writer.add_name(decoder.model_type)
+    # not the type of model: of a file named "mistral", transformers makes a model that it has no tensors for
+    writer.add_name(type(config).__name__.removesuffix("Config"))
     writer.add_quantized_by(f"compress-lm {__version__}")
     writer.add_quantization_version(2)
     writer.add_block_count(len(decoder.blocks))

@@ -65,10 +65,10 @@ class GgufLayout(Layout):
         from compress.export.gguf.artifact import write_gguf
         from compress.export.weighing import Written
 
-        def write(zeros: "Bundle", folder: Path) -> Path:
+        def write(bundle: "Bundle", folder: Path) -> Path:
             file = folder / "model.gguf"
             folder.mkdir()
-            write_gguf(zeros, file, floats=self.floats, split=self.pre_tokenizer, widen=self.widen)
+            write_gguf(bundle, file, floats=self.floats, split=self.pre_tokenizer, widen=self.widen)
             return file
 
         return Written(bundle, modules, write, self.stored, added=0, scratch=scratch, padded=_padded)

@@ -87,14 +87,14 @@ class OnnxLayout(Layout):
         task = task_of(bundle.model.config)
         forms = self.forms(task.continues)
 
-        def write(zeros: "Bundle", folder: Path) -> Path:
-            scales = _longest_scales(zeros.model) if self.cache == "int8" else None
-            facts = write_artifact(zeros, folder, forms, scales)
+        def write(bundle: "Bundle", folder: Path) -> Path:
+            scales = _longest_scales(bundle.model) if self.cache == "int8" else None
+            facts = write_artifact(bundle, folder, forms, scales)
             facts |= {"check": _longest_check(task.continues)}
             facts |= {"kl_with_float32_cache": LONGEST} if self.cache == "int8" else {}
-            steps = (*zeros.lineage.steps, self._record(facts))
-            lineage = zeros.lineage.model_copy(update={"steps": steps})
-            write_manifest(zeros.evolve(lineage=lineage), folder, facts)
+            steps = (*bundle.lineage.steps, self._record(facts))
+            lineage = bundle.lineage.model_copy(update={"steps": steps})
+            write_manifest(bundle.evolve(lineage=lineage), folder, facts)
             return folder
 
         def stored(format: Format, shape: tuple[int, int], end: bool) -> int:

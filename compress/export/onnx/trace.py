@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress.errors import MissingExtra, UserError
+from compress.errors import MissingExtra, UserError, reason
 from compress.export.onnx.graph import MICROSOFT, OPSET, Dimensions
 from compress.formats import QuantizedLinear
 from compress.formats.swap import embedding_scale, tables
-from compress.models.checkpoints import first_line, quiet_transformers
+from compress.models.checkpoints import quiet_transformers
 from compress.models.layers import is_linear
 
 DOMAIN = "compress"
@@ -127,7 +127,7 @@ def trace(
     except Exception as error:  # the tracer raises errors of many kinds
         cause = error.__cause__ or error
         raise UserError(
-            f"export_onnx: torch cannot trace a {type(model).__name__} ({first_line(cause)}); "
+            f"export_onnx: torch cannot trace a {type(model).__name__} ({reason(cause)}); "
             "leave export_onnx out of the recipe to have it in torch only"
         ) from error
     assert program is not None

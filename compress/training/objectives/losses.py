@@ -106,10 +106,12 @@ def chunked(
         others: tensors with n rows (teacher's logits, targets).
         rows: positions per block; by default as many as stay in a processor's cache.
 
-    Equal to the plain call up to the order of summation.
+    Equal to the plain call up to the order of summation. The gradient of logits in half precision is rounded
+    before it is scaled, so that it does not depend on how many positions there are.
     """
     rows = rows or max(1, _BLOCK_ELEMENTS // logits.shape[1])
-    if logits.shape[0] <= rows or not logits.requires_grad:
+    one = logits.shape[0] <= rows and logits.dtype == torch.float32  # others: rounded as many blocks' are
+    if one or not logits.requires_grad:
         return function(logits, *others)
     into = _cross_entropy_into if function is cross_entropy else partial(_autograd_into, function)
     result: Tensor = _Chunked.apply(into, rows, logits, *others)  # type: ignore[no-untyped-call]
@@ -122,26 +124,30 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, into: Any, rows: int, logits: Tensor, *others: Tensor) -> Tensor:
         n = logits.shape[0]
+        divisor = n if logits.dtype == torch.float32 else 1
+        ctx.left = n // divisor  # what is still to be divided by
         gradient = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         for start in range(0, n, rows):
             block = slice(start, min(start + rows, n))
-            total += into(gradient[block], logits[block], *(other[block] for other in others), n=n)
+            total += into(gradient[block], logits[block], *(other[block] for other in others), n=divisor)
         ctx.save_for_backward(gradient)
-        return total
+        return total / ctx.left
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         others = [None] * (len(ctx.needs_input_grad) - 3)
-        # in place: it is needed once, and is as large as the logits
-        return (None, None, gradient.mul_(grads[0].to(gradient.dtype)), *others)
+        # in place: it is needed once, and is as large as the logits; a factor in half precision would be
+        # wrong by up to a 256th, for all of them alike
+        factor = grads[0] if gradient.dtype == torch.float32 else float(grads[0]) / ctx.left
+        return (None, None, gradient.mul_(factor), *others)
 
 
 def _autograd_into(
     function: Callable[..., Tensor], gradient: Tensor, logits: Tensor, *others: Tensor, n: int
 ) -> Tensor:
-    """The sum over these rows, of n, of what `function` gives, / n; writes its gradient. Logits (rows, v)."""
+    """The sum over these rows of what `function` gives, / n; writes its gradient. Logits (rows, v)."""
     part = logits.detach().requires_grad_()
     with torch.enable_grad():
         loss = len(part) / n * function(part, *others)

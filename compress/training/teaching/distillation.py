@@ -147,7 +147,8 @@ class _Inner:
         pairs = self.guidance.hidden_pairs or matching.uniform_pairs(len(ours), len(theirs))
         for mine, its in pairs:
             self.pairs.append((_at(ours, mine, "hidden_pairs"), _at(theirs, its, "hidden_pairs")))
-        widths = student.config.hidden_size, self.teacher.config.hidden_size
+        small, large = (model.config.get_text_config() for model in (student, self.teacher))
+        widths = small.hidden_size, large.hidden_size
         generator = torch.Generator().manual_seed(seed)
         for _ in self.pairs:
             self.maps.append(nn.Identity() if widths[0] == widths[1] else _map(*widths, generator))
@@ -168,7 +169,9 @@ class _Inner:
                 f"relation_heads: {wanted} does not divide the widths {sorted(set(widths))} of queries, keys "
                 f"and values; take one that does, as {matching.relation_heads(widths, wanted)}"
             )
-        self.heads = wanted or matching.relation_heads(widths, student.config.num_attention_heads)
+        self.heads = wanted or matching.relation_heads(
+            widths, student.config.get_text_config().num_attention_heads
+        )
         self.notes["relation_heads"] = self.heads
 
 

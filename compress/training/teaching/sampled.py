@@ -27,11 +27,12 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.host.progress import SILENT, track
+from compress.host.tensor_files import opened
 from compress.solvers.sampling import sample
 from compress.training.batches import Batches
 
 _PART = 256  # windows per file
-_ROWS = 512  # positions per block of sampling
+_ELEMENTS = 1 << 20  # probabilities per block of sampling: 4 MB of float32
 _TOKENS = 2048  # per forward pass of the teacher
 
 
@@ -130,9 +131,9 @@ class SampledTargets:
 
     def _whole(self, number: int, mark: str) -> bool:
         try:
-            with safe_open(self.parts[number], framework="pt") as file:
+            with opened(self.parts[number]) as file:
                 return (file.metadata() or {}).get("mark") == mark
-        except (OSError, SafetensorError):
+        except UserError:
             return False
 
     @torch.no_grad()
@@ -157,10 +158,12 @@ class SampledTargets:
             draws = torch.from_numpy(np.concatenate(uniform)).to(device)
             logits = teacher(tokens)  # (windows * window, v)
             wide = logits.shape[1] > 2**16
-            for y, u in zip(logits.split(_ROWS), draws.split(_ROWS), strict=True):
-                log_p = torch.log_softmax(y.double() / temperature, dim=-1)
-                ids, weights = sample(log_p.exp(), k, u)
-                entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1).float()
+            rows = max(1, _ELEMENTS // logits.shape[1])
+            for y, u in zip(logits.split(rows), draws.split(rows), strict=True):
+                log_p = torch.log_softmax(y.float() / temperature, dim=-1)
+                p = log_p.exp()
+                ids, weights = sample(p, k, u)
+                entropy = -p.mul_(log_p.clamp_(min=-1e4)).sum(-1)
                 made = (ids.to(torch.int32 if wide else torch.uint16), weights, entropy)
                 for column, value in zip(columns, made, strict=True):
                     column.append(value.cpu())

@@ -1,0 +1,190 @@
+"""What a run will take: bytes of memory and of disk, and seconds, from shapes alone.
+
+Disk is counted as it is filled. Each step leaves a folder; a step that several variants share is there once,
+an export adds its own files only. A matrix with codes takes what a `QuantizedTensor` of its shape takes, any
+other four bytes a weight (two in a GGUF of float16). While a step works, training keeps a checkpoint (weights
+and two moments, once it takes longer than from one to the next), and a pass that streams its finished blocks;
+the largest of these counts once.
+
+Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
+gradients, two moments and the teacher, a pass that streams one block and the text's activations, others the
+model and its copy. Measuring holds the base whole, and logits of a window.
+
+Time rests on the speed of a matrix product measured now, and says that it is rough.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.formats import Format, QuantizedTensor
+from compress.models.running import native_precision
+from compress.models.stacks import block_names
+from compress.passes.base import Pass
+from compress.run.recipe import Recipe
+from compress.tasks.registry import task_of
+
+_FLOAT = 4  # bytes
+_PROCESS_BYTES = 450_000_000  # Python, torch and transformers, before any model
+_EXPORT_BYTES = 100_000_000  # libraries of the exporters and of the runtimes that check
+_TRAINING_BYTES = 150_000_000  # of small models: activations, and libraries that only training loads
+_PAGE_BYTES = 1_000_000  # the report, records, evaluation windows
+_MEASURE_SECONDS = 12.0  # per variant and runtime: processes, imports, loading
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take: bytes, and seconds for the passes and for measuring."""
+
+    parameters: int
+    memory_bytes: int
+    disk_bytes: int
+    pass_seconds: float
+    measure_seconds: float
+
+
+def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
+    """Of a recipe for a model without data; `measured`: whether its variants will be."""
+    parameters = sum(p.numel() for p in model.parameters())
+    calibration = recipe.data.calibration_windows * recipe.data.window
+    steps = list(_steps(recipe))
+    flops = sum(chain[-1].flops(parameters, calibration) for chain in steps)
+    exports = sum(chain[-1].kind == "export" for chain in steps)
+    evaluation = recipe.data.evaluation_windows * recipe.data.window
+    variants, speed = len(recipe.variants) + 1 + exports, _flops_per_second()
+    return Estimate(
+        parameters=parameters,
+        memory_bytes=_memory(recipe, model, steps, measured),
+        disk_bytes=_disk(recipe, model, steps, speed),
+        pass_seconds=flops / speed,
+        measure_seconds=variants * (_MEASURE_SECONDS + evaluation * parameters * 4 / 5e10)
+        if measured
+        else 0.0,
+    )
+
+
+def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
+    """Every step that a run takes, once, with those before it: the step itself is the last."""
+    seen = set()
+    ends: dict[str, tuple[Pass, ...]] = {}
+    for name in recipe.ordered():
+        chain = recipe.chain(name)
+        before = () if name == "base" else ends[chain.parent or "base"]
+        for step in chain.passes:
+            weights = tuple(earlier for earlier in before if earlier.kind != "export")
+            before = (*weights, step)
+            key = tuple((one.name(), one.model_dump_json()) for one in before)
+            if key not in seen:
+                seen.add(key)
+                yield before
+        ends[name] = tuple(earlier for earlier in before if earlier.kind != "export")
+
+
+def _disk(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], speed: float) -> int:
+    size = sum(p.numel() for p in model.parameters()) * _FLOAT
+    beside = _beside(recipe)
+    total, working = size + beside + _PAGE_BYTES, 0
+    for chain in steps:
+        step, held = chain[-1], _held(chain, model)
+        whole = _weights(model, held, _FLOAT)
+        if step.kind == "export":
+            floats = 2 if getattr(step, "floats", None) == "float16" else _FLOAT
+            total += _weights(model, held, floats) + beside
+            continue
+        total += whole + beside
+        if "train" in step.requires():
+            seconds = step.flops(size // _FLOAT, 0) / speed
+            if seconds > float(getattr(step, "checkpoint_seconds", 0.0)):
+                working = max(working, 3 * size)
+        elif step.streams:
+            working = max(working, whole)
+    return total + working
+
+
+def _held(chain: tuple[Pass, ...], model: Any) -> dict[str, Format | float]:
+    """The format that each matrix has after a chain, or bytes of a weight where it is not decided yet."""
+    held: dict[str, Format | float] = {}
+    for step in chain:
+        found: dict[str, Any] = dict(step.holds(model))
+        if not found and (formats := step.writes()):
+            wanted = getattr(step, "bits_per_weight", None)
+            bits = wanted or sum(getattr(one, "bits", 8) for one in formats) / len(formats)
+            found = dict.fromkeys(step.layers(model), bits / 8)
+        held |= found
+    return held
+
+
+def _weights(model: Any, held: dict[str, Format | float], floats: int) -> int:
+    """Bytes of a model's weights, tied ones once."""
+    total, seen = 0.0, set()
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            format = held.get(name) if key == "weight" else None
+            if format is None:
+                total += parameter.numel() * floats
+            elif isinstance(format, float):
+                total += parameter.numel() * format
+            else:
+                with torch.device("meta"):
+                    codes = QuantizedTensor(format, tuple(parameter.shape))
+                total += sum(b.numel() * b.element_size() for b in codes.buffers())
+    return int(total)
+
+
+def _beside(recipe: Recipe) -> int:
+    """Bytes of a checkpoint's tokenizer and settings, which go into every folder."""
+    folder = Path(str(recipe.model.checkpoint or ""))
+    if recipe.model.checkpoint is None or not folder.is_dir():
+        return 100_000
+    files = [f for f in folder.iterdir() if f.is_file() and f.suffix in (".json", ".txt", ".model", ".jinja")]
+    return sum(file.stat().st_size for file in files) + 10_000
+
+
+def _memory(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], measured: bool) -> int:
+    size = sum(p.numel() for p in model.parameters()) * _FLOAT
+    text = model.config.get_text_config()
+    tokens = recipe.data.calibration_windows * recipe.data.window
+    parts = [model.get_submodule(name) for name in block_names(model)]
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    largest = max(_bytes(part) for part in (*parts, *tables) if part is not None)
+    streaming = 3 * largest + 2 * tokens * int(getattr(text, "hidden_size", 0)) * _FLOAT
+    # files of a checkpoint are read piece by piece, but for an encoder-decoder's; a model made here is whole
+    streams = recipe.model.checkpoint is not None and task_of(model.config).stacks == 1
+    most = [size if not streams else 0]
+    for chain in steps:
+        step = chain[-1]
+        if "train" in step.requires():
+            most.append(_TRAINING_BYTES + 4 * size + size * ("teacher" in step.requires()))
+        elif step.kind == "export":
+            most.append(_EXPORT_BYTES + 2 * size)
+        else:
+            most.append(streaming if step.streams and streams else 2 * size)
+    if measured:
+        most.append(size + 3 * recipe.data.window * int(text.vocab_size) * _FLOAT)
+    return _PROCESS_BYTES + max(most)
+
+
+def _bytes(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters()) * _FLOAT
+
+
+def _flops_per_second() -> float:
+    """Of matrix products of the size that small models have, in the precision that training uses; measured.
+
+    The share that a whole model reaches of it, about a third, is part of the figure.
+    """
+    dtype = torch.bfloat16 if native_precision() == "bfloat16" else torch.float32
+    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024 * 512 * 512 / best / 3

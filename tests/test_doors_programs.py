@@ -1,0 +1,180 @@
+"""Templates, tokenizers, graphs and records that somebody else wrote, and what the command line says."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cli_helpers import invoke, refused
+from export_models import exported, tokens, torch_logits
+from export_models import tiny_bundle as exportable
+from hostile_files import damaged, said
+from training_set import tiny_bundle
+
+from compress.cli import commands
+from compress.cli.terminal import _harmless
+from compress.errors import UserError
+from compress.generation.chat import render
+from compress.host.tokenizer_files import tokenizer_file
+from compress.models.checkpoints import load_tokenizer
+from compress.models.layers import matches
+from compress.records.results import Result, read_results, write_results
+from compress.run import registry
+from compress.run.preflight import saved_name
+from compress.runtimes.onnx_runtime import OnnxRuntime
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+class TestTemplates:
+    def write(self, folder, template):
+        (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    def test_what_a_template_writes(self, tmp_path):
+        template = "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}"
+        assert render(self.write(tmp_path, template), MESSAGES) == "<user>HI"
+
+    @pytest.mark.parametrize(
+        ("template", "words"),
+        [
+            ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more"),
+            ("{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+             "{{ n.s }}", "too much memory"),
+            ("{{ 'a' * 10 ** 11 }}", "too much memory"),
+            ("{{ 'a' * 2 ** 25 }}", "33,554,432 characters"),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+            ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+            ("{{ raise_exception('no\n\x1b[31mway') }}", r"no \x1b[31mway"),
+        ],
+    )  # fmt: skip
+    def test_limits(self, tmp_path, template, words):
+        assert words in said(render, self.write(tmp_path, template), MESSAGES)
+
+    def test_a_terminal_sees_no_escapes(self, monkeypatch):
+        text = "a\x1b[31mb\x9b2J\n\tc\x07\u202e"
+        assert _harmless(text) == text  # a file gets what was written
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        assert _harmless(text) == "a[31mb2J\n\tc"
+
+
+def test_a_tokenizer_encodes_as_it_did_or_is_refused(tmp_path):
+    plain = tmp_path / "plain"
+    tiny_bundle().tokenizer.save_pretrained(plain)
+    whole, file = (plain / "tokenizer.json").read_bytes(), tmp_path / "tokenizer.json"
+    file.write_bytes(whole)
+    assert tokenizer_file(file).encode("def x").ids == load_tokenizer(plain)("def x")["input_ids"]
+    for seed in range(24):
+        file.write_bytes(damaged(whole, seed))
+        with contextlib.suppress(UserError):
+            tokenizer_file(file)
+    file.write_bytes(whole[:-9])
+    assert "cannot be read" in said(tokenizer_file, file)
+
+
+def test_a_graph_computes_or_is_refused_when_it_is_opened_or_run(tmp_path):
+    bundle = exportable("llama")
+    exported(bundle, tmp_path)
+    file, ids = tmp_path / "model.onnx", tokens(batch=1, length=5)
+    whole, expected = file.read_bytes(), torch_logits(bundle.model, ids)
+    assert np.allclose(OnnxRuntime(tmp_path, threads=1).logits(ids), expected, atol=1e-4)
+    for length in (0, 9, len(whole) // 2, len(whole) - 9):
+        file.write_bytes(whole[:length])
+        assert "model.onnx" in said(OnnxRuntime, tmp_path, threads=1)
+    file.write_bytes(whole.replace(b"logits_to_keep", b"logits_to_keeq"))
+    assert "not a graph as export_onnx writes it" in said(OnnxRuntime, tmp_path, threads=1)
+    file.write_bytes(whole)
+    beyond = np.full_like(ids, 10**6)  # no row of the embedding
+    assert "ONNX Runtime cannot run its graph" in said(OnnxRuntime(tmp_path, threads=1).logits, beyond)
+    file.unlink()
+    os.mkfifo(file)
+    assert "holds no model.onnx" in said(OnnxRuntime, tmp_path, threads=1)
+
+
+class TestRecords:
+    RESULT = Result(variant="a", runtime="torch", device="cpu", artifact="a", nll=1.5)
+
+    def test_results_come_back(self, tmp_path):
+        write_results(tmp_path / "results.jsonl", [self.RESULT] * 2)
+        assert read_results(tmp_path / "results.jsonl") == [self.RESULT] * 2
+
+    def test_damaged_ones_are_refused(self, tmp_path):
+        file = tmp_path / "results.jsonl"
+        write_results(file, [self.RESULT])
+        whole = file.read_bytes()
+        for seed in range(24):
+            file.write_bytes(damaged(whole, seed))
+            with contextlib.suppress(UserError):
+                read_results(file)
+        file.write_bytes(whole + b"\xff\n")
+        assert "is not UTF-8 text" in said(read_results, file)
+        file.write_bytes(b"[" * 99_999)
+        assert "results.jsonl:1: no result line" in said(read_results, file)
+
+    @pytest.mark.parametrize("content", [b"\xff", b"[" * 9999, b"a: &a [*a]", b"name: [", b"2024-99-99"])
+    def test_a_recipe_that_is_none_names_no_run(self, tmp_path, content):
+        (tmp_path / "recipe.yaml").write_bytes(content)
+        assert saved_name(tmp_path) is None
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (FileNotFoundError("Dataset 'x' doesn't exist\non the Hub"), "error: Dataset 'x' doesn't exist"),
+            (OSError(28, "No space", "a.bin"), "error: a.bin: no space left; free some"),
+            (OSError("640 requested and 0 written"), "error: disk: no space left; free some"),
+            (OSError(5, "Input/output error", "a.bin"), "error: a.bin: Input/output error"),
+            (FileNotFoundError(2, "No such file or directory", "a\x1b[0m"), r"error: a\x1b[0m: No such file"),
+            (MemoryError(), "error: there is not enough memory"),
+        ],
+    )
+    def test_what_the_system_refuses_is_not_always_a_full_disk(self, monkeypatch, error, line):
+        def fails():
+            raise error
+
+        monkeypatch.setattr(commands, "app", fails)
+        outcome = invoke("doctor")
+        assert outcome.code == 2
+        assert outcome.err.startswith(line)
+        assert outcome.err.count("\n") == 1
+
+    def test_names_in_brackets_are_names(self, tmp_path):
+        text = tmp_path / "t.txt"
+        text.write_text("word " * 9000)
+        outcome = invoke("run", "demo", "--text", text, "-o", tmp_path / "[bold]" / "[x]", "--dry-run")
+        assert "[bold]/[x]" in outcome.out.replace("\n", "")
+
+    def test_selectors_that_are_no_regular_expressions(self):
+        assert "select: 're:[' is no regular expression" in said(matches, "model.layers.0", "re:[")
+        assert "no regular expression" in refused(
+            "run", "demo", "--dry-run", "--set", "variants={a: [{quantize_round: {select: ['re:[']}}]}"
+        )
+
+    def test_a_plugin_that_exits(self, monkeypatch):
+        class Entry:
+            name = value = "leaver"
+
+            @staticmethod
+            def load():
+                raise SystemExit("bye")
+
+        monkeypatch.setattr(registry, "entry_points", lambda group: [Entry])
+        assert "pass 'leaver': leaver cannot be imported (bye)" in said(registry.pass_class, "leaver")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_while_the_commands_are_imported(self, number):
+        code = (
+            "import os, sys\n"
+            "class Late:\n"
+            "    def find_spec(self, name, *_):\n"
+            "        if name == 'compress.cli.commands': os.kill(os.getpid(), " + str(int(number)) + ")\n"
+            "sys.meta_path.insert(0, Late())\n"
+            "from compress.cli import main\n"
+            "main()\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (130, "interrupted; nothing was begun\n")

@@ -1,0 +1,101 @@
+"""What a plan says a run will take, beside what it took."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import DATA, invoke, write_recipe, write_text
+
+from compress.models.create import Architecture, create
+from compress.run import estimate as module
+from compress.run.estimate import estimate
+from compress.run.preflight import preflight
+from compress.run.recipe import load_recipe
+from compress.text.documents import load_documents
+
+CHAINS: dict[str, dict[str, Any]] = {
+    "codes": {"a": [{"quantize_round": {"format": "int8"}}]},
+    "codes and an export": {
+        "a": [
+            {"quantize_gptq": {"format": {"kind": "int4", "group": 32}}},
+            {"export_onnx": {"check_tokens": 64}},
+        ]
+    },
+    "a shared step": {
+        "a": [{"prune_wanda": {"sparsity": 0.5}}],
+        "b": {"from": "a", "passes": [{"quantize_round": {"format": {"kind": "int4", "group": 32}}}]},
+        "c": {"from": "a", "passes": [{"export_gguf": {"check_tokens": 64}}]},
+    },
+    "training": {"a": [{"distill": {"tokens": 256, "batch": 4, "checkpoint_seconds": 0}}]},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model of 3.4 M parameters, large enough that weights are what fills a disk, and a text."""
+    folder = tmp_path_factory.mktemp("estimate")
+    text = write_text(folder / "text")
+    shape = Architecture(preset="3m", vocab_size=400, hidden=256, heads=4, kv_heads=2, intermediate=704)
+    model, tokenizer = create(shape, load_documents(str(text)), seed=0)
+    model.save_pretrained(folder / "m")
+    tokenizer.save_pretrained(folder / "m")
+    return folder
+
+
+def recipe(place: Path, variants: dict[str, Any]) -> Path:
+    return write_recipe(
+        place / "r.yaml",
+        place / "text",
+        model={"checkpoint": str(place / "m")},
+        data={"text": str(place / "text"), **DATA},
+        base=[],
+        variants=variants,
+    )
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files, hard links once."""
+    sizes: dict[int, int] = {}
+    for file in folder.rglob("*"):
+        try:
+            state = file.lstat()
+        except OSError:  # gone meanwhile
+            continue
+        if file.is_file():
+            sizes[state.st_ino] = state.st_size
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_disk_is_predicted(name, place, tmp_path):
+    file, folder = recipe(place, CHAINS[name]), tmp_path / "run"
+    predicted = preflight(load_recipe(str(file)), folder).estimate.disk_bytes
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            most[0] = max(most[0], bytes_in(folder))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        outcome = invoke("run", file, "-o", folder, "--no-measure")
+    finally:
+        done.set()
+        watcher.join()
+    assert outcome.code == 0, outcome.err
+    assert most[0] / 2 < predicted < most[0] * 2
+
+
+def test_passes_that_stream_ask_for_a_block(place, monkeypatch):
+    monkeypatch.setattr(module, "_PROCESS_BYTES", 0)
+    from compress.models.checkpoints import meta_model
+
+    model = meta_model(str(place / "m"))
+    size = 4 * sum(p.numel() for p in model.parameters())
+    streaming = load_recipe(str(recipe(place, {"a": ["quantize_gptq"]})))
+    assert estimate(streaming, model, measured=False).memory_bytes < size
+    assert size < estimate(streaming, model).memory_bytes < 1.2 * size  # measuring holds the base
+    training = load_recipe(str(recipe(place, {"a": [{"train": {"tokens": 256, "batch": 4}}]})))
+    assert estimate(training, model, measured=False).memory_bytes > 4 * size
