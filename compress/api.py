@@ -261,10 +261,13 @@ def bench(
     data: DataConfig,
     base: Path | None = None,
     protocol: MeasureProtocol | None = None,
+    *,
+    verify: bool = True,
+    say: Say = lambda line: None,
 ) -> Results:
     """Measure existing artifacts or plain model directories, these and no others; see `measure_artifacts`."""
     with unchanged_process():
-        return Results(measure_artifacts(artifacts, data, base, protocol))
+        return Results(measure_artifacts(artifacts, data, base, protocol, verify=verify, say=say))
 
 
 def measure(
@@ -273,6 +276,7 @@ def measure(
     base: Path | str | None = None,
     text: Given = "stdlib",
     protocol: MeasureProtocol | None = None,
+    verify: bool = True,
 ) -> Results:
     """Measure artifacts and their exports from disk, each in its runtime and a fresh process of its own.
 
@@ -281,6 +285,7 @@ def measure(
         base: the model that they are compared with; it comes first.
         text: as a recipe's; a `DataConfig` says how many windows, and how long.
         protocol: how speed and memory are measured.
+        verify: compare the SHA-256 of every file with the one that is stated beside it.
 
     Returns:
         A line per artifact and runtime; printed, a table.
@@ -296,7 +301,9 @@ def measure(
     found = [p for path in paths for p in (path, *_exports_in(path))]
     with unchanged_process():
         data = windows_of(text, meta_model(str(paths[0])))
-    return bench(list(dict.fromkeys(found)), data, paths[0] if base is not None else None, protocol)
+    return bench(
+        list(dict.fromkeys(found)), data, paths[0] if base is not None else None, protocol, verify=verify
+    )
 
 
 def _exports_in(artifact: Path) -> list[Path]:

@@ -115,7 +115,7 @@ def test_among_the_scales_of_codes(bundle, tmp_path, value):
     state[f"{NAME}.quantized.scales"][0, 0] = value
     save_file(state, file, metadata={"format": "pt"})
     with refused(rf"1 of the \d+ values of '{NAME}\.quantized\.scales'"):
-        Bundle.load(tmp_path / "out")
+        Bundle.load(tmp_path / "out", verify=False)
     module = small.model.get_submodule(NAME)
     assert isinstance(module, QuantizedLinear)
     module.quantized.scales[0, 0] = value

@@ -8,9 +8,11 @@ import transformers
 from training_set import tiny_context
 
 from compress.artifact.bundle import Bundle
+from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_round import QuantizeRound
+from compress.records.manifest import Manifest
 
 IDS = torch.arange(3, 40)[None]
 SIZES = {
@@ -61,13 +63,22 @@ def test_a_tied_head_keeps_its_bias(kind, stream, bundle, tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_token_beyond_the_rows_is_told_with_both_numbers(stream, bundle, tmp_path):
-    bundle = with_tokens(bundle, lambda tokenizer: tokenizer.add_tokens(["import ", "self."]))
-    bundle.save(tmp_path / "float")
-    QuantizeRound()(bundle, tiny_context(bundle, tmp_path)).save(tmp_path / "codes")
-    for place in ("float", "codes"):
-        told = r"token 301 of its tokenizer \('self\.'\) is beyond the model's 300 rows"
+    more = with_tokens(bundle, lambda tokenizer: tokenizer.add_tokens(["import ", "self."]))
+    coded = QuantizeRound()(bundle, tiny_context(bundle, tmp_path))
+    told = r"token 301 of its tokenizer \('self\.'\) is beyond the model's 300 rows"
+    for place, made in (("float", bundle), ("codes", coded)):
+        made.save(tmp_path / place)
+        more.tokenizer.save_pretrained(tmp_path / place)
+        (tmp_path / place / MANIFEST).write_text(without_files(tmp_path / place / MANIFEST))
         with pytest.raises(UserError, match=told):
             Bundle.load(tmp_path / place, stream=stream)
+        with pytest.raises(UserError, match=told):  # and is not written
+            made.evolve(tokenizer=more.tokenizer).save(tmp_path / "again")
+
+
+def without_files(manifest):
+    """A manifest that states nothing of its files."""
+    return Manifest.read(manifest).model_copy(update={"files": {}}).model_dump_json()
 
 
 def test_a_token_to_pad_with_may_lack_its_row(bundle, tmp_path):

@@ -13,10 +13,11 @@ import torch
 from compress.context import Context, Original, lend
 from compress.errors import UserError, reason
 from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.models.coverage import share_of
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
-from compress.records.manifest import PassRecord, changed_settings
+from compress.records.manifest import Coverage, PassRecord, changed_settings
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, prepare
@@ -87,14 +88,32 @@ def applied(
         )  # fmt: skip
         reset_peak()
         started = time.perf_counter()
+        coverage = coverage_of(step, lent.model)
         try:
             result = step(lent, context)
         except SystemExit as error:  # of a plugin
             raise UserError(f"{step.name()}: the pass left the program ({reason(error)}); mend it") from error
         require_finite(numbers_of(result.model), step.name(), BROKEN)
-        record = step_record(step, bundle, result, seconds=time.perf_counter() - started, seed=seed)
+        record = step_record(
+            step, bundle, result, seconds=time.perf_counter() - started, seed=seed, coverage=coverage
+        )
     lineage = bundle.lineage.model_copy(update={"steps": (*bundle.lineage.steps, record)})
     return result.evolve(lineage=lineage, scratch=(*bundle.scratch, scratch))
+
+
+_CHOOSY = frozenset({"quantize", "prune", "activations", "store"})  # kinds that take some weights of all
+_NAMED = 3  # places that are named of those a pass leaves
+
+
+def coverage_of(step: Any, model: Any) -> Coverage | None:
+    """Which share of the weights a pass takes of a model, which may be without data.
+
+    None for passes that change all of them, or none, or their number.
+    """
+    if step.kind not in _CHOOSY or getattr(step, "resizes", False):
+        return None
+    found = share_of(model, step.layers(model))
+    return Coverage(taken=found.taken, weights=found.weights, left=dict(list(found.left.items())[:_NAMED]))
 
 
 def step_record(
@@ -106,6 +125,7 @@ def step_record(
     seed: int,
     parent: str | None = None,
     fingerprint: str = "",
+    coverage: Coverage | None = None,
 ) -> PassRecord:
     """What is kept of a step that has just been taken, from the bundle `before` to the one `after` it."""
     return PassRecord(
@@ -115,6 +135,7 @@ def step_record(
         changed=changed_settings(step),
         exports=tuple(name for name, at in after.exports.items() if before.exports.get(name) != at),
         seconds=seconds,
+        coverage=coverage,
         peak_rss_bytes=peak_rss_bytes(),
         parent=parent,
         fingerprint=fingerprint,

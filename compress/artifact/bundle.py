@@ -13,38 +13,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact.applied import Scratch, Step, Text, applied
-from compress.artifact.coded import with_streams, without_streams
-from compress.artifact.counts import code_files, file_record, unique_state
+from compress.artifact.coded import with_streams
+from compress.artifact.counts import file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST
+from compress.artifact.integrity import stated, write_sums
+from compress.artifact.integrity import verify as verified
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
+from compress.artifact.reopened import require_reopens
+from compress.artifact.restored import restored
 from compress.artifact.shards import Offload, ShardReader, join, write_index
-from compress.artifact.sparse import SPARSE, compact, expand, keep_packed, widen
+from compress.artifact.sparse import SPARSE, compact
 from compress.artifact.streamed import streamed
 from compress.errors import UserError
-from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.formats.registry import format_from
+from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
-from compress.formats.swap import embedding_scale
-from compress.host.tensor_files import load_tensors
 from compress.models.checkpoints import (
     inside,
     load_checkpoint,
-    load_config,
-    loading,
     quiet_transformers,
-    refuse_remote_code,
     save_configurations,
     tokenizer_of,
-    with_generation_settings,
 )
-from compress.models.conv1d import linears, of_config
+from compress.models.conv1d import linears
 from compress.models.finite import BROKEN, numbers_of, require_finite
-from compress.models.layers import replace_module
 from compress.models.tying import settled
 from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
 from compress.version import __version__
@@ -132,10 +127,10 @@ class Bundle:
         return store
 
     def save(self, folder: Path | str) -> Manifest:
-        """Write the artifact; the folder appears whole or not at all.
+        """Write the artifact and open it again; the folder appears whole or not at all.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: the disk is full or the folder cannot be written; what was written does not come back.
         """
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
@@ -143,6 +138,7 @@ class Bundle:
         try:
             partial.mkdir(parents=True)
             manifest = self._write(partial)
+            require_reopens(self.model, self.masks, partial, manifest, Bundle.load)
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)
         except Exception as error:
@@ -174,6 +170,9 @@ class Bundle:
         write_bits(self.masks, self.model, self.parts, layers, folder)
         for name, source in self.exports.items():
             shutil.copytree(source, folder / name)
+            if not stated(folder / name):
+                write_sums(folder / name)
+            verified(folder / name)  # the copy
         steps = self.lineage.steps
         manifest = Manifest(
             kind="huggingface",
@@ -220,7 +219,13 @@ class Bundle:
 
     @classmethod
     def load(
-        cls, path: Path | str, *, masks: bool = True, stream: bool = False, packed: bool = False
+        cls,
+        path: Path | str,
+        *,
+        masks: bool = True,
+        stream: bool = False,
+        packed: bool = False,
+        verify: bool = True,
     ) -> "Bundle":
         """Load an artifact, a Hugging Face directory, a `.gguf` file or a hub id.
 
@@ -231,9 +236,10 @@ class Bundle:
                 passes that take one block at a time.
             packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
                 artifact of the storage `packed` is loaded so whenever masks are left out.
+            verify: compare the SHA-256 of every file with the one in the manifest.
 
         Raises:
-            UserError: as `load_checkpoint`, or the artifact is not whole.
+            UserError: as `load_checkpoint`, or the artifact is not whole, or not what was written.
         """
         folder = Path(path)
         stream = stream and folder.is_dir()
@@ -252,13 +258,15 @@ class Bundle:
                 raise UserError(
                     f"{file}: missing or not of the {record.bytes} bytes its manifest states; copy it again"
                 )
+        if verify:
+            verified(folder)
         masked = manifest.masked if masks else ()
         dense = not manifest.layers and manifest.storage == "dense"
         if stream and dense and (found := cls._streaming(folder, manifest.lineage, masked)):
             return found
         if not dense:
             packed = packed or (manifest.storage == "packed" and not masks)
-            model = _load_state(folder, manifest, packed)
+            model = restored(folder, manifest, packed)
             tokenizer = tokenizer_of(model, folder)
         else:
             model, tokenizer = load_checkpoint(folder)
@@ -297,66 +305,6 @@ def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:
 def _activations(module: nn.Module) -> dict[str, Any] | None:
     rule = getattr(module, "activations", None)
     return None if rule is None else rule.model_dump()
-
-
-def _load_state(folder: Path, manifest: Manifest, packed: bool) -> Any:
-    """Rebuild a model whose layers hold codes, or whose zeros are not stored.
-
-    Never touches memory for float weights that are not in the files.
-    """
-    from transformers.initialization import no_init_weights
-
-    refuse_remote_code(folder)
-    files = code_files(folder)
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= without_streams(load_tensors(file), manifest.layers, file)
-    if not packed:
-        expand(state, manifest.sparse, manifest.layers, folder / SPARSE)
-    config = load_config(folder)
-    with loading(f"{folder / 'config.json'}: no model can be made of it"), no_init_weights():
-        model = of_config(config, dtype=torch.float32)
-    require_finite(state.items(), folder)
-    try:
-        _make_room(model, manifest.layers)
-        if packed:
-            keep_packed(model, state, manifest.sparse, manifest.layers, folder / SPARSE)
-        widen(state, model)
-        result = model.load_state_dict(state, strict=False, assign=True)
-        if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
-            model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
-            settled(model)
-    # no such layer; codes of another shape; a format of impossible numbers
-    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(_mismatch(files, str(error).strip().splitlines()[-1].strip())) from None
-    wrong = sorted(set(unique_state(model)) & set(result.missing_keys)) + list(result.unexpected_keys)
-    if wrong:
-        raise UserError(_mismatch(files, f"'{wrong[0]}'"))
-    return with_generation_settings(model.eval(), folder)
-
-
-def _make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
-    """Put empty layers of codes where the manifest has them, shared ones where they were tied."""
-    held: dict[str, QuantizedTensor] = {}
-    for name, record in layers.items():
-        old = model.get_submodule(name)
-        if tuple(old.weight.shape) != tuple(record.shape):
-            raise ValueError(f"'{name}' is {tuple(old.weight.shape)}, not {tuple(record.shape)}")
-        owner = record.tied_to or name
-        if owner not in held:
-            held[owner] = QuantizedTensor(format_from(record.format), record.shape)
-        new: nn.Module
-        if record.embedding:
-            new = QuantizedEmbedding(held[owner], scale=embedding_scale(old))
-        else:
-            rule = record.activations
-            activations = None if rule is None else Activations.model_validate(rule)
-            new = QuantizedLinear(held[owner], getattr(old, "bias", None), activations)
-        replace_module(model, name, new)
-
-
-def _mismatch(files: list[Path], what: str) -> str:
-    return f"{files[0]}: does not match its manifest ({what}); write the artifact again"
 
 
 load = Bundle.load

@@ -1,12 +1,12 @@
 """Bytes and parameters of a model and of its weight files, what is shared counted once."""
 
-import hashlib
 from math import prod
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from compress.artifact.folder import CODES
+from compress.artifact.integrity import sha256_of
 from compress.artifact.sparse import SPARSE
 from compress.formats import QuantizedTensor
 from compress.formats.sparse import SparseLinear
@@ -63,7 +63,5 @@ def code_files(folder: Path) -> list[Path]:
 
 
 def file_record(path: Path) -> FileRecord:
-    """Length and SHA-256 of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileRecord(bytes=path.stat().st_size, sha256=digest)
+    """Length and SHA-256 of a file, as they are read from the disk."""
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))

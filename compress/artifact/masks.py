@@ -24,6 +24,7 @@ from compress.formats.packing import pack, packed_bytes, unpack
 from compress.host.tensor_files import load_tensors
 from compress.models.conv1d import StoredTransposed
 from compress.models.layers import matrix
+from compress.models.owned import own_tensors
 from compress.records.manifest import LayerRecord
 
 MASKS = "masks.safetensors"
@@ -110,7 +111,7 @@ def read_bits(folder: Path) -> dict[str, Tensor]:
     file = folder / MASKS
     if not file.is_file():
         return {}
-    return load_tensors(file)
+    return own_tensors(load_tensors(file))
 
 
 def write_bits(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from compress.artifact.coded import with_streams
 from compress.errors import UserError
+from compress.host.steady import Steady
 from compress.host.tensor_files import BITS, Entry, entries, opened
 from compress.models.conv1d import of_config
 from compress.models.finite import BROKEN, numbers_of, require_finite
@@ -42,6 +43,8 @@ class ShardReader:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._place: dict[str, Path] = {}
+        files = list(files)
+        self._files = Steady(files, by_name=True)  # blocks are read one by one, for hours
         for file in files:
             self._place.update((entry.name, file) for entry in entries(file))
 
@@ -59,6 +62,7 @@ class ShardReader:
                 raise UserError(f"weights: no tensor '{name}' in the files, so the model cannot be streamed")
             wanted.setdefault(self._place[name], []).append(name)
         found = {}
+        self._files.require()
         for file, inside in wanted.items():
             with opened(file) as stream:
                 for name in inside:

@@ -14,6 +14,7 @@ from compress.artifact.shards import ShardReader, skeleton
 from compress.errors import UserError
 from compress.host.memory import available_memory_bytes
 from compress.models.checkpoints import check_directory, load_config, weight_files, with_generation_settings
+from compress.models.stored import require_kinds, stored_kinds
 from compress.models.tying import untie
 from compress.models.unused import in_float, quantization, unused
 from compress.tasks.registry import task_of
@@ -43,6 +44,7 @@ def streamed(folder: Path) -> tuple[Any, ShardReader] | None:
                 "than is free; use a machine with more memory"
             )
         return None
+    require_kinds(model, stored_kinds(weight_files(folder)), folder, shapes=refused is None)
     with torch.no_grad():
         stored = {name: buffer for name, buffer in model.state_dict().items() if not buffer.is_meta}
         for name, value in reader.read(name for name in stored if name in reader).items():

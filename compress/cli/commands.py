@@ -46,6 +46,10 @@ Overrides = Annotated[
 Provider = Annotated[
     str, typer.Option(help="What runs ONNX graphs: cpu, cuda, openvino or coreml; see 'doctor'.")
 ]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify/--no-verify", help="Compare files with the SHA-256 stated beside them, or not."),
+]
 TextOption = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
@@ -99,7 +103,7 @@ def run(
         print_plan(plan, preflight(plan, folder, measured=measured), folder)
         return
     from compress import api
-    from compress.cli.tables import print_results
+    from compress.cli.tables import print_left, print_results
 
     if not is_main():
         api.take_part(plan, folder)
@@ -112,6 +116,7 @@ def run(
         return
     record = api.run(plan, folder, _say)
     print_results(api.load_run(folder)[1], record.references)
+    print_left(record)
     print(f"report: {folder / 'report.html'}")
 
 
@@ -162,6 +167,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all cores.")] = None,
     provider: Provider = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.jsonl here.")] = None,
+    verify: Verify = True,
 ) -> None:
     """Measure existing artifacts on a text: quality, speed, memory, each in a fresh process."""
     from compress import api
@@ -176,7 +182,8 @@ def bench(
     _prepare(output)
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
-    results = api.bench(artifacts, data, base, _checked(MeasureProtocol, threads=threads, provider=provider))
+    protocol = _checked(MeasureProtocol, threads=threads, provider=provider)
+    results = api.bench(artifacts, data, base, protocol, verify=verify, say=_say)
     if output is not None:
         write_results(output, results)
     print_results(results, [])
@@ -255,6 +262,7 @@ def generate(
     ] = None,
     provider: Provider = "cpu",
     stats: Annotated[bool, typer.Option("--stats", help="Tell the speed on standard error.")] = False,
+    verify: Verify = True,
 ) -> None:
     """Continue prompts, or reply to them, token by token."""
     for path in (artifact, draft):
@@ -277,6 +285,7 @@ def generate(
         threads=threads,
         prefill_chunk=prefill_chunk,
         provider=provider,
+        verify=verify,
     )
     print_texts(generator, prompts, tokens, sampling, stop or [], batch)
     if stats:

@@ -17,7 +17,8 @@ from compress.errors import one_line
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.results import Result
-from compress.records.run import Reference
+from compress.records.run import Reference, RunRecord
+from compress.report.narrative import left_lines
 from compress.report.text import text_table
 from compress.run.preflight import Plan
 from compress.run.recipe import Recipe
@@ -39,7 +40,7 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
         console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold")
         for step, layers in chain:
             first, last = layers[0], layers[-1]
-            more = "" if (said := step.plan()) is None else f"; {said}"
+            more = "".join(f"; {said}" for said in (step.plan(), plan.coverage.get(id(step))) if said)
             console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}")
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
@@ -72,10 +73,17 @@ def print_results(results: list[Result], references: list[Reference]) -> None:
     print(text_table(results, references))
 
 
+def print_left(run: RunRecord) -> None:
+    """What passes left as it was, under the table."""
+    for line in left_lines(run):
+        print(line)
+
+
 def print_quantized(done: Quantized) -> None:
     """The table, and how to serve each file."""
     if done.results:
         print(text_table(done.results))
+        print_left(RunRecord.read(done.folder / "run.json"))
     for to, lines in done.serving().items():
         print(f"\n{to}: {done.files[to]}, {disk_bytes(done.files[to]) / 1e6:.2f} MB")
         for line in lines:

@@ -41,10 +41,11 @@ class TextGenerator:
         threads: int | None = None,
         prefill_chunk: int | None = None,
         provider: str = "cpu",
+        verify: bool = True,
     ) -> None:
         """Load `artifact`, and `draft`, an artifact with the same tokenizer that guesses up to
         `draft_tokens` tokens at a time. Prompts are read `prefill_chunk` tokens at a time;
-        `provider` runs ONNX graphs.
+        `provider` runs ONNX graphs; `verify`: compare every file's SHA-256 with the one stated.
 
         Raises:
             UserError: no artifact there, an encoder, a draft of another tokenizer, or one of the two cannot
@@ -65,6 +66,7 @@ class TextGenerator:
                 prefill_chunk=prefill_chunk,
                 provider=provider,
                 waiting="spin" if draft is None else "stop",
+                verify=verify,
             )
 
         if provider != "cpu" and all(

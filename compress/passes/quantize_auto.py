@@ -61,7 +61,7 @@ _LEFT = 0.5
 _PER_BIT = 4  # coded rates to choose from
 _LARGEST_RATE = 7
 # Bytes, more than a manifest has of this pass beside its configuration: the record, and a line for a width.
-_NOTED, _LABELLED = 1024, 48
+_NOTED, _LABELLED = 1536, 48
 
 
 class QuantizeAuto(Pass, LayerSolver):

@@ -21,6 +21,38 @@ _EXPORTS_BEFORE_KINDS = {
 }
 
 
+_NEARLY_ALL = 0.95  # of the weights: what is left then are not worth a word
+_ROUNDED = 0.1
+
+
+class Coverage(Record):
+    """Which share of the weights of a model a pass took, counted before it ran.
+
+    Attributes:
+        taken: weights in the layers that it chose.
+        weights: all in matrices and larger parameters, what is tied once.
+        left: how many are left as they were, in what, the first few; `*` is a block's number.
+    """
+
+    taken: int
+    weights: int
+    left: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Of the weights, those taken."""
+        return self.taken / self.weights if self.weights else 1.0
+
+    def words(self) -> str | None:
+        """What is said of it: nothing where next to all weights were taken."""
+        if self.share >= _NEARLY_ALL:
+            return None
+        named = ", ".join(f"{name} {_percent(count / self.weights)}" for name, count in self.left.items())
+        rest = self.weights - self.taken - sum(self.left.values())
+        more = f", others {_percent(rest / self.weights)}" if rest else ""
+        return f"takes {_percent(self.share)} of the weights; left as they are: {named}{more}"
+
+
 class PassRecord(Record):
     """One step of a chain. The pipeline fills everything but `notes`, which are the pass's own words.
 
@@ -30,6 +62,7 @@ class PassRecord(Record):
         config: all fields of the pass.
         changed: those of them that differ from the pass's defaults; None where nobody wrote that down.
         exports: folders beside the weights that this step wrote.
+        coverage: which share of the weights it took; None where that is not the question, or was not asked.
     """
 
     name: str
@@ -37,6 +70,7 @@ class PassRecord(Record):
     config: dict[str, Any]
     changed: dict[str, Any] | None = None
     exports: tuple[str, ...] = ()
+    coverage: Coverage | None = None
     seconds: float
     peak_rss_bytes: int | None
     parent: str | None
@@ -63,6 +97,10 @@ class PassRecord(Record):
         """The loss curve in the notes of a step that trained, in the order of the steps; else empty."""
         rows = self.notes.get("loss_curve")
         return [CurvePoint(*row) for row in rows] if isinstance(rows, list) else []
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= _ROUNDED else f"{share:.1%}"
 
 
 def changed_settings(value: Any) -> dict[str, Any]:

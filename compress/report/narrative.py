@@ -42,7 +42,7 @@ class Sentence:
 def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sentence]:
     """The sentences at the top of the page, best first: at most `most` good ones, then the rest."""
     lines = ordered(run, results)
-    facts = _busy(lines) + _runtime_facts(run, lines) + _reference_facts(run, lines)
+    facts = _busy(lines) + _runtime_facts(run, lines) + _reference_facts(run, lines) + _left_facts(run)
     variants = [name for name in dict.fromkeys(line.variant for line in lines) if name != base_name(run)]
     measured = [line for line in lines if _point(line) is not None]
     front: set[int] = set()
@@ -192,6 +192,21 @@ def _runtime_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
                 Sentence("fact", f"{where} alone, with {line.variant} unchanged, against PyTorch: {words}.")
             )
     return facts
+
+
+def _left_facts(run: RunRecord) -> list[Sentence]:
+    """What passes left as it was, where that is more than a little."""
+    return [Sentence("fact", f"{line}.") for line in left_lines(run)]
+
+
+def left_lines(run: RunRecord) -> list[str]:
+    """A line per step that took less than nearly all weights, steps of several variants once."""
+    found: dict[str, str] = {}
+    for variant in run.variants:
+        for step in variant.steps:
+            if step.coverage is not None and (words := step.coverage.words()) is not None:
+                found.setdefault(step.fingerprint, f"{variant.name}: {step.name} {words}")
+    return list(found.values())
 
 
 def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:

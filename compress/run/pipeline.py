@@ -6,6 +6,7 @@ pass, records name, fields, seconds, peak memory, parent, fingerprint and seed.
 """
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.artifact.applied import step_record
+from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError, reason
@@ -32,6 +33,7 @@ from compress.run.identity import FileHashes, identity
 from compress.run.lending import load_and_lend
 from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
+from compress.runtimes.null_pass import null_pass
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.translation import Translation, translation
@@ -187,6 +189,7 @@ class _Maker:
         if self.store.has(found):
             self.say(f"{label}: done before")
             return found
+        self._tell_damage(found, label)
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
@@ -198,6 +201,7 @@ class _Maker:
         )  # fmt: skip
         reset_peak()
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
+        coverage = coverage_of(step, bundle.model)
         started = time.perf_counter()
         try:
             result = step(bundle, context)
@@ -208,13 +212,24 @@ class _Maker:
             wait(lambda: self.store.has(found))
             return found
         record = step_record(
-            step, bundle, result, seconds=seconds, seed=self.recipe.seed, parent=parent, fingerprint=found
+            step,
+            bundle,
+            result,
+            seconds=seconds,
+            seed=self.recipe.seed,
+            parent=parent,
+            fingerprint=found,
+            coverage=coverage,
         )
         lineage = Lineage(source=bundle.lineage.source, steps=(*bundle.lineage.steps, record))
         result = result.evolve(lineage=lineage)
         self.store.save(result, self.store.path(parent) if step.kind == "export" else None)
         self.say(f"{label}: {seconds:.1f} s")
         return found
+
+    def _tell_damage(self, found: str, label: str) -> None:
+        if (wrong := self.store.damage(found)) is not None:
+            self.say(f"{label}: done again, since a file is not what was written: {wrong.partition(';')[0]}")
 
     def _words(self, step: str) -> Translation | None:
         """From the source's token ids to those of a finished step; None where it numbers alike."""
@@ -239,6 +254,7 @@ class _Maker:
         if not is_main():
             wait(lambda: self.store.has(found))
         if not self.store.has(found):
+            self._tell_damage(found, name)
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
@@ -247,8 +263,21 @@ class _Maker:
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
+            del bundle
+            self._null_pass(found, name, source)
             self.say(f"{name} {source}: {record.seconds:.1f} s")
         return found
+
+    def _null_pass(self, found: str, name: str, source: str) -> None:
+        """Compare what all chains start from with the model that it was made of, before any work."""
+        place = self.store.path(found)
+        try:
+            reason = null_pass(source if name == "checkpoint" else place, place)
+        except UserError:
+            shutil.rmtree(place, ignore_errors=True)  # the next run must not take it for finished
+            raise
+        if reason is not None:
+            self.say(f"{name}: not compared with the stock loader's model: {reason}")
 
     def _without_exports(self, name: str) -> str:
         """The last step of a variant that changed weights: children do not depend on exports."""

@@ -5,12 +5,13 @@ Nothing here loads weights: the model's shape is built on torch's meta device.
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from compress.artifact.applied import coverage_of
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.formats import Format
@@ -33,10 +34,14 @@ from compress.text.documents import load_documents
 
 @dataclass(frozen=True)
 class Plan:
-    """The tree of variants, the layers each pass touches, and the estimate."""
+    """The tree of variants, the layers each pass touches, and the estimate.
+
+    `coverage`: what there is to say of the share of the weights that a pass takes, by the pass's `id`.
+    """
 
     chains: dict[str, tuple[str | None, list[tuple[Pass, list[str]]]]]
     estimate: Estimate
+    coverage: dict[int, str] = field(default_factory=dict)
 
 
 def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
@@ -88,7 +93,10 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
             f"model: about {size.memory_bytes / 1e9:.1f} GB of memory are needed, "
             f"{available / 1e9:.1f} GB are free"
         )
-    return Plan(chains, size)
+    steps = [step for _, chain in chains.values() for step, _ in chain]
+    shares = {id(step): coverage_of(step, model) for step in steps}
+    said = {key: words for key, share in shares.items() if share and (words := share.words())}
+    return Plan(chains, size, said)
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
+from compress.artifact.integrity import fault, stated, write_sums
 from compress.errors import UserError
 from compress.host.files import read_text
 from compress.host.reach import reach
@@ -81,8 +82,20 @@ class StepStore:
         return self.finished / fingerprint[:16]
 
     def has(self, fingerprint: str) -> bool:
-        """Whether the step was finished, and is still whole as far as file sizes tell."""
-        return _whole(self.path(fingerprint), fingerprint)
+        """Whether the step was finished, and still is what was written."""
+        return self._finished(fingerprint) and self.damage(fingerprint) is None
+
+    def damage(self, fingerprint: str) -> str | None:
+        """What is wrong with a step that was finished: it is done again; None of one that was not, too."""
+        if not self._finished(fingerprint):
+            return None
+        try:
+            return _damage(self.path(fingerprint))
+        except UserError as error:
+            return str(error)
+
+    def _finished(self, fingerprint: str) -> bool:
+        return _is_of(self.path(fingerprint), fingerprint)
 
     def record(self, fingerprint: str) -> PassRecord:
         """The last pass of a finished step."""
@@ -171,6 +184,8 @@ def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
         for name, source in bundle.exports.items():
             shutil.rmtree(partial / name, ignore_errors=True)
             shutil.copytree(source, partial / name, copy_function=link_or_copy)
+            if not stated(partial / name):
+                write_sums(partial / name)
             _relabel(partial / name / MANIFEST, bundle.lineage)
         _relabel(partial / MANIFEST, bundle.lineage, exports=tuple(bundle.exports))
         shutil.rmtree(target, ignore_errors=True)
@@ -181,20 +196,35 @@ def _extend(parent: Path, target: Path, bundle: Bundle) -> None:
 
 
 def _whole(folder: Path, fingerprint: str) -> bool:
-    """Whether a folder holds what its manifest says, exports too, as far as file sizes tell."""
+    """Whether a folder is a step's, and holds what was written, exports too."""
     try:
-        manifest = Manifest.read(folder / MANIFEST)
+        return _is_of(folder, fingerprint) and _damage(folder) is None
     except UserError:
         return False
-    exports = [folder / name for name in manifest.exports]
-    for export in (e for e in exports if (e / MANIFEST).is_file()):
-        if not _whole(export, fingerprint):
-            return False
-    return (
-        manifest.fingerprint == fingerprint
-        and all(export.is_dir() for export in exports)
-        and all(record.fits(folder / name) for name, record in manifest.files.items())
-    )
+
+
+def _is_of(folder: Path, fingerprint: str) -> bool:
+    try:
+        return Manifest.read(folder / MANIFEST).fingerprint == fingerprint
+    except UserError:
+        return False
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the first file that is not as it was written, of a folder and the exports in it.
+
+    Raises:
+        UserError: what states the files cannot be read.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    for export in (folder / name for name in manifest.exports):
+        if not export.is_dir():
+            return f"{export}: missing"
+        if (export / MANIFEST).is_file() and not _is_of(export, manifest.fingerprint):
+            return f"{export / MANIFEST}: of another step"
+        if (wrong := fault(export, stated(export))) is not None:
+            return wrong
+    return fault(folder, stated(folder))
 
 
 def _relabel(path: Path, lineage: Lineage, **more: Any) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import cast
 
+from compress.artifact.integrity import verify as verified
 from compress.errors import UserError, nearest
 from compress.host.files import read_json
 from compress.runtimes.base import Runtime, TextRuntime, Waiting
@@ -19,18 +20,22 @@ def open_runtime(
     prefill_chunk: int | None = None,
     provider: str = "cpu",
     waiting: Waiting = "spin",
+    verify: bool = True,
 ) -> Runtime:
     """Load the artifact at `path`; `threads` pins the number of CPU threads, `prefill_chunk` bounds how many
     tokens of a prompt go through at once (None: what is fast; llama.cpp has its own), `provider` is ONNX
-    Runtime's and of no meaning elsewhere, as is `waiting`, how its threads do.
+    Runtime's and of no meaning elsewhere, as is `waiting`, how its threads do. `verify`: compare the files'
+    hashes with those that are stated beside them.
 
     Raises:
-        UserError: an unknown runtime, or an artifact this runtime cannot load.
+        UserError: an unknown runtime, an artifact this runtime cannot load or that is not what was written.
     """
+    if verify:
+        verify_artifact(path, runtime)
     if runtime in ("torch", "transformers"):
         from compress.runtimes.torch_runtime import TorchRuntime
 
-        return TorchRuntime(path, threads, prefill_chunk, stock=runtime == "transformers")
+        return TorchRuntime(path, threads, prefill_chunk, stock=runtime == "transformers", verify=verify)
     if runtime == "llama.cpp":
         from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
 
@@ -49,6 +54,17 @@ def open_runtime(
     raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
 
 
+def verify_artifact(path: Path, runtime: str) -> None:
+    """Compare the files that a runtime opens at `path` with the hashes that are stated beside them.
+
+    Raises:
+        UserError: one is missing, or is not what was written.
+    """
+    graphs = ("model.onnx", "decoder_model.onnx")
+    inner = runtime == "onnxruntime" and not any((path / name).is_file() for name in graphs)
+    verified(path / "onnx" if inner else path)
+
+
 def open_text_runtime(
     path: Path,
     threads: int | None = None,
@@ -56,6 +72,7 @@ def open_text_runtime(
     prefill_chunk: int | None = None,
     provider: str = "cpu",
     waiting: Waiting = "spin",
+    verify: bool = True,
 ) -> TextRuntime:
     """Load the artifact at `path` to continue text, in the runtime it is for; arguments as `open_runtime`.
 
@@ -69,6 +86,7 @@ def open_text_runtime(
         prefill_chunk=prefill_chunk,
         provider=provider,
         waiting=waiting,
+        verify=verify,
     )
     if not runtime.task.writes:
         raise UserError(f"{path}: is an encoder, which continues no text; give a decoder")

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.errors import MissingExtra, UserError
+from compress.host.steady import Steady
 from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
@@ -63,6 +64,7 @@ class LlamaCppRuntime:
         import llama_cpp
 
         self._api, self._path, self._threads = llama_cpp, path, threads
+        self._file = Steady([path])  # llama.cpp maps it
         with _said() as words:
             llama_cpp.llama_backend_init()
             options = llama_cpp.llama_model_default_params()
@@ -130,6 +132,7 @@ class LlamaCppRuntime:
         for start in range(0, len(token), _CALL):
             part = slice(start, start + _CALL)
             self._call.fill(token[part], position[part], row[part], wanted[part])
+            self._file.require()
             failed = self._api.llama_decode(self._session, self._call.batch)
             if failed:
                 raise UserError(f"{self._path}: llama.cpp failed, llama_decode gave {failed}")

@@ -21,6 +21,7 @@ from compress.runtimes.onnx_session import (
     PADDING,
     RIGHT,
     facts_of,
+    files_of,
     graph_file,
     open_session,
     refused_at_run,
@@ -73,6 +74,7 @@ class OnnxEncoder:
         Raises:
             UserError: no model, no such provider, or one that does not start.
         """
+        self._files = files_of(graph_file(path))
         self._path = path
         self._session = open_session(graph_file(path), threads, provider, waiting=waiting)
         self.device = provider
@@ -102,6 +104,7 @@ class OnnxEncoder:
         ids = tokens.astype(np.int64)
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         taken = {name: value for name, value in given.items() if name in self._inputs}
+        self._files.require()
         try:
             answer: Logits = self._session.run(None, taken)[0]
         except Exception as error:

@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError, door
 from compress.runtimes.base import Logits, State, Tokens, Waiting
-from compress.runtimes.onnx_session import facts_of, graph_file, open_session, refused_at_run
+from compress.runtimes.onnx_session import (
+    facts_of,
+    files_of,
+    graph_file,
+    open_session,
+    refused_at_run,
+)
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 
@@ -87,6 +93,7 @@ class OnnxRuntime:
         UserError if there is no model, or no such provider, or one that cannot run it.
         """
         graph = graph_file(path)
+        self._files = files_of(graph)
         self._path = path
         self._session = open_session(graph, threads, provider, waiting=waiting)
         self.device = provider
@@ -264,6 +271,7 @@ class OnnxRuntime:
             binding.bind_ortvalue_input("logits_to_keep", keep)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             cache.bound = place
+        self._files.require()
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:

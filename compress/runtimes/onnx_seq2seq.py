@@ -23,6 +23,7 @@ from compress.runtimes.onnx_session import (
     PRESENT,
     RIGHT,
     facts_of,
+    files_of,
     graph_file,
     open_session,
     refused_at_run,
@@ -64,6 +65,7 @@ class OnnxSeq2Seq:
         Raises:
             UserError: no model, no such provider, or one that does not start.
         """
+        self._files = files_of(graph_file(path, DECODER), graph_file(path, ENCODER))
         self._decoder = open_session(graph_file(path, DECODER), threads, provider, waiting=waiting)
         self._encoder = open_session(graph_file(path, ENCODER), threads, provider, waiting=waiting)
         self._own = {x.name: x.shape for x in self._decoder.get_inputs() if ".decoder." in x.name}
@@ -123,11 +125,13 @@ class OnnxSeq2Seq:
         """Keys and values of sources (batch, length), and their mask."""
         require_side(self.takes_left, mask)
         self._require_room(source.shape[1])
+        self._files.require()
         given = {"input_ids": _value(source), "attention_mask": _value(mask)}
         return {"encoder_attention_mask": given["attention_mask"], **_run(self._encoder, given)}
 
     def _decode(self, source: Values, text: Values, tokens: Ids) -> tuple[Logits, Values]:
         """Logits (batch, length, vocabulary) after each of tokens (batch, length), and what is then kept."""
+        self._files.require()
         past = next(iter(text.values())).shape()[2]
         self._require_room(past + tokens.shape[1])
         kept = _run(self._decoder, {"input_ids": _value(tokens), **source, **text})

@@ -7,6 +7,7 @@ import onnxruntime
 from compress.errors import UserError, door, reason
 from compress.host.files import require_regular
 from compress.host.machine import adds_products_in_32_bits
+from compress.host.steady import Steady
 from compress.runtimes.base import Ids, Waiting
 from compress.runtimes.providers import require_provider
 
@@ -43,6 +44,11 @@ def graph_file(path: Path, name: str = GRAPH) -> Path:
     if graph is None:
         raise UserError(f"{path}: holds no {name}; export it first, with the pass export_onnx")
     return graph
+
+
+def files_of(*graphs: Path) -> Steady:
+    """The files of graphs, which ONNX Runtime maps: to be asked before each use whether they are the same."""
+    return Steady(file for graph in graphs for file in graph.parent.glob(f"{graph.name}*"))
 
 
 def facts_of(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str]:

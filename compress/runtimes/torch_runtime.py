@@ -69,9 +69,11 @@ class TorchRuntime:
         prefill_chunk: int | None = None,
         *,
         stock: bool = False,
+        verify: bool = True,
     ) -> None:
         """Load; `threads` None leaves the number to torch, prompts go through `prefill_chunk` tokens at a
-        time, `stock`: the folder is of compressed-tensors. Raises UserError as `Bundle.load`.
+        time, `stock`: the folder is of compressed-tensors, `verify` as in, and raises UserError as,
+        `Bundle.load`.
         """
         self.name = "transformers" if stock else "torch"
         self._chunk = prefill_chunk or _CHUNK
@@ -82,7 +84,7 @@ class TorchRuntime:
                     self._model: Any = load_compressed_tensors(path)
                 tokenizer = load_tokenizer(path)
             else:
-                bundle = Bundle.load(path, masks=False)
+                bundle = Bundle.load(path, masks=False, verify=verify)
                 self._model, tokenizer = bundle.model.eval(), bundle.tokenizer
         self.task: Task = task_of(self._model.config)
         self.mask_token = self.task.mask_token(tokenizer)

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
+from compress.artifact.integrity import write_sums
 from compress.errors import UserError
 from compress.formats import Format, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.packing import pack
@@ -148,6 +149,7 @@ def write_checkpoint(bundle: Bundle, folder: Path, dtype: FloatType) -> dict[str
         state |= {f"{name}.{key}": value for key, value in packed_layer(coded[name], scheme).items()}
     file = folder / "model.safetensors"
     save_file(state, file, metadata={"format": "pt"})
+    write_sums(folder)
     tables = [f"{name}.weight" for name in _embeddings(bundle.model)]
     return {
         "dtype": dtype,

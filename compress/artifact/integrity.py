@@ -1,0 +1,136 @@
+"""Are the files those that were written? SHA-256 of each, compared before anything is made of them.
+
+Method. `manifest.json` states length and hash of every file beside it; an export without one has
+`SHA256SUMS`, which `sha256sum -c` reads, too. Files are hashed side by side, outside the interpreter's lock.
+What was hashed once in this process is not read again while it looks unchanged (device, inode, length, time
+of change), so a run that has just written a step opens it for nothing.
+Cost: one reading of the files; the rate is in docs/notes/loading.md.
+Limits: a folder that states nothing (somebody else's) passes. A hash tells damage, not malice: whoever can
+change a file can change what is stated of it.
+
+Imports neither torch nor pydantic, since runtimes without them open artifacts, too.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.artifact.folder import MANIFEST
+from compress.errors import UserError
+
+SUMS = "SHA256SUMS"
+_AT_ONCE = 4  # files; hashing is bound by the processor, reading by the disk
+_LARGEST = 1 << 28  # bytes of a list of hashes
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
+_known: dict[tuple[int, int, int, int], str] = {}  # what a file looked like -> its hash
+
+
+class Stated(NamedTuple):
+    """What is stated of a file; `bytes` None where only the hash is."""
+
+    bytes: int | None
+    sha256: str
+
+
+def sha256_of(file: Path) -> str:
+    """The hash of a file, read now; remembered for `verify`."""
+    with file.open("rb") as stream:
+        before = _look(os.fstat(stream.fileno()))
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    _known[before] = digest
+    return digest
+
+
+def verify(path: Path) -> None:
+    """Compare a folder's files, or one file, with what the folder states of them.
+
+    Raises:
+        UserError: a file is missing, or of another length or hash; the list of hashes cannot be read.
+    """
+    folder = path.parent if path.is_file() else path
+    listed = stated(folder)
+    if path.is_file():
+        listed = {name: record for name, record in listed.items() if name == path.name}
+    wrong = fault(folder, listed)
+    if wrong is not None:
+        raise UserError(wrong)
+
+
+def fault(folder: Path, listed: Mapping[str, Stated]) -> str | None:
+    """What is wrong with the first of a folder's files that is not as stated, and what to do; or None."""
+    for name, record in listed.items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size is None or record.bytes not in (None, size):
+            of = "" if record.bytes is None else f" or not of the {record.bytes} bytes its manifest states"
+            return f"{file}: missing{of}; copy it again"
+    names = list(listed)
+    for name, found in zip(names, _hashes(folder / name for name in names), strict=True):
+        if found != listed[name].sha256:
+            return (
+                f"{folder / name}: is not what was written (its SHA-256 differs from the one that is stated "
+                "beside it); copy it again, or load it with verify=False (--no-verify) if the change is yours"
+            )
+    return None
+
+
+def stated(folder: Path) -> dict[str, Stated]:
+    """The files of a folder by name, as its manifest or its list of hashes states them; else none.
+
+    Raises:
+        UserError: either cannot be read.
+    """
+    if (folder / MANIFEST).is_file():
+        return _in_manifest(folder / MANIFEST)
+    if not (folder / SUMS).is_file():
+        return {}
+    found = {}
+    for line in _text(folder / SUMS).splitlines():
+        matched = _LINE.fullmatch(line)
+        if matched is None:
+            raise UserError(f"{folder / SUMS}: {line[:60]!r} is no hash and name; copy it again")
+        found[matched[2]] = Stated(None, matched[1])
+    return found
+
+
+def write_sums(folder: Path) -> None:
+    """State the hashes of a folder's files, where no manifest does."""
+    if (folder / MANIFEST).is_file():
+        return
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS)
+    text = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    (folder / SUMS).write_text(text, encoding="utf-8")
+
+
+def _in_manifest(file: Path) -> dict[str, Stated]:
+    try:
+        files = json.loads(_text(file))["files"]
+        found = {str(name): Stated(int(of["bytes"]), str(of["sha256"])) for name, of in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{file}: does not list its files; copy the artifact again") from None
+    if outside := [name for name in found if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise UserError(f"{file.parent}: refers to '{outside[0]}', which lies outside it")
+    return found
+
+
+def _text(file: Path) -> str:
+    if file.stat().st_size > _LARGEST:
+        raise UserError(f"{file}: too long for a list of files; copy it again")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is no text; copy it again") from None
+
+
+def _hashes(files: Iterable[Path]) -> list[str]:
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda file: _known.get(_look(file.stat())) or sha256_of(file), files))
+
+
+def _look(state: os.stat_result) -> tuple[int, int, int, int]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
