@@ -19,6 +19,7 @@ from compress.artifact.sizes import Matrices
 from compress.formats import Format, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.swap import embedding_names, embedding_scale
 from compress.models.layers import replace_module
+from compress.tasks.registry import task_of
 
 LONGEST = -1.2345678901234567e-100  # a number as no record has a longer one
 
@@ -80,16 +81,23 @@ class Written(Matrices):
 
 
 def with_any_codes(bundle: Bundle, formats: Mapping[str, Format], owners: Mapping[str, str]) -> Bundle:
-    """A bundle of the same tensors, but with any codes in the modules named; `owners` as of `Matrices`."""
+    """A bundle of the same tensors, but with any codes in the modules named; `owners` as of `Matrices`.
+
+    Codes of nothing, but where the model is traced: how its graph takes padding is decided by its answers.
+    """
     whole = bundle.model
+    plain = task_of(whole.config).continues
     kept = {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())}
     model = copy.deepcopy(whole, kept)
     held: dict[str, QuantizedTensor] = {}
     for name, format in formats.items():
         module, owner = model.get_submodule(name), owners[name]
         if owner not in held:
-            out, columns = module.weight.shape
-            held[owner] = _any_codes(format, (int(out), int(columns)))
+            held[owner] = (
+                _no_codes(format, module.weight.shape)
+                if plain
+                else QuantizedTensor.round(format, module.weight.detach())
+            )
         table = isinstance(module, torch.nn.Embedding)
         new = (
             QuantizedEmbedding(held[owner], embedding_scale(module))
@@ -100,12 +108,8 @@ def with_any_codes(bundle: Bundle, formats: Mapping[str, Format], owners: Mappin
     return bundle.evolve(model=model, exports={}, masks={})
 
 
-def _any_codes(format: Format, shape: tuple[int, int]) -> QuantizedTensor:
-    """Codes that say something: how an encoder's graph takes padding is decided by what the model answers."""
-    found = QuantizedTensor(format, shape)
+def _no_codes(format: Format, shape: torch.Size) -> QuantizedTensor:
+    found = QuantizedTensor(format, (shape[0], shape[1]))
     for buffer in found.buffers():
-        if buffer.is_floating_point():
-            buffer.fill_(0.01)
-        else:
-            buffer.copy_((torch.arange(buffer.numel()) % 7).reshape(buffer.shape))
+        buffer.zero_()
     return found
