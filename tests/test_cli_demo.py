@@ -185,7 +185,7 @@ def test_running_again_does_nothing_new(place, run, monkeypatch):
 def test_a_changed_field_recomputes_only_its_chain(place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path / "copy")
     before = digests(tmp_path / "copy" / "run")
-    told = SimpleNamespace(references=[])
+    told = SimpleNamespace(references=[], variants=[])
     monkeypatch.setattr("compress.api.tell", lambda recipe, made, say: told)  # measuring has tests of its own
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     outcome = invoke(*demo(tmp_path / "copy", "variants.int4.passes.quantize_gptq.damping=0.05"))
@@ -201,7 +201,9 @@ def test_files_that_are_gone_are_made_again(place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path / "copy")
     folder = tmp_path / "copy" / "run"
     before = digests(folder)
-    monkeypatch.setattr("compress.api.tell", lambda recipe, made, say: SimpleNamespace(references=[]))
+    monkeypatch.setattr(
+        "compress.api.tell", lambda recipe, made, say: SimpleNamespace(references=[], variants=[])
+    )
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     (folder / "int8" / "onnx" / "model.onnx").unlink()  # of the variant: it is in the step, too
     (folder / "base" / "manifest.json").write_text("{")

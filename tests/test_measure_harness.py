@@ -145,10 +145,7 @@ def test_steps_are_scored_in_the_process_of_the_base(base, other, windows, tmp_p
         measure([], None, windows, FAST, steps=steps)
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_parts_of_the_windows_give_the_same_and_take_little_disk(
-    base, other, windows, tmp_path, monkeypatch, fits
-):
+def test_parts_of_the_windows_give_the_same_and_take_little_disk(base, other, windows, tmp_path, monkeypatch):
     targets = [Target("other", "torch", other, "f1"), Target("base", "torch", base, "f0")]
     steps = [Target(n, "torch", path, n) for n, path in (("one", other), ("two", base))]
     once = FAST.model_copy(update={"rounds": 1})
@@ -168,8 +165,6 @@ def test_parts_of_the_windows_give_the_same_and_take_little_disk(
 
     monkeypatch.setattr(reference, "LOGITS_BYTES", 4 * V * 24 * 2 + 1)  # of two windows
     monkeypatch.setattr(Reference, "compare", watched)
-    if not fits:
-        monkeypatch.setattr(turns, "available_memory_bytes", lambda: 1)
     assert go().expected == whole
     assert most == [2] * 9  # three parts of each: other, one, two
     # cut off after some parts, it goes on with the rest

@@ -131,7 +131,7 @@ def test_a_provider_that_cannot_run_the_graph_is_refused_when_it_loads(folder, m
     available = ["CPUExecutionProvider", FULL["openvino"]]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    with pytest.raises(UserError, match="provider 'openvino' cannot run it, take cpu: no kernel for this"):
+    with pytest.raises(UserError, match="provider 'openvino' cannot run it, take cpu: .*no kernel"):
         OnnxRuntime(folder / "onnx", threads=1, provider="openvino")
 
 
@@ -149,7 +149,7 @@ def test_openvino_is_given_a_graph_without_defaults(folder):
 def test_measurements_use_the_provider_and_say_so(folder, tmp_path, monkeypatch):
     asked = []
 
-    def opened(path, runtime, threads, *, provider, waiting="spin"):
+    def opened(path, runtime, threads, *, provider, waiting="spin", verify=True):
         asked.append((runtime, provider))
         return SimpleNamespace(weight_bytes=0, device=provider, context=64, task=CAUSAL)
 
