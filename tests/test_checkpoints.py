@@ -263,7 +263,7 @@ class TestGguf:
         refused(tmp_path / name, f"{name}: pickled weights are refused")
 
     def test_without_the_package(self, file, monkeypatch):
-        monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+        monkeypatch.setattr("compress.models.gguf_files.find_spec", lambda name: None)
         with pytest.raises(MissingExtra, match=r"model\.gguf needs the package 'gguf': pip install gguf"):
             load_checkpoint(file)
 

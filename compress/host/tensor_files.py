@@ -15,6 +15,7 @@ from compress.errors import UserError, door
 from compress.host.files import json_value, require_regular
 
 _HEADER_BYTES = 100_000_000  # the library's own bound
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # files of weights that are never read
 _ADVICE = "the file is truncated or damaged; copy or download it again"
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,

@@ -17,10 +17,8 @@ below 20 samples, no p99 below 100.
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar
@@ -28,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from compress.host.memory import no_garbage_collection
 from compress.measure.statistics import percentile
 from compress.runtimes.base import Runtime
 
@@ -116,7 +115,7 @@ def time_round(
     """
     samples, began = Samples(), perf_counter()
     state = runtime.prefill(prompt) if rehearse else None
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for _ in range(repetitions):
             del state  # freeing the last cache must not be timed
             start = perf_counter()
@@ -157,15 +156,3 @@ def round_order(items: Sequence[T], number: int) -> list[T]:
     """
     turn = number % len(items) if items else 0
     return [*items[turn:], *items[:turn]]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -11,21 +11,19 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.errors import MissingExtra, UserError, door
+from compress.errors import UserError, door
 from compress.host.files import VOCABULARY_BYTES, read_bytes, read_json, require_regular
-from compress.host.tensor_files import entries
+from compress.host.tensor_files import PICKLES, entries
 from compress.models.gguf import as_llama_cpp, require_tensors
-from compress.models.gguf_files import check_gguf
+from compress.models.gguf_files import require_gguf
 from compress.models.gguf_tokenizer import cut_as_llama_cpp
 from compress.models.sizes import require_possible
-from compress.models.unused import in_float, quantization, require_all_used, require_rows
+from compress.models.unused import in_float, in_float_now, quantization, require_all_used, require_rows
 from compress.tasks.registry import auto_class
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # read whole by transformers, whatever they hold
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken")
@@ -107,7 +105,7 @@ def check_directory(path: Path) -> None:
     require_settings(path)
     weights = list(weight_files(path))
     if not weights:
-        pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))]
+        pickles = [p.name for pattern in PICKLES for p in sorted(path.glob(pattern))]
         if pickles:
             raise UserError(
                 f"{path / pickles[0]}: pickled weights are refused, since unpickling can run any code; "
@@ -279,6 +277,22 @@ def _fitting(model: Any, tokenizer: Any, source: str | Path) -> Any:
     return tokenizer
 
 
+def pretrained(source: str | Path, config: Any, **options: str) -> tuple[Any, dict[str, Any]]:
+    """What transformers makes of a source in float32, and what it says of names in the files."""
+    import torch
+
+    found: tuple[Any, dict[str, Any]] = auto_class(config).from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    return found
+
+
 def _load_pretrained(source: str, **options: str) -> Any:
     import torch
     from transformers import AutoConfig
@@ -302,15 +316,7 @@ def _load_pretrained(source: str, **options: str) -> Any:
                 planned = of_config(copy.deepcopy(config))
             kinds = stored_kinds(weight_files(Path(source)))
             require_kinds(planned, kinds, f"model: '{source}'", shapes=True)
-        model, found = auto_class(config).from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, found = pretrained(source, config, **options)
     # an encoder that embeds is often saved without the layer after it, which is not used here
     missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
     if missing:
@@ -326,7 +332,7 @@ def _load_pretrained(source: str, **options: str) -> Any:
     if "gguf_file" in options:
         require_tensors(Path(source) / options["gguf_file"], model)
     require_finite(numbers_of(model), f"model: '{source}'")
-    return settled(linears(_in_float(model, stored is not None))).eval()
+    return settled(linears(in_float_now(model, stored is not None))).eval()
 
 
 def _cached(source: str, revision: str) -> list[Path]:
@@ -337,34 +343,8 @@ def _cached(source: str, revision: str) -> list[Path]:
     return list(weight_files(Path(config).parent)) if isinstance(config, str) else []
 
 
-def _in_float(model: Any, taken_apart: bool) -> Any:
-    """The model itself without what marks it as quantized: its weights are float now, and transformers would
-    refuse to save it, or quantize them again while it saves."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    if taken_apart:
-        model.__dict__.pop("_weight_conversions", None)
-    model.hf_quantizer = None
-    model.is_quantized = False
-    return model
-
-
-def _refuse_what_is_no_gguf(path: Path) -> None:
-    """A single file must be a whole GGUF."""
-    require_regular(path)
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    if magic != b"GGUF":
-        if path.suffix in {p[1:] for p in _PICKLES}:
-            raise UserError(f"{path}: pickled weights are refused, since unpickling can run any code")
-        raise UserError(f"{path}: no GGUF file (it begins with {magic!r}); a model is a directory or a .gguf")
-    if find_spec("gguf") is None:
-        raise MissingExtra("gguf", "gguf", f"reading {path.name}")
-    check_gguf(path)
-
-
 def _load_gguf(path: Path) -> tuple[Any, Any]:
-    _refuse_what_is_no_gguf(path)
+    require_gguf(path)
     model = _load_pretrained(str(path.parent), gguf_file=path.name)
     return model, _fitting(model, load_tokenizer(path), path)
 
@@ -392,7 +372,7 @@ def meta_model(source: Any, *, for_passes: bool = False) -> Any:
             path = Path(source)
             place, file = _place(source)
             if path.is_file():
-                _refuse_what_is_no_gguf(path)
+                require_gguf(path)
             elif path.is_dir():
                 require_settings(path)
             commit = None if path.exists() else hub_revision(source)

@@ -7,12 +7,14 @@ header, and what cannot lie in the file is refused.
 
 import struct
 from collections.abc import Mapping
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import IO, Any
 
-from compress.errors import UserError, door
+from compress.errors import MissingExtra, UserError, door
 from compress.host.files import require_regular
+from compress.host.tensor_files import PICKLES
 from compress.models.sizes import require_possible
 
 _ADVICE = "copy or download it again"
@@ -26,6 +28,20 @@ _SIZES = {
     "feed_forward_length": "intermediate_size",
     "vocab_size": "vocab_size",
 }
+
+
+def require_gguf(path: Path) -> None:
+    """A single file must be a whole GGUF."""
+    require_regular(path)
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        if path.suffix in {p[1:] for p in PICKLES}:
+            raise UserError(f"{path}: pickled weights are refused, since unpickling can run any code")
+        raise UserError(f"{path}: no GGUF file (it begins with {magic!r}); a model is a directory or a .gguf")
+    if find_spec("gguf") is None:
+        raise MissingExtra("gguf", "gguf", f"reading {path.name}")
+    check_gguf(path)
 
 
 def check_gguf(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra
-from compress.models.checkpoints import hub_revision, load_config, loading, quiet_transformers
+from compress.models.checkpoints import hub_revision, load_config, loading, pretrained, quiet_transformers
 from compress.tasks.registry import auto_class
 
 
@@ -36,18 +36,10 @@ def load_stock(source: str | Path) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    import torch
     from transformers import AutoConfig
 
     revision = "main" if Path(source).is_dir() else hub_revision(str(source))
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, revision=revision)
-        model = auto_class(config).from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            revision=revision,
-        )
+        model, _ = pretrained(source, config, revision=revision)
     return model.eval()

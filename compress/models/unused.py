@@ -120,3 +120,15 @@ def require_rows(model: Any, tokenizer: Any, place: object) -> None:
             f"{place}: token {number} of its tokenizer ({token!r}) is beyond the model's {rows} rows; take "
             "it out of the tokenizer, or give the model rows for it"
         )
+
+
+def in_float_now(model: Any, taken_apart: bool) -> Any:
+    """The model itself without what marks it as quantized: its weights are float now, and transformers would
+    refuse to save it, or quantize them again while it saves."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if taken_apart:
+        model.__dict__.pop("_weight_conversions", None)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    return model

@@ -20,6 +20,7 @@ import torch
 from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
+from compress.context import lend
 from compress.errors import UserError, reason
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
@@ -30,7 +31,7 @@ from compress.passes.base import Need, Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
 from compress.records.run import DataRecord, VariantRecord
 from compress.run.identity import FileHashes, identity
-from compress.run.lending import load_and_lend
+from compress.run.lending import parent_of
 from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
 from compress.runtimes.null_pass import null_pass
@@ -193,8 +194,9 @@ class _Maker:
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
-        bundle, context = load_and_lend(
-            step, self.store.path(parent), self.data if words is None else renumbered(self.data, words),
+        bundle, context = lend(
+            step.kind, parent_of(step, self.store.path(parent), self.device),
+            self.data if words is None else renumbered(self.data, words),
             lambda: self._teacher(words), seed=self.recipe.seed, workdir=self.store.workdir(found),
             device=self.device, precision="bfloat16" if self.precision == "bfloat16" else "float32",
             logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),

@@ -11,16 +11,15 @@ A search that asks many shapes picks one whose time came out low by chance. So t
 timed again, for longer, and that is what is reported.
 """
 
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 
+from compress.host.memory import no_garbage_collection
 from compress.tasks.base import longest_text
 
 Clock = Callable[[], float]
@@ -35,7 +34,7 @@ def decode_shares(
     clock = clock or (time.thread_time if whole.device.type == "cpu" else time.perf_counter)
     pair = _Decoder(model, clock), _Decoder(whole, clock)
     steps: tuple[list[list[float]], list[list[float]]] = ([], [])
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for number in range(rounds + 1):
             for which in (0, 1) if number % 2 else (1, 0):
                 steps[which].append(pair[which].steps())
@@ -75,14 +74,3 @@ class _Decoder:
 
 def _quartile(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=4, method="inclusive")[0]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
