@@ -60,6 +60,15 @@ def door(failure: str, advice: str = "") -> Iterator[None]:
         raise UserError(f"{failure}: {reason(error)}{advice and '; '}{advice}") from None
 
 
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """What is refused inside is refused by the name of what it was about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"'{name}': {error}") from None
+
+
 class MissingExtra(UserError):
     """An optional dependency is absent; the message names the command that installs it."""
 

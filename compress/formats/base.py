@@ -32,6 +32,7 @@ from compress.formats.packing import packed_bytes
 
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 _SMALLEST_NORMAL = 2.0**-14  # the smallest with all of its 11 bits
+_LARGEST_SCALE = 65504.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Format(BaseModel):
         """Choose scales and zero-points for `weight` (out, in), float32.
 
         `importance` (in,) weighs the squared errors of the columns, in formats that have a choice.
+
+        Raises:
+            UserError: there are no weights, or no scale reaches them.
         """
 
     @abstractmethod
@@ -181,13 +185,35 @@ class Format(BaseModel):
         raise NotImplementedError(f"{self.kind} is stored as it is")
 
 
+def in_float32(weight: Tensor) -> Tensor:
+    """A matrix (out, in) to fit a grid to; raises UserError for one without rows or columns."""
+    if not weight.numel():
+        raise UserError(f"a matrix {'x'.join(map(str, weight.shape))} holds nothing to round; leave it out")
+    return weight.float()
+
+
+def require_reach(format: Format, scales: Tensor) -> None:
+    """Refuse weights for which even the last code would need such scales: float16 has none, and to cut
+    them off would be silent.
+
+    Raises:
+        UserError: says how far off they are.
+    """
+    largest = float(scales.abs().max())
+    if largest > _LARGEST_SCALE:
+        raise UserError(
+            f"{format.kind} needs a scale of {largest:.4g} for the largest weight, and a scale is at most "
+            f"{_LARGEST_SCALE:,.0f}; leave the layer out (`skip`)"
+        )
+
+
 def float16_exact(scales: Tensor) -> Tensor:
     """Round to float16 and back; a scale of an all-zero group becomes the smallest positive one.
 
     Below its normal range float16 is coarse, and a scale rounded down would cut the extremes off by many
     steps: there it is rounded away from zero.
     """
-    rounded = scales.clamp(-65504.0, 65504.0).to(torch.float16).float()
+    rounded = scales.clamp(-_LARGEST_SCALE, _LARGEST_SCALE).to(torch.float16).float()
     outward = torch.ceil(scales.abs() / _SMALLEST_SCALE) * _SMALLEST_SCALE * scales.sign()
     rounded = torch.where(scales.abs() < _SMALLEST_NORMAL, outward, rounded)
     return torch.where(rounded == 0, _SMALLEST_SCALE, rounded)

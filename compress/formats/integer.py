@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.formats.base import Format, Grid, float16_exact
+from compress.formats.base import Format, Grid, float16_exact, in_float32, require_reach
 
 # Elements fitted at a time: what is computed on the way then stays in a core's cache.
 _FIT_SLICE = 1 << 18
@@ -40,8 +40,9 @@ class AffineFormat(Format):
         Each group's range starts at its min and max and is shrunk by factors, the fewer bits the further;
         the factor kept minimises  sum_j h_j (w_j - w^_j)^2  with h = `importance` (in,), or ones.
         """
+        weight = in_float32(weight)
         rows = max(1, _FIT_SLICE // weight.shape[1])
-        parts = [self._fit_rows(part, importance) for part in weight.float().split(rows)]
+        parts = [self._fit_rows(part, importance) for part in weight.split(rows)]
         return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:
@@ -69,6 +70,7 @@ class AffineFormat(Format):
         h = torch.nn.functional.pad(h, (0, padding)).view(1, -1, width)
         low = grouped.amin(2).clamp(max=0.0)  # the zero-point must be a code, so the range holds 0
         high = grouped.amax(2).clamp(min=0.0)
+        require_reach(self, self._least_scales(low, high))
         best_error = torch.full_like(low, torch.inf)
         best_scales = torch.ones_like(low)
         best_zeros = torch.full_like(low, self.levels // 2)
@@ -86,6 +88,12 @@ class AffineFormat(Format):
         smallest = _SMALLEST_RANGE[self.bits]
         tried = self.clip_search if self.bits < 8 else self.clip_search // 4
         return [1.0 - (1.0 - smallest) * i / max(tried, 1) for i in range(tried + 1)]
+
+    def _least_scales(self, low: Tensor, high: Tensor) -> Tensor:
+        """What (low, high) needs at least, each (out, groups): the second candidate where there is."""
+        if not self.symmetric:
+            return (high - low) / (self.levels - 1)
+        return torch.maximum(high, -low) / (self.levels // 2 - (self.bits == 8))
 
     def _candidates(self, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Grids that span (low, high), each (out, groups)."""

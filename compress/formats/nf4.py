@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.formats.base import Format, Grid, float16_exact
+from compress.formats.base import Format, Grid, float16_exact, in_float32, require_reach
 
 _STEPS = torch.special.ndtri  # the inverse of the normal distribution function
 _OFFSET = 0.9677083  # probability at which the outermost value lies: the mean of 1 - 1/32 and 1 - 1/30
@@ -52,11 +52,13 @@ class Nf4(Format):
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """The largest magnitude of each block; `importance` changes nothing."""
+        weight = in_float32(weight)
         out, columns = weight.shape
         width = self.group_width(columns)
         padding = self.groups(columns) * width - columns
-        grouped = torch.nn.functional.pad(weight.float(), (0, padding)).view(out, -1, width)
-        scales = float16_exact(grouped.abs().amax(2))
+        largest = torch.nn.functional.pad(weight, (0, padding)).view(out, -1, width).abs().amax(2)
+        require_reach(self, largest)
+        scales = float16_exact(largest)
         return Grid(scales, torch.full_like(scales, _ZERO, dtype=torch.uint8))
 
     def codes(self, weight: Tensor, grid: Grid) -> Tensor:

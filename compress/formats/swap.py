@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from compress.errors import about
 from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.models.layers import matrix, replace_module
@@ -24,10 +25,12 @@ def quantize_embeddings(model: Any, format: Format) -> list[str]:
     names = {id(module): name for name, module in model.named_modules()}
     found = tables(model)
     changed = list(found)
-    table = QuantizedTensor.round(format, embedding.weight.detach())
+    with about(changed[0]):
+        table = QuantizedTensor.round(format, embedding.weight.detach())
     if head is not None:
         tied = head.weight is embedding.weight
-        held = table if tied else QuantizedTensor.round(format, matrix(head))
+        with about(names[id(head)]):
+            held = table if tied else QuantizedTensor.round(format, matrix(head))
         changed.append(names[id(head)])
         replace_module(model, changed[-1], QuantizedLinear(held, head.bias))
     for name, module in found.items():

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
+from compress.errors import about
 from compress.formats import Format, QuantizedTensor
 from compress.formats.swap import put_codes, quantize_embeddings
 from compress.host.progress import track
@@ -39,7 +40,8 @@ def quantize_one_by_one(
             if store:
                 store.load(block)
             for name in [name for name in names if name.startswith(f"{block}.")]:
-                put_codes(model, name, quantized(matrix(model.get_submodule(name))))
+                with about(name):
+                    put_codes(model, name, quantized(matrix(model.get_submodule(name))))
                 progress.advance()
             if store:
                 store.release(block)

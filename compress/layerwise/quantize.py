@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compress.calibration.fisher import output_fisher, require_decoder
 from compress.calibration.walk import BlockStore, Visit, walk
+from compress.errors import about
 from compress.formats import Format, Grid, QuantizedTensor
 from compress.formats.base import Fitter, float16_exact
 from compress.formats.swap import put_codes
@@ -180,7 +181,8 @@ class _Run:
             target *= mask
             format = format.keeping_zeros()
         fitter = self.fitters[format.kind]
-        grid = fitter.fit(format, target, hessian.diagonal())
+        with about(names[0]):
+            grid = fitter.fit(format, target, hessian.diagonal())
         weighed = [part for name in names for part in self.fisher.pop(name, [])]
         with factor.damped(hessian) as damped:
             for rows, blocks in _row_order(len(target), columns, weighed, format.run):

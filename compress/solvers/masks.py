@@ -7,6 +7,8 @@ a row stay. A mask that is already carried counts towards the quota: what it rem
 import torch
 from torch import Tensor
 
+from compress.errors import UserError
+
 Quota = int | tuple[int, int]
 
 
@@ -18,7 +20,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    flat = scores.flatten()
+    flat = _numbers(scores).flatten()
     last = flat.kthvalue(count).values  # selecting is much faster than sorting
     mask = flat > last
     equal = torch.nonzero(flat == last).flatten()
@@ -28,7 +30,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 def smallest_per_row(scores: Tensor, count: int | Tensor) -> Tensor:
     """Remove exactly `count` of every row of `scores` (rows, columns); a tensor (rows,) says it per row."""
-    order = torch.argsort(scores, dim=1, stable=True)
+    order = torch.argsort(_numbers(scores), dim=1, stable=True)
     if isinstance(count, int):
         mask = torch.ones_like(scores, dtype=torch.bool)
         return mask.scatter_(1, order[:, :count], False)
@@ -110,6 +112,16 @@ def largest_remainder(wanted: Tensor, count: int, limits: Tensor) -> Tensor:
         ]
         result[chosen] += 1 if missing > 0 else -1
     return result
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    """The scores; NaN has no rank, and would make the number removed another than was asked for.
+
+    It comes of a weight of 0 times an activation beyond float32.
+    """
+    if scores.numel() and bool(scores.max().isnan()):
+        raise UserError("pruning: scores that are not numbers (NaN); is the checkpoint sound?")
+    return scores
 
 
 def _after(scores: Tensor, carried: Tensor | None) -> tuple[Tensor, int]:

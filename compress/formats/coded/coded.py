@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.formats.base import Format, Grid, Rounder, float16_exact
+from compress.formats.base import Format, Grid, Rounder, float16_exact, in_float32, require_reach
 from compress.formats.coded.rate_control import RateControl
 from compress.formats.coded.streams import ZERO, bits_per_weight, from_stream, to_stream, written_bits
 from compress.formats.coded.trellis import RUN, follow
@@ -113,8 +113,9 @@ class Coded(Format):
 
         That holds but for weights that crowd around zero, which no odd step stands for.
         """
-        weight = weight.float()
+        weight = in_float32(weight)
         largest = weight.abs().amax(1, keepdim=True)  # (out, 1)
+        require_reach(self, largest / _FURTHEST)
         spacing = 2 if self._takes_turns else 1  # of the steps that a code chooses from
         step = float(weight.std(correction=0)) * 2.0 ** (2.0 - rate)
         for _ in range(_ROUNDS):
