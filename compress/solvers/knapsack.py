@@ -15,6 +15,7 @@ costs made to be hard can take long. Sums are float64, exact for integers below 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,11 +43,12 @@ def choose(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], bu
         The number of the choice of each item.
 
     Raises:
-        UserError: even the cheapest choices cost more.
+        UserError: even the cheapest choices cost more, or a loss is no finite number.
 
     >>> choose([[1, 2, 4], [1, 3]], [[9.0, 5.0, 0.0], [4.0, 0.0]], 5)
     [2, 0]
     """
+    _require_finite(losses)
     smallest = sum(min(row) for row in costs)
     if smallest > budget:
         raise UserError(f"budget {budget:,} is too small: the cheapest choices need {smallest:,}; raise it")
@@ -57,15 +59,22 @@ def cheapest(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], 
     """The choices of least summed cost whose summed loss is at most `limit`, to a relative 1e-12.
 
     Raises:
-        UserError: even the best choices lose more.
+        UserError: even the best choices lose more, or a loss is no finite number.
 
     >>> cheapest([[1, 2, 4], [1, 3]], [[9.0, 5.0, 0.0], [4.0, 0.0]], 5.0)
     [2, 0]
     """
+    _require_finite(losses)
     smallest = sum(min(row) for row in losses)
     if smallest > _loosened(limit):
         raise UserError(f"limit {limit:g} is too small: the best choices lose {smallest:.4g}; raise it")
     return _solve(losses, costs, limit)
+
+
+def _require_finite(losses: Sequence[Sequence[float]]) -> None:
+    wrong = next((x for row in losses for x in row if not math.isfinite(x)), None)
+    if wrong is not None:
+        raise UserError(f"a loss of {wrong} was measured, which cannot be weighed; is the checkpoint sound?")
 
 
 def _loosened(limit: float) -> float:

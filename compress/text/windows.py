@@ -33,6 +33,7 @@ _PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 256, 200, 4000  # characters
 _POOL_SHARE = 0.25
 _SHINGLE = 48  # tokens that must agree in a row to count as the same text
 _OVERLAP_REFUSED = 0.02
+_HEADERS_REFUSED = 0.1
 _BOILERPLATE = 4  # times that a run is there
 _LONG_LINE = 4  # pieces' length, from which on a line is cut
 
@@ -206,16 +207,18 @@ def refuse_overlap(calibration: Tokens, evaluation: Tokens, field: str = "data.c
 
     Compares runs of 48 tokens, across the borders of windows, which may be shorter; up to 2 % may agree,
     since real files share licence headers. A run that both together hold four times or more is what all
-    records begin with (the prompt of chats), and tells nothing of the rest. `field`: what is to be mended.
+    records begin with (the prompt of chats), and tells nothing of the rest, where evaluation has it more than
+    once; what it has once, and calibration often, may be such a header too, but not 10 % of the text.
+    `field`: what is to be mended.
     """
     length = min(_SHINGLE, calibration.size, evaluation.size)
-    times = Counter(run.tobytes() for run in _runs(calibration, length, 1))
-    for run in _runs(evaluation, length, 1):
-        if (known := run.tobytes()) in times:
-            times[known] += 1
-    runs = _runs(evaluation, length, _SHINGLE // 2)
-    share = sum(0 < times[run.tobytes()] < _BOILERPLATE for run in runs) / max(len(runs), 1)
-    if share > _OVERLAP_REFUSED:
+    theirs = Counter(run.tobytes() for run in _runs(calibration, length, 1))
+    own = Counter(known for run in _runs(evaluation, length, 1) if (known := run.tobytes()) in theirs)
+    runs = [run.tobytes() for run in _runs(evaluation, length, _SHINGLE // 2)]
+    rare = sum(run in own and own[run] + theirs[run] < _BOILERPLATE for run in runs)
+    once = sum(own[run] == 1 and own[run] + theirs[run] >= _BOILERPLATE for run in runs)
+    share = (rare + once) / max(len(runs), 1)
+    if rare > _OVERLAP_REFUSED * len(runs) or share > _HEADERS_REFUSED:
         other = field.endswith("calibration_text")
         advice = "calibrate on other text" if other else "leave out what is there twice"
         raise UserError(
