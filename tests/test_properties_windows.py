@@ -1,7 +1,7 @@
 """Windows of texts that nobody would choose: every token once, none lost but a tail, none in two parts.
 
-Texts are made of characters none of which is there twice, and a tokenizer makes a token of each, so that where
-a token went is seen by its number.
+Texts are made of characters none of which is there twice, and a tokenizer makes a token of each, so that its
+number tells where a token went.
 """
 
 from dataclasses import dataclass, field
