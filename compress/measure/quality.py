@@ -4,7 +4,7 @@ Definitions (DESIGN section 7). Windows do not overlap; a window of L tokens pre
 from those before them *inside the window*, so L - 1 predictions, and the first token is not predicted.
 
     nll            = mean over predicted tokens of -ln p(token), in nats
-    perplexity     = exp(nll)
+    perplexity     = exp(nll), None where that is beyond a float64
     bits_per_byte  = total nats / (ln 2 * UTF-8 bytes of the predicted tokens' text)
     delta_nll      = nll - nll of the base model
     kl_to_base     = mean over predicted positions of KL(p_base || p_variant) over the full vocabulary
@@ -60,6 +60,7 @@ Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [n, length] -> float32 [n, length, V]
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
+_LARGEST_EXPONENT = 709.0  # whose exp is a float64
 TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, where a window does not give more
 
 
@@ -249,7 +250,7 @@ def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int
     quality = Quality(
         nll=nll,
         nll_ci95=mean_interval(scores.nats, scores.tokens, seed=seed),
-        perplexity=exp(nll),
+        perplexity=exp(nll) if nll < _LARGEST_EXPONENT else None,
         bits_per_byte=total / (log(2.0) * text_bytes) if scores.whole_text else None,
     )
     if base is None:

@@ -1,13 +1,15 @@
 """What every record is: a frozen value that goes to JSON and back, written whole or not at all.
 
 Units in all records: seconds, bytes, nats; what was not measured is None, never 0. Every `*_ci95` is
-[low, high].
+[low, high]. A number that is not finite is written as Python's `json` writes it (`NaN`, `Infinity`), never as
+null, which would say that nobody had measured it.
 """
 
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from compress.errors import UserError, reason
 from compress.host.files import RECORDS_BYTES, read_text
@@ -20,11 +22,25 @@ _Record = TypeVar("_Record", bound="Record")
 class Record(BaseModel):
     """A frozen value that goes to JSON and back unchanged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     def write(self, path: Path) -> None:
-        """Write as indented JSON, whole or not at all."""
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
+        """Write as indented JSON, whole or not at all; raises UserError as `as_json`."""
+        write_whole(path, self.as_json(path, indent=2) + "\n")
+
+    def as_json(self, path: Path, indent: int | None = None) -> str:
+        """The record in JSON, for a file.
+
+        Raises:
+            UserError: a name or text in it has half a character, as names of files may that are not UTF-8.
+        """
+        try:
+            return self.model_dump_json(indent=indent)
+        except PydanticSerializationError as error:
+            raise UserError(
+                f"{path}: cannot be written as UTF-8 ({reason(error)}); rename the file or folder whose name "
+                "is no Unicode text"
+            ) from None
 
     @classmethod
     def read(cls: type[_Record], path: Path) -> _Record:

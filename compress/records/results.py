@@ -91,5 +91,5 @@ def read_results(path: Path) -> list[Result]:
 
 
 def write_results(path: Path, results: list[Result]) -> None:
-    """Write a whole `results.jsonl`."""
-    write_whole(path, "".join(result.model_dump_json() + "\n" for result in results))
+    """Write a whole `results.jsonl`; raises UserError as `Record.as_json`."""
+    write_whole(path, "".join(result.as_json(path) + "\n" for result in results))
