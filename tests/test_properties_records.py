@@ -247,8 +247,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 def test_a_recipe_that_is_taken_comes_back_from_yaml_as_it_was(folder, content):
     try:
         recipe = Recipe.parse(content)
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return
     text = recipe.to_yaml()
     file = folder / "recipe.yaml"

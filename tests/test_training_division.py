@@ -1,5 +1,6 @@
 """A step is the same however its windows are divided: gradients, losses, and what a training ends with."""
 
+import numpy as np
 import pytest
 import torch
 from training_set import WINDOW, tiny_bundle, tiny_context, weights
@@ -94,3 +95,16 @@ def test_a_training_ends_the_same_however_a_step_is_divided(step, precision, nea
         curves = [[point[2] for point in end.notes["loss_curve"]] for end in (ends[0], other)]
         assert curves[0] == pytest.approx(curves[1], abs=near)
     assert all(p.dtype == torch.float32 for p in weights(ends[0]).values())
+
+
+def test_text_that_the_student_writes_is_the_same_however_a_step_is_divided(tmp_path):
+    bundle, ends = tiny_bundle(), []
+    for batch, accumulate in ((8, 1), (4, 2), (2, 4)):
+        settings = {"tokens": 6 * 8 * WINDOW, "batch": batch, "accumulate": accumulate, "on_policy": 1.0}
+        context = tiny_context(bundle, tmp_path / f"{batch}", tiny_bundle(seed=3))
+        ends.append(Distill(**settings, precision="float32")(bundle, context))
+    curves = [[point[2:] for point in end.notes["loss_curve"]] for end in ends]
+    for other in curves[1:]:
+        assert np.allclose(
+            np.array(other, float), np.array(curves[0], float), rtol=2e-4, atol=1e-5, equal_nan=True
+        )

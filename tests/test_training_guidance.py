@@ -13,7 +13,7 @@ from compress.passes.distill import Distill
 from compress.passes.train import Train
 from compress.training import checkpoint
 from compress.training.teaching import matching, sampled
-from compress.training.teaching.onpolicy import continued, on_policy
+from compress.training.teaching.onpolicy import continued, drawn, draws, on_policy
 from compress.training.teaching.teachers import Teachers
 
 FEW = {"tokens": 10 * 4 * WINDOW, "batch": 4, "heldout_points": 2}
@@ -208,8 +208,7 @@ def test_several_teachers_are_the_weighted_mean_of_their_distributions(teacher, 
 
 def test_the_students_own_text_keeps_its_prompt_and_follows_its_distribution(teacher):
     rows = torch.arange(3 * 33).view(3, 33) % 300
-    torch.manual_seed(0)
-    own = continued(teacher.model, rows.repeat(50, 1), 30, "float32")
+    own = continued(teacher.model, rows.repeat(50, 1), 30, "float32", draws(1, 2, np.arange(150), 3))
     assert torch.equal(own[:, :30], rows.repeat(50, 1)[:, :30])
     with torch.no_grad():
         p = torch.softmax(teacher.model(rows[:, :30]).logits[:, -1], -1)
@@ -220,6 +219,23 @@ def test_the_students_own_text_keeps_its_prompt_and_follows_its_distribution(tea
     taken = [on_policy(0.3, 1, step) for step in range(2000)]
     assert np.mean(taken) == pytest.approx(0.3, abs=0.05)
     assert not any(on_policy(0.0, 1, step) for step in range(50))
+
+
+def test_a_draw_is_the_first_token_whose_cumulative_share_exceeds_it():
+    p = np.array([0.2, 0.0, 0.5, 0.0, 0.3])
+    with np.errstate(divide="ignore"):
+        logits = torch.from_numpy(np.log(p)).expand(6, 5)
+    uniform = torch.tensor([[0.0], [0.1999], [0.2001], [0.6999], [0.7001], [1 - 1e-16]], dtype=torch.float64)
+    assert drawn(logits, uniform).flatten().tolist() == [0, 0, 2, 2, 4, 4]
+
+
+def test_what_a_window_is_continued_by_does_not_depend_on_its_company(teacher):
+    rows, windows = torch.arange(6 * 33).view(6, 33) % 300, np.array([9, 4, 2, 7, 1, 5])
+    whole = continued(teacher.model, rows, 20, "float32", draws(1, 2, windows, 13))
+    for part in ([0], [5, 1], [4, 2, 0]):
+        alone = continued(teacher.model, rows[part], 20, "float32", draws(1, 2, windows[part], 13))
+        assert torch.equal(alone, whole[part])
+    assert not np.array_equal(draws(1, 2, windows, 13), draws(1, 3, windows, 13))
 
 
 def test_on_policy_steps_learn_and_repeat(teacher, tmp_path):

@@ -26,7 +26,7 @@ from compress.training.objectives.losses import chunked, cross_entropy, distilla
 from compress.training.plan import Optimization
 from compress.training.teaching import matching
 from compress.training.teaching.guidance import Guidance
-from compress.training.teaching.onpolicy import continued, on_policy
+from compress.training.teaching.onpolicy import continued, draws, on_policy
 from compress.training.teaching.sampled import SampledTargets, sampled_kl
 from compress.training.teaching.teachers import Teachers
 
@@ -200,7 +200,8 @@ class _Online:
         if not on_policy(self.guidance.on_policy, self.seed, moment.step):
             return rows, 0
         prompt = max(1, round(self.guidance.prompt * self.window))
-        return continued(student, rows, prompt, self.teachers.precision), prompt - 1
+        uniform = draws(self.seed, moment.step, moment.windows, rows.shape[1] - prompt)
+        return continued(student, rows, prompt, self.teachers.precision, uniform), prompt - 1
 
     def loss(self, outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
         """See the module's text."""
