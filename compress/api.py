@@ -172,8 +172,9 @@ def threads_for(recipe: Recipe) -> int:
 
 def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     """Measure everything that was made; results of an earlier, interrupted call are taken over."""
-    for line in _not_measured(made.variants):
-        say(line)
+    missing = _not_measured(made.variants)
+    for name, reason in missing.items():
+        say(f"{name}: written, {reason}")
     folder, windows = made.folder, made.data.evaluation
     protocol = (
         recipe.measure
@@ -225,6 +226,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         references=_references(made.data, base),
         samples=[samples[t.variant, t.runtime] for t in targets if (t.variant, t.runtime) in samples],
         step_results=steps,
+        not_measured=missing,
     )
     record.write(folder / "run.json")
     book.unlink(missing_ok=True)
@@ -324,14 +326,15 @@ def _targets(folder: Path, variant: VariantRecord) -> list[Target]:
     ]
 
 
-def _not_measured(variants: Sequence[VariantRecord]) -> Iterator[str]:
-    """A line per kind of export that no runtime here can open, and why."""
-    for name in dict.fromkeys(name for variant in variants for name in variant.exports):
-        export = EXPORTED.get(name)
-        if export is None:
-            yield f"{name}: written, not measured: no runtime of ours opens it"
-        elif not export.installed:
-            yield f"{name}: written, not measured in {export.runtime}: pip install {export.package}"
+def _not_measured(variants: Sequence[VariantRecord]) -> dict[str, str]:
+    """Why, of each kind of export that no runtime here can open."""
+    found = {name: EXPORTED.get(name) for variant in variants for name in variant.exports}
+    reasons = {name: "not measured: no runtime of ours opens it" for name, e in found.items() if e is None}
+    return reasons | {
+        name: f"not measured in {export.runtime}: pip install {export.package}"
+        for name, export in found.items()
+        if export is not None and not export.installed
+    }
 
 
 _Inner = list[tuple[str, int, PassRecord]]  # variant, index in its chain, step

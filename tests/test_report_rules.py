@@ -274,12 +274,20 @@ def test_an_export_is_judged_by_what_was_measured_of_it_alone(records: Records) 
     assert torch.disk_bytes
     assert onnx.disk_bytes
     results = [r for r in records.results if "gguf" not in r.artifact]
-    chain = chain_of(records.run, results, "int4")
+    run = records.run.model_copy(update={"not_measured": {}})
+    chain = chain_of(run, results, "int4")
     assert [step.name for step in chain.steps] == ["quantize_gptq", "export_onnx", "export_gguf"]
     said = words(chain, "export_onnx")
     assert "decode 7.9× faster, prefill 7.9× faster (ONNX Runtime against PyTorch)" in said
     assert f"Cost: {size_finding(torch.disk_bytes, onnx.disk_bytes).text}." in said
     assert words(chain, "export_gguf") == "Not measured after this step."
+    why = records.run.model_copy(
+        update={"not_measured": {"gguf": "not measured in llama.cpp: pip install x"}}
+    )
+    assert (
+        words(chain_of(why, results, "int4"), "export_gguf")
+        == "Written, not measured in llama.cpp: pip install x."
+    )
     assert chain.steps[-1].size == units.ABSENT
     other = {"runtime": "llama.cpp", "artifact": "int4/gguf/model.gguf", "disk_bytes": 1}
     gguf = onnx.model_copy(update=other)

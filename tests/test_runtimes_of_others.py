@@ -11,7 +11,7 @@ from cli_helpers import write_text
 import compress
 from compress import CAUSAL, ExportCompressedTensors, ExportGguf, Int4, Int8, QuantizeGPTQ, UserError
 from compress.records.protocol import MeasureProtocol
-from compress.records.run import VariantRecord
+from compress.records.run import RunRecord, VariantRecord
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.exported import EXPORTED, Exported
 
@@ -128,7 +128,11 @@ def test_a_runtime_that_is_missing_is_named_with_what_brings_it(bundle, text, tm
     done = compress.quantize(
         tmp_path / "model", bits=8, to="gguf", out=tmp_path / "out", text=text, threads=1, say=said.append
     )
-    assert "gguf: written, not measured in llama.cpp: pip install llama-x" in said
+    reason = "not measured in llama.cpp: pip install llama-x"
+    assert f"gguf: written, {reason}" in said
+    assert RunRecord.read(tmp_path / "out" / "run.json").not_measured == {"gguf": reason}
+    for page in ("report.md", "report.html"):
+        assert f"Written, {reason}." in (tmp_path / "out" / page).read_text(encoding="utf-8")
     assert {r.runtime for r in done.results} == {"torch"}
 
 

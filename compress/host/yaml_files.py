@@ -42,6 +42,27 @@ def parse_yaml(text: str, place: str, *, file: bool = True) -> Any:
     return value
 
 
+def as_yaml(value: Any) -> str:
+    r"""YAML that `parse_yaml` reads as the same value, its fields in their order.
+
+    >>> as_yaml({"prompt": "\x85"})
+    'prompt: "\\N"\n'
+    """
+    return yaml.dump(value, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
+
+
+class _Quoting(yaml.SafeDumper):
+    """Escapes what is the end of a line to YAML, and to the library's own style of writing a letter."""
+
+    def represent_str(self, data: str) -> Any:
+        """A text, as the library asks for it."""
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Quoting.add_representer(str, _Quoting.represent_str)
+
+
 class _Once(yaml.SafeLoader):
     """Refuses a field that is given twice, of which YAML's own loader keeps the last."""
 

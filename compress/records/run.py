@@ -68,7 +68,11 @@ class DataRecord(Record):
 
 
 class RunRecord(Record):
-    """`run.json`: everything of a run but the measured lines."""
+    """`run.json`: everything of a run but the measured lines.
+
+    Attributes:
+        not_measured: export folder -> why nothing was measured of it, "not measured in llama.cpp: ...".
+    """
 
     schema_version: int = SCHEMA_VERSION
     recipe_name: str
@@ -80,3 +84,4 @@ class RunRecord(Record):
     references: list[Reference] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
     step_results: list[StepResult] = Field(default_factory=list)
+    not_measured: dict[str, str] = Field(default_factory=dict)

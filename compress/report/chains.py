@@ -17,6 +17,7 @@ from compress.records.run import RunRecord, VariantRecord
 from compress.report import units
 from compress.report.rows import base_name, with_base_as_zero
 from compress.report.verdicts import (
+    Finding,
     Snapshot,
     Verdict,
     change_of_nll,
@@ -178,6 +179,8 @@ def _step(
     if step.is_export:
         before, after = _export_snapshots(results, variant, step)
     verdict = None if before is None else judge(before, after or Snapshot())
+    if step.is_export and after is None:
+        verdict = _unmeasured(run, step) or verdict
     change, bounds = change_of_nll(before, after) if before and after else (None, None)
     shown = after or Snapshot()
     notes, warnings = _notes(step.notes)
@@ -202,6 +205,12 @@ def _step(
         notes=notes,
         warnings=warnings,
     )
+
+
+def _unmeasured(run: RunRecord, step: PassRecord) -> Verdict | None:
+    """Why nothing was measured of what a step wrote, where the record says it."""
+    reasons = [f"Written, {run.not_measured[name]}." for name in step.exports if name in run.not_measured]
+    return Verdict("unknown", (Finding("unknown", " ".join(reasons)),)) if reasons else None
 
 
 def _export_snapshots(

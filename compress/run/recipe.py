@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,7 +22,7 @@ from pydantic import (
 
 from compress.errors import UserError, nearest
 from compress.host.files import at_home, read_text
-from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
+from compress.host.yaml_files import RECIPE_BYTES, as_yaml, parse_yaml
 from compress.models.create import Architecture
 from compress.passes.base import Pass
 from compress.records.protocol import MeasureProtocol
@@ -159,9 +158,7 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as resolved, every default spelled out."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
-        )
+        return as_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 def _settled(recipe: Recipe) -> Recipe:

@@ -3,8 +3,8 @@
 Generalised knowledge distillation (GKD: Agarwal et al. 2023, arXiv 2306.13649): with probability lambda a
 step trains on y ~ p_student(. | prompt) instead of the text, so that the student learns where its own
 mistakes lead it. No gradient passes through the sampling; only sampled positions count. Which steps are
-on-policy is a function of (seed, step), and what is drawn for a window one of (seed, step, window), so that it
-does not matter which windows are computed together, or by which process. Cost: a forward pass of the student
+on-policy is a function of (seed, step), and what is drawn for a window one of (seed, step, window), whichever
+windows are computed together, and by whatever process. Cost: a forward pass of the student
 per sampled token, with a key-value cache.
 """
 
