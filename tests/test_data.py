@@ -359,6 +359,29 @@ class TestSources:
         with pytest.raises(UserError, match=r"v\.parquet is no whole parquet file"):
             load_documents(str(tmp_path / "v.parquet"))
 
+    def test_a_line_without_end_is_refused_by_its_number_and_never_read_whole(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(text_module, "LINE_BYTES", 100)
+        file = tmp_path / "t.jsonl"
+        whole = json.dumps({"text": "x" * 80})
+        file.write_text(f"{whole}\n\n{json.dumps({'text': 'y' * 87})}\n", encoding="utf-8")
+        assert [len(d.text) for d in load_documents(str(file))] == [80, 87]  # 100 bytes, the end of line too
+        file.write_text(f"{whole}\n\n{json.dumps({'text': 'y' * 90})}\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"data\.text: \S+t\.jsonl:3 is longer than the 100 bytes"):
+            load_documents(str(file))
+
+    def test_a_row_group_without_end_is_refused_before_it_is_read(self, tmp_path, monkeypatch):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        monkeypatch.setattr(text_module, "LINE_BYTES", 5000)
+        file, rows = tmp_path / "t.parquet", [f"row {i} " * 20 for i in range(100)]
+        table = pa.table({"text": rows, "n": [b"x" * 999] * 100})
+        parquet.write_table(table, file, row_group_size=20)
+        assert [d.text for d in load_documents(str(file))] == rows
+        parquet.write_table(table, file, row_group_size=60)
+        with pytest.raises(UserError, match=r"t\.parquet: row group 0 holds [\d,]+ bytes of text where at"):
+            load_documents(str(file))
+
     @pytest.mark.parametrize(("name", "package"), [("t.parquet", "pyarrow"), ("datasets:x/y", "datasets")])
     def test_an_extra_that_is_not_installed(self, tmp_path, monkeypatch, name, package):
         (tmp_path / "t.parquet").write_bytes(b"")

@@ -95,6 +95,23 @@ def rewritten(file: Path, changes: dict[str, Any], tensors: dict[str, np.ndarray
     return file.with_name("changed.gguf")
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "float64"])
+@pytest.mark.parametrize("name", ["blk.0.ffn_up.weight", "output_norm.weight"])
+def test_numbers_that_are_no_weights_are_refused_by_the_tensors_name(kind, name, tmp_path, monkeypatch):
+    _, file = written(tmp_path, "plain")
+    add = GGUFWriter.add_tensor
+
+    def typed(self, which, data, **more):
+        add(self, which, data.astype(kind)) if which == name else add(self, which, data, **more)
+
+    monkeypatch.setattr(GGUFWriter, "add_tensor", typed)
+    file = rewritten(file, {})
+    short = {"i": "I", "f": "F"}[kind[0]] + kind.strip("intfloa")
+    for open_ in (Bundle.load, lambda file: meta_model(str(file))):
+        with pytest.raises(UserError, match=rf"changed\.gguf: '{name}' holds {short}, which nothing"):
+            open_(file)
+
+
 class TestModel:
     @pytest.mark.parametrize("name", MODELS)
     def test_float32_in_is_float32_out(self, name, tmp_path):

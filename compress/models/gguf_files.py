@@ -21,6 +21,8 @@ _ADVICE = "copy or download it again"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _DEPTH, _DIMENSIONS = 4, 8
+# types for which the library that reads GGUF has no float values: of activations, and plain numbers
+_NO_WEIGHTS = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 41: "Q1_0"}
 # of `ARCHITECTURE.NAME`: what Hugging Face calls it
 _SIZES = {
     "block_count": "num_hidden_layers",
@@ -69,7 +71,8 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Header:
-    """A walk through the header; `ValueError` and `struct.error` where it cannot be one."""
+    """A walk through the header; `ValueError` and `struct.error` where it cannot be one, UserError where it
+    tells of what is not read."""
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream, self._size = stream, size
@@ -96,6 +99,11 @@ class _Header:
                 raise ValueError(f"'{name}' has {dimensions} dimensions")
             elements = prod(self._scalar("Q") for _ in range(dimensions))
             kind, place = self._scalar("I"), self._scalar("Q")
+            if kind in _NO_WEIGHTS:
+                raise UserError(
+                    f"{self._stream.name}: '{name}' holds {_NO_WEIGHTS[kind]}, which nothing here reads as "
+                    "weights; take a file with F32, F16, BF16 or quantized ones"
+                )
             # the smallest block types have less than two bits a weight
             if place > self._size or elements > 8 * self._size:
                 raise ValueError(f"'{name}' (type {kind}) lies beyond its end")

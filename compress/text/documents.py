@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra, UserError
-from compress.host.files import TEXT_BYTES, at_home, read_text
+from compress.host.files import LINE_BYTES, TEXT_BYTES, at_home, read_text
 
 _READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
+_ROWS = 256  # of a parquet file, at a time: a text that many rows share is stored once
 _LEFT_OUT = {
     "encodings",  # generated tables, near copies of one another: what is learnt from one scores on the next
     "pydoc_data",
@@ -110,8 +111,14 @@ def _read(file: Path, name: str) -> Iterator[Document]:
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
-    with file.open("rb") as lines:  # in bytes, so that a broken line can be told from the others
+    with file.open("rb") as stream:  # in bytes, so that a broken line can be told from the others
+        lines = iter(lambda: stream.readline(LINE_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
+            if len(line) > LINE_BYTES:
+                raise UserError(
+                    f"data.text: {file}:{number} is longer than the {LINE_BYTES:,} bytes that are read of a "
+                    "line; write one record per line, and long texts as files of their own"
+                )
             if not line.strip():
                 continue
             try:
@@ -137,7 +144,8 @@ def _read_parquet(file: Path, name: str) -> Iterator[Document]:
             raise UserError(
                 f"data.text: {file} has no column 'text' (it has {', '.join(table.schema_arrow.names)})"
             )
-        for batch in table.iter_batches(columns=["text"]):
+        _require_small_groups(table, file)
+        for batch in table.iter_batches(batch_size=_ROWS, columns=["text"]):
             for value in batch.column(0).to_pylist():
                 yield Document(f"{name}:{row}", _text(value, f"{file}, row {row}"))
                 row += 1
@@ -145,6 +153,19 @@ def _read_parquet(file: Path, name: str) -> Iterator[Document]:
         raise UserError(f"data.text: {file} is not UTF-8 text after row {row}; convert it") from None
     except ArrowException:
         raise UserError(f"data.text: {file} is no whole parquet file; copy or download it again") from None
+
+
+def _require_small_groups(table: Any, file: Path) -> None:
+    """Refuse a parquet file of which too much is read at once: the texts of one row group."""
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        columns = (group.column(i) for i in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == "text")
+        if size > LINE_BYTES:
+            raise UserError(
+                f"data.text: {file}: row group {number} holds {size:,} bytes of text where at most "
+                f"{LINE_BYTES:,} are read at once; write it with a smaller row_group_size"
+            )
 
 
 def _text(value: object, place: str) -> str:
