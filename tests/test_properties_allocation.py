@@ -19,7 +19,7 @@ from compress.solvers.knapsack import cheapest, choose
 from compress.solvers.masks import spread
 from compress.structured import blocks, target
 
-few = settings(max_examples=60)
+few = settings(max_examples=40)
 Table = list[list[float]]
 
 

@@ -18,7 +18,7 @@ from compress.passes.quantize_round import QuantizeRound
 
 LARGEST = 65504.0  # of float16
 TINIEST = 2.0**-24
-few = settings(max_examples=60)
+few = settings(max_examples=40)
 
 
 def every() -> st.SearchStrategy[Format]:

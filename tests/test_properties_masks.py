@@ -20,8 +20,9 @@ from compress.formats.registry import FORMATS
 from compress.layerwise.sparsity import SparsityGoal, targets
 from compress.records.manifest import LayerRecord
 from compress.solvers import gradual, masks
+from compress.solvers.wanda import wanda
 
-few = settings(max_examples=60)
+few = settings(max_examples=40)
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 16, 31])
 SCORES = [0.0, -0.0, 1e-45, 1e-38, 0.5, 1.0, 1.0, 65504.0, 3e38, float("inf")]
 KINDS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -110,6 +111,11 @@ def test_scores_that_are_no_numbers_are_refused(function, target):
     scores = torch.tensor([[1.0, float("nan"), 2.0, 0.0]])
     with pytest.raises(UserError, match="scores that are not numbers"):
         function(scores, target)
+
+
+def test_an_activation_beyond_float32_is_refused_by_wanda():
+    with pytest.raises(UserError, match="scores that are not numbers"):
+        wanda(torch.tensor([[0.0, 1.0]]), torch.tensor([float("inf"), 1.0]), 1)
 
 
 @few

@@ -28,7 +28,7 @@ from compress.text.windows import (
 )
 from compress.training.batches import Batches
 
-few = settings(max_examples=60)
+few = settings(max_examples=40)
 FIRST = 0x4E00  # of characters that are letters, no spaces and no line ends
 END, BOS, CLS, SEP = 1, 2, 3, 4
 SPACES = " \n\x0b\x1c\u2028"  # what lines are cut at, and words

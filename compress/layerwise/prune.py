@@ -18,6 +18,7 @@ from compress.artifact.masks import StoredMasks, kept_zeros, stored_masks
 from compress.artifact.shards import ShardReader
 from compress.calibration.walk import walk
 from compress.context import Context
+from compress.errors import about
 from compress.layerwise.sparsity import SparsityGoal, targets
 from compress.layerwise.target import Aim, Correction, aim_of
 from compress.models.layers import matrix, put_weight
@@ -87,7 +88,8 @@ def sparsify(
         parts = aim.weight.split([len(weight) for weight in weights])
         for name, module, part in zip(visit.names, modules, parts, strict=True):
             carried = bundle.masks.get(name)
-            values, mask = prune(part, goals[name], None if carried is None else carried.to(part.device))
+            with about(name):
+                values, mask = prune(part, goals[name], None if carried is None else carried.to(part.device))
             errors[name] = output_error(part, values, aim.hessian)
             put_weight(module, values)
             zeros[name] = int((~mask).sum()), mask.numel()
