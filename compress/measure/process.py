@@ -38,6 +38,7 @@ class WorkerError(UserError):
 
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
+PARENT = "COMPRESS_PARENT"  # whose worker it is: a process id
 OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
 
 
@@ -62,13 +63,15 @@ class WorkerProcess:
     ) -> None:
         self.what, self._log, self.patience = what, log, patience
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        # another command may start the worker by way of a process between
+        own = {PARENT: str(os.getpid())} if command == OWN_WORKER else {}
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 [*command, runtime, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(threads, sleeping),
+                env=_environment(threads, sleeping) | own,
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
@@ -176,6 +179,6 @@ def _environment(threads: int, sleeping: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     # how threads wait is the runtime's own default here, whatever suits training
-    inherited = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
+    inherited = {name: value for name, value in os.environ.items() if name not in (WAIT_POLICY, PARENT)}
     waiting = {WAIT_POLICY: "PASSIVE"} if sleeping else {}
     return inherited | fixed | waiting | {name: str(threads) for name in THREAD_VARIABLES}
