@@ -303,6 +303,10 @@ def doctor() -> None:
 def main() -> None:
     """Console script: errors a user can mend become one line and exit code 2."""
     interrupts.begin()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries that are loaded later would end the process, each in its words
+        _fail("error: the current folder was deleted; change to one that exists", 2)
     # threads that wait for others should sleep, not spin: training beside any other program halves otherwise
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

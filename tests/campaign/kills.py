@@ -33,13 +33,14 @@ _BROKEN = ("Traceback (most recent call last)", "Exception ignored", "terminate 
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nothing stopped: its duration, acts on the disk, what it left and where."""
+    """A run that nothing stopped: its duration, acts on the disk, what it left, where, and how much."""
 
     seconds: float
     shell_seconds: float
     acts: int
     state: dict[str, Any]
     tree: set[str]
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Stage:
         self.ground.make(forks)
         time.sleep(2.5)  # a file as young as this is hashed again each time, which the records tell
         self.wholes: dict[str, Whole] = {}
+        self.log = self.case  # where the streams of the command go
 
     @property
     def case(self) -> Path:
@@ -81,7 +83,14 @@ class Stage:
         """The folder of a case, empty."""
         shutil.rmtree(self.case, ignore_errors=True)
         self.case.mkdir()
+        self.log = self.case
         return self.case
+
+    def aside(self) -> dict[str, Any]:
+        """Of a job: its streams go to a folder of their own."""
+        self.log = self.work / "log"
+        self.log.mkdir(exist_ok=True)
+        return {"out": str(self.log / "out"), "err": str(self.log / "err")}
 
     def whole(self, kind: Kind) -> Whole:
         """The run of a kind that nothing stops, made once."""
@@ -96,14 +105,18 @@ class Stage:
                 raise RuntimeError(f"{kind.name}: ends with {status}: {said(case)[-2000:]}")
             acts = int((self.work / "acts").read_text())
             importing = 4.0  # of a process that imports what the server has imported
-            self.wholes[kind.name] = Whole(seconds, seconds + importing, acts, state(case, kind), tree(case))
+            held = sum(file.stat().st_size for file in case.rglob("*") if file.is_file())
+            self.wholes[kind.name] = Whole(
+                seconds, seconds + importing, acts, state(case, kind), tree(case), held
+            )
         return self.wholes[kind.name]
 
     def judged(self, kind: Kind, status: int | None, target: str, again: str) -> Outcome:
         """What there is to say of a case whose command has ended and should have worked."""
         whole, case = self.wholes[kind.name], self.case
-        if status != 0 or broken(case):
-            return Outcome(target, "traceback" if broken(case) else "failed", _end(case, status), again)
+        if status != 0 or broken(self.log):
+            verdict = "traceback" if broken(self.log) else "failed"
+            return Outcome(target, verdict, end(self.log, status), again)
         if told := differences(state(case, kind), whole.state):
             return Outcome(target, "other bytes", "\n".join(told[:9]), again)
         if extra := sorted(tree(case) - whole.tree):
@@ -198,15 +211,16 @@ def _fault(status: int | None, stop: Stop, case: Path, session: int) -> Sequence
     if left := orphans(case, session):
         return "orphan", "\n".join(left)
     if broken(case):
-        return "traceback", _end(case, status)
+        return "traceback", end(case, status)
     if status is None:
         return "hang", f"60 s after {stop}"
     expected = {0, -signal.SIGKILL} if stop.number == signal.SIGKILL else {0, 130}
     last = said(case).strip().splitlines()[-1:]
     if status not in expected or (status == 130 and last not in [[line] for line in _LINES]):
-        return "failed", f"after {stop}: {_end(case, status)}"
+        return "failed", f"after {stop}: {end(case, status)}"
     return ()
 
 
-def _end(case: Path, status: int | None) -> str:
+def end(case: Path, status: int | None) -> str:
+    """How a command ended, and what it said."""
     return f"exit status {status}; {said(case)[-3000:].strip()}"

@@ -220,8 +220,10 @@ class Forks:
     def close(self) -> None:
         """End the server."""
         assert self.server.stdin is not None
+        assert self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait()
+        self.server.stdout.close()
         self.log.close()
 
     def _answer(self, timeout: float, *, required: bool = True) -> Any:
