@@ -12,6 +12,7 @@ from cli_helpers import python, write_recipe, write_text
 
 from compress.artifact.sizes import ArtifactBytes
 from compress.host.scratch import Scratch, scratch
+from compress.measure.process import PARENT
 from compress.records.manifest import Lineage, PassRecord
 from compress.run.pipeline import make
 from compress.run.recipe import load_recipe
@@ -109,6 +110,25 @@ time.sleep(60)
     assert list(tmp_path.iterdir()) == [made.path.parent]
     made.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_looks_like_a_scratch_folder_is_left_alone(tmp_path):
+    precious = tmp_path / "precious"
+    (precious / "files").mkdir(parents=True)
+    (precious / "lock").touch()
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "compress-scratch-1").symlink_to(precious)
+    Scratch(place).remove()
+    assert (precious / "files").is_dir()
+    assert (place / "compress-scratch-1").is_symlink()
+
+
+def test_a_worker_whose_parent_was_gone_before_it_could_look_ends():
+    command = [sys.executable, "-m", "compress.measure.worker", "onnxruntime", "1"]
+    env = {**os.environ, PARENT: str(os.getppid())}  # anybody but the one who starts it
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env) as worker:
+        assert worker.wait(60) == 1
 
 
 def test_what_a_cut_off_step_left_goes_when_the_run_is_made(tmp_path):

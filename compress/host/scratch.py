@@ -8,7 +8,9 @@ Limits: a process killed between making the folder and locking it leaves an empt
 when it is an hour old.
 """
 
+import os
 import shutil
+import stat
 import tempfile
 import time
 import weakref
@@ -51,6 +53,8 @@ def _sweep(place: Path) -> None:
     """Remove what nobody holds; what belongs to others, or goes meanwhile, is theirs."""
     for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError, Timeout):
+            if not _ours(folder):
+                continue
             if not (folder / _LOCK).exists():
                 if time.time() - folder.stat().st_mtime > _OLD_SECONDS:
                     folder.rmdir()
@@ -58,6 +62,13 @@ def _sweep(place: Path) -> None:
             lock = _lock(folder)
             lock.acquire(timeout=0)
             _remove(folder, lock)
+
+
+def _ours(folder: Path) -> bool:
+    """Whether this user made it: in a place that all may write to a link could lead anywhere."""
+    found = folder.lstat()
+    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return own and stat.S_ISDIR(found.st_mode)
 
 
 def _lock(folder: Path) -> FileLock:

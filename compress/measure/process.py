@@ -39,7 +39,12 @@ class WorkerError(UserError):
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
 PARENT = "COMPRESS_PARENT"  # whose worker it is: a process id
-OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
+_OWN = (sys.executable, "-m", "compress.measure.worker")
+
+
+def own_worker() -> Sequence[str]:
+    """The command of our own worker, before runtime and threads."""
+    return _OWN
 
 
 class WorkerProcess:
@@ -59,15 +64,16 @@ class WorkerProcess:
         log: Path,
         patience: float = 1800.0,
         sleeping: bool = False,
-        command: Sequence[str] = OWN_WORKER,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.what, self._log, self.patience = what, log, patience
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
         # another command may start the worker by way of a process between
-        own = {PARENT: str(os.getpid())} if command == OWN_WORKER else {}
+        started = command or own_worker()
+        own = {PARENT: str(os.getpid())} if started == _OWN else {}
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*command, runtime, str(threads)],
+                [*started, runtime, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

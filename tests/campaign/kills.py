@@ -141,11 +141,17 @@ def drawn_kind(stage: Stage, source: random.Random, slow: float = _SLOW_SHARE) -
     return stage.ground.kinds[source.choice(names or quick)]
 
 
-def killed(stage: Stage, source: random.Random, label: str, kind: Kind | None = None) -> Outcome:
-    """One case."""
+def killed(
+    stage: Stage,
+    source: random.Random,
+    label: str,
+    kind: Kind | None = None,
+    shells: Sequence[bool] = (True, *[False] * (_SHELL - 1)),
+) -> Outcome:
+    """One case; `shells`: to draw from, whether a shell would start it."""
     kind = kind or drawn_kind(stage, source)
     whole = stage.whole(kind)
-    shell = source.randrange(_SHELL) == 0
+    shell = source.choice(shells)
     runner: Forks | Shell = Shell() if shell else stage.forks
     stops = [_drawn(source, whole, shell) for _ in range(source.choice((1, 1, 1, 2)))]
     case = stage.fresh()
