@@ -4,7 +4,7 @@ As root, on Linux, the folder of a case is a small file system of its own (tmpfs
 nothing and what the whole run takes; room is given by enlarging it. Elsewhere no file of the run may grow
 beyond a drawn number of bytes (RLIMIT_FSIZE), which fails with another error (EFBIG) at a similar place. The
 target of an outcome says which it was. After the line every artifact that can be seen, and has a manifest,
-must be whole.
+must be whole. "right" is a run for which there was room after all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .core import Outcome, Settings
@@ -64,7 +65,8 @@ def full(
             return Outcome(target, "torn", torn, again)
         resize(_LARGE)
         stage.forks.start(kind.command(case), case, **stage.aside())
-        return stage.judged(kind, finish(stage.forks), target, again)
+        outcome = stage.judged(kind, finish(stage.forks), target, again)
+        return replace(outcome, verdict="right") if status == 0 and not outcome.bad else outcome
 
 
 def _fault(stage: Stage, status: int | None, case: Path) -> tuple[str, ...]:

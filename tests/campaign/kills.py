@@ -5,7 +5,8 @@ no process left. What stops it comes either at a moment drawn from the duration 
 drawn one of its acts on the disk (opening to write, renaming, removing, linking, making a folder), where a
 file that is half-written, or written and not yet known, would do harm. SIGINT and SIGTERM end it with one
 line and exit code 130; they come twice at times, and at times to the whole process group, as from a
-terminal. One case in `_SHELL` is a process that a shell would start, the others are forked (forks.py).
+terminal. "right" is a run that ended before it was stopped.
+One case in `_SHELL` is a process that a shell would start, the others are forked (forks.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Stage:
                 raise RuntimeError(f"{kind.name}: ends with {status}: {said(case)[-2000:]}")
             acts = int((self.work / "acts").read_text())
             importing = 4.0  # of a process that imports what the server has imported
-            held = sum(file.stat().st_size for file in case.rglob("*") if file.is_file())
+            held = sum({f.stat().st_ino: f.stat().st_size for f in case.rglob("*") if f.is_file()}.values())
             self.wholes[kind.name] = Whole(
                 seconds, seconds + importing, acts, state(case, kind), tree(case), held
             )
@@ -156,15 +157,18 @@ def killed(
     stops = [_drawn(source, whole, shell) for _ in range(source.choice((1, 1, 1, 2)))]
     case = stage.fresh()
     again = f"{label}: {kind.name}{' in a shell' if shell else ''}: {'; '.join(map(str, stops))}"
+    stopped = False
     for stop in stops:
         status = _stopped(runner, kind, case, stop)
         if fault := _fault(status, stop, case, runner.pid):
             return Outcome(kind.name, fault[0], fault[1], again)
+        stopped |= status != 0
     runner.start(kind.command(case), case)
     status = finish(runner)
     if left := orphans(case, runner.pid):
         return Outcome(kind.name, "orphan", "\n".join(left), again)
-    return stage.judged(kind, status, kind.name, again)
+    outcome = stage.judged(kind, status, kind.name, again)
+    return outcome if stopped or outcome.bad else replace(outcome, verdict="right")
 
 
 def said(case: Path) -> str:
