@@ -1,9 +1,6 @@
 """One pass applied to a bundle, outside a run: the text is cut, the place is lent, the record is kept."""
 
-import shutil
-import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,6 +10,7 @@ import torch
 from compress.context import Context, Original, lend
 from compress.errors import UserError, reason
 from compress.host.memory import peak_rss_bytes, reset_peak
+from compress.host.scratch import Scratch
 from compress.models.coverage import share_of
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.running import native_precision
@@ -52,14 +50,6 @@ class Step(Protocol):
         ...
 
 
-class Scratch:
-    """A temporary folder that lives as long as this value: exports lie in it until they are saved."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="compress-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
 def applied(
     bundle: _Bundle, step: Step, text: Text | None, teacher: Callable[[], Original], seed: int
 ) -> _Bundle:
@@ -78,7 +68,7 @@ def applied(
     Raises:
         UserError: the pass needs text and there is none, or whatever it refuses.
     """
-    scratch = Scratch()
+    scratch = Scratch()  # exports lie in it until they are saved
     require_finite(numbers_of(bundle.model), "model")
     with unchanged_process():
         lent, context = lend(

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.artifact.applied import Scratch, Step, Text, applied
+from compress.artifact.applied import Step, Text, applied
 from compress.artifact.coded import with_streams
 from compress.artifact.counts import file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST
@@ -31,6 +31,7 @@ from compress.artifact.streamed import streamed
 from compress.errors import UserError
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
+from compress.host.scratch import Scratch
 from compress.models.checkpoints import (
     inside,
     load_checkpoint,

@@ -23,13 +23,14 @@ from compress.formats import Format
 from compress.formats.packing import packed_bytes
 from compress.models.checkpoints import save_configurations
 from compress.models.layers import matrix
-from compress.records.manifest import FileRecord, LayerRecord, Manifest
+from compress.records.manifest import FileRecord, LayerRecord, Lineage, Manifest
 from compress.version import __version__
 
 _FRAME = '{"__metadata__":{"format":"pt"},'
 _ALIGNED = 8  # bytes; the header is filled up with spaces
 _HEADER = 160  # bytes: a file's name and indents in the manifest, the frame of its own header
 _LONGEST = 10**15  # bytes, as a number in a manifest
+_LONGEST_FLOAT = -1.2345678901234567e-100  # no float takes more characters
 
 _Entry = tuple[str, str, tuple[int, ...], int]  # name, type, shape, bytes
 
@@ -42,6 +43,21 @@ def float_file_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
         text += _text_bytes((name, "F32", shape, size), offset)
         offset += size
     return 8 + -(-text // _ALIGNED) * _ALIGNED + offset  # the last comma is the closing brace's place
+
+
+def _longest(lineage: Lineage) -> Lineage:
+    """A lineage whose times and speeds take as many bytes as they could: a plan must not depend on them."""
+    steps = [
+        step.model_copy(
+            update={
+                "seconds": _LONGEST_FLOAT,
+                "peak_rss_bytes": _LONGEST,
+                "notes": {k: _LONGEST_FLOAT if isinstance(v, float) else v for k, v in step.notes.items()},
+            }
+        )
+        for step in lineage.steps
+    ]
+    return lineage.model_copy(update={"steps": tuple(steps)})
 
 
 class Matrices:
@@ -101,7 +117,7 @@ class ArtifactBytes(Matrices):
             kind="huggingface",
             compress_version=__version__,
             fingerprint="0" * 64,
-            lineage=bundle.lineage,
+            lineage=_longest(bundle.lineage),
             layers={},
             masked=tuple(sorted(bundle.masks)),
             files={**files, CODES: FileRecord(bytes=_LONGEST, sha256="0" * 64)},

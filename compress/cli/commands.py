@@ -7,7 +7,6 @@ imports happen inside the commands, so that `--help` answers at once.
 import errno
 import os
 import re
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from compress.cli import interrupts
 from compress.errors import UserError, one_line, reason
 from compress.host.processes import is_main
 from compress.version import __version__
@@ -302,21 +302,26 @@ def doctor() -> None:
 
 def main() -> None:
     """Console script: errors a user can mend become one line and exit code 2."""
-    # the command-line library turns KeyboardInterrupt into an exit of its own, so Ctrl-C raises another
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.begin()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries that are loaded later would end the process, each in its words
+        _fail("error: the current folder was deleted; change to one that exists", 2)
     # threads that wait for others should sleep, not spin: training beside any other program halves otherwise
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        try:
+            app()
+        finally:
+            interrupts.leave()
     except UserError as error:
         _fail(f"error: {error}", 2)
     except OSError as error:
         _fail(f"error: {_told(error)}", 2)
     except MemoryError:
         _fail("error: there is not enough memory for this; see --dry-run for what a recipe takes", 2)
-    except _Interrupted:
-        _fail("interrupted; run the same command again to resume", 130)
+    except interrupts.Interrupted:
+        _fail(interrupts.RESUMABLE, 130)
 
 
 def _piped() -> str:
@@ -351,14 +356,6 @@ def _size(text: str) -> int:
         raise UserError(f"--budget: '{text}' is no size; write 92MB, 1.5GB or a number of bytes")
     power = " kmg".index(found[2].lower() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C."""
-
-
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
 
 
 def _checked(model: type[_Model], **fields: object) -> _Model:

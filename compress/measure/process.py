@@ -38,11 +38,13 @@ class WorkerError(UserError):
 
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
+PARENT = "COMPRESS_PARENT"  # whose worker it is: a process id
+_OWN = (sys.executable, "-m", "compress.measure.worker")
 
 
 def own_worker() -> Sequence[str]:
     """The command of our own worker, before runtime and threads."""
-    return (sys.executable, "-m", "compress.measure.worker")
+    return _OWN
 
 
 class WorkerProcess:
@@ -66,13 +68,16 @@ class WorkerProcess:
     ) -> None:
         self.what, self._log, self.patience = what, log, patience
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        # another command may start the worker by way of a process between
+        started = command or own_worker()
+        own = {PARENT: str(os.getpid())} if started == _OWN else {}
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*(command or own_worker()), runtime, str(threads)],
+                [*started, runtime, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(threads, sleeping),
+                env=_environment(threads, sleeping) | own,
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
@@ -180,6 +185,6 @@ def _environment(threads: int, sleeping: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     # how threads wait is the runtime's own default here, whatever suits training
-    inherited = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
+    inherited = {name: value for name, value in os.environ.items() if name not in (WAIT_POLICY, PARENT)}
     waiting = {WAIT_POLICY: "PASSIVE"} if sleeping else {}
     return inherited | fixed | waiting | {name: str(threads) for name in THREAD_VARIABLES}

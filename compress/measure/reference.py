@@ -8,8 +8,6 @@ that of one window's logits where these take more, whatever the vocabulary and h
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compress.artifact.folder import whole
+from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores, forget
 from compress.text.translation import Translation, translation
@@ -38,14 +37,17 @@ class Reference:
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
         self._folder: Path | None = None
+        self._scratch: Scratch | None = None
 
     def __enter__(self) -> Reference:
-        self._folder = Path(tempfile.mkdtemp(prefix="measure-", dir=self._workdir))
+        self._scratch = Scratch(self._workdir)
+        self._folder = self._scratch.path
         np.save(self.windows_file, self.windows.tokens)
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     @property
     def folder(self) -> Path:

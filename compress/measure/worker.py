@@ -32,7 +32,7 @@ from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import latency, quality
-from compress.measure.process import WAIT_POLICY
+from compress.measure.process import PARENT, WAIT_POLICY
 from compress.runtimes import open_runtime
 from compress.runtimes.base import Runtime
 from compress.text.translation import TranslatedWindows
@@ -213,12 +213,15 @@ def _import_runtime(runtime: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot kill us: leave when we have been handed to another one."""
-    parent = os.getppid()
+    """A killed parent cannot kill us: leave when we have been handed to another one.
+
+    It may have been killed before we could ask who it is; it says so itself where it can.
+    """
+    parent = int(os.environ.get(PARENT, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1.0)
+            time.sleep(0.2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -255,8 +255,11 @@ class _Maker:
         self.used.add(found)
         if not is_main():
             wait(lambda: self.store.has(found))
-        if not self.store.has(found):
+        unchecked = self.store.working / f"{found[:16]}.unchecked"
+        if unchecked.exists() or not self.store.has(found):
             self._tell_damage(found, name)
+            self.store.working.mkdir(parents=True, exist_ok=True)
+            unchecked.touch()  # a kill before the comparison has ended: it is made again
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
@@ -267,6 +270,7 @@ class _Maker:
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
             del bundle
             self._null_pass(found, name, source)
+            unchecked.unlink()
             self.say(f"{name} {source}: {record.seconds:.1f} s")
         return found
 

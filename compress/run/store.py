@@ -132,12 +132,17 @@ class StepStore:
         return target
 
     def forget_others(self, keep: set[str]) -> None:
-        """Remove steps and leftovers that the recipe no longer has."""
+        """Remove steps that the recipe no longer has, and what those left that were cut off.
+
+        For a recipe all of whose steps are finished: a kill may have come between keeping one and this.
+        """
         wanted = {found[:16] for found in keep}
-        for folder in (self.finished, self.working):
-            for entry in folder.iterdir() if folder.is_dir() else ():
-                if entry.name.split(".")[0] not in wanted:
-                    shutil.rmtree(entry, ignore_errors=True)
+        for entry in self.finished.iterdir() if self.finished.is_dir() else ():
+            if entry.name not in wanted:
+                shutil.rmtree(entry, ignore_errors=True)
+        for entry in self.working.iterdir() if self.working.is_dir() else ():
+            if entry.is_dir():  # files are what measuring goes on from
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def show(source: Path, target: Path) -> None:

@@ -12,7 +12,6 @@ stock loader that gives floats.
 
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
+from compress.host.scratch import scratch
 from compress.models.checkpoints import meta_model
 from compress.models.stacks import block_names
 from compress.models.stock import load_stock
@@ -59,8 +59,8 @@ def null_pass(source: Path | str, folder: Path | None = None) -> str | None:
     if reason := _not_compared(path, source):
         return reason
     bundle = Bundle.load(folder or source, masks=False, stream=True)
-    with TemporaryDirectory(prefix="compress-") as scratch:
-        bundle.offload(Path(scratch), whole=True)
+    with scratch() as offloaded:
+        bundle.offload(offloaded, whole=True)
     model = bundle.model.eval()
     tokens = _tokens(model, bundle.tokenizer)
     ours, layers = _answers(model, tokens)

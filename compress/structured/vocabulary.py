@@ -14,14 +14,13 @@ Limits: byte-level BPE, or BPE with bytes to fall back on; other tokenizers coul
 
 import copy
 import json
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from compress.errors import UserError
+from compress.host.scratch import scratch
 from compress.models.checkpoints import load_tokenizer
 from compress.structured.slicing import assembled, held
 
@@ -61,8 +60,7 @@ def kept_tokens(tokenizer: Any, used: Iterable[int]) -> list[int]:
 def trimmed_tokenizer(tokenizer: Any, kept: list[int]) -> Any:
     """A tokenizer of the tokens `kept`, numbered anew in their order; loaded as anybody would load it."""
     new = {old: number for number, old in enumerate(kept)}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch() as folder:
         tokenizer.save_pretrained(folder)
         content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         model = content["model"]
