@@ -105,6 +105,10 @@ class ExportOnnx(Pass):
                 raise UserError(f"{self.name()}.cache: int8 is for decoders; this graph keeps no cache")
         return linear_layers(model) + embedding_names(model)
 
+    def requires(self) -> frozenset[Need]:
+        """Text to calibrate a cache in codes on, if it is to be one."""
+        return self.needs if self.cache == "int8" else self.needs - {"calibration"}
+
     def cannot_follow(self, earlier: Pass) -> bool:
         """Static rounding of activations is what it writes; other rounding it does itself."""
         return super().cannot_follow(earlier) and getattr(earlier, "mode", None) != "static"

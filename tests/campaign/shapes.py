@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +62,7 @@ CHAINS: dict[str, list[Any]] = {
     "int8": [{"quantize_round": {"format": "int8"}}],
     "int4": [{"quantize_gptq": {"format": {"kind": "int4", "group": 32}}}],
 }
+HANG = 600  # seconds; it takes a tenth of that on a busy machine
 TEXT = 30  # tokens of a window, and of what is compared
 # of the weights' norm: what rounding to a grid takes, that of GPTQ on groups of 32 included
 ROUNDED = {"int8": 0.02, "int4": 0.6}
@@ -69,11 +72,33 @@ _WORDS = "a the of to and in is for with model weight layer token text byte erro
 def run(settings: Settings) -> Iterator[Outcome]:
     """As many shapes as are asked for, none twice before all were there."""
     names, source = list(SHAPES), random.Random(settings.seed)
-    for number in range(settings.count):
-        if number % len(names) == 0:
-            source.shuffle(names)
-        with tempfile.TemporaryDirectory(dir=settings.work) as folder:
-            yield outcome(names[number % len(names)], settings.seed + number // len(names), Path(folder))
+    drawn: list[tuple[str, int]] = []
+    while len(drawn) < settings.count:
+        source.shuffle(names)
+        drawn += [(name, settings.seed + len(drawn) // len(names)) for name in names]
+    with ThreadPoolExecutor(settings.jobs) as jobs:
+        yield from jobs.map(lambda case: apart(*case, settings.work), drawn[: settings.count])
+
+
+def apart(name: str, seed: int, work: Path) -> Outcome:
+    """One shape in a process of its own, which has what was imported here: what it takes of memory is given
+    back, and if it dies the others go on."""
+    context = multiprocessing.get_context("fork")
+    reading, writing = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        process = context.Process(
+            target=lambda: writing.send(outcome(name, seed, Path(folder))), name=name, daemon=True
+        )
+        process.start()
+        writing.close()
+        try:
+            return reading.recv() if reading.poll(HANG) else Outcome(SHAPES[name].kind, "hang", name)
+        except EOFError:
+            process.join()
+            return Outcome(SHAPES[name].kind, "died", f"{name}: exit code {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
 
 
 def outcome(name: str, seed: int, folder: Path) -> Outcome:
