@@ -8,8 +8,12 @@ from cli_helpers import invoke
 from test_odd_architectures import SMALL, logits, recipe, saved
 
 from compress.artifact.bundle import Bundle
+from compress.errors import UserError
+from compress.export.onnx.sides import on_either_side
 from compress.models.attention import strays, turning_point, window_size
+from compress.models.blocks import call
 from compress.models.layers import is_linear, linear_layers
+from compress.models.stacks import not_walked, stacks
 from compress.runtimes.torch_runtime import TorchRuntime
 
 TEXT = {
@@ -102,6 +106,61 @@ def test_falcon_multiplies_in_a_class_of_its_own():
     names = linear_layers(transformers.FalconForCausalLM(config))
     assert "transformer.h.0.mlp.dense_h_to_4h" in names
     assert len(names) == 8
+
+
+@pytest.mark.parametrize("sines", [True, False])
+def test_an_encoder_whose_angles_are_a_table(sines):
+    """RoFormer: rows of it are not added to tokens. Sines do not mind where a text begins; others do."""
+    config = transformers.RoFormerConfig(
+        **SMALL, num_attention_heads=4, intermediate_size=96, embedding_size=64
+    )
+    encoder = transformers.RoFormerForMaskedLM(config).eval()
+    if not sines:
+        encoder.roformer.encoder.embed_positions.weight.data.normal_(
+            generator=torch.Generator().manual_seed(0)
+        )
+    inputs = ["input_ids", "attention_mask"]
+    _, either = on_either_side(encoder, lambda model, given: model(**given)[0], inputs)
+    assert either == sines
+
+
+def blocks_of(encoder, batch):
+    """What the first block got, and what each is called with."""
+    windows = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (batch, 12)))
+    found = stacks(encoder)[0]
+    hidden, calls = found.inputs([windows])
+    with torch.no_grad():
+        x = hidden[0]
+        for block, arguments in zip(found.blocks, calls, strict=True):
+            x = call(block, x, arguments[0], "float32")
+        return x, encoder(windows)[0], found.after([windows], [x])[0]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_blocks_that_give_a_tuple_of_which_one_value_means_nothing(batch):
+    config = transformers.DebertaV2Config(
+        **SMALL, num_attention_heads=4, intermediate_size=96, relative_attention=True, position_buckets=8,
+        pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", type_vocab_size=0,
+    )  # fmt: skip
+    encoder = transformers.DebertaV2Model(config).eval()
+    last, whole, after = blocks_of(encoder, batch)
+    assert torch.allclose(last, whole, atol=1e-5)
+    assert torch.allclose(after, whole, atol=1e-5)
+
+
+def test_what_lies_between_blocks_is_not_passed_over():
+    config = transformers.DebertaV2Config(
+        **SMALL, num_attention_heads=4, intermediate_size=96, conv_kernel_size=3, conv_act="gelu"
+    )
+    encoder = transformers.DebertaV2Model(config).eval()
+    assert "conv_kernel_size" in not_walked(encoder)
+    with pytest.raises(UserError, match="something is done between the blocks"):
+        blocks_of(encoder, 3)
+
+
+def test_shared_blocks_are_refused_before_any_work():
+    config = transformers.AlbertConfig(**SMALL, num_attention_heads=4, intermediate_size=96)
+    assert "has no list of 2 blocks" in not_walked(transformers.AlbertModel(config))
 
 
 def test_a_model_all_of_whose_weights_are_codes(tmp_path):

@@ -98,6 +98,7 @@ def generated(what: str, folder: Path, model: Any, prompt: str) -> Iterator[str]
     }
     if model.config.is_encoder_decoder:
         options["min_length"] = 0
+        model.generation_config.forced_eos_token_id = None  # the last of as many as are asked for is no end
     with quiet_transformers(), torch.inference_mode():
         written = model.generate(ids, **options)[0]
     written = written[1:] if model.config.is_encoder_decoder else written[ids.shape[1] :]

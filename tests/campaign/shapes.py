@@ -221,6 +221,8 @@ def save(shape: Shape, seed: int, folder: Path) -> None:
     model = getattr(transformers, shape.architecture)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # sines
+                continue
             if parameter.ndim > 1 and not name.endswith(("A_log", "time_decay", "time_first")):
                 parameter.copy_(torch.randn_like(parameter) * 1.3 * parameter.shape[-1] ** -0.5)
             else:
