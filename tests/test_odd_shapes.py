@@ -14,6 +14,7 @@ from compress.models.attention import strays, turning_point, window_size
 from compress.models.blocks import call
 from compress.models.layers import is_linear, linear_layers
 from compress.models.stacks import not_walked, stacks
+from compress.passes.export_onnx import ExportOnnx
 from compress.runtimes.torch_runtime import TorchRuntime
 
 TEXT = {
@@ -161,6 +162,17 @@ def test_what_lies_between_blocks_is_not_passed_over():
 def test_shared_blocks_are_refused_before_any_work():
     config = transformers.AlbertConfig(**SMALL, num_attention_heads=4, intermediate_size=96)
     assert "has no list of 2 blocks" in not_walked(transformers.AlbertModel(config))
+
+
+def test_experts_of_an_encoder_decoder_have_no_graph():
+    pytest.importorskip("onnxscript")
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=300, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, num_experts=2
+    )
+    with torch.device("meta"):
+        model = transformers.SwitchTransformersForConditionalGeneration(config)
+    with pytest.raises(UserError, match="experts of an encoder-decoder"):
+        ExportOnnx().layers(model)
 
 
 def test_a_model_all_of_whose_weights_are_codes(tmp_path):
