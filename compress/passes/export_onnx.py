@@ -103,8 +103,8 @@ class ExportOnnx(Pass):
             require_tracer()
             if task_of(model.config).writes and getattr(model.config, "num_experts", 0):
                 raise UserError(
-                    f"{self.name()}: experts of an encoder-decoder (model_type '{model.config.model_type}') are "
-                    "not supported; leave export_onnx out of the recipe to have it in torch only"
+                    f"{self.name()}: experts of an encoder-decoder (model_type '{model.config.model_type}') "
+                    "are not supported; leave export_onnx out of the recipe to have it in torch only"
                 )
             if self.cache == "int8":
                 raise UserError(f"{self.name()}.cache: int8 is for decoders; this graph keeps no cache")
