@@ -79,7 +79,7 @@ class TextGenerator:
         self.draft = None if draft is None else opened(Path(draft))
         for path, runtime in ((artifact, self.runtime), (draft, self.draft)):
             if self.draft is not None and runtime is not None and not runtime.rewinds:
-                raise UserError(f"{path}: has a recurrent state and cannot step back; leave the draft out")
+                raise UserError(f"{path}: cannot step back in its text; leave the draft out")
         self.draft_tokens = draft_tokens
         self.ends = set(end_tokens(self.folder))
         own_end = special_token(self.folder, "eos_token")

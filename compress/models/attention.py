@@ -27,6 +27,38 @@ _PANEL = 64  # queries
 _KEPT_UP_TO = 512  # tokens; beyond, all layers' probabilities cost more memory than their speed is worth
 
 
+def window_size(config: Any) -> int | None:
+    """How many tokens a position of a windowed block sees; None where no block is one.
+
+    Other models' weights under Llama's name keep the field, which Llama itself does not heed.
+    """
+    size: int | None = None if strays(config, "sliding_window") else getattr(config, "sliding_window", None)
+    return size
+
+
+def rotary_settings(config: Any) -> list[dict[str, Any]]:
+    """How positions turn heads: one set of parameters, or one per kind of block."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in settings.values()):
+        return [value for value in settings.values() if value]
+    return [settings]
+
+
+def turning_point(config: Any) -> int | None:
+    """The length of a text beyond which every of its positions turns heads otherwise; None without one."""
+    points = (
+        s.get("original_max_position_embeddings")
+        for s in rotary_settings(config)
+        if s.get("rope_type") == "longrope"
+    )
+    return min((int(point) for point in points if point), default=None)
+
+
+def strays(config: Any, field: str) -> bool:
+    """Whether a configuration has a field that its class does not know, so that no model heeds it."""
+    return getattr(config, field, None) is not None and not hasattr(type(config)(), field)
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of every position to itself and those before it, in the type of its arguments.
 
@@ -144,7 +176,7 @@ def _attend(
 def panel_attention(model: Any) -> Iterator[None]:
     """Let a model on a CPU attend so while the block runs."""
     own = model.config._attn_implementation
-    if own != "sdpa" or next(model.parameters()).device.type == "cuda":
+    if own != "sdpa" or any(p.device.type == "cuda" for p in model.parameters()):
         yield
         return
     AttentionInterface.register(_NAME, _attend)

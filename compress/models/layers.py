@@ -1,5 +1,6 @@
 """The layers of a model that multiply by a stored matrix: found, selected by name, read, replaced."""
 
+import copy
 import fnmatch
 import re
 
@@ -9,10 +10,43 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.models.stacks import block_lists
 
+_MULTIPLIES: dict[type[nn.Module], bool] = {nn.Linear: True}  # by class, once asked
+
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a stored matrix (out, in)."""
-    return isinstance(module, nn.Linear)
+    """Whether a module multiplies by a stored matrix (out, in), adds its bias, and does no more.
+
+    A class made of `nn.Linear` may do more (choose experts, round its input): it is tried.
+    """
+    if not isinstance(module, nn.Linear):
+        return False
+    kind = type(module)
+    if kind not in _MULTIPLIES:
+        _MULTIPLIES[kind] = kind.forward is nn.Linear.forward or _multiplies(module)
+    return _MULTIPLIES[kind]
+
+
+def _multiplies(module: nn.Linear) -> bool:
+    """Whether a module, given made-up weights, does what `nn.Linear` does."""
+    tried = copy.copy(module)  # beside which the model keeps its own, and may be without data
+    source = torch.Generator().manual_seed(0)
+
+    def drawn(like: Tensor) -> nn.Parameter:
+        return nn.Parameter(torch.randn(like.shape, generator=source), requires_grad=False)
+
+    tried._parameters = {n: None if p is None else drawn(p) for n, p in module._parameters.items()}
+    x = torch.randn(3, tried.in_features, generator=source)
+    with torch.no_grad():
+        try:
+            found = tried(x)
+        except Exception:  # it wants more than an input
+            return False
+        expected = nn.functional.linear(x, tried.weight, tried.bias)
+    return (
+        isinstance(found, Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found, expected, rtol=1e-4, atol=1e-3)
+    )
 
 
 def linear_layers(

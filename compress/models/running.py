@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,12 @@ def native_precision() -> Precision:
     capable = torch.backends.cpu.get_cpu_capability()
     native = capable.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model is, by its first tensor: of one all of whose weights are codes there is no parameter."""
+    found: torch.device = next(chain(model.parameters(), model.buffers())).device
+    return found
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

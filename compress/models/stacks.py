@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
@@ -29,6 +30,8 @@ class Stack:
         more: how many values a block gives besides its output, for the next ones to be called with; found
             out by running the blocks. None: no more, and they need not be run, or be in memory, to know it.
         wrapped: whether a block's output is a tuple even so, as GPT-J's; found out by what the next one gets.
+        blank: how many values such a tuple has besides that mean nothing, as DeBERTa's, whose scores were not
+            asked for; found out by what the model takes apart.
     """
 
     prefix: str
@@ -36,6 +39,7 @@ class Stack:
     reach: Callable[[Tensor, Tensor | None], Any]
     more: int | None = None
     wrapped: bool = False
+    blank: int = 0
 
     def inputs(
         self, batches: Sequence[Tensor], encoded: Sequence[Tensor] | None = None
@@ -43,12 +47,19 @@ class Stack:
         """Inputs of the first block, and what every block is called with: per block, per batch.
 
         Every block passes on what it was given.
+
+        Raises:
+            UserError: the model does something between its blocks.
         """
-        try:
-            return self._inputs(batches, encoded)
-        except _Unwrapped:
-            self.wrapped = True
-            return self._inputs(batches, encoded)
+        while True:
+            try:
+                return self._inputs(batches, encoded)
+            except _Unwrapped:
+                self.wrapped = True
+            except ValueError:  # the model takes apart what it believes to be a tuple
+                if self.more is not None or self.blank == _MOST_BLANK:
+                    raise
+                self.wrapped, self.blank = True, self.blank + 1
 
     def _inputs(
         self, batches: Sequence[Tensor], encoded: Sequence[Tensor] | None
@@ -62,10 +73,15 @@ class Stack:
                     inputs.append(hidden_states.clone())  # written over later, whoever else holds it
                 elif hidden_states.dim() < inputs[-1].dim():
                     raise _Unwrapped
+                elif not torch.allclose(hidden_states, inputs[-1], rtol=0, atol=0, equal_nan=True):
+                    raise UserError(
+                        f"{self.prefix}.{index}: something is done between the blocks, so they are not run "
+                        "one by one here; take a pass without calibration"
+                    )
                 calls[index].append((args, kwargs))
                 output = None if self.more is None else own(hidden_states, *args, **kwargs)
                 if not isinstance(output, tuple):
-                    return (hidden_states,) if self.wrapped else hidden_states
+                    return (hidden_states, *[None] * self.blank) if self.wrapped else hidden_states
                 self.more = len(output) - 1
                 return hidden_states, *output[1:]
 
@@ -86,7 +102,7 @@ class Stack:
 
         def given(output: Tensor) -> Callable[..., Any]:
             return lambda *_, **__: (
-                (output, *[None] * (self.more or 0)) if self.more or self.wrapped else output
+                (output, *[None] * (self.more or self.blank)) if self.more or self.wrapped else output
             )
 
         found = []
@@ -96,6 +112,9 @@ class Stack:
                     stack.enter_context(replaced_forward(block, given(output)))
                 found.append(self.reach(tokens, None)[0].clone())
         return found
+
+
+_MOST_BLANK = 2
 
 
 class _Unwrapped(Exception):
@@ -149,6 +168,12 @@ def not_walked(model: Any) -> str | None:
     """Why a model's blocks cannot be run one by one on the text that comes to them; None if they can."""
     if model.config.model_type == "rwkv":  # each passes its state on beside the text
         return "the blocks of 'rwkv' are not run one by one here"
+    try:
+        stacks(model)
+    except UserError as error:
+        return str(error)
+    if model.config.model_type == "deberta-v2" and getattr(model.config, "conv_kernel_size", 0) > 0:
+        return "conv_kernel_size: a convolution between blocks, so that they are not run one by one here"
     return None
 
 

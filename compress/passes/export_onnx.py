@@ -101,9 +101,18 @@ class ExportOnnx(Pass):
             require_supported(model.config)
         else:
             require_tracer()
+            if task_of(model.config).writes and getattr(model.config, "num_experts", 0):
+                raise UserError(
+                    f"{self.name()}: experts of an encoder-decoder (model_type '{model.config.model_type}') "
+                    "are not supported; leave export_onnx out of the recipe to have it in torch only"
+                )
             if self.cache == "int8":
                 raise UserError(f"{self.name()}.cache: int8 is for decoders; this graph keeps no cache")
         return linear_layers(model) + embedding_names(model)
+
+    def requires(self) -> frozenset[Need]:
+        """Text to calibrate a cache in codes on, if it is to be one."""
+        return self.needs if self.cache == "int8" else self.needs - {"calibration"}
 
     def cannot_follow(self, earlier: Pass) -> bool:
         """Static rounding of activations is what it writes; other rounding it does itself."""

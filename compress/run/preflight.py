@@ -209,9 +209,9 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
             f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
             "text_config, where they are not changed; leave it out, or save the text model on its own"
         )
+    found = step.layers(model)
     if "calibration" in step.requires() and (reason := not_walked(model)) is not None:
         raise UserError(f"{where}.{step.name()}: {reason}; take a pass without calibration")
-    found = step.layers(model)
     if not found:
         select = getattr(step, "select", ())
         names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][:3]

@@ -27,7 +27,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import parameter_counts, weight_bytes
+from compress.models.attention import strays, turning_point
 from compress.models.checkpoints import load_tokenizer, loading
+from compress.models.running import device_of
 from compress.models.stock import load_compressed_tensors
 from compress.runtimes.base import Logits, State, Tokens
 from compress.tasks import seq2seq
@@ -42,6 +44,7 @@ _CHUNK = 512
 _BLOCK_BYTES = 45_000_000
 _KEYS_AND_VALUES = "past_key_values"
 _FORGETFUL = frozenset({"recurrent_gemma", "rwkv"})  # what they keep is inside them, or no cache
+_WINDOWS = ("sliding_window", "layer_types", "attention_chunk_size")  # what a cache looks at
 _TOGETHER = 8  # texts that share a call where they may: codes are then unpacked once for all of them
 
 
@@ -50,12 +53,14 @@ class TorchState:
     """Key-value cache, the logits that follow it [batch, V], and how many tokens it holds.
 
     `lengths` [batch]: where rows are of unlike lengths, those; the shorter ones are padded in front.
+    `text` [batch, length]: the tokens themselves, of a model that may have to read them again.
     """
 
     cache: Any
     logits: Logits
     length: int
     lengths: npt.NDArray[np.int64] | None = None
+    text: Tokens | None = None
 
 
 class TorchRuntime:
@@ -91,10 +96,12 @@ class TorchRuntime:
         accepted = set(inspect.signature(self._model.forward).parameters)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._memory = _memory(self._model, accepted)
-        self.rewinds = self._keeps_keys_and_values(accepted)
+        self._turn = turning_point(self._model.config.get_text_config())
+        # keys of a text that becomes longer than this are others: neither in parts nor back
+        self.rewinds = self._keeps_keys_and_values(accepted) and self._turn is None
         # rows of unlike lengths may share a call: each row is told its positions and its padding
         self.joins = self.rewinds and {"attention_mask", "position_ids"} <= accepted
-        self.device = str(self._model.device)
+        self.device = str(device_of(self._model))
         # which inputs are outliers depends on all that a call is given
         rules = (getattr(module, "activations", None) for module in self._model.modules())
         self.together = 1 if any(getattr(rule, "outliers", None) for rule in rules) else _TOGETHER
@@ -108,12 +115,18 @@ class TorchRuntime:
         """Whether the architecture's cache can be cut, which a recurrent state cannot."""
         if not self.task.continues or "past_key_values" not in accepted:
             return False
-        layers = DynamicCache(config=self._model.config).layers
+        layers = self._new_cache().layers
         recording = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
         return all(
             type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and recording)
             for layer in layers
         )
+
+    def _new_cache(self) -> Any:
+        """Of keys and values; with all of them where a window is told of that the model does not heed."""
+        text = self._model.config.get_text_config()
+        unheeded = any(strays(text, field) for field in _WINDOWS)
+        return DynamicCache() if unheeded else DynamicCache(config=self._model.config)
 
     @property
     def context(self) -> int:
@@ -141,11 +154,13 @@ class TorchRuntime:
             if not self.task.continues:
                 reading, first = seq2seq.read(self._model, self._ids(tokens))
                 return TorchState(reading, _numpy(first), tokens.shape[1])
-            cache = None
-            step = self._chunk if self._memory == _KEYS_AND_VALUES else tokens.shape[1]
+            cache = self._new_cache() if self.rewinds else None
+            # a recurrent state goes on by single tokens only, whatever stands beside it
+            step = self._chunk if self.rewinds else tokens.shape[1]
             for start in range(0, tokens.shape[1], step):
                 logits, cache = self._call(tokens[:, start : start + step], cache, **self._last_only)
-        return TorchState(cache, _numpy(logits[:, -1]), tokens.shape[1])
+        text = None if self._turn is None else tokens
+        return TorchState(cache, _numpy(logits[:, -1]), tokens.shape[1], text=text)
 
     def decode(self, state: State, tokens: Tokens) -> TorchState:
         """Append one token per row, [batch]. The cache grows in place: the state given is used up."""
@@ -155,10 +170,13 @@ class TorchRuntime:
             if isinstance(state.cache, seq2seq.Reading):
                 logits = seq2seq.proceed(self._model, state.cache, self._ids(tokens[:, None]))
                 return TorchState(state.cache, _numpy(logits), state.length + 1)
-            own = _own_positions(state)
-            logits, cache = self._call(tokens[:, None], state.cache, **own, **self._last_only)
+            own, given, cache = _own_positions(state), tokens[:, None], state.cache
+            text = None if state.text is None else np.concatenate((state.text, given), axis=1)
+            if text is not None and state.length == self._turn:
+                given, cache = text, None
+            logits, cache = self._call(given, cache, **own, **self._last_only)
         lengths = None if state.lengths is None else state.lengths + 1
-        return TorchState(cache, _numpy(logits[:, -1]), state.length + 1, lengths)
+        return TorchState(cache, _numpy(logits[:, -1]), state.length + 1, lengths, text)
 
     def append(self, state: State, tokens: Tokens) -> tuple[TorchState, Logits]:
         """Append tokens (n,) to a state of one row; the logits after each, (n, V)."""
@@ -199,7 +217,7 @@ class TorchRuntime:
         return out.logits, out[self._memory]
 
     def _ids(self, tokens: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(tokens, np.int64)).to(self._model.device)
+        return torch.from_numpy(np.asarray(tokens, np.int64)).to(self.device)
 
     @contextmanager
     def _session(self) -> Iterator[None]:

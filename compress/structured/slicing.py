@@ -19,6 +19,7 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
 from compress.models.conv1d import of_config
+from compress.models.running import device_of
 from compress.models.tying import tied_like
 from compress.structured.structure import Part, Structure
 
@@ -183,4 +184,4 @@ def assembled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         ) from None
     if result.can_generate():
         result.generation_config = copy.deepcopy(model.generation_config)
-    return result.to(next(model.parameters()).device).eval()
+    return result.to(device_of(model)).eval()

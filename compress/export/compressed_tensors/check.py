@@ -20,6 +20,7 @@ from compress.errors import reason
 from compress.export.compressed_tensors.artifact import coded_linears
 from compress.export.onnx.check import ExportCheckFailed, divergence
 from compress.host.progress import track
+from compress.models.running import device_of
 from compress.models.stock import load_compressed_tensors
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
@@ -44,7 +45,7 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
         for window in windows:
             ids = torch.from_numpy(window.astype(np.int64))[None]
             with torch.inference_mode():
-                expected = model(input_ids=ids.to(model.device))[0][0].float().cpu()
+                expected = model(input_ids=ids.to(device_of(model)))[0][0].float().cpu()
                 found = loaded(input_ids=ids)[0][0].float()
             if loaded.can_generate():
                 differences.append(divergence(expected.numpy(), found.numpy()))

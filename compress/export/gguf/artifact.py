@@ -25,8 +25,8 @@ from compress.export.gguf.blocks import blocks
 from compress.export.gguf.tokenizer import Vocabulary, vocabulary
 from compress.export.onnx.architecture import Decoder, Linear, Weight
 from compress.export.onnx.families import describe
-from compress.export.onnx.families.parts import window_size
 from compress.formats import QuantizedTensor
+from compress.models.attention import window_size
 from compress.version import __version__
 
 FloatType = Literal["float16", "float32"]

@@ -18,6 +18,7 @@ from compress.export.onnx.attention import CacheScales
 from compress.export.onnx.families import describe
 from compress.export.onnx.rotary import column_order
 from compress.host.progress import track
+from compress.models.running import device_of
 from compress.text.windows import Tokens
 
 _TOKENS = 1024  # of windows that go through the model together
@@ -36,7 +37,12 @@ def cache_scales(model: Any, windows: Tokens) -> list[CacheScales]:
         for ids in torch.from_numpy(windows).long().split(together):
             cache = DynamicCache()
             with torch.inference_mode():
-                model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model(
+                    input_ids=ids.to(device_of(model)),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
             for i, layer in enumerate(cache.layers):
                 keys[i] = torch.maximum(keys[i], reach(layer.keys, attentions[i].rotary))
                 values[i] = torch.maximum(values[i], reach(layer.values, None))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.host.progress import track
+from compress.models.running import device_of
 from compress.runtimes.base import Runtime, Tokens
 
 GraphKind = Literal["float32", "weights", "activations"]
@@ -138,7 +139,7 @@ def _compare_greedy(model: Any, runtime: Runtime, prompt: Tokens, result: Agreem
 
 def torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
     """Every position's logits of a window (length,): (length, vocabulary)."""
-    ids = torch.from_numpy(window.astype(np.int64))[None].to(model.device)
+    ids = torch.from_numpy(window.astype(np.int64))[None].to(device_of(model))
     with torch.inference_mode():
         logits: NDArray[np.float32] = model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
     return logits

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, GraphKind, divergence, refusal
 from compress.host.progress import track
+from compress.models.running import device_of
 from compress.runtimes.base import Tokens
 from compress.runtimes.onnx_encoder import OnnxEncoder
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
@@ -128,7 +129,7 @@ def _token_by_token(runtime: OnnxSeq2Seq, text: Tokens) -> NDArray[np.float32]:
 
 
 def _in_torch(model: Any, text: Tokens, task: Task) -> NDArray[np.float32]:
-    ids = torch.from_numpy(text.astype(np.int64))[None].to(model.device)
+    ids = torch.from_numpy(text.astype(np.int64))[None].to(device_of(model))
     with torch.inference_mode():
         answer: NDArray[np.float32] = task.answers(model, ids)[0].float().cpu().numpy()
     return answer

@@ -32,6 +32,7 @@ from compress.export.onnx.trace import trace
 from compress.export.onnx.transcribe import transcribe
 from compress.formats.swap import tables
 from compress.host.progress import track
+from compress.models.running import device_of
 from compress.runtimes.onnx_session import DECODER, ENCODER, PAST, PRESENT, right_only
 from compress.tasks.seq2seq import start_token
 
@@ -90,7 +91,7 @@ def _cache(prefix: str, side: str, sizes: list[tuple[int, int]], length: str) ->
 
 def _cache_sizes(model: Any) -> list[tuple[int, int]]:
     """(heads, width) of each block's keys, as one token leaves them."""
-    one = torch.full((1, 1), start_token(model), device=model.device)
+    one = torch.full((1, 1), start_token(model), device=device_of(model))
     with torch.no_grad():
         past = model(input_ids=one, decoder_input_ids=one, use_cache=True).past_key_values
     kept = past.self_attention_cache.layers

@@ -18,6 +18,7 @@ from compress.export.onnx.families.llama import read_llama, read_olmo2
 from compress.export.onnx.families.parts import ACTIVATIONS, activation_name
 from compress.export.onnx.families.phi import read_phi, read_phi3
 from compress.export.onnx.rotary import HEAD_STEP, require_turnable
+from compress.models.attention import rotary_settings
 
 _READERS: dict[str, Callable[[Any], Decoder]] = {
     "gemma": read_gemma,
@@ -57,7 +58,7 @@ def require_supported(config: Any) -> None:
         )
     if config.model_type == "gpt2" and (config.add_cross_attention or config.scale_attn_by_inverse_layer_idx):
         raise UserError("export_onnx: GPT-2 with cross attention or scaling by layer is not supported")
-    for rotary in _rotary_settings(config):
+    for rotary in rotary_settings(config):
         if rotary.get("rope_type", "default") not in _FIXED_ROTARY:
             raise UserError(
                 f"export_onnx: rope_type '{rotary['rope_type']}' changes with the text's length and is not "
@@ -78,11 +79,3 @@ def describe(model: nn.Module) -> Decoder:
     require_supported(model.config)
     with torch.no_grad():
         return _READERS[str(model.config.model_type)](model)  # type: ignore[union-attr]
-
-
-def _rotary_settings(config: Any) -> list[dict[str, Any]]:
-    """One set of parameters, or one per kind of block."""
-    settings = getattr(config, "rope_parameters", None) or {}
-    if any(isinstance(value, dict) for value in settings.values()):
-        return [value for value in settings.values() if value]
-    return [settings]

@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.export.onnx.architecture import Attention, Block, Decoder, Linear, Mlp, Norm, Rotary, Weight
 from compress.formats import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.swap import embedding_scale
+from compress.models.attention import window_size
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -64,14 +65,6 @@ def rotary(module: Any, kind: str = "") -> Rotary:
     prefix = f"{kind}_" if kind else ""
     frequencies = getattr(module, f"{prefix}inv_freq").detach().float().cpu()
     return Rotary(frequencies, float(getattr(module, f"{prefix}attention_scaling")))
-
-
-def window_size(config: Any) -> int | None:
-    """How many tokens a position of a windowed block sees; None where no block is one.
-
-    Other models' weights under Llama's name keep the field, which Llama itself does not heed.
-    """
-    return None if config.model_type == "llama" else getattr(config, "sliding_window", None)
 
 
 def window(config: Any, index: int) -> int | None:
