@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compress.errors import UserError, reason
 
@@ -20,6 +20,7 @@ SETTINGS_BYTES = 1 << 26  # of a configuration, a template, an index of weights
 RECORDS_BYTES = 1 << 28  # of records of a run
 VOCABULARY_BYTES = 1 << 28  # of a tokenizer
 TEXT_BYTES = 1 << 32  # of a document
+_PIECE = 1 << 22
 DEPTH = 100  # of lists and objects in each other
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -47,7 +48,7 @@ def read_bytes(path: Path, most: int = SETTINGS_BYTES) -> bytes:
     try:
         # a pipe that was put here since then must not be waited for
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
-            data = stream.read(most + 1) if size <= most else b""
+            data = _bounded(stream, most) if size <= most else b""
     except OSError as error:
         raise UserError(f"{path}: {_said(error)}") from None
     if size > most or len(data) > most:
@@ -55,6 +56,15 @@ def read_bytes(path: Path, most: int = SETTINGS_BYTES) -> bytes:
             f"{path}: {max(size, len(data)):,} bytes where at most {most:,} are read; is it whole?"
         )
     return data
+
+
+def _bounded(stream: BinaryIO, most: int) -> bytes:
+    """What is left, or a little more than `most` bytes of it; memory as it comes, not as it might."""
+    parts, length = [], 0
+    while length <= most and (part := stream.read(_PIECE)):
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
 
 
 def read_text(path: Path, most: int = SETTINGS_BYTES) -> str:
