@@ -87,7 +87,7 @@ class TestSmallFiles:
     def test_six_gigabytes_in_a_small_file_s_place(self, folder):
         os.truncate(folder / "config.json", 6 << 30)
         for call in (load_config, load_tokenizer, Bundle.load, lambda at: meta_model(str(at))):
-            assert "6,442,450,944 bytes where at most 67,108,864 are read" in said(call, folder)
+            assert "6,442,450,944 bytes where at most 4,194,304 are read" in said(call, folder)
 
     @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
     def test_a_pipe_in_a_model_s_folder(self, folder, name):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
+from compress.host.files import leaves
 
 SUMS = "SHA256SUMS"
 _AT_ONCE = 4  # files; hashing is bound by the processor, reading by the disk
@@ -113,8 +114,8 @@ def _in_manifest(file: Path) -> dict[str, Stated]:
         found = {str(name): Stated(int(of["bytes"]), str(of["sha256"])) for name, of in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file}: does not list its files; copy the artifact again") from None
-    if outside := [name for name in found if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise UserError(f"{file.parent}: refers to '{outside[0]}', which lies outside it")
+    if outside := [name for name in found if leaves(name)]:
+        raise UserError(f"{file.parent}: refers to '{outside[0]:.200}', which is no file in it")
     return found
 
 

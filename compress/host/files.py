@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 from compress.errors import UserError, reason
 
-SETTINGS_BYTES = 1 << 26  # of a configuration, a template, an index of weights
+CONFIGURATION_BYTES = 1 << 22  # of a model's: a library makes objects of all that it holds
+SETTINGS_BYTES = 1 << 26  # of a template, an index of weights, other settings
 RECORDS_BYTES = 1 << 28  # of records of a run
 VOCABULARY_BYTES = 1 << 28  # of a tokenizer
 TEXT_BYTES = 1 << 32  # of a document
@@ -121,6 +122,16 @@ def json_depth(data: bytes) -> int:
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest
+
+
+def leaves(name: str) -> bool:
+    """Whether a name that somebody else wrote is none of a file in the folder where it is written.
+
+    By the name alone: links are followed, since the hub's cache is made of them.
+    """
+    parts = Path(name).parts
+    odd = not parts or "\0" in name or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    return odd or Path(name).is_absolute() or ".." in parts
 
 
 def at_home(path: str | Path) -> Path:

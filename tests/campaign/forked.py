@@ -26,7 +26,16 @@ from typing import Any
 SECONDS = 20.0
 MEMORY = 1_500_000_000  # bytes beyond those of this process
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_CHANGES = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+}
 _NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
 _SHORTAGE = (
     "not enough memory", "memory allocation", "memoryerror", "unable to allocate", "can't allocate",
@@ -55,7 +64,12 @@ class Ended:
 
 
 def forked(
-    call: Callable[[Path], Any], folder: Path, scratch: Path, *, seconds: float = SECONDS, memory: int = MEMORY
+    call: Callable[[Path], Any],
+    folder: Path,
+    scratch: Path,
+    *,
+    seconds: float = SECONDS,
+    memory: int = MEMORY,
 ) -> Ended:
     """`call(folder)` in a child; what it returns must go through JSON. `scratch` is its own, and emptied."""
     shutil.rmtree(scratch, ignore_errors=True)

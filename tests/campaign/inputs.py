@@ -189,7 +189,9 @@ def _records(folder: Path, text: str) -> None:
     work = folder / "unfinished"
     work.mkdir()
     (work / "started").write_text("12.5 1700000000.25", encoding="utf-8")
-    SampleBook(samples=[Sample(variant="a", runtime="torch", prompt="p", text="t")]).write(work / "samples.json")
+    SampleBook(samples=[Sample(variant="a", runtime="torch", prompt="p", text="t")]).write(
+        work / "samples.json"
+    )
     Unfinished(work / "measured.json", {"machine": 1}).keep_step(results[0])
     model, optimizer = trained()
     checkpoint.save(work / "training.safetensors", model, [optimizer], {"identity": "one", "step": 3})

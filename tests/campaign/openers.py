@@ -66,6 +66,8 @@ def model_facts(bundle: Bundle) -> Facts:
     model, ids = bundle.model.eval(), bundle.tokenizer(TEXT, verbose=False)["input_ids"]
     if bundle.shards is not None:
         return {"weights": digest(sorted(bundle.shards.read(list(bundle.shards)).items())), "tokens": ids}
+    if not ids:  # of words that another tokenizer knows none of
+        return {"weights": digest(sorted(model.state_dict().items())), "tokens": ids}
     given = {"decoder_input_ids": torch.tensor([[1, 5]])} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), **given)
@@ -237,7 +239,9 @@ def documents(file: Path) -> Facts:
     found = load_documents(str(file))
     texts = [document.text for document in found]
     if file.suffix == ".txt":
-        wanted = [file.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")]
+        wanted = [
+            file.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        ]
     elif file.suffix == ".jsonl":
         lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
         rows = [json.loads(line.decode("utf-8-sig"), object_pairs_hook=_no_twins) for line in lines]
@@ -348,7 +352,16 @@ def _require_said(found: Any, said: Any) -> None:
         raise Wrong(f"{found!r:.60} where the file says {said!r:.60}")
 
 
-_KINDS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1", "I8": "i1", "BOOL": "?"}
+_KINDS = {
+    "F32": "<f4",
+    "F16": "<f2",
+    "F64": "<f8",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U8": "u1",
+    "I8": "i1",
+    "BOOL": "?",
+}
 
 
 def stored(file: Path) -> dict[str, np.ndarray]:
@@ -378,7 +391,9 @@ def _require_stored(state: Mapping[str, torch.Tensor], folder: Path) -> None:
     for name in files:
         held |= stored(folder / name)
     for name, array in held.items():
-        other = next((state[key] for key in (name, f"model.{name}", f"transformer.{name}") if key in state), None)
+        other = next(
+            (state[key] for key in (name, f"model.{name}", f"transformer.{name}") if key in state), None
+        )
         if other is None:
             if not name.endswith(("lm_head.weight", "position_ids", ".attn.bias", ".masked_bias")):
                 raise Wrong(f"'{name}' is stored and not used")

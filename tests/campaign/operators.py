@@ -129,12 +129,26 @@ def words(path: Path, chance: Random) -> str | None:
         if not found:
             return None
         one = chance.choice(found)
-        others = (b"-1", b"0", b"9" * 5000, b"1e999", b"null", b'"x"', b"[]", b"1.5", b"16777216", b"NaN", b"x")
+        others = (
+            b"-1",
+            b"0",
+            b"9" * 5000,
+            b"1e999",
+            b"null",
+            b'"x"',
+            b"[]",
+            b"1.5",
+            b"16777216",
+            b"NaN",
+            b"x",
+        )
         text = text[: one.start()] + chance.choice(others) + text[one.end() :]
     elif how == 3:
         text = text[:place] + chance.choice((b"[", b"{", b'"', b"'", b"}", b"]", b",", b":")) + text[place:]
     elif how == 4:
-        text = text[:place] + chance.choice((b"[", b"x", b'{"a":', b"\n", b" ", b"a: ")) * 50_000 + text[place:]
+        text = (
+            text[:place] + chance.choice((b"[", b"x", b'{"a":', b"\n", b" ", b"a: ")) * 50_000 + text[place:]
+        )
     else:
         lines = text.split(b"\n")
         at, to = chance.randrange(len(lines)), chance.randrange(len(lines))
@@ -255,11 +269,18 @@ def tensor_header(path: Path, chance: Random) -> str | None:
     elif how == 1:
         one["shape"] = one["shape"][::-1]
     elif how == 2:
-        one["shape"] = chance.choice(([], [1, *one["shape"]], [0], [-1], [2**62, 4], [2**31, 2**31, 0], ["4"]))
+        one["shape"] = chance.choice(
+            ([], [1, *one["shape"]], [0], [-1], [2**62, 4], [2**31, 2**31, 0], ["4"])
+        )
     elif how == 3:
-        one["dtype"] = chance.choice(("F32", "I32", "U32", "F64", "BOOL", "F8_E4M3", "F33", None, 5, "BF16", "F16"))
-    elif how == 4 and one["dtype"] == "F32":
-        one["dtype"], one["shape"] = chance.choice(("F16", "BF16")), [*one["shape"][:-1], one["shape"][-1] * 2]
+        one["dtype"] = chance.choice(
+            ("F32", "I32", "U32", "F64", "BOOL", "F8_E4M3", "F33", None, 5, "BF16", "F16")
+        )
+    elif how == 4 and one["dtype"] == "F32" and one["shape"]:
+        one["dtype"], one["shape"] = (
+            chance.choice(("F16", "BF16")),
+            [*one["shape"][:-1], one["shape"][-1] * 2],
+        )
     elif how == 5:
         header[f"{name}_"] = header.pop(name)
     elif how == 6:
@@ -270,7 +291,9 @@ def tensor_header(path: Path, chance: Random) -> str | None:
     elif how == 8:
         one["data_offsets"] = [p + chance.choice((-4, -1, 1, 4, 2**40)) for p in one["data_offsets"]]
     elif how == 9:
-        header["__metadata__"] = chance.choice(({"format": "np"}, {"format": 5}, [], "x", {}, {"a": "b" * 9999}))
+        header["__metadata__"] = chance.choice(
+            ({"format": "np"}, {"format": 5}, [], "x", {}, {"a": "b" * 9999})
+        )
     else:
         said = _change(header, chance)
         if said is None:
@@ -289,7 +312,9 @@ def gguf_header(path: Path, chance: Random) -> str | None:
         fields = list(_gguf_fields(bytes(data)))
     except (struct.error, ValueError, KeyError, IndexError):
         return None
-    what, place, form = chance.choice(fields if chance.random() < 0.5 else [f for f in fields if f[0] != "text"])
+    what, place, form = chance.choice(
+        fields if chance.random() < 0.5 else [f for f in fields if f[0] != "text"]
+    )
     if form == "s":
         data[place] = chance.choice((0, 0x41, 0xFF, data[place] ^ 1))
         said = "another letter"
@@ -299,7 +324,9 @@ def gguf_header(path: Path, chance: Random) -> str | None:
         if form in "fd":
             new: Any = chance.choice((0.0, -1.0, float("nan"), float("inf"), 1e30, 1e-30, old * 2))
         else:
-            new = chance.choice((0, 1, 2, 3, 8, 32, 255, old + 1, old - 1, old * 2, top, top // 2, 2**30)) & top
+            new = (
+                chance.choice((0, 1, 2, 3, 8, 32, 255, old + 1, old - 1, old * 2, top, top // 2, 2**30)) & top
+            )
             new = new - top - 1 if form in "bhiq" and new > top // 2 else new
         struct.pack_into(f"<{form}", data, place, bool(new) if form == "?" else new)
         said = f"{old} -> {new}"

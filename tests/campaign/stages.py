@@ -16,10 +16,9 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELI
 import encoder_models  # noqa: E402
 import export_models  # noqa: E402
 import seq2seq_models  # noqa: E402
-import training_set  # noqa: E402
-
 import torch  # noqa: E402
 import tqdm  # noqa: E402
+import training_set  # noqa: E402
 
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0
