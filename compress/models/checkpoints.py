@@ -190,7 +190,7 @@ def _count(file: Path) -> int:
 def inside(folder: Path, name: str) -> Path:
     """A path named by a file we did not write; raises UserError if it leaves `folder`."""
     if leaves(name):
-        raise UserError(f"{folder}: refers to '{name:.200}', which is no file in it")
+        raise UserError(f"{folder}: refers to '{name:.200}', which lies outside it")
     return folder / name
 
 

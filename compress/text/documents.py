@@ -132,7 +132,7 @@ def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
 def _read_parquet(file: Path, name: str) -> Iterator[Document]:
     if find_spec("pyarrow") is None:
         raise MissingExtra("pyarrow", "parquet", f"reading {file.name}")
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     row = 0
     try:
@@ -152,7 +152,9 @@ def _read_parquet(file: Path, name: str) -> Iterator[Document]:
                 row += 1
     except UnicodeDecodeError:
         raise UserError(f"data.text: {file} is not UTF-8 text after row {row}; convert it") from None
-    except ArrowException:
+    except (GeneratorExit, UserError):
+        raise
+    except Exception:  # its readers raise errors of the system's kind for what a file says
         raise UserError(f"data.text: {file} is no whole parquet file; copy or download it again") from None
 
 

@@ -7,6 +7,7 @@ hook notes what it writes elsewhere and whom it asks on the network, which it do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -117,10 +118,8 @@ def _read(reader: int, deadline: float) -> tuple[bytes, bool]:
 
 def _kill(pid: int) -> None:
     """The child and what it started, which are a group of their own."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _in_child(call: Callable[[Path], Any], folder: Path, scratch: Path, writer: int, memory: int) -> None:

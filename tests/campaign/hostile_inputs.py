@@ -1,6 +1,6 @@
 """Files that mean harm: what is done to a whole input, by the name of the case.
 
-Each takes the copy of an input and changes it; `CANARY` is a file that is there only if code of the input ran.
+Each takes the copy of an input and changes it; `CANARY` is there only if code of the input ran.
 """
 
 from __future__ import annotations

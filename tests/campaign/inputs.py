@@ -122,7 +122,9 @@ def _exports(folder: Path, bundle: Bundle, context: Context) -> None:
         shutil.copytree(folder / name, folder / f"{name} without hashes")
     for name in ("onnx without hashes", "onnx encoder without hashes"):
         content = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))
-        (folder / name / "manifest.json").write_text(json.dumps({**content, "files": {}}), encoding="utf-8")
+        (folder / name / "manifest.json").write_text(
+            json.dumps({**content, "files": {}, "seal": ""}), encoding="utf-8"
+        )
     step = ExportCompressedTensors(check_tokens=32)
     codes = QuantizeRound(format=Int4(group=32, symmetric=True), embeddings=None)(bundle, context)
     shutil.copytree(step(codes, context).exports["compressed-tensors"], folder / "compressed-tensors")
@@ -147,8 +149,8 @@ def _texts(folder: Path, bundle: Bundle, text: str) -> None:
     shutil.copytree(folder / "hf", recipes / "model")
     (recipes / "text.txt").write_text(text, encoding="utf-8")
     (recipes / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False), encoding="utf-8")
-    overrides = ["data.window=8", "variants.pruned.passes.0.prune_magnitude.sparsity=0.25", "seed=3",
-                 "base.passes=[]", "variants.int4.passes.quantize_round.format={kind: int4, group: 32}"]  # fmt: skip
+    overrides = ["data.window=8", "variants.pruned.passes.0.prune_magnitude.sparsity=0.25", "seed=3"]
+    overrides += ["base.passes=[]", "variants.int4.passes.quantize_round.format={kind: int4, group: 32}"]
     (recipes / "set.txt").write_text("\n".join(overrides), encoding="utf-8")
     pair = folder / "vocabularies"
     bundle.tokenizer.save_pretrained(pair / "larger")

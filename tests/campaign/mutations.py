@@ -1,13 +1,12 @@
 """Damaged inputs: each ends in right data, or in one line that says what is wrong.
 
 A case copies a whole input, damages one of its files by one operator drawn from the seed, and opens it in a
-child as the commands do. It is `right` where what comes out is what the undamaged input gives (all that states
-hashes or checksums), or what the damaged file says by the definition of its format (all else: in a float of
-somebody else's nothing tells one finite value from another, nor one theta of rotary positions); see
-`openers.py`. It is `refused` by one line of a `UserError` that names the case's folder or one of its fields.
-Anything else is bad: `traceback`, `killed` by a signal, `hang` (20 s), `memory` (1.5 GB), `damaged and loaded`,
-`touched` (something outside the case's folder was written, or asked over the network), `vague` (a line that
-says not where). What libraries print beside a refusal is not judged.
+child as the commands do. It is `right` where what comes out is what the undamaged input gives (all that
+states hashes or checksums), or what the damaged file says by the definition of its format (all else: in a
+float of somebody else's nothing tells one finite value from another, nor one theta of rotary positions); see
+`openers.py`. It is `refused` by the one line of a `UserError`. Anything else is bad: `traceback`, `killed` by
+a signal, `hang` (20 s), `memory` (1.5 GB), `damaged and loaded`, `touched` (something outside the case's
+folder was written, or the network was asked). What libraries print beside a refusal is not judged.
 
 Cases run one after the other, each in a fork of a process that has imported everything.
 
@@ -33,7 +32,7 @@ from typing import Any
 from . import inputs, openers
 from .core import Outcome, Settings
 from .forked import Ended, forked
-from .operators import GGUF, JSON, LINES, RAW, TENSORS, TEXT, YAML, Operator
+from .operators import GGUF, JSON, LINES, RAW, TENSORS, TEXT, WORDS, YAML, Operator
 
 Open = Callable[[Path], dict[str, Any]]
 _WEIGHTS = "*.safetensors"
@@ -73,7 +72,9 @@ TARGETS: dict[str, Target] = {
     "chat template": Target("hf", openers.chat, {"chat_template.jinja": TEXT, "tokenizer_config.json": JSON}),
     "sharded: index": Target("sharded", openers.foreign, {"*.index.json": JSON}),
     "sharded: parts": Target("sharded", openers.foreign, {_WEIGHTS: TENSORS}),
-    "sharded: streamed": Target("sharded", openers.foreign_streamed, {_WEIGHTS: TENSORS, "*.index.json": JSON}),
+    "sharded: streamed": Target(
+        "sharded", openers.foreign_streamed, {_WEIGHTS: TENSORS, "*.index.json": JSON}
+    ),
     **{
         f"GGUF: {kind}": Target(f"gguf {kind}", openers.gguf, {"model.gguf": GGUF})
         for kind in ("F16", "Q8_0", "Q4_0", "Q4_1")
@@ -93,7 +94,9 @@ TARGETS: dict[str, Target] = {
     },
     "ONNX": Target("onnx", openers.onnx, {"*.json": JSON, "*.onnx": RAW, "*.data": RAW}),
     "ONNX: encoder": Target("onnx encoder", openers.onnx, {"*.json": JSON, "*.onnx": RAW, "*.data": RAW}),
-    "ONNX without hashes": Target("onnx without hashes", openers.onnx_unverified, {"*.onnx": RAW, "*.data": RAW}),
+    "ONNX without hashes": Target(
+        "onnx without hashes", openers.onnx_unverified, {"*.onnx": RAW, "*.data": RAW}
+    ),
     "ONNX without hashes: encoder": Target(
         "onnx encoder without hashes", openers.onnx_unverified, {"*": RAW, "*.json": JSON}
     ),
@@ -105,7 +108,7 @@ TARGETS: dict[str, Target] = {
     "records: unfinished": Target("unfinished", openers.unfinished, {"*.json": JSON, "started": TEXT}),
     "records: training": Target("unfinished", openers.training, {_WEIGHTS: TENSORS}),
     "recipe": Target("recipe", openers.recipe, {"recipe.yaml": YAML}),
-    "--set": Target("recipe", openers.overrides, {"set.txt": TEXT}),
+    "--set": Target("recipe", openers.overrides, {"set.txt": WORDS}),
     "text: plain": Target("texts", openers.documents, {"text.txt": TEXT}, "text.txt"),
     "text: labelled": Target("texts", openers.documents, {"rows.jsonl": LINES}, "rows.jsonl"),
     "text: chats": Target("texts", openers.documents, {"chat.jsonl": LINES}, "chat.jsonl"),

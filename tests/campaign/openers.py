@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from compress.training import checkpoint
 
 from .forked import Wrong
 from .inputs import MESSAGES, trained
+from .readings import no_twins, require_said, require_same_values, require_stored
 
 TEXT = "def alpha(x): return x + 3"
 Facts = dict[str, Any]
@@ -107,6 +106,8 @@ def step(folder: Path) -> Facts:
     for name in names:
         manifest = folder / ".steps" / name / "manifest.json"
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            if not manifest.is_file():
+                continue
             whole = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"]
             if isinstance(whole, str) and store.has(whole):
                 found[name] = model_facts(Bundle.load(folder / ".steps" / name))["answer"]
@@ -118,7 +119,7 @@ def foreign(folder: Path) -> Facts:
     null_pass(folder)
     bundle = Bundle.load(folder)
     model_facts(bundle)
-    _require_stored(bundle.model.state_dict(), folder)
+    require_stored(bundle.model.state_dict(), folder)
     return {}
 
 
@@ -126,9 +127,9 @@ def foreign_streamed(folder: Path) -> Facts:
     """The same, a block at a time."""
     bundle = Bundle.load(folder, stream=True)
     if bundle.shards is None:
-        _require_stored(bundle.model.state_dict(), folder)
+        require_stored(bundle.model.state_dict(), folder)
     else:
-        _require_stored(bundle.shards.read(list(bundle.shards)), folder)
+        require_stored(bundle.shards.read(list(bundle.shards)), folder)
     return {}
 
 
@@ -174,7 +175,7 @@ def gguf(folder: Path) -> Facts:
     meta_model(str(file))
     bundle = Bundle.load(file)
     model_facts(bundle)
-    _require_same_values(file, bundle.model)
+    require_same_values(file, bundle.model)
     return {}
 
 
@@ -244,7 +245,7 @@ def documents(file: Path) -> Facts:
         ]
     elif file.suffix == ".jsonl":
         lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
-        rows = [json.loads(line.decode("utf-8-sig"), object_pairs_hook=_no_twins) for line in lines]
+        rows = [json.loads(line.decode("utf-8-sig"), object_pairs_hook=no_twins) for line in lines]
         wanted = [row["text"] for row in rows if (row["text"] or "").strip()]
     else:
         return {}
@@ -285,7 +286,7 @@ def results(folder: Path) -> Facts:
         if len(found) != len(lines):
             raise Wrong(f"{len(found)} results of {len(lines)} lines")
         for result, line in zip(found, lines, strict=True):
-            _require_said(result.model_dump(mode="json"), json.loads(line, object_pairs_hook=_no_twins))
+            require_said(result.model_dump(mode="json"), json.loads(line, object_pairs_hook=no_twins))
     print_results(found, [])
     return {}
 
@@ -293,9 +294,9 @@ def results(folder: Path) -> Facts:
 def run(folder: Path) -> Facts:
     """The records of a run, and the pages that are made of them."""
     record, found, source = api.load_run(folder)
-    _require_said(
+    require_said(
         record.model_dump(mode="json"),
-        json.loads((folder / "run.json").read_bytes(), object_pairs_hook=_no_twins),
+        json.loads((folder / "run.json").read_bytes(), object_pairs_hook=no_twins),
     )
     html, _ = report.render(record, found, source)
     report.compare([(record, found, source)])
@@ -327,97 +328,3 @@ def training(folder: Path) -> Facts:
         return {"state": None}
     state = [(f"{key} {name}", v) for name, s in enumerate(optimizer.state.values()) for key, v in s.items()]
     return {"state": digest([*model.state_dict().items(), *state]), "step": found.get("step")}
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise Wrong("a name is given twice, and one of the two was taken")
-    return dict(pairs)
-
-
-def _require_said(found: Any, said: Any) -> None:
-    """What a record holds is what its JSON says; what it does not say is a default."""
-    if isinstance(said, Mapping) and isinstance(found, Mapping):
-        for key, value in said.items():
-            if key in found:
-                _require_said(found[key], value)
-    elif isinstance(said, list) and isinstance(found, list):
-        if len(said) != len(found):
-            raise Wrong(f"{len(found)} entries of {len(said)}")
-        for one, other in zip(found, said, strict=True):
-            _require_said(one, other)
-    elif isinstance(said, float) and (said != said or said in (float("inf"), -float("inf"))):
-        raise Wrong(f"{said} passes for a number that was measured")
-    elif found != said:
-        raise Wrong(f"{found!r:.60} where the file says {said!r:.60}")
-
-
-_KINDS = {
-    "F32": "<f4",
-    "F16": "<f2",
-    "F64": "<f8",
-    "I32": "<i4",
-    "I64": "<i8",
-    "U8": "u1",
-    "I8": "i1",
-    "BOOL": "?",
-}
-
-
-def stored(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, from the definition of the format."""
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    found = {}
-    for name, entry in json.loads(data[8 : 8 + length]).items():
-        if name == "__metadata__":
-            continue
-        raw = data[8 + length :][slice(*entry["data_offsets"])]
-        if entry["dtype"] == "BF16":
-            array = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            array = np.frombuffer(raw, _KINDS[entry["dtype"]])
-        found[name] = array.reshape(entry["shape"])
-    return found
-
-
-def _require_stored(state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    held: dict[str, np.ndarray] = {}
-    for name in files:
-        held |= stored(folder / name)
-    for name, array in held.items():
-        other = next(
-            (state[key] for key in (name, f"model.{name}", f"transformer.{name}") if key in state), None
-        )
-        if other is None:
-            if not name.endswith(("lm_head.weight", "position_ids", ".attn.bias", ".masked_bias")):
-                raise Wrong(f"'{name}' is stored and not used")
-            continue
-        value = other.detach().float().numpy()
-        if value.shape != array.shape:
-            value = value.T
-        if value.shape != array.shape or not np.array_equal(value, array.astype(np.float32)):
-            raise Wrong(f"'{name}' is not what the file holds")
-
-
-def _require_same_values(file: Path, model: torch.nn.Module) -> None:
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        tensors = GGUFReader(file).tensors
-    wanted = sorted(_sorted_hash(dequantize(t.data, t.tensor_type)) for t in tensors if "rope" not in t.name)
-    found = {_sorted_hash(p.detach().numpy()) for p in model.parameters()}
-    missing = [value for value in wanted if value not in found]
-    if missing or len(wanted) < len(list(model.parameters())):
-        raise Wrong(f"{len(missing)} of {len(wanted)} tensors are not in the model as the file holds them")
-
-
-def _sorted_hash(array: np.ndarray) -> str:
-    values = np.sort(np.asarray(array, dtype=np.float32).reshape(-1)) + 0.0  # no -0
-    return f"{len(values)} {hashlib.sha256(values.tobytes()).hexdigest()}"

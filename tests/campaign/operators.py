@@ -21,9 +21,9 @@ import yaml
 Operator = Callable[[Path, Random], str | None]
 
 _VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 16, 100, 2**15, 2**31, 2**32 + 1, 2**63, -(2**63), 10**30, 0.5, -0.5,
-    1e-30, 1e30, 1e308, float("inf"), float("nan"), "", "x", "1", "0", "../../x", "/etc/passwd", "\u0000",
-    "\ud800", "a" * 70_000, [], [1], ["x"], {}, {"x": 1}, [[[[]]]], [0] * 1000,
+    None, True, False, 0, 1, -1, 2, 3, 7, 16, 100, 2**15, 2**31, 2**32 + 1, 2**63, -(2**63), 10**30, 0.5,
+    -0.5, 1e-30, 1e30, 1e308, float("inf"), float("nan"), "", "x", "1", "0", "../../x", "/etc/passwd",
+    "\u0000", "\ud800", "a" * 70_000, [], [1], ["x"], {}, {"x": 1}, [[[[]]]], [0] * 1000,
 ]  # fmt: skip
 
 
@@ -388,6 +388,7 @@ def _gguf_fields(data: bytes) -> Iterator[tuple[str, int, str]]:
 
 RAW: tuple[Operator, ...] = (flip, cut, smear, misplace)
 TEXT: tuple[Operator, ...] = (flip, cut, smear, misplace, words, words)
+WORDS: tuple[Operator, ...] = (flip, cut, smear, words, words)
 JSON: tuple[Operator, ...] = (*TEXT, json_value, json_value, json_value, json_value)
 LINES: tuple[Operator, ...] = (*TEXT, json_line, json_line, json_line, json_line)
 YAML: tuple[Operator, ...] = (flip, cut, smear, misplace, words, words, words, *[yaml_value] * 5)
