@@ -6,14 +6,18 @@
 The first form runs the recipe as `compress-lm run` does and appends a line to `results/recipes.jsonl`: every
 result, the size of every exported file, the fields that were set, the machine and how busy it was. The second
 only writes the pages again; a page shows its recipe's last line. Nothing else should run on the machine, and
-where something did, the page says so.
+where something did, the page says so. A run that begins here is also compared with what its dry run foresaw.
 """
 
 import json
 import os
+import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from bench import HERE
 from readme_table import HEADER, cells, insert, row
@@ -61,7 +65,10 @@ def measured(
         sections["model"] = {"checkpoint": model}
     busy = os.getloadavg()[0]
     folder = work / name
-    record = compress.run(compress.load_recipe(name, overrides, **sections), folder)
+    recipe = compress.load_recipe(name, overrides, **sections)
+    foreseen = None if folder.exists() else asdict(compress.preflight(recipe, folder).estimate)
+    with Watched(folder) as watched:
+        record = compress.run(recipe, folder)
     results = compress.read_results(folder / "results.jsonl")
     measured = {str(Path(r.artifact).parent if r.artifact.endswith(".gguf") else r.artifact) for r in results}
     exports = []
@@ -78,11 +85,65 @@ def measured(
         "text": [Path(part).name for part in text],
         "set": overrides,
         "load_average": round(busy, 1),
+        "foreseen": foreseen,
+        "took": foreseen and watched.took(record),
         "machine": record.machine,
         "versions": record.versions,
         "results": [r.model_dump(mode="json") for r in results],
         "exports": exports,
     }
+
+
+class Watched:
+    """What a run takes: its seconds, the most memory of a process of it, the most disk of its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._ended = folder, threading.Event()
+        self._memory = self._disk = 0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watched":
+        self._began = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds = time.monotonic() - self._began
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(1.0):
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    self._memory = max(self._memory, process.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+            self._disk = max(self._disk, allocated(self._folder))
+
+    def took(self, record: Any) -> dict[str, float]:
+        """In the words of an estimate: a step counts once, all else is measuring."""
+        steps = {step.fingerprint: step.seconds for v in record.variants for step in v.steps}
+        passes = sum(steps.values())
+        return {
+            "memory_bytes": self._memory,
+            "disk_bytes": self._disk,
+            "pass_seconds": passes,
+            "measure_seconds": self._seconds - passes,
+        }
+
+
+def allocated(folder: Path) -> int:
+    """Bytes of a folder's files, those with several names once."""
+    seen = {}
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # a temporary one
+            continue
+        seen[status.st_ino] = status.st_size if path.is_file() else 0
+    return sum(seen.values())
 
 
 def checked(steps: list[Any], kind: str) -> float | None:
@@ -93,6 +154,27 @@ def checked(steps: list[Any], kind: str) -> float | None:
             check = notes["llama_cpp"] if kind == "gguf" else notes["check"]
             return None if check is None else check["kl"]
     return None
+
+
+def costs(foreseen: dict[str, float], took: dict[str, float]) -> list[str]:
+    """A table: what the run took, and what its dry run had said."""
+
+    def minutes(which: dict[str, float], key: str) -> str:
+        return f"{which[key] / 60:.1f} min"
+
+    def gigabytes(which: dict[str, float], key: str) -> str:
+        return f"{which[key] / 1e9:.2f} GB"
+
+    columns = {
+        "Passes": ("pass_seconds", minutes),
+        "Measuring": ("measure_seconds", minutes),
+        "Memory": ("memory_bytes", gigabytes),
+        "Disk": ("disk_bytes", gigabytes),
+    }
+    lines = [row(["Cost", *columns]), row([":--", *["--:"] * len(columns)])]
+    for name, which in (("this run", took), ("as `--dry-run` foresaw", foreseen)):
+        lines.append(row([name, *(form(which, key) for key, form in columns.values())]))
+    return lines
 
 
 def block(line: dict[str, Any]) -> str:
@@ -112,6 +194,8 @@ def block(line: dict[str, Any]) -> str:
             f"Other programs ran beside it (load average {line['load_average']}): trust sizes and losses, "
             "and speeds hardly.",
         ]
+    if line.get("took"):
+        parts += ["", *costs(line["foreseen"], line["took"])]
     parts += ["", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
     parts += [row(cells(result)) for result in results]
     if line["exports"]:

@@ -64,6 +64,8 @@ from compress.records.results import Result as Result
 from compress.records.results import read_results as read_results
 from compress.records.run import RunRecord as RunRecord
 from compress.report.text import Results as Results
+from compress.run.estimate import Estimate as Estimate
+from compress.run.preflight import preflight as preflight
 from compress.run.recipe import Recipe as Recipe
 from compress.run.recipe import load_recipe as load_recipe
 from compress.run.registry import pass_class as pass_class

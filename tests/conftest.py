@@ -1,7 +1,8 @@
 """What every test may ask for: a tiny model with its tokenizer, the data a pass gets, a recipe that runs."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import training_set
+import warm_workers
 from hypothesis import Phase, settings
 
 from compress.artifact.bundle import Bundle
@@ -29,6 +31,26 @@ settings.register_profile(
     max_examples=30,
 )
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers() -> Iterator[None]:
+    """Workers that are forked; see `cold_workers` for others."""
+    if sys.platform != "linux":
+        yield
+        return
+    warm = warm_workers.WarmWorkers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compress.measure.process.own_worker", warm.command)
+        yield
+    warm.close()
+
+
+@pytest.fixture
+def cold_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers as users have them: fresh processes that import what they need."""
+    fresh = (sys.executable, "-m", "compress.measure.worker")
+    monkeypatch.setattr("compress.measure.process.own_worker", lambda: fresh)
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ def windows():
     return Windows(tokens=tokens, bytes=400, sha256="abc")
 
 
+@pytest.mark.usefixtures("cold_workers")
 def test_measures_artifacts_and_takes_over_what_is_done(base, other, windows, tmp_path, monkeypatch):
     targets = [Target("other", "torch", other, "f1", "run/other"), Target("base", "torch", base, "f0")]
     samples, lines = {}, tmp_path / "results.jsonl"

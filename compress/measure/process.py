@@ -38,7 +38,11 @@ class WorkerError(UserError):
 
 
 WAIT_POLICY = "OMP_WAIT_POLICY"  # how threads wait for each other; PASSIVE: they sleep
-OWN_WORKER = (sys.executable, "-m", "compress.measure.worker")
+
+
+def own_worker() -> Sequence[str]:
+    """The command of our own worker, before runtime and threads."""
+    return (sys.executable, "-m", "compress.measure.worker")
 
 
 class WorkerProcess:
@@ -58,13 +62,13 @@ class WorkerProcess:
         log: Path,
         patience: float = 1800.0,
         sleeping: bool = False,
-        command: Sequence[str] = OWN_WORKER,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.what, self._log, self.patience = what, log, patience
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*command, runtime, str(threads)],
+                [*(command or own_worker()), runtime, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

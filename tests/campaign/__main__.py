@@ -21,7 +21,7 @@ import typer
 
 from .core import Outcome, Part, Settings, distinct, table
 
-# a part is a module here with `run(settings) -> Iterator[Outcome]`; how many cases when nobody says
+# a part is a module here with `run(settings) -> Iterator[Outcome]`, and how many cases it draws unless told
 PARTS = {"mutations": 20_000, "hostile": 80, "kills": 200, "disks": 60, "surroundings": 20, "shapes": 60}
 
 
