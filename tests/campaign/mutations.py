@@ -123,11 +123,12 @@ class Campaign:
     """Whole inputs in a folder, and what each gives."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.whole = work, work / "whole"
-        self.whole.mkdir()
-        made = forked(_made, self.whole, work / "scratch", seconds=600, memory=1 << 40)
-        if made.how != "value":
-            raise RuntimeError(f"the inputs cannot be made: {made.line}\n{made.printed}")
+        self.work, self.whole = work, work.parent / "inputs"  # of all parts of a campaign
+        if not self.whole.exists():
+            self.whole.mkdir()
+            made = forked(_made, self.whole, work / "scratch", seconds=600, memory=1 << 40)
+            if made.how != "value":
+                raise RuntimeError(f"the inputs cannot be made: {made.line}\n{made.printed}")
         for folder, _, names in os.walk(self.whole):
             for name in names:
                 os.utime(Path(folder) / name, (1_700_000_000, 1_700_000_000))
@@ -243,7 +244,8 @@ def _import(names: list[str]) -> None:
 def main() -> None:
     """One case, shown and kept."""
     seed, number = map(int, sys.argv[1:3])
-    work = Path(tempfile.mkdtemp(prefix="campaign-"))
+    work = Path(tempfile.mkdtemp(prefix="campaign-")) / "one"
+    work.mkdir()
     campaign = Campaign(work)
     name, done, ended = campaign.case(seed, number)
     verdict, line = campaign.verdict(name, ended)
