@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from training_set import tiny_bundle, weights
 
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError, door
-from compress.host.files import at_home, parse_json, read_bytes, read_json, read_text
+from compress.host.files import at_home, leaves, parse_json, read_bytes, read_json, read_text
+from compress.host.steady import Steady
 from compress.host.tensor_files import entries, load_tensors, opened
 from compress.host.yaml_files import parse_yaml
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
@@ -87,7 +89,41 @@ class TestSmallFiles:
     def test_six_gigabytes_in_a_small_file_s_place(self, folder):
         os.truncate(folder / "config.json", 6 << 30)
         for call in (load_config, load_tokenizer, Bundle.load, lambda at: meta_model(str(at))):
-            assert "6,442,450,944 bytes where at most 67,108,864 are read" in said(call, folder)
+            assert "6,442,450,944 bytes where at most 4,194,304 are read" in said(call, folder)
+
+    def test_a_short_file_takes_short_memory(self, tmp_path):
+        (tmp_path / "a.txt").write_bytes(b"abc")
+        tracemalloc.start()
+        assert read_text(tmp_path / "a.txt", 1 << 32) == "abc"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
+
+    def test_a_configuration_of_millions_of_names(self, folder):
+        content = json.loads((folder / "config.json").read_text())
+        names = {str(i): f"LABEL_{i}" for i in range(300_000)}
+        (folder / "config.json").write_text(json.dumps({**content, "id2label": names}))
+        assert "at most 4,194,304 are read" in said(Bundle.load, folder)
+
+    @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "", "\0", "a" * 300, "a/../b"])
+    def test_names_that_are_no_file_of_the_folder(self, folder, name):
+        assert leaves(name)
+        index = {"weight_map": {"a": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        for call in (Bundle.load, lambda at: Bundle.load(at, stream=True)):
+            assert "which lies outside it" in said(call, folder)
+        assert not leaves("model-00001-of-00002.safetensors")
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_link_to_nothing_among_the_weights(self, folder, stream):
+        (folder / "other.safetensors").symlink_to(folder / "nothing")
+        Bundle.load(folder, stream=stream)
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").symlink_to(folder / "nothing")
+        assert "no weights" in said(Bundle.load, folder, stream=stream)
+
+    def test_a_pipe_that_would_be_mapped(self, tmp_path):
+        os.mkfifo(tmp_path / "model.onnx.data")
+        assert "a pipe or device" in said(Steady, [tmp_path / "model.onnx.data"])
 
     @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
     def test_a_pipe_in_a_model_s_folder(self, folder, name):

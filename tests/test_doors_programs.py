@@ -1,6 +1,7 @@
 """Templates, tokenizers, graphs and records that somebody else wrote, and what the command line says."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -18,13 +19,19 @@ from compress.cli import commands
 from compress.cli.terminal import _harmless
 from compress.errors import UserError
 from compress.generation.chat import render
+from compress.generation.generator import TextGenerator
 from compress.host.tokenizer_files import tokenizer_file
 from compress.models.checkpoints import load_tokenizer
 from compress.models.layers import matches
 from compress.records.results import Result, read_results, write_results
+from compress.report.markdown import escape_markdown
+from compress.report.page import _html_environment
+from compress.report.text import text_table
 from compress.run import registry
 from compress.run.preflight import saved_name
 from compress.runtimes.onnx_runtime import OnnxRuntime
+from compress.text.documents import Document, load_documents
+from compress.text.windows import DataConfig, prepare
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -73,6 +80,61 @@ def test_a_tokenizer_encodes_as_it_did_or_is_refused(tmp_path):
             tokenizer_file(file)
     file.write_bytes(whole[:-9])
     assert "cannot be read" in said(tokenizer_file, file)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda folder: tokenizer_file(folder / "tokenizer.json")])
+def test_a_normalizer_that_writes_much_for_little(load, tmp_path):
+    tiny_bundle().tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for length, fits in ((1000, True), (1001, False)):
+        one = {"type": "Replace", "pattern": {"String": "z"}, "content": "b" * length}
+        normalizer = {"type": "Sequence", "normalizers": [{"type": "NFC"}, one]}
+        file.write_text(json.dumps({**content, "normalizer": normalizer}))
+        if fits:
+            load(tmp_path)
+        else:
+            assert "its normalizer puts in 1,001 characters at a time" in said(load, tmp_path)
+
+
+def test_a_text_that_an_expression_gives_up_on(tmp_path):
+    bundle = tiny_bundle()
+    bundle.model.save_pretrained(tmp_path / "a")
+    bundle.tokenizer.save_pretrained(tmp_path / "a")
+    file = tmp_path / "a" / "tokenizer.json"
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+(a+)+$"}, "behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pre_tokenizer": split}))
+    generator = TextGenerator(tmp_path / "a", threads=1)
+    assert "its tokenizer cannot cut a text" in said(generator.encode, "a" * 4000 + "b")
+    text = "\n".join("a" * 4000 + "b" for _ in range(3))
+    windows = DataConfig(text="x", window=8, evaluation_windows=2, calibration_windows=2, heldout_windows=2)
+    documents = [Document(str(n), text) for n in range(9)]
+    assert "its tokenizer cannot cut a text" in said(
+        prepare, windows, documents, load_tokenizer(tmp_path / "a"), training=True
+    )
+
+
+class TestTexts:
+    def test_lines_are_bounded(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("compress.text.documents._LINE_BYTES", 100)
+        lines = [json.dumps({"text": "a" * 87}), json.dumps({"text": "a" * 90})]
+        file = tmp_path / "t.jsonl"
+        file.write_text(lines[0])
+        assert [d.text for d in load_documents(str(file))] == ["a" * 87]
+        file.write_text("\n".join(lines))
+        assert "t.jsonl:2 is a line of more than 100 bytes" in said(load_documents, str(file))
+
+    def test_a_table_that_packs_gigabytes(self, tmp_path):
+        pyarrow, file = pytest.importorskip("pyarrow"), tmp_path / "t.parquet"
+        parquet = pytest.importorskip("pyarrow.parquet")
+        for count, fits in ((3, True), (40_000, False)):
+            values = pyarrow.array(["a" * 1_000_000])
+            rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), values)
+            parquet.write_table(pyarrow.table({"text": rows}), file)
+            if fits:
+                assert [len(d.text) for d in load_documents(str(file))] == [1_000_000] * 3
+            else:
+                assert "more than 100 times its bytes of text" in said(load_documents, str(file))
 
 
 def test_a_graph_computes_or_is_refused_when_it_is_opened_or_run(tmp_path):
@@ -141,6 +203,12 @@ class TestCommandLine:
         assert outcome.code == 2
         assert outcome.err.startswith(line)
         assert outcome.err.count("\n") == 1
+
+    def test_tables_and_pages_spell_controls_out(self):
+        line = TestRecords.RESULT.model_copy(update={"variant": "a\x1b[31mb\u202e"})
+        assert "a\\x1b[31mb\\u202e" in text_table([line])
+        assert escape_markdown("a\x1b]0;x\x07") == r"a\\x1b\]0;x\\x07"
+        assert _html_environment().from_string("{{ x }}").render(x="<b>\x9b2J\n") == "&lt;b&gt;\\x9b2J\n"
 
     def test_names_in_brackets_are_names(self, tmp_path):
         text = tmp_path / "t.txt"

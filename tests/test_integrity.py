@@ -10,6 +10,7 @@ import torch
 from cli_helpers import invoke, refused
 from export_models import exported, tokens
 from export_models import tiny_bundle as tiny_export
+from hostile_files import said
 from safetensors.torch import load_file, save_file
 from training_set import equal, weights
 
@@ -24,6 +25,7 @@ from compress.export.onnx.artifact import write_manifest
 from compress.host.mapped import mapped_files
 from compress.host.steady import Steady
 from compress.measure.turns import Target
+from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest
 from compress.run.recipe import Recipe
@@ -59,6 +61,21 @@ def test_codes_and_settings_are_checked_too(bundle, make_context, tmp_path):
         flip(tmp_path / name / name)
         with pytest.raises(UserError, match=rf"{name}: is not what was written"):
             Bundle.load(tmp_path / name)
+
+
+def test_a_manifest_is_what_was_written(bundle, make_context, tmp_path):
+    PruneMagnitude(sparsity=0.3)(bundle, make_context(bundle)).save(tmp_path / "a")
+    file = tmp_path / "a" / MANIFEST
+    whole = json.loads(file.read_text())
+    assert Manifest.read(file).masked
+    rest = {name: value for name, value in whole.items() if name != "seal"}
+    assert whole["seal"] == hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**whole, "masked": whole["masked"][1:]}))
+    assert "manifest.json: is not what was written" in said(Bundle.load, tmp_path / "a")
+    assert len(Bundle.load(tmp_path / "a", verify=False).masks) == len(whole["masked"]) - 1
+    for other in (rest, dict(reversed(list(whole.items())))):  # an older one; the same in another order
+        file.write_text(json.dumps(other))
+        assert len(Bundle.load(tmp_path / "a").masks) == len(whole["masked"])
 
 
 def test_hashes_are_those_of_sha256_and_a_file_is_read_once(bundle, tmp_path, monkeypatch):

@@ -186,6 +186,24 @@ def test_checkpoints_hold_every_number_exactly(tmp_path):
             assert torch.equal(value, optimisers[1][0].state[right][key])
 
 
+def test_a_damaged_checkpoint_is_ignored_and_changes_nothing(tmp_path):
+    model, path = tiny_bundle().model, tmp_path / "c.safetensors"
+    checkpoint.save(path, model, [], {"identity": "x", "step": 1})
+    whole, before = path.read_bytes(), checkpoint.digest(model)
+    renamed = whole.replace(b"model.lm_head", b"model.lm_heed").replace(b"model.norm", b"model.morn", 1)
+    for damaged in (
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole.replace(b'\\"step\\": 1', b'\\"step\\": 2'),
+        renamed,
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        assert checkpoint.restore(path, model, [], "x") is None
+        assert checkpoint.digest(model) == before
+    path.write_bytes(whole)
+    assert checkpoint.restore(path, model, [], "x") == {"identity": "x", "step": 1}
+
+
 def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     model, path = tiny_bundle().model, tmp_path / "c.safetensors"
     checkpoint.save(path, model, [], {"identity": "x"})

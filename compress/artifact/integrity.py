@@ -1,9 +1,10 @@
 """Are the files those that were written? SHA-256 of each, compared before anything is made of them.
 
-Method. `manifest.json` states length and hash of every file beside it; an export without one has
-`SHA256SUMS`, which `sha256sum -c` reads, too. Files are hashed side by side, outside the interpreter's lock.
-What was hashed once in this process is not read again while it looks unchanged (device, inode, length, time
-of change), so a run that has just written a step opens it for nothing.
+Method. `manifest.json` states length and hash of every file beside it, and under `seal` the hash of all else
+that it says itself; an export without one has `SHA256SUMS`, which `sha256sum -c` reads, too. Files are
+hashed side by side, outside the interpreter's lock. What was hashed once in this process is not read again
+while it looks unchanged (device, inode, length, time of change), so a run that has just written a step opens
+it for nothing.
 Cost: one reading of the files; the rate is in docs/notes/loading.md.
 Limits: a folder that states nothing (somebody else's) passes. A hash tells damage, not malice: whoever can
 change a file can change what is stated of it.
@@ -12,7 +13,6 @@ Imports neither torch nor pydantic, since runtimes without them open artifacts, 
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
+from compress.host.files import json_value, leaves
+from compress.records.seal import SEAL, seal_of
 
 SUMS = "SHA256SUMS"
 _AT_ONCE = 4  # files; hashing is bound by the processor, reading by the disk
@@ -94,6 +96,8 @@ def stated(folder: Path) -> dict[str, Stated]:
         matched = _LINE.fullmatch(line)
         if matched is None:
             raise UserError(f"{folder / SUMS}: {line[:60]!r} is no hash and name; copy it again")
+        if leaves(matched[2]):
+            raise UserError(f"{folder / SUMS}: refers to '{matched[2]:.200}', which lies outside it")
         found[matched[2]] = Stated(None, matched[1])
     return found
 
@@ -109,12 +113,18 @@ def write_sums(folder: Path) -> None:
 
 def _in_manifest(file: Path) -> dict[str, Stated]:
     try:
-        files = json.loads(_text(file))["files"]
+        content = json_value(_text(file).encode())
+        files = content["files"]
         found = {str(name): Stated(int(of["bytes"]), str(of["sha256"])) for name, of in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file}: does not list its files; copy the artifact again") from None
-    if outside := [name for name in found if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise UserError(f"{file.parent}: refers to '{outside[0]}', which lies outside it")
+    if content.get(SEAL) not in (None, "", seal_of(content)):
+        raise UserError(
+            f"{file}: is not what was written (it states another hash of itself); copy it again, or load "
+            "it with verify=False (--no-verify) if the change is yours"
+        )
+    if outside := [name for name in found if leaves(name)]:
+        raise UserError(f"{file.parent}: refers to '{outside[0]:.200}', which lies outside it")
     return found
 
 

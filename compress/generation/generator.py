@@ -19,6 +19,7 @@ from compress.generation.text import (
     stop_tokens,
 )
 from compress.generation.together import continue_together
+from compress.host.tokenizer_files import encoding
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import TextRuntime
 
@@ -160,15 +161,17 @@ class TextGenerator:
                 prompt.encode()
             except UnicodeEncodeError:  # bytes of a command line that are no text
                 raise UserError(f"prompt: {prompt!r} is not UTF-8; give text") from None
-            encoding = self.tokenizer.encode(prompt)
-            ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
+            with encoding():
+                found = self.tokenizer.encode(prompt)
+            ids, added = list(found.ids), list(found.special_tokens_mask)
             # what the tokenizer puts after a text would end it
             while self.continues and added and added.pop():
                 ids.pop()
-            ids = ids or [i for i in encoding.ids if i not in self.ends]
+            ids = ids or [i for i in found.ids if i not in self.ends]
         else:
             text = render(self.folder, prompt)
-            ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+            with encoding():
+                ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise UserError("prompt: is empty; give some text to continue")
         # one that an encoder reads leaves the text all its room

@@ -12,15 +12,20 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compress.errors import UserError, reason
 
-SETTINGS_BYTES = 1 << 26  # of a configuration, a template, an index of weights
+CONFIGURATION_BYTES = 1 << 22  # of a model's: a library makes objects of all that it holds
+SETTINGS_BYTES = 1 << 26  # of a template, an index of weights, other settings
 RECORDS_BYTES = 1 << 28  # of records of a run
 VOCABULARY_BYTES = 1 << 28  # of a tokenizer
 TEXT_BYTES = 1 << 32  # of a document
+<<<<<<< HEAD
 LINE_BYTES = 1 << 28  # of a line that is a record, and of what of a file of columns is read at once
+=======
+_PIECE = 1 << 22
+>>>>>>> muts
 DEPTH = 100  # of lists and objects in each other
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -48,7 +53,7 @@ def read_bytes(path: Path, most: int = SETTINGS_BYTES) -> bytes:
     try:
         # a pipe that was put here since then must not be waited for
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
-            data = stream.read(most + 1) if size <= most else b""
+            data = _bounded(stream, most) if size <= most else b""
     except OSError as error:
         raise UserError(f"{path}: {_said(error)}") from None
     if size > most or len(data) > most:
@@ -56,6 +61,15 @@ def read_bytes(path: Path, most: int = SETTINGS_BYTES) -> bytes:
             f"{path}: {max(size, len(data)):,} bytes where at most {most:,} are read; is it whole?"
         )
     return data
+
+
+def _bounded(stream: BinaryIO, most: int) -> bytes:
+    """What is left, or a little more than `most` bytes of it; memory as it comes, not as it might."""
+    parts, length = [], 0
+    while length <= most and (part := stream.read(_PIECE)):
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
 
 
 def read_text(path: Path, most: int = SETTINGS_BYTES) -> str:
@@ -112,6 +126,16 @@ def json_depth(data: bytes) -> int:
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest
+
+
+def leaves(name: str) -> bool:
+    """Whether a name that somebody else wrote is none of a file in the folder where it is written.
+
+    By the name alone: links are followed, since the hub's cache is made of them.
+    """
+    parts = Path(name).parts
+    odd = not parts or "\0" in name or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    return odd or Path(name).is_absolute() or ".." in parts
 
 
 def at_home(path: str | Path) -> Path:

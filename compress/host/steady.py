@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compress.errors import UserError
+from compress.host.files import require_regular
 
 
 class Steady:
@@ -45,7 +46,9 @@ class Steady:
                 raise UserError(f"{file}: was changed while the model in it was in use; load it again")
 
     def _opened(self, file: Path) -> int:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        require_regular(file)  # a pipe would be waited for
+        how = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(file, os.O_RDONLY | how)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 

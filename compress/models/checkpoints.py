@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, door
-from compress.host.files import VOCABULARY_BYTES, read_bytes, read_json, require_regular
+from compress.host.files import (
+    CONFIGURATION_BYTES,
+    VOCABULARY_BYTES,
+    leaves,
+    read_bytes,
+    read_json,
+    require_regular,
+)
 from compress.host.tensor_files import PICKLES, entries
+from compress.host.tokenizer_files import require_short
 from compress.models.gguf import as_llama_cpp, require_tensors
 from compress.models.gguf_files import require_gguf
 from compress.models.gguf_tokenizer import cut_as_llama_cpp
@@ -118,7 +126,9 @@ def check_directory(path: Path) -> None:
 
 def refuse_remote_code(path: Path) -> None:
     """Refuse a directory without a configuration, or with one that names code to run."""
-    config = read_json(path / "config.json", f"{path}: no config.json, so this is no model directory")
+    config = read_json(
+        path / "config.json", f"{path}: no config.json, so this is no model directory", CONFIGURATION_BYTES
+    )
     for name, content in (("config.json", config), ("tokenizer_config.json", _optional(path))):
         if "auto_map" in content:
             raise UserError(
@@ -160,8 +170,10 @@ def require_settings(path: Path) -> None:
             read_json(file)
     for file in path.glob("*.jinja"):
         read_bytes(file)
-    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
-    weights = sorted(path.glob("*.safetensors"))
+    file = path / "config.json"
+    config = read_json(file, most=CONFIGURATION_BYTES) if file.exists() else {}
+    # a link to nothing is no file: whoever reads the weights says so, if they are wanted
+    weights = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     tensors = sum(map(_count, weights)) if weights else _ANY_TENSORS
     size = sum(file.stat().st_size for file in weights) if weights else _ANY_BYTES
     require_possible(config, path / "config.json", tensors, size)
@@ -177,9 +189,8 @@ def _count(file: Path) -> int:
 
 def inside(folder: Path, name: str) -> Path:
     """A path named by a file we did not write; raises UserError if it leaves `folder`."""
-    # by the name alone: links are followed, since the hub's cache is made of them
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{folder}: refers to '{name}', which lies outside it")
+    if leaves(name):
+        raise UserError(f"{folder}: refers to '{name:.200}', which lies outside it")
     return folder / name
 
 
@@ -255,6 +266,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, gguf_file=file, revision=revision or "main", trust_remote_code=False
         )
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            require_short(backend, path)
         tokenizer.decode(tokenizer.encode("a b", verbose=False))  # some damage shows at the first use
         return tokenizer if file is None else cut_as_llama_cpp(Path(path), tokenizer)
 

@@ -3,12 +3,14 @@
 Written by the making wing (pipeline, passes, bundle), read by the telling wing (measure, report).
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, model_validator
 
-from compress.records.base import SCHEMA_VERSION, Record
+from compress.records.base import SCHEMA_VERSION, Record, write_whole
+from compress.records.seal import SEAL, seal_of
 
 # matrices with many zeros: as all others; smaller on disk; smaller in memory, too, where they are only run
 Storage = Literal["dense", "sparse", "packed"]
@@ -185,3 +187,15 @@ class Manifest(Record):
     files: dict[str, FileRecord] = Field(default_factory=dict)
     exports: tuple[str, ...] = ()  # folders beside the files
     onnx: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_seal(cls, values: Any) -> Any:
+        """The seal is of the file; whoever compares hashes (artifact/integrity.py) compares it."""
+        return {k: v for k, v in values.items() if k != SEAL} if isinstance(values, dict) else values
+
+    def write(self, path: Path) -> None:
+        """Write as indented JSON that states its own hash, whole or not at all."""
+        content = json.loads(self.model_dump_json())
+        sealed = {**content, SEAL: seal_of(content)}
+        write_whole(path, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")

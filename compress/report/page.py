@@ -27,7 +27,7 @@ from compress.records.run import RunRecord
 from compress.report.chains import chains
 from compress.report.curves import loss_pictures
 from compress.report.differences import differences
-from compress.report.markdown import escape_markdown
+from compress.report.markdown import escape_markdown, visible
 from compress.report.narrative import headlines
 from compress.report.pictures import Picture, percent
 from compress.report.plots import (
@@ -214,11 +214,17 @@ def _packed(points: list[Point], pictures: dict[str, Picture | None], drawn: dic
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
+def _shown(value: object) -> object:
+    """A value of the page; markup of ours stays what it is."""
+    return visible(value) if type(value) is str else value
+
+
 @cache
 def _html_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("compress.report", "templates"),
         autoescape=select_autoescape(default=True, default_for_string=True),
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

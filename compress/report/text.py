@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from compress.records.results import Result
 from compress.records.run import Reference
+from compress.report.markdown import visible
 
 _Cell = Callable[[Result], float | None]
 
@@ -34,10 +35,11 @@ def text_table(results: Sequence[Result], references: Sequence[Reference] = ()) 
     titles = [title for title, _, _ in numbers]
     rows = [["variant", "runtime", *titles]]
     rows += [
-        [r.variant, r.runtime, *(_number(value(r), form) for _, form, value in numbers)] for r in results
+        [visible(r.variant), visible(r.runtime), *(_number(value(r), form) for _, form, value in numbers)]
+        for r in results
     ]
     rows += [
-        [r.name, "reference", *(f"{r.perplexity:.3f}" if t == "perplexity" else "–" for t in titles)]
+        [visible(r.name), "reference", *(f"{r.perplexity:.3f}" if t == "perplexity" else "–" for t in titles)]
         for r in references
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

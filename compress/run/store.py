@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +165,12 @@ def earlier_seconds(workdir: Path) -> float:
             before, started = map(float, read_text(file).split())
         except (UserError, ValueError):  # damaged: it counts from now
             before, started = 0.0, now
-        left = (path.stat().st_mtime for path in workdir.rglob("*") if path != file)
+        left = (path.lstat().st_mtime for path in workdir.rglob("*") if path != file)
         spent = before + max(0.0, max(left, default=started) - started)
     partial = file.with_suffix(".partial")
-    partial.write_text(f"{spent} {now}", encoding="utf-8")
-    partial.replace(file)
+    with suppress(OSError):  # what cannot be written is told of when the step is kept
+        partial.write_text(f"{spent} {now}", encoding="utf-8")
+        partial.replace(file)
     return spent
 
 

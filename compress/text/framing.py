@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserError
+from compress.host.tokenizer_files import encoding
 
 _Rows = NDArray[np.int32]
 
@@ -76,7 +77,8 @@ def frame_of(tokenizer: Any) -> Frame:
 def prompt_of(tokenizer: Any, text: str, *, continues: bool) -> list[int]:
     """The ids of a text that a model reads; what the tokenizer puts after it is left out of one that the
     model `continues`, which it would end."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    with encoding():
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     begin, end = _written(tokenizer)
     return [*begin, *ids, *(() if continues else end)]
 

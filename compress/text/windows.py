@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress.errors import UserError
 from compress.host.progress import track
+from compress.host.tokenizer_files import encoding
 from compress.text.documents import Document, load_documents
 from compress.text.framing import NO_FRAME, Frame, frame_of
 from compress.text.translation import Translation
@@ -280,7 +281,8 @@ class _Taker:
             for start in range(0, len(left), 256):
                 batch = left[start : start + 256]
                 texts = [u.text for u in batch]
-                encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                with encoding():
+                    encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
                 for unit, ids in zip(batch, encoded, strict=True):
                     parts.append(np.array(ids + self._end(unit), dtype=np.int32))
                 progress.advance(sum(len(text) for text in texts))
@@ -291,9 +293,10 @@ class _Taker:
 
     def _encode(self, unit: Document) -> tuple[Tokens, Tokens]:
         """Token ids and the bytes of text each stands for; a separator stands for none."""
-        encoded = self.tokenizer(
-            unit.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        with encoding():
+            encoded = self.tokenizer(
+                unit.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
         # position of every character in bytes; one character may be split over several tokens, whose
         # spans then coincide: each counts from the furthest end so far
         widths = np.frombuffer(unit.text.encode("utf-32-le"), dtype="<u4")

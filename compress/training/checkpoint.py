@@ -1,8 +1,8 @@
 """The state of an optimisation on disk, so that a killed run ends with the same weights.
 
 One safetensors file: parameters, optimiser states, and in its header's metadata a JSON text with the step
-and the curve so far. One file, replaced in one rename after an fsync, cannot be torn; and safetensors,
-unlike pickle, cannot run code.
+and the curve so far, and the SHA-256 of all of it: what a disk has damaged is not gone on with. One file,
+replaced in one rename after an fsync, cannot be torn; and safetensors, unlike pickle, cannot run code.
 """
 
 import json
@@ -21,7 +21,7 @@ from compress.host.tensor_files import opened
 from compress.training import sharding
 from compress.training.identity import digest_of
 
-_META = "state"
+_META, _PROOF = "state", "sha256"
 
 
 def digest(model: nn.Module) -> str:
@@ -64,7 +64,8 @@ def save(
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={_META: json.dumps(progress)})
+        said = json.dumps(progress)
+        save_file(tensors, partial, metadata={_META: said, _PROOF: _proof(said, tensors)})
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -88,11 +89,14 @@ def restore(
     parameters = dict(model.named_parameters())
     try:
         with opened(path) as file:
-            progress: dict[str, Any] = json.loads((file.metadata() or {})[_META])
+            found = file.metadata() or {}
+            progress: dict[str, Any] = json.loads(found[_META])
             if progress.get("identity") != identity:
                 return None
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (UserError, KeyError, ValueError):
+            if found.get(_PROOF) != _proof(found[_META], tensors):
+                return None
+    except (UserError, KeyError, ValueError, AttributeError, RecursionError):
         return None  # torn, or not ours: begin again
     with torch.no_grad():
         for key, value in tensors.items():
@@ -107,3 +111,9 @@ def restore(
                 spread = sharding.like(value, parameter) if value.shape == parameter.shape else value
                 optimizers[int(number)].state[parameter][field] = spread.to(parameter.device)
     return progress
+
+
+def _proof(said: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what is said and of the tensors, in the order of their names."""
+    named = ((f"{name} {t.dtype} {tuple(t.shape)}", t) for name, t in sorted(tensors.items()))
+    return digest_of([(said, torch.empty(0)), *named])

@@ -64,4 +64,6 @@ def watched(part: Part, settings: Settings) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()
