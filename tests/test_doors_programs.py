@@ -115,15 +115,6 @@ def test_a_text_that_an_expression_gives_up_on(tmp_path):
 
 
 class TestTexts:
-    def test_lines_are_bounded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("compress.text.documents._LINE_BYTES", 100)
-        lines = [json.dumps({"text": "a" * 87}), json.dumps({"text": "a" * 90})]
-        file = tmp_path / "t.jsonl"
-        file.write_text(lines[0])
-        assert [d.text for d in load_documents(str(file))] == ["a" * 87]
-        file.write_text("\n".join(lines))
-        assert "t.jsonl:2 is a line of more than 100 bytes" in said(load_documents, str(file))
-
     def test_a_table_that_packs_gigabytes(self, tmp_path):
         pyarrow, file = pytest.importorskip("pyarrow"), tmp_path / "t.parquet"
         parquet = pytest.importorskip("pyarrow.parquet")

@@ -21,11 +21,8 @@ SETTINGS_BYTES = 1 << 26  # of a template, an index of weights, other settings
 RECORDS_BYTES = 1 << 28  # of records of a run
 VOCABULARY_BYTES = 1 << 28  # of a tokenizer
 TEXT_BYTES = 1 << 32  # of a document
-<<<<<<< HEAD
 LINE_BYTES = 1 << 28  # of a line that is a record, and of what of a file of columns is read at once
-=======
 _PIECE = 1 << 22
->>>>>>> muts
 DEPTH = 100  # of lists and objects in each other
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

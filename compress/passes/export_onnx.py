@@ -97,13 +97,14 @@ class ExportOnnx(Pass):
                 f"{self.name()}.processor: vnni is not reported by this processor, on which the graph could "
                 "not be checked; export where it is, or set processor: any"
             )
-        if task_of(model.config).continues:
-            require_supported(model.config)
+        config: Any = model.config
+        if task_of(config).continues:
+            require_supported(config)
         else:
             require_tracer()
-            if task_of(model.config).writes and getattr(model.config, "num_experts", 0):
+            if task_of(config).writes and getattr(config, "num_experts", 0):
                 raise UserError(
-                    f"{self.name()}: experts of an encoder-decoder (model_type '{model.config.model_type}') "
+                    f"{self.name()}: experts of an encoder-decoder (model_type '{config.model_type}') "
                     "are not supported; leave export_onnx out of the recipe to have it in torch only"
                 )
             if self.cache == "int8":

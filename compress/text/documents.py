@@ -17,12 +17,8 @@ from compress.errors import MissingExtra, UserError
 from compress.host.files import LINE_BYTES, TEXT_BYTES, at_home, read_text
 
 _READABLE = (".txt", ".md", ".rst", ".py", ".jsonl", ".parquet")
-<<<<<<< HEAD
 _ROWS = 256  # of a parquet file, at a time: a text that many rows share is stored once
-=======
-_LINE_BYTES = 1 << 28  # of a record
 _RATIO, _MORE_BYTES = 100, 1 << 26  # what a file that packs texts may come to: no text packs so well
->>>>>>> muts
 _LEFT_OUT = {
     "encodings",  # generated tables, near copies of one another: what is learnt from one scores on the next
     "pydoc_data",
@@ -116,7 +112,6 @@ def _read(file: Path, name: str) -> Iterator[Document]:
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
-<<<<<<< HEAD
     with file.open("rb") as stream:  # in bytes, so that a broken line can be told from the others
         lines = iter(lambda: stream.readline(LINE_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
@@ -125,12 +120,6 @@ def _read_jsonl(file: Path, name: str) -> Iterator[Document]:
                     f"data.text: {file}:{number} is longer than the {LINE_BYTES:,} bytes that are read of a "
                     "line; write one record per line, and long texts as files of their own"
                 )
-=======
-    with file.open("rb") as lines:  # in bytes, so that a broken line can be told from the others
-        for number, line in enumerate(iter(lambda: lines.readline(_LINE_BYTES + 1), b""), start=1):
-            if len(line) > _LINE_BYTES:
-                raise UserError(f"data.text: {file}:{number} is a line of more than {_LINE_BYTES:,} bytes")
->>>>>>> muts
             if not line.strip():
                 continue
             try:
@@ -156,21 +145,15 @@ def _read_parquet(file: Path, name: str) -> Iterator[Document]:
             raise UserError(
                 f"data.text: {file} has no column 'text' (it has {', '.join(table.schema_arrow.names)})"
             )
-<<<<<<< HEAD
         _require_small_groups(table, file)
-        for batch in table.iter_batches(batch_size=_ROWS, columns=["text"]):
-            for value in batch.column(0).to_pylist():
-                yield Document(f"{name}:{row}", _text(value, f"{file}, row {row}"))
-=======
         left = _MORE_BYTES + _RATIO * file.stat().st_size
-        for batch in table.iter_batches(columns=["text"]):
+        for batch in table.iter_batches(batch_size=_ROWS, columns=["text"]):
             for entry in batch.column(0):
                 text = _text(entry.as_py(), f"{file}, row {row}")
                 left -= len(text)
                 if left < 0:
                     raise UserError(f"data.text: {file} holds more than {_RATIO} times its bytes of text")
                 yield Document(f"{name}:{row}", text)
->>>>>>> muts
                 row += 1
     except UnicodeDecodeError:
         raise UserError(f"data.text: {file} is not UTF-8 text after row {row}; convert it") from None
