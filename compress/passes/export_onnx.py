@@ -102,7 +102,7 @@ class ExportOnnx(Pass):
             require_supported(config)
         else:
             require_tracer()
-            if task_of(config).writes and getattr(config, "num_experts", 0):
+            if task_of(config).writes and getattr(config, "num_experts", 0) > 0:
                 raise UserError(
                     f"{self.name()}: experts of an encoder-decoder (model_type '{config.model_type}') "
                     "are not supported; leave export_onnx out of the recipe to have it in torch only"
