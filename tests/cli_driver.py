@@ -1,9 +1,10 @@
-"""Runs commands that stop themselves at a known place: `python cli_driver.py JOBS`, a JSON file.
+"""Runs commands that stop themselves at a known place: a job for each line of its input, in JSON.
 
 Imports once, then forks a process for each job. A job: `arguments` of compress-lm, and, if it is to stop,
 `place` (the dotted name of a function), `call` (at which of its calls) and `action`: SIGKILL, SIGINT, or
-`full`, after which no file can grow beyond 20 kB. Prints for each job its exit status (negative: the signal
-that ended it), its standard error, and the workers that outlived it.
+`full`, after which no file can grow beyond 20 kB; `worker`: another command for the workers it starts. Prints
+for each job a line with its exit status (negative: the signal that ended it), its standard error, and the
+workers that outlived it.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from typing import Any
 _FULL = 20_000  # bytes
 
 
-def main(jobs: list[dict[str, Any]]) -> None:
+def main() -> None:
     import onnxruntime  # noqa: F401 - what all jobs need, once
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -29,7 +30,8 @@ def main(jobs: list[dict[str, Any]]) -> None:
     import compress.cli.commands
     import compress.measure.process  # noqa: F401
 
-    print(json.dumps([run(job) for job in jobs]))
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def alive(pid: int) -> bool:
 
 def in_child(job: dict[str, Any], folder: Path) -> None:
     from compress.cli import commands as cli
+    from compress.measure import process
     from compress.measure.process import WorkerProcess
 
     for number, name in ((1, "out"), (2, "err")):
@@ -70,6 +73,8 @@ def in_child(job: dict[str, Any], folder: Path) -> None:
         print(self.pid, file=workers)
 
     WorkerProcess.__init__ = started  # type: ignore[method-assign]
+    if "worker" in job:
+        process.own_worker = lambda: job["worker"]
     if "place" in job:
         stop_at(job["place"], job["call"], job["action"])
     code = 0
@@ -117,4 +122,4 @@ def find(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    main()

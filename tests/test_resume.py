@@ -4,13 +4,16 @@ import hashlib
 import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import ROOT, invoke, python, write_recipe, write_text
+from cli_helpers import ROOT, invoke, write_recipe, write_text
 
 from compress.errors import UserError
+from compress.measure import process
 from compress.measure.quality import score
 from compress.run.store import earlier_seconds
 
@@ -41,12 +44,24 @@ def weights(run: Path) -> dict[str, str]:
     return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def drive(folder: Path, jobs: list[dict[str, object]]) -> list[dict[str, object]]:
+@pytest.fixture(scope="module")
+def driver():
+    """`cli_driver.py`, of which importing takes most of the time."""
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(ROOT / "tests" / "cli_driver.py")]
+    with subprocess.Popen(command, env={**os.environ, **fixed}, **pipes) as process:
+        yield process
+
+
+def drive(driver, jobs: list[dict[str, object]]) -> list[dict[str, object]]:
     """Let the driver run the jobs, one after the other."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = python(ROOT / "tests" / "cli_driver.py", folder / "jobs.json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    told = []
+    for job in jobs:
+        driver.stdin.write(json.dumps(job) + "\n")
+        driver.stdin.flush()
+        told.append(json.loads(driver.stdout.readline()))
+    return told
 
 
 def check(job: dict[str, object], told: dict[str, object]) -> None:
@@ -61,7 +76,7 @@ def check(job: dict[str, object], told: dict[str, object]) -> None:
         assert lines[-1] == "interrupted; run the same command again to resume"
 
 
-def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
+def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path, driver):
     recipe = write_recipe(
         tmp_path / "tiny.yaml",
         write_text(tmp_path / "text"),
@@ -87,7 +102,7 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
         for action in actions
     ]
     plan = [straight, *stops, again]
-    for job, told in zip(plan, drive(tmp_path, plan), strict=True):
+    for job, told in zip(plan, drive(driver, plan), strict=True):
         check(job, told)
     expected = weights(tmp_path / "whole")
     assert {"base/model.safetensors", "base/onnx/model.onnx", "small/quantized.safetensors"} <= set(expected)
@@ -95,7 +110,7 @@ def test_every_kind_of_step_resumes_to_the_same_bytes(tmp_path):
     assert not list((tmp_path / "stopped").rglob("*.partial"))
 
 
-def test_another_interval_between_checkpoints_goes_on_from_the_one_there_is(tmp_path):
+def test_another_interval_between_checkpoints_goes_on_from_the_one_there_is(tmp_path, driver):
     text, place = write_text(tmp_path / "text"), "compress.training.objectives.base.cross_entropy"
     jobs: list[dict[str, object]] = []
     for name, interval in (("a", 0), ("b", 50)):
@@ -105,13 +120,13 @@ def test_another_interval_between_checkpoints_goes_on_from_the_one_there_is(tmp_
     killed = {**jobs[0], "place": place, "call": 10, "action": "SIGKILL"}
     # from the start it would come to that call again
     going_on = {**jobs[1], "place": place, "call": 10, "action": "SIGKILL"}
-    for job, told in zip([killed, going_on], drive(tmp_path, [killed, going_on]), strict=True):
+    for job, told in zip([killed, going_on], drive(driver, [killed, going_on]), strict=True):
         check({**job, **({"action": None} if job is going_on else {})}, told)
     (step,) = json.loads((tmp_path / "run" / "base" / "manifest.json").read_text())["lineage"]["steps"][1:]
     assert step["config"]["checkpoint_seconds"] == 50
 
 
-def test_measuring_comes_later_if_asked_and_goes_on_after_a_stop(tmp_path):
+def test_measuring_comes_later_if_asked_and_goes_on_after_a_stop(tmp_path, driver):
     recipe = write_recipe(tmp_path / "tiny.yaml", write_text(tmp_path / "text"))
     run = tmp_path / "run"
     made = invoke("run", recipe, "-o", run, "--no-measure")
@@ -120,12 +135,13 @@ def test_measuring_comes_later_if_asked_and_goes_on_after_a_stop(tmp_path):
     assert (run / "base" / "manifest.json").is_file()
     assert not (run / "results.jsonl").exists()
     command: dict[str, object] = {"arguments": ["run", str(recipe), "-o", str(run)]}
+    forked = {**command, "worker": process.own_worker()}  # the first has workers as users have them
     plan = [
         {**command, "place": "compress.measure.process.WorkerProcess.ask", "call": 1, "action": "SIGKILL"},
-        {**command, "place": "compress.measure.harness.save_result", "call": 1, "action": "SIGINT"},
-        command,
+        {**forked, "place": "compress.measure.harness.save_result", "call": 1, "action": "SIGINT"},
+        forked,
     ]
-    for job, told in zip(plan, drive(tmp_path, plan), strict=True):
+    for job, told in zip(plan, drive(driver, plan), strict=True):
         check(job, told)
     assert len((run / "results.jsonl").read_text().splitlines()) == 1
     assert (run / "report.html").exists()

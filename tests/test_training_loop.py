@@ -1,5 +1,6 @@
 """The loop: it learns, resumes to the same bytes after a kill, respects masks, changes nothing else."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,40 +74,53 @@ def test_masked_weights_stay_exactly_zero(optimizer, tmp_path):
         assert torch.equal(result.masks[name], mask)
 
 
-_CHILD = """
-import sys
+# imports once; then a process for each line it reads: trains in a folder, keeps the weights in a file
+_FORKS = """
+import json, os, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from training_set import tiny_bundle, tiny_context
 import torch
 torch.set_num_threads(1)
 from compress.passes.train import Train
-bundle = tiny_bundle()
-step = Train(tokens=120 * 4 * 32, batch=4, heldout_points=5, checkpoint_seconds=0.0)
-result = step(bundle, tiny_context(bundle, Path(sys.argv[1])))
-save_file({k: v.clone() for k, v in result.model.state_dict().items()}, sys.argv[2])
-Path(sys.argv[2] + ".curve").write_text(repr(result.notes["loss_curve"]))
+for line in sys.stdin:
+    folder, target = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        bundle = tiny_bundle()
+        step = Train(tokens=120 * 4 * 32, batch=4, heldout_points=5, checkpoint_seconds=0.0)
+        result = step(bundle, tiny_context(bundle, Path(folder)))
+        save_file({k: v.clone() for k, v in result.model.state_dict().items()}, target)
+        Path(target + ".curve").write_text(repr(result.notes["loss_curve"]))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def _child(folder: Path, target: Path):
+def test_killed_for_real_it_ends_with_the_same_bytes(tmp_path):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    return subprocess.Popen([sys.executable, "-c", _CHILD, str(folder), str(target)], env=environment)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
+    def begin(name):
+        forks.stdin.write(json.dumps([str(tmp_path / name), str(tmp_path / f"{name}.safetensors")]) + "\n")
+        forks.stdin.flush()
+        return int(forks.stdout.readline())
 
-def test_killed_for_real_it_ends_with_the_same_bytes(tmp_path):
-    folder, target = tmp_path / "killed", tmp_path / "killed.safetensors"
-    whole = _child(tmp_path / "whole", tmp_path / "whole.safetensors")
-    child = _child(folder, target)
-    while child.poll() is None and not (folder / "training.safetensors").exists():
-        time.sleep(0.01)
-    time.sleep(0.1)  # some steps further, perhaps in the middle of writing a checkpoint
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert _child(folder, target).wait() == 0
-    assert whole.wait() == 0
-    assert equal(load_file(tmp_path / "whole.safetensors"), load_file(target))
+    with subprocess.Popen([sys.executable, "-c", _FORKS], env=environment, **pipes) as forks:
+        begin("whole")
+        assert int(forks.stdout.readline()) == 0
+        child = begin("killed")
+        while not (tmp_path / "killed" / "training.safetensors").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)  # some steps further, perhaps in the middle of writing a checkpoint
+        os.kill(child, signal.SIGKILL)
+        assert int(forks.stdout.readline()) == -signal.SIGKILL
+        begin("killed")
+        assert int(forks.stdout.readline()) == 0
+    whole, killed = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "killed"))
+    assert equal(whole, killed)
     curves = [(tmp_path / f"{run}.safetensors.curve").read_text() for run in ("whole", "killed")]
     assert curves[0] == curves[1]
 

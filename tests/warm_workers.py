@@ -77,6 +77,7 @@ def _work(asked: dict, pipes: list[int]) -> None:
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
     try:
         worker.main(asked["arguments"])
     finally:
@@ -89,8 +90,8 @@ def ask(path: str, arguments: list[str]) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "compress.measure.worker", *arguments])
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        message = json.dumps({"arguments": arguments, "environment": dict(os.environ)}).encode()
-        socket.send_fds(connection, [message], [0, 1, 2])
+        asked = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+        socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
         for number in (0, 1):  # their ends are noticed
             os.close(number)
         status = connection.recv(16)

@@ -258,8 +258,6 @@ class _Maker:
         unchecked = self.store.working / f"{found[:16]}.unchecked"
         if unchecked.exists() or not self.store.has(found):
             self._tell_damage(found, name)
-            self.store.working.mkdir(parents=True, exist_ok=True)
-            unchecked.touch()  # a kill before the comparison has ended: it is made again
             started = time.perf_counter()
             bundle = load()
             record = PassRecord(
@@ -267,6 +265,8 @@ class _Maker:
                 peak_rss_bytes=None, parent=None, fingerprint=found, seed=self.recipe.seed, notes={},
             )  # fmt: skip
             lineage = Lineage(source=source, steps=(record,))
+            self.store.working.mkdir(parents=True, exist_ok=True)
+            unchecked.touch()  # a kill before the comparison has ended: it is made again
             self.store.save(bundle.evolve(lineage=lineage, exports={}))  # its masks go on holding
             del bundle
             self._null_pass(found, name, source)

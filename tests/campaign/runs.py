@@ -114,6 +114,7 @@ TIMES = {
     "prefill_tokens_per_second", "decode_tokens_per_second", "prefill_seconds_p50", "prefill_seconds_p95",
     "decode_seconds_p50", "decode_seconds_p95", "decode_seconds_p99", "load_seconds",
     "prefill_round_seconds", "decode_round_seconds", "timing_session", "busy_share",  # of a result
+    "seal",  # a hash of all of these
     "timed_rounds", "threads_wait", "processes",  # of its protocol: how long there was time, how busy it was
 }  # fmt: skip
 
