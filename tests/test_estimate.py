@@ -101,3 +101,19 @@ def test_passes_that_stream_ask_for_a_block(place, monkeypatch):
     assert size < estimate(streaming, model).memory_bytes < 1.2 * size  # measuring holds the base
     training = load_recipe(str(recipe(place, {"a": [{"train": {"tokens": 256, "batch": 4}}]})))
     assert estimate(training, model, measured=False).memory_bytes > 4 * size
+
+
+def test_measuring_is_part_of_disk_and_time(place, monkeypatch):
+    from compress.models.checkpoints import meta_model
+
+    model = meta_model(str(place / "m"))
+    plan = load_recipe(str(recipe(place, {"a": [{"export_gguf": {"check_tokens": 64}}]})))
+    alone, whole = estimate(plan, model, measured=False), estimate(plan, model)
+    assert alone.measure_seconds == 0 < whole.measure_seconds
+    logits = 4 * DATA["evaluation_windows"] * DATA["window"] * 400  # tokens by vocabulary
+    assert whole.disk_bytes - alone.disk_bytes == logits
+    monkeypatch.setattr(module, "LOGITS_BYTES", 2 * 4 * DATA["window"] * 400)
+    assert estimate(plan, model).disk_bytes - alone.disk_bytes == 2 * 4 * DATA["window"] * 400
+    long = plan.model_copy(update={"measure": plan.measure.model_copy(update={"timing_seconds": 1e9})})
+    short = plan.model_copy(update={"measure": plan.measure.model_copy(update={"timing_seconds": 0.01})})
+    assert estimate(short, model).measure_seconds < estimate(long, model).measure_seconds

@@ -198,7 +198,7 @@ class QuantizeAuto(Pass, LayerSolver):
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """As quantize_gptq, and a forward pass from each layer on over the tokens measured."""
         measured = 2.0 * parameters * self.measured_windows * self.measured_tokens
-        solving = (4.0 + 6.0) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
+        solving = (4.0 + 2.5) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
         return solving + 100 * measured
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:

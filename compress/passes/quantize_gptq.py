@@ -49,7 +49,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """About two forward passes over the calibration text, their second moments, and the solver."""
-        return (4.0 + 6.0) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
+        return (4.0 + 2.5) * parameters * calibration_tokens + self.flops_of_outputs(parameters)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Quantize; notes tell the layers' output errors and any damping that had to be raised."""

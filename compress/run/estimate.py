@@ -4,13 +4,14 @@ Disk is counted as it is filled. Each step leaves a folder; a step that several 
 an export adds its own files only. A matrix with codes takes what a `QuantizedTensor` of its shape takes, any
 other four bytes a weight (two in a GGUF of float16). While a step works, training keeps a checkpoint (weights
 and two moments, once it takes longer than from one to the next), and a pass that streams its finished blocks;
-the largest of these counts once.
+the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
 gradients, two moments and the teacher, a pass that streams one block and the text's activations, others the
 model and its copy. Measuring holds the base whole, and logits of a window.
 
-Time rests on the speed of a matrix product measured now, and says that it is rough.
+Time rests on the speed of a matrix product measured now: passes, scoring and prompts go at it, decoding in
+torch at that of reading weights. Constants are those of runs that were watched (benchmarks/recipe_pages.py).
 """
 
 import time
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from compress.formats import Format, QuantizedTensor
+from compress.measure.reference import LOGITS_BYTES
 from compress.models.running import native_precision
 from compress.models.stacks import block_names
 from compress.passes.base import Pass
@@ -33,7 +35,11 @@ _PROCESS_BYTES = 450_000_000  # Python, torch and transformers, before any model
 _EXPORT_BYTES = 100_000_000  # libraries of the exporters and of the runtimes that check
 _TRAINING_BYTES = 150_000_000  # of small models: activations, and libraries that only training loads
 _PAGE_BYTES = 1_000_000  # the report, records, evaluation windows
-_MEASURE_SECONDS = 12.0  # per variant and runtime: processes, imports, loading
+_SECONDS_PER_BYTE = 4.5e-8  # of a step's files: written, hashed, opened again and compared
+_EXPORT_SECONDS = 4.0  # checking the file in its runtime
+_MEASURE_SECONDS = 8.0  # per variant and runtime: processes, imports, loading
+_SCORING = 1.2  # of a forward pass: comparing the logits
+_READING = 1e10  # bytes of weights per second, decoding in torch
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,27 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
     steps = list(_steps(recipe))
     flops = sum(chain[-1].flops(parameters, calibration) for chain in steps)
     exports = sum(chain[-1].kind == "export" for chain in steps)
-    evaluation = recipe.data.evaluation_windows * recipe.data.window
-    variants, speed = len(recipe.variants) + 1 + exports, _flops_per_second()
+    speed = _flops_per_second()
+    left = _left(recipe, model, steps)
     return Estimate(
         parameters=parameters,
         memory_bytes=_memory(recipe, model, steps, measured),
-        disk_bytes=_disk(recipe, model, steps, speed),
-        pass_seconds=flops / speed,
-        measure_seconds=variants * (_MEASURE_SECONDS + evaluation * parameters * 4 / 5e10)
+        disk_bytes=_disk(recipe, model, steps, left, speed, measured),
+        pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + exports * _EXPORT_SECONDS,
+        measure_seconds=_measuring(recipe, parameters, len(recipe.variants) + 1 + exports, speed)
         if measured
         else 0.0,
     )
+
+
+def _measuring(recipe: Recipe, parameters: int, targets: int, speed: float) -> float:
+    """Seconds for all variants in all their runtimes: scoring each window, and rounds of timing."""
+    protocol, forward = recipe.measure, 2.0 * parameters / speed  # of a token
+    scoring = recipe.data.evaluation_windows * recipe.data.window * forward * _SCORING
+    prompts = protocol.rounds * (1 + protocol.prefills_per_round) * protocol.prefill_tokens * forward
+    decoding = protocol.rounds * protocol.decodes_per_round * parameters * _FLOAT / _READING
+    timing = min(protocol.timing_seconds, targets * protocol.batch * (prompts + decoding))
+    return targets * (_MEASURE_SECONDS + scoring) + timing
 
 
 def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
@@ -84,25 +100,36 @@ def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
         ends[name] = tuple(earlier for earlier in before if earlier.kind != "export")
 
 
-def _disk(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], speed: float) -> int:
-    size = sum(p.numel() for p in model.parameters()) * _FLOAT
-    beside = _beside(recipe)
-    total, working = size + beside + _PAGE_BYTES, 0
+def _left(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]]) -> list[int]:
+    """Bytes that loading and each step leave behind, in order."""
+    size, beside = sum(p.numel() for p in model.parameters()) * _FLOAT, _beside(recipe)
+    found = [size + beside]
     for chain in steps:
-        step, held = chain[-1], _held(chain, model)
-        whole = _weights(model, held, _FLOAT)
-        if step.kind == "export":
-            floats = 2 if getattr(step, "floats", None) == "float16" else _FLOAT
-            total += _weights(model, held, floats) + beside
-            continue
-        total += whole + beside
+        half = chain[-1].kind == "export" and getattr(chain[-1], "floats", None) == "float16"
+        found.append(_weights(model, _held(chain, model), 2 if half else _FLOAT) + beside)
+    return found
+
+
+def _disk(
+    recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], left: list[int], speed: float, measured: bool
+) -> int:
+    size = sum(p.numel() for p in model.parameters()) * _FLOAT
+    working = _logits(recipe, model) if measured else 0
+    for chain, whole in zip(steps, left[1:], strict=True):
+        step = chain[-1]
         if "train" in step.requires():
             seconds = step.flops(size // _FLOAT, 0) / speed
             if seconds > float(getattr(step, "checkpoint_seconds", 0.0)):
                 working = max(working, 3 * size)
-        elif step.streams:
+        elif step.kind != "export" and step.streams:
             working = max(working, whole)
-    return total + working
+    return sum(left) + _PAGE_BYTES + working
+
+
+def _logits(recipe: Recipe, model: Any) -> int:
+    """Bytes of the base's logits that are kept at a time, as `measure.reference` cuts the text."""
+    window = recipe.data.window * int(model.config.get_text_config().vocab_size) * _FLOAT
+    return min(recipe.data.evaluation_windows, max(1, LOGITS_BYTES // window)) * window
 
 
 def _held(chain: tuple[Pass, ...], model: Any) -> dict[str, Format | float]:
