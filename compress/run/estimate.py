@@ -7,8 +7,8 @@ and two moments, once it takes longer than from one to the next), and a pass tha
 the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
-gradients, two moments and the teacher, a pass that streams one block and the text's activations, others the
-model and its copy. Measuring holds the base whole, and logits of a window.
+gradients, two moments and the teacher, a pass that streams one block and the text's activations, an export the
+model, its copy and the file, others the model and its copy. Measuring holds the base whole, and logits of a window.
 
 Time rests on the speed of a matrix product measured now: passes, scoring and prompts go at it, decoding in
 torch at that of reading weights. Constants are those of runs that were watched (benchmarks/recipe_pages.py).
@@ -39,6 +39,7 @@ _SECONDS_PER_BYTE = 4.5e-8  # of a step's files: written, hashed, opened again a
 _EXPORT_SECONDS = 4.0  # checking the file in its runtime
 _MEASURE_SECONDS = 8.0  # per variant and runtime: processes, imports, loading
 _SCORING = 1.2  # of a forward pass: comparing the logits
+_PROBE_SECONDS = 0.2
 _READING = 1e10  # bytes of weights per second, decoding in torch
 
 
@@ -64,7 +65,7 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
     left = _left(recipe, model, steps)
     return Estimate(
         parameters=parameters,
-        memory_bytes=_memory(recipe, model, steps, measured),
+        memory_bytes=_memory(recipe, model, steps, left, measured),
         disk_bytes=_disk(recipe, model, steps, left, speed, measured),
         pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + exports * _EXPORT_SECONDS,
         measure_seconds=_measuring(recipe, parameters, len(recipe.variants) + 1 + exports, speed)
@@ -174,7 +175,9 @@ def _beside(recipe: Recipe) -> int:
     return sum(file.stat().st_size for file in files) + 10_000
 
 
-def _memory(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], measured: bool) -> int:
+def _memory(
+    recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], left: list[int], measured: bool
+) -> int:
     size = sum(p.numel() for p in model.parameters()) * _FLOAT
     text = model.config.get_text_config()
     tokens = recipe.data.calibration_windows * recipe.data.window
@@ -185,12 +188,12 @@ def _memory(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]], measured:
     # files of a checkpoint are read piece by piece, but for an encoder-decoder's; a model made here is whole
     streams = recipe.model.checkpoint is not None and task_of(model.config).stacks == 1
     most = [size if not streams else 0]
-    for chain in steps:
+    for chain, written in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if "train" in step.requires():
             most.append(_TRAINING_BYTES + 4 * size + size * ("teacher" in step.requires()))
         elif step.kind == "export":
-            most.append(_EXPORT_BYTES + 2 * size)
+            most.append(_EXPORT_BYTES + 2 * size + written)  # the model, its copy, and the file
         else:
             most.append(streaming if step.streams and streams else 2 * size)
     if measured:
@@ -209,9 +212,8 @@ def _flops_per_second() -> float:
     """
     dtype = torch.bfloat16 if native_precision() == "bfloat16" else torch.float32
     a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
+    best, ends = float("inf"), time.perf_counter() + _PROBE_SECONDS
+    while (started := time.perf_counter()) < ends:  # the fastest of many: others may run beside it
         torch.mm(a, b)
         best = min(best, time.perf_counter() - started)
     return 2 * 1024 * 512 * 512 / best / 3
