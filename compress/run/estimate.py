@@ -7,8 +7,9 @@ and two moments, once it takes longer than from one to the next), and a pass tha
 the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
-gradients, two moments and the teacher, a pass that streams one block and the text's activations, an export the
-model, its copy and the file, others the model and its copy. Measuring holds the base whole, and logits of a window.
+gradients, two moments and the teacher, a pass that streams one block and the text's activations, an export
+the model, its copy and the file, others the model and its copy. Measuring holds the base whole, and logits of
+a window.
 
 Time rests on the speed of a matrix product measured now: passes, scoring and prompts go at it, decoding in
 torch at that of reading weights. Constants are those of runs that were watched (benchmarks/recipe_pages.py).
