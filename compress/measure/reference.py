@@ -18,10 +18,9 @@ from compress.artifact.folder import whole
 from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores, forget
+from compress.records.protocol import LOGITS_BYTES
 from compress.text.translation import Translation, translation
 from compress.text.windows import Windows
-
-LOGITS_BYTES = 1_000_000_000  # of the base's logits, on disk at a time
 
 
 class Reference:

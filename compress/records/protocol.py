@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.host.machine import usable_cores
 
 WARM_DECODES = 3  # steps before the timed ones in every round
+LOGITS_BYTES = 1_000_000_000  # of the base's logits, on disk at a time
 
 
 class MeasureProtocol(BaseModel):

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from compress.formats import Format, QuantizedTensor
-from compress.measure.reference import LOGITS_BYTES
 from compress.models.running import native_precision
 from compress.models.stacks import block_names
 from compress.passes.base import Pass
+from compress.records.protocol import LOGITS_BYTES
 from compress.run.recipe import Recipe
 from compress.tasks.registry import task_of
 
