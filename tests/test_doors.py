@@ -324,6 +324,23 @@ class TestGguf:
     def file(self, tmp_path):
         return write_gguf(tmp_path / "model.gguf")
 
+    def test_tensors_do_not_lie_on_each_other_and_settings_are_numbers(self, file):
+        whole = file.read_bytes()
+        place = whole.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight")
+        dimensions = struct.unpack_from("<I", whole, place)[0]
+        place += 4 + 8 * dimensions + 4  # its shape and type
+        first = bytearray(whole)
+        struct.pack_into("<Q", first, place, 0 if struct.unpack_from("<Q", whole, place)[0] else 32)
+        file.write_bytes(first)
+        with pytest.raises(UserError, match="lies on another"):
+            check_gguf(file)
+        key = whole.index(b"layer_norm_rms_epsilon") + len(b"layer_norm_rms_epsilon")
+        second = bytearray(whole)
+        struct.pack_into("<f", second, key + 4, float("nan"))
+        file.write_bytes(second)
+        with pytest.raises(UserError, match="layer_norm_rms_epsilon is nan"):
+            check_gguf(file)
+
     def test_a_whole_one_passes_and_damage_is_refused_or_harmless(self, file):
         check_gguf(file)
         whole = file.read_bytes()

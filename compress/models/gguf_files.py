@@ -5,6 +5,7 @@ Readers allocate what these say. Here the file is walked from count to count, wh
 header, and what cannot lie in the file is refused.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -59,7 +60,14 @@ def check_gguf(path: Path) -> None:
         with path.open("rb") as stream:
             tensors, settings = _Header(stream, size).walk()
         require_possible(_named(settings), path, tensors, size)
-        end = max((int(t.data_offset) + int(t.n_bytes) for t in GGUFReader(path).tensors), default=0)
+        end = 0
+        for tensor in sorted(GGUFReader(path).tensors, key=lambda t: int(t.data_offset)):
+            if int(tensor.data_offset) < end:
+                raise UserError(f"{path}: damaged GGUF, tensor {tensor.name!r} lies on another; {_ADVICE}")
+            end = int(tensor.data_offset) + int(tensor.n_bytes)
+    for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}: damaged GGUF, {key} is {value}; {_ADVICE}")
     if end > size:
         raise UserError(f"{path}: truncated GGUF, {size} bytes of {end}; {_ADVICE}")
 
