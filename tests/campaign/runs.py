@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import select
 import signal
@@ -23,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cli_helpers import write_text
 
 ROOT = Path(__file__).parents[2]
 MARK = "CAMPAIGN_CASE"  # in the environment of every process of a case
-_WORDS = (
-    "model weight layer token window text bytes error value field recipe chain step run file folder report "
-    "small large fast slow read write load save train prune round measure keep drop split join the a of to"
-).split()
 _TRAIN = {"tokens": 1024, "batch": 4, "heldout_points": 2, "checkpoint_seconds": 0}
 _CHECK = {"check_tokens": 64}
 _INT4 = {"kind": "int4", "group": 32}
@@ -142,7 +138,7 @@ class Ground:
     def make(self, forks: Forks) -> None:
         """Write everything."""
         self.folder.mkdir(parents=True)
-        _write_text(self.folder / "text")
+        write_text(self.folder / "text", 40)
         forks.start([], self.folder, make=str(self.folder))
         status = forks.wait(120)
         assert status == 0, (self.folder / "err").read_text()
@@ -373,18 +369,3 @@ def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(inner) for key, inner in value.items() if key not in TIMES}
     return [_without(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _write_text(folder: Path, documents: int = 40, words: int = 400) -> None:
-    source = random.Random(0)
-    likely = {word: source.sample(_WORDS, 4) for word in _WORDS}
-    folder.mkdir()
-    for number in range(documents):
-        word, lines, sentence = source.choice(_WORDS), [], []
-        for _ in range(words):
-            word = source.choice(likely[word] if source.random() < 0.9 else _WORDS)
-            sentence.append(word)
-            if source.random() < 0.1:
-                lines.append(" ".join(sentence).capitalize() + ".")
-                sentence = []
-        (folder / f"{number:03}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
