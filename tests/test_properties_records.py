@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from compress.errors import UserError
@@ -67,7 +67,7 @@ def of(kind: Any, field: FieldInfo | None = None, nested: Nested | None = None) 
     if kind is float:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         if low is None and high is None:
-            return FLOATS
+            return FLOATS.filter(math.isfinite)
         return st.floats(low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds, allow_nan=False)
     if kind is str:
         if "pattern" in bounds:
@@ -178,13 +178,19 @@ def test_what_is_no_record_is_refused_in_a_line(folder, kind, text):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_what_is_no_finite_number_is_not_written_as_not_measured(value, folder):
-    record = StepResult(variant="v", step_index=0, pass_name="p", nll=value, kl_ci95=(value, 1.0))
-    record.write(folder / "r.json")
-    found = StepResult.read(folder / "r.json")
-    assert same(found, record)
-    assert found.nll is not None
-    assert same(json.loads((folder / "r.json").read_bytes())["nll"], value)
+def test_what_is_no_finite_number_is_no_measurement_and_in_notes_never_null(value, folder):
+    with pytest.raises(ValidationError, match="finite"):
+        StepResult(variant="v", step_index=0, pass_name="p", nll=value)
+    line = Result(
+        variant="v", runtime="torch", device="cpu", artifact="a", load_seconds=0.5, machine={"x": value}
+    )
+    write_results(folder / "results.jsonl", [line])
+    assert same(read_results(folder / "results.jsonl"), [line])
+    written = (folder / "results.jsonl").read_text()
+    assert same(json.loads(written)["machine"]["x"], value)
+    (folder / "results.jsonl").write_text(written.replace("0.5", json.dumps(value)))
+    with pytest.raises(UserError, match=r"results\.jsonl:1: .*load_seconds: .*finite"):
+        read_results(folder / "results.jsonl")
 
 
 def test_names_that_no_file_of_text_holds_are_refused_and_the_old_file_stays(folder):

@@ -1,8 +1,9 @@
 """What every record is: a frozen value that goes to JSON and back, written whole or not at all.
 
 Units in all records: seconds, bytes, nats; what was not measured is None, never 0. Every `*_ci95` is
-[low, high]. A number that is not finite is written as Python's `json` writes it (`NaN`, `Infinity`), never as
-null, which would say that nobody had measured it.
+[low, high]. No field is a number that is not finite: measuring refuses a model that answers with such, so in
+a file it can only be damage. In free notes (`config`, `notes`, `machine`) it is written as Python's `json`
+writes it (`NaN`, `Infinity`), never as null, which would say that nobody had looked.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ _Record = TypeVar("_Record", bound="Record")
 class Record(BaseModel):
     """A frozen value that goes to JSON and back unchanged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     def write(self, path: Path) -> None:
         """Write as indented JSON, whole or not at all; raises UserError as `as_json`."""

@@ -8,7 +8,8 @@ float of somebody else's nothing tells one finite value from another, nor one th
 a signal, `hang` (20 s), `memory` (1.5 GB), `damaged and loaded`, `touched` (something outside the case's
 folder was written, or the network was asked). What libraries print beside a refusal is not judged.
 
-Cases run one after the other, each in a fork of a process that has imported everything.
+Cases run one after the other in each of `--jobs` processes, each in a fork of a process that has imported
+everything.
 
     python -m tests.campaign.mutations SEED NUMBER   shows one case again and keeps its folder
 """
@@ -23,8 +24,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -170,6 +174,13 @@ class Campaign:
         said = f"{file.relative_to(folder)}: {operator.__name__}: {done}"
         return name, said, forked(target.open, folder / target.inside, self.work / "scratch")
 
+    def beside(self, name: str) -> Campaign:
+        """The same inputs and what they give, with a working folder of its own inside this one's."""
+        other = copy(self)
+        other.work = self.work / name
+        other.work.mkdir(exist_ok=True)
+        return other
+
     def copy(self, source: str) -> Path:
         """A folder like a whole input, in place of the last one."""
         case = self.work / "case"
@@ -206,11 +217,22 @@ def _begun_again(name: str, found: dict[str, Any]) -> bool:
 def run(settings: Settings) -> Iterator[Outcome]:
     """Outcomes of `settings.count` cases, in turn over the targets."""
     campaign = Campaign(settings.work)
-    for number in range(settings.count):
-        name, done, ended = campaign.case(settings.seed, number)
-        verdict, line = campaign.verdict(name, ended)
-        again = f"python -m tests.campaign.mutations {settings.seed} {number}   # {done}"
-        yield Outcome(name, verdict, line, again)
+    for name in list(campaign.targets)[: settings.count]:
+        campaign.facts(name)  # here, so that no process works them out again
+    numbers = range(settings.count)
+    if settings.jobs == 1:
+        yield from map(partial(_outcome, campaign, settings.seed), numbers)
+        return
+    with get_context("fork").Pool(settings.jobs) as pool:
+        yield from pool.imap(partial(_outcome, campaign, settings.seed), numbers, chunksize=20)
+
+
+def _outcome(campaign: Campaign, seed: int, number: int) -> Outcome:
+    """That of one case, in a folder of this process."""
+    campaign = campaign.beside(str(os.getpid()))
+    name, done, ended = campaign.case(seed, number)
+    verdict, line = campaign.verdict(name, ended)
+    return Outcome(name, verdict, line, f"python -m tests.campaign.mutations {seed} {number}   # {done}")
 
 
 def _made(folder: Path) -> dict[str, Any]:
