@@ -59,7 +59,8 @@ def watched(part: Part, settings: Settings) -> list[Outcome]:
         if outcome.bad or time.monotonic() - told > 30:
             told = time.monotonic()
             bad = sum(o.bad for o in outcomes)
-            print(f"{len(outcomes)} of {settings.count}, {bad} bad", file=sys.stderr, flush=True)
+            last = f"; {outcome.verdict}: {outcome.again}" if outcome.bad else ""
+            print(f"{len(outcomes)} of {settings.count}, {bad} bad{last}", file=sys.stderr, flush=True)
     return outcomes
 
 
