@@ -13,6 +13,7 @@ from compress.formats.nf4 import quantiles
 from compress.formats.packing import pack, packed_bytes, unpack
 from compress.formats.registry import FORMATS
 from compress.formats.sparse import pack_codes, pack_floats, unpack_codes, unpack_floats
+from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound
 
@@ -259,3 +260,12 @@ def test_a_step_says_which_layer_no_scale_reaches(format, name, bundle, make_con
     if "layers" in name:
         with pytest.raises(UserError, match=rf"^'{name}': {format} needs a scale of"):
             QuantizeGPTQ(format=format, embeddings=None, select=["*.up_proj"])(bundle, make_context(bundle))
+
+
+@pytest.mark.parametrize("method", ["llm_int8", "nf4"])
+def test_the_library_is_given_no_weight_that_float16_does_not_hold(method, bundle, make_context):
+    pytest.importorskip("bitsandbytes")
+    name = "model.layers.1.mlp.down_proj"
+    bundle.model.get_submodule(name).weight.data[3, 5] = 7e4
+    with pytest.raises(UserError, match=rf"^'{name}': .*leave the layer out"):
+        QuantizeBitsandbytes(method=method, select=[name])(bundle, make_context(bundle))

@@ -140,7 +140,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, BaseModel):

@@ -1,5 +1,6 @@
 """All formats, and the way from what a manifest or a recipe says to one of them."""
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,3 +39,20 @@ def format_from(description: dict[str, Any] | str) -> Format:
         return _ADAPTER.validate_python(description)
     except ValidationError as error:
         raise UserError(f"format: {description!r} is no known format ({error.errors()[0]['msg']})") from None
+
+
+_FEW_BITS = 3.0
+TABLES = "of embedding and head: int8, beside 3 bits and fewer int4; null leaves them float"  # for people
+
+
+def beside(fields: Mapping[str, Any]) -> Format:
+    """The default of a pass's field `embeddings`: int8, or int4 where its `format` has three bits or fewer.
+
+    Beside so few bits a table of 8 is most of the file, and costs more bytes than it saves loss
+    (docs/notes/embeddings.md).
+
+    Args:
+        fields: those of the pass that were given or filled in before this one.
+    """
+    weights = fields.get("format")
+    return Int4() if isinstance(weights, Format) and weights.nominal_bits <= _FEW_BITS else Int8()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.errors import MissingExtra, UserError
+from compress.errors import MissingExtra, UserError, about
 from compress.formats import (
     Activations,
     AnyFormat,
@@ -27,7 +27,7 @@ from compress.formats import (
     QuantizedLinear,
     QuantizedTensor,
 )
-from compress.formats.base import float16_exact
+from compress.formats.base import float16_exact, require_reach
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.host.progress import track
 from compress.models.layers import linear_layers, matrix, replace_module
@@ -81,7 +81,8 @@ class QuantizeBitsandbytes(Pass):
         with track(len(names), f"{self.name()} {self.method}", "layers") as progress:
             for name in names:
                 module = model.get_submodule(name)
-                held = _nf4(matrix(module)) if self.method == "nf4" else _int8(matrix(module))
+                with about(name):
+                    held = _nf4(matrix(module)) if self.method == "nf4" else _int8(matrix(module))
                 replace_module(model, name, QuantizedLinear(held, getattr(module, "bias", None), rule))
                 progress.advance()
         if self.embeddings is not None:
@@ -94,6 +95,7 @@ def _nf4(weight: Tensor) -> QuantizedTensor:
 
     packed, state = quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4")
     pairs = torch.stack((packed.flatten() >> 4, packed.flatten() & 15), dim=-1)  # the first in the high half
+    require_reach(Nf4(), state.absmax)
     scales = float16_exact(state.absmax.float().view(len(weight), -1))
     grid = Grid(scales, torch.full_like(scales, Nf4().zero, dtype=torch.uint8))
     return QuantizedTensor.from_codes(Nf4(), pairs.view(weight.shape), grid)
@@ -102,7 +104,13 @@ def _nf4(weight: Tensor) -> QuantizedTensor:
 def _int8(weight: Tensor) -> QuantizedTensor:
     from bitsandbytes.functional import int8_vectorwise_quant
 
-    codes, largest, _ = int8_vectorwise_quant(weight.contiguous().half())
+    half = weight.contiguous().half()
+    if half.isinf().any():
+        raise UserError(
+            f"a weight of {float(weight.abs().max()):.4g} is beyond float16, which llm_int8 reads; leave the "
+            "layer out (`skip`), or use quantize_round with the format int8"
+        )
+    codes, largest, _ = int8_vectorwise_quant(half)
     scales = float16_exact(largest.float()[:, None] / 127)
     grid = Grid(scales, torch.full_like(scales, Int8().zero, dtype=torch.uint8))
     return QuantizedTensor.from_codes(Int8(), (codes.to(torch.int16) + 128).to(torch.uint8), grid)

@@ -12,7 +12,8 @@ from torch import nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import AnyFormat, Format, Int4, Int8
+from compress.formats import AnyFormat, Format, Int4
+from compress.formats.registry import TABLES, beside
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.layerwise.quantize import LayerSolver, quantize_sequentially
 from compress.models.layers import linear_layers
@@ -31,7 +32,7 @@ class QuantizeGPTQ(Pass, LayerSolver):
     tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: AnyFormat = Field(Int4(), description="of the linear layers")
-    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    embeddings: AnyFormat | None = Field(default_factory=beside, description=TABLES)
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
-from compress.formats import AffineFormat, AnyFormat, Format, Grid, Int4, Int8, QuantizedTensor
+from compress.formats import AffineFormat, AnyFormat, Format, Grid, Int4, QuantizedTensor
 from compress.formats.base import float16_exact
+from compress.formats.registry import TABLES, beside
 from compress.formats.swap import embedding_names
 from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
@@ -40,7 +41,7 @@ class QuantizeHQQ(Pass):
     tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: AnyFormat = Field(Int4(), description="of the linear layers")
-    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    embeddings: AnyFormat | None = Field(default_factory=beside, description=TABLES)
     p: float = Field(0.7, gt=0, le=1, description="of the norm of the errors; smaller ignores outliers more")
     beta: float = Field(10.0, gt=0, description="first weight of the splitting")
     kappa: float = Field(1.01, ge=1, le=2, description="growth of that weight per iteration")

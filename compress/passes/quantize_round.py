@@ -13,6 +13,7 @@ from torch import nn
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.formats import AnyFormat, Format, Int8, QuantizedTensor
+from compress.formats.registry import TABLES, beside
 from compress.formats.swap import embedding_names
 from compress.layerwise.plain import quantize_one_by_one
 from compress.models.layers import linear_layers
@@ -30,7 +31,7 @@ class QuantizeRound(Pass):
     tasks: ClassVar[frozenset[Task]] = TASKS
 
     format: AnyFormat = Field(Int8(), description="of the linear layers")
-    embeddings: AnyFormat | None = Field(Int8(), description="of embedding and head; null leaves them float")
+    embeddings: AnyFormat | None = Field(default_factory=beside, description=TABLES)
     select: tuple[str, ...] = Field(
         ("*",), min_length=1, description="wildcards of the linear layers to take"
     )

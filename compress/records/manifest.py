@@ -111,7 +111,8 @@ def changed_settings(value: Any) -> dict[str, Any]:
     whole = value.model_dump(mode="json")
     for name, field in type(value).model_fields.items():
         inner = getattr(value, name)
-        if name == "kind" or field.is_required() or inner != field.get_default(call_default_factory=True):
+        default = field.get_default(call_default_factory=True, validated_data=vars(value))
+        if name == "kind" or field.is_required() or inner != default:
             stated[name] = changed_settings(inner) if isinstance(inner, BaseModel) else whole[name]
     return stated
 

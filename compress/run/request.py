@@ -203,7 +203,8 @@ def _steps(request: Request, to: str, bits: int, task: Task, model: Any) -> list
         grid = layout.eight
         if bits < 8:
             grid = {"kind": f"int{bits}", "group": _group(to, model), "symmetric": runtime.symmetric}
-        embeddings = layout.eight if layout.tables else None
+        tables = layout.eight if bits >= 4 else {**grid, "kind": "int4"}  # as formats.registry.beside
+        embeddings = tables if layout.tables else None
         if bits == 8:
             fields = {}  # errors of rows hardly matter there
         steps = [{"quantize_gptq": {"format": grid, "embeddings": embeddings, **fields}}]
