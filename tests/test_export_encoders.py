@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_helpers import invoke, results, write_recipe, write_text
 from encoder_models import CONTEXT, ENCODERS, tiny_encoder, write_encoder
-from export_models import quantized, tokens
+from export_models import SPINNING, quantized, session_entry, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -251,6 +251,8 @@ def test_the_runtime_is_found_by_what_the_export_left(tmp_path, context):
     manifest = Manifest.read(result.exports["onnx"] / "manifest.json")
     assert manifest.onnx == facts
     runtime = open_runtime(result.exports["onnx"], "onnxruntime", threads=1)
+    sleeping = open_runtime(result.exports["onnx"], "onnxruntime", threads=1, waiting="sleep")
+    assert [session_entry(r, SPINNING) for r in (runtime, sleeping)] == [None, "0"]
     ids = tokens(2, 12)
     expected = in_torch(bundle.model, ids)
     assert (runtime.task.name, runtime.mask_token) == ("masked", 4)

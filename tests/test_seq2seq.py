@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, refused, results, write_recipe, write_text
-from export_models import quantized, tokens, traced_once
+from export_models import SPINNING, quantized, session_entry, tokens, traced_once
 from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
 from compress.artifact.bundle import Bundle
@@ -195,6 +195,8 @@ class TestExport:
         assert detect_runtime(folder) == "onnxruntime"
         runtime = open_runtime(folder, "onnxruntime", 1)
         assert isinstance(runtime, OnnxSeq2Seq)
+        sleeping = open_runtime(folder, "onnxruntime", 1, waiting="sleep")
+        assert [session_entry(sleeping, SPINNING, part) for part in ("_encoder", "_decoder")] == ["0", "0"]
         stepwise(runtime)
         found = compare_encoder(bundle.model, runtime, tokens(4, 30), "float32", padding=PADDING)
         assert found.measure < 1e-4
