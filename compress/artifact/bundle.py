@@ -237,7 +237,7 @@ class Bundle:
                 passes that take one block at a time.
             packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
                 artifact of the storage `packed` is loaded so whenever masks are left out.
-            verify: compare the SHA-256 of every file with the one in the manifest.
+            verify: compare the SHA-256 of every file with the one in the manifest, or in a list beside it.
 
         Raises:
             UserError: as `load_checkpoint`, or the artifact is not whole, or not what was written.
@@ -246,6 +246,8 @@ class Bundle:
         stream = stream and folder.is_dir()
         if not (folder / MANIFEST).is_file():
             lineage = Lineage(source=str(path))
+            if verify and folder.exists():
+                verified(folder, whole=False)
             if stream and (found := cls._streaming(folder, lineage, ())):
                 return found
             model, tokenizer = load_checkpoint(path)
