@@ -12,7 +12,7 @@ from export_models import exported, tokens
 from export_models import tiny_bundle as tiny_export
 from hostile_files import said
 from safetensors.torch import load_file, save_file
-from training_set import equal, weights
+from training_set import documents, equal, weights
 
 from compress import api
 from compress.artifact import bundle as bundles
@@ -31,6 +31,7 @@ from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest
 from compress.run.recipe import Recipe
 from compress.runtimes import open_runtime
+from compress.text.windows import DataConfig
 
 
 def flip(file, at=-5):
@@ -173,6 +174,17 @@ def test_the_commands_refuse_and_can_be_told_not_to(bundle, tmp_path):
     done = invoke("generate", tmp_path / "a", "-p", "def", "--tokens", 2, "--no-verify")
     assert done.code == 0, done.err
     assert "--no-verify" in invoke("bench", "--help").out
+
+
+def test_a_float_artifact_that_was_changed_is_measured_on_demand(bundle, tmp_path):
+    bundle.save(tmp_path / "a")
+    flip(tmp_path / "a" / "model.safetensors")
+    (tmp_path / "text.txt").write_text("".join(document.text for document in documents()))
+    data = DataConfig(text=str(tmp_path / "text.txt"), window=32, evaluation_windows=4)
+    with pytest.raises(UserError, match=r"model\.safetensors: is not what was written"):
+        api.bench([tmp_path / "a"], data)
+    (result,) = api.bench([tmp_path / "a"], data, verify=False)
+    assert result.nll > 0
 
 
 def test_a_step_with_a_flipped_bit_is_done_again(recipe_dict, tmp_path):
