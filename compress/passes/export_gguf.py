@@ -1,11 +1,11 @@
 """export_gguf: the model as one GGUF file for llama.cpp, made of the very codes it holds.
 
-Method. Codes move into the GGUF type that has their grid (export/gguf_blocks.py): symmetric ones exactly
+Method. Codes move into the GGUF type that has their grid (export/gguf/blocks.py): symmetric ones exactly
 into Q4_0, Q5_0 or Q8_0, those with a zero-point into Q4_1 or Q5_1 with one rounded number per block of 32.
 The file is read back and compared tensor by tensor (export/gguf/check.py), opened as anybody's is and its
 metadata and tokenizer compared (export/gguf/reopened.py), and scored by llama.cpp where that is installed.
 Cost: seconds, and the file. A scale per 32 weights is half a bit per weight, whatever the group was.
-Limits: the architectures of export/gguf_artifact.py; byte-level BPE tokenizers; widths and groups that are
+Limits: the architectures of export/gguf/artifact.py; byte-level BPE tokenizers; widths and groups that are
 multiples of 32. llama.cpp's own K-quants have other grids and cannot hold these codes.
 """
 
