@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from cli_helpers import write_text
 from training_set import equal, weights
 
 import compress
-from compress import DataConfig, ExportOnnx, Int4, QuantizeGPTQ, QuantizeRound, TuneScales, UserError
+from compress import DataConfig, ExportOnnx, Int4, QuantizeGPTQ, QuantizeRound, TuneScales, UserError, api
 from compress.artifact.bundle import Bundle
 from compress.export.gguf.artifact import write_gguf
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
+from compress.run.recipe import Recipe
 from compress.run.registry import names, pass_class
 
 FEW = {"window": 32, "evaluation_windows": 4, "calibration_windows": 4, "heldout_windows": 2}
@@ -153,6 +155,37 @@ def test_a_run_leaves_the_callers_threads(recipe_dict, tmp_path):
     state = process_state()
     make_artifacts(compress.Recipe.parse({**recipe_dict, "threads": 2}), tmp_path / "run", lambda line: None)
     assert process_state() == state
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("pass", "^{run}: was deleted or moved while the run used it; run again$"),
+        ("measure", "^{run}: was deleted or moved while the run used it; run again$"),
+        ("checkpoint", "^model: '{model}' does not exist; "),
+    ],
+)
+def test_what_is_deleted_meanwhile_is_named(where, words, model, recipe_dict, tmp_path, monkeypatch):
+    """The run's folder while a pass works and while it is measured; the checkpoint after the preflight."""
+    run = tmp_path / "run"
+    module, name = {
+        "pass": (QuantizeRound, "__call__"),
+        "measure": (api.harness, "measure"),
+        "checkpoint": (api, "preflight"),
+    }[where]
+    real = getattr(module, name)
+
+    def deleted(*arguments, **named):
+        if where == "checkpoint":
+            real(*arguments, **named)
+        shutil.rmtree(model if where == "checkpoint" else run)
+        return None if where == "checkpoint" else real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, deleted)
+    changes = {"model": {"checkpoint": str(model)}, "base": [{"quantize_round": {}}], "variants": {}}
+    with pytest.raises(UserError, match=words.format(run=run, model=model)):
+        api.run(Recipe.parse({**recipe_dict, **changes}, "test"), run, lambda line: None)
+    assert run.exists() == (where == "checkpoint")
 
 
 def test_passes_formats_and_verbs_are_public():

@@ -75,7 +75,7 @@ def hub_revision(source: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    if source.startswith(("~", ".")):
+    if source.startswith(("~", ".", "/")):
         refuse_mistyped_path(source)
     with loading(f"model: '{source}' cannot be loaded"):
         file = try_to_load_from_cache(source, "config.json")
@@ -95,7 +95,7 @@ def refuse_mistyped_path(source: str) -> None:
         UserError: names what is there.
     """
     path = Path(source)
-    if path.parent.is_dir() or source.startswith(("~", ".")):
+    if path.parent.is_dir() or source.startswith(("~", ".", "/")):
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, n=1)
         hint = (

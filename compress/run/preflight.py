@@ -13,7 +13,7 @@ import torch
 
 from compress.artifact.applied import coverage_of
 from compress.artifact.folder import MANIFEST
-from compress.errors import UserError
+from compress.errors import UserError, staying
 from compress.formats import Format
 from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
@@ -46,6 +46,7 @@ class Plan:
     coverage: dict[int, str] = field(default_factory=dict)
 
 
+@staying("recipe")
 def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     """Check a recipe against its model, the machine and the output folder; `measured`: with what measuring
     takes.
@@ -231,7 +232,8 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
             f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
             "text_config, where they are not changed; leave it out, or save the text model on its own"
         )
-    found = step.layers(model)
+    with staying(f"{where}.{step.name()}"):
+        found = step.layers(model)
     if "calibration" in step.requires() and (reason := not_walked(model)) is not None:
         raise UserError(f"{where}.{step.name()}: {reason}; take a pass without calibration")
     if not found:
