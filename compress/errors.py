@@ -69,6 +69,15 @@ def about(name: str) -> Iterator[None]:
         raise UserError(f"'{name}': {error}") from None
 
 
+@contextmanager
+def staying(where: str) -> Iterator[None]:
+    """Whatever a plugin calls must not end the program, maybe with the code of success, without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise UserError(f"{where}: the pass left the program ({reason(error)}); mend it") from error
+
+
 class MissingExtra(UserError):
     """An optional dependency is absent; the message names the command that installs it."""
 

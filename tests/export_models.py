@@ -26,6 +26,7 @@ from compress.runtimes.onnx_runtime import OnnxRuntime
 
 VOCABULARY = 97
 CONTEXT = 64
+SPINNING = "session.intra_op.allow_spinning"  # of ONNX Runtime's threads: 0 ends it
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -153,9 +154,9 @@ def torch_logits(model: Any, ids: Any) -> Any:
         return model(input_ids=torch.from_numpy(ids.astype(np.int64))).logits.numpy()
 
 
-def session_entry(runtime: OnnxRuntime, key: str) -> str | None:
-    """What ONNX Runtime was told about a session."""
+def session_entry(runtime: Any, key: str, session: str = "_session") -> str | None:
+    """What ONNX Runtime was told about a session of a runtime; None where nothing."""
     try:
-        return runtime._session.get_session_options().get_session_config_entry(key)
+        return getattr(runtime, session).get_session_options().get_session_config_entry(key)
     except RuntimeError:  # nothing
         return None

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -60,6 +61,18 @@ def test_nothing_imports_what_stands_beside_the_package():
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{module}: imports are absolute"
                 assert str(node.module).partition(".")[0] not in ("benchmarks", "notebooks", "tests"), module
+
+
+def test_files_that_texts_name_exist():
+    places = [ROOT, *(ROOT.parent / name for name in ("benchmarks", "docs", "tests"))]
+    files = [file.relative_to(ROOT.parent) for place in places for file in place.rglob("*.*")]
+    known = [f"/{file.as_posix()}" for file in files]
+    for module, file in FILES.items():
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+        texts = "\n".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds))
+        for named in re.findall(r"(?<![\w./*-])\w[\w/-]*\.py\b|\bdocs/[\w/-]+\.md\b", texts):
+            assert any(path.endswith(f"/{named}") for path in known), f"{module}: {named}"
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ class TestGguf:
 def test_a_shape_costs_no_memory(folder):
     model = meta_model(str(folder))
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="does not exist; give a folder"):
         meta_model(str(folder / "absent"))
 
 

@@ -264,6 +264,18 @@ def test_bench_refuses_another_vocabulary(run, tmp_path):
     assert "has another vocabulary than" in outcome.err
 
 
+def test_bench_refuses_a_vocabulary_of_the_same_size_with_two_tokens_exchanged(run, tmp_path):
+    other = shutil.copytree(run / "base", tmp_path / "other")
+    (other / "manifest.json").unlink()  # somebody else's
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["x"], ids["a"] = ids["a"], ids["x"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    outcome = invoke("bench", run / "base", other, "--text", "stdlib")
+    assert outcome.code == 2
+    assert "has another vocabulary than" in outcome.err
+
+
 def generate(artifact: Path, *more: object) -> str:
     outcome = invoke("generate", artifact, "-p", "The model", "--tokens", 24, "--threads", 1, *more)
     assert outcome.code == 0, outcome.err

@@ -10,9 +10,12 @@ from compress import api
 from compress.artifact.applied import coverage_of
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
+from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.models.coverage import share_of
 from compress.models.layers import linear_layers
 from compress.passes.prune_magnitude import PruneMagnitude
+from compress.passes.quantize_auto import QuantizeAuto
+from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.train import Train
 from compress.records.manifest import Coverage, Lineage, Manifest
@@ -47,6 +50,32 @@ def test_experts_that_are_no_linear_layers_are_named(experts):
     assert found.left["model.layers.*.mlp.experts.down_proj (3-D)"] == 2 * 4 * 48 * 32
     assert found.left["lm_head.weight"] == TABLES
     assert sum(found.left.values()) == total - ATTENTION
+
+
+@pytest.mark.parametrize("name", ["quantize_auto", "quantize_bitsandbytes"])
+def test_passes_with_tables_leave_experts_and_routers(name, experts, make_context, bundle):
+    """Attention, embedding and head are taken, in the count and in what the pass makes."""
+    step = {
+        "quantize_auto": lambda: QuantizeAuto(bits_per_weight=8.5),
+        "quantize_bitsandbytes": lambda: QuantizeBitsandbytes(method="llm_int8"),
+    }[name]()
+    if name == "quantize_bitsandbytes":
+        pytest.importorskip("bitsandbytes")
+    context = make_context(bundle)
+    context.data.calibration.tokens[:] %= 64
+    found = coverage_of(step, experts.model)
+    taken = ATTENTION + 2 * TABLES
+    assert (found.taken, found.weights) == (taken, taken + EXPERTS + ROUTERS)
+    assert found.left == {
+        "model.layers.*.mlp.experts.gate_up_proj (3-D)": 2 * EXPERTS // 3,
+        "model.layers.*.mlp.experts.down_proj (3-D)": EXPERTS // 3,
+        "model.layers.*.mlp.gate.weight": ROUTERS,
+    }
+    made = step(experts, context).model
+    kept = sum(p.numel() for p in made.parameters() if p.ndim > 1)
+    assert kept == EXPERTS + ROUTERS
+    held = [m.quantized.shape for m in made.modules() if isinstance(m, QuantizedLinear | QuantizedEmbedding)]
+    assert sum(rows * columns for rows, columns in held) == taken
 
 
 def test_tied_weights_count_once_and_codes_as_the_weights_they_stand_for(bundle, make_context):

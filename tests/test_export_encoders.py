@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_helpers import invoke, results, write_recipe, write_text
 from encoder_models import CONTEXT, ENCODERS, tiny_encoder, write_encoder
-from export_models import quantized, tokens
+from export_models import SPINNING, quantized, session_entry, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -70,13 +70,19 @@ def in_torch(model, ids, mask=None):
         return model(input_ids=torch.from_numpy(ids).long(), attention_mask=mask)[0].numpy()
 
 
+# where a row's text begins in the room that it leaves
+BEGINS = {"right": [0.0], "left": [1.0], "mixed": [0.5, 1.0, 0.0, 0.25, 0.75]}
+
+
 def padded(lengths, side="right", filler=PADDING):
-    """Rows of random tokens: ids and mask (rows, longest)."""
-    longest = max(lengths)
-    mask = (np.arange(longest) < np.asarray(lengths)[:, None]).astype(np.int64)
-    text = tokens(len(lengths), longest)
+    """Rows of random tokens: ids and mask (rows, width); `mixed`: left, right and at both ends by turns."""
+    width, lengths = max(lengths) + 4 * (side == "mixed"), np.asarray(lengths)[:, None]
+    begin = np.resize(BEGINS[side], lengths.shape) * (width - lengths)
+    place = np.arange(width) - begin.astype(int)
+    mask = ((place >= 0) & (place < lengths)).astype(np.int64)
+    text = tokens(len(lengths), width)
     ids = np.where(mask == 1, np.where(text == PADDING, PADDING + 1, text), filler).astype(np.int32)
-    return (ids, mask) if side == "right" else (ids[:, ::-1].copy(), mask[:, ::-1].copy())
+    return ids, mask
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -89,10 +95,10 @@ def test_float_graph_equals_torch_at_every_size(name, write):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_on_either_side_a_row_gives_what_stock_transformers_says_of_it_alone(name, write):
+def test_on_every_side_a_row_gives_what_stock_transformers_says_of_it_alone(name, write):
     """Whatever stands where there is padding."""
     bundle, runtime = write(name)
-    for side, filler in (("right", PADDING), ("left", PADDING), ("right", 7), ("left", 7)):
+    for side, filler in [(side, filler) for side in BEGINS for filler in (PADDING, 7)]:
         ids, mask = padded((23, 1, 9, 23, 16), side, filler)
         together = runtime.masked(ids, mask)
         for row, real in enumerate(mask == 1):
@@ -251,6 +257,8 @@ def test_the_runtime_is_found_by_what_the_export_left(tmp_path, context):
     manifest = Manifest.read(result.exports["onnx"] / "manifest.json")
     assert manifest.onnx == facts
     runtime = open_runtime(result.exports["onnx"], "onnxruntime", threads=1)
+    sleeping = open_runtime(result.exports["onnx"], "onnxruntime", threads=1, waiting="sleep")
+    assert [session_entry(r, SPINNING) for r in (runtime, sleeping)] == [None, "0"]
     ids = tokens(2, 12)
     expected = in_torch(bundle.model, ids)
     assert (runtime.task.name, runtime.mask_token) == ("masked", 4)

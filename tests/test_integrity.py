@@ -12,7 +12,7 @@ from export_models import exported, tokens
 from export_models import tiny_bundle as tiny_export
 from hostile_files import said
 from safetensors.torch import load_file, save_file
-from training_set import equal, weights
+from training_set import documents, equal, weights
 
 from compress import api
 from compress.artifact import bundle as bundles
@@ -21,6 +21,7 @@ from compress.artifact.bundle import Bundle
 from compress.artifact.folder import CODES, MANIFEST
 from compress.artifact.integrity import SUMS
 from compress.errors import UserError
+from compress.export.gguf.artifact import write_gguf
 from compress.export.onnx.artifact import write_manifest
 from compress.host.mapped import mapped_files
 from compress.host.steady import Steady
@@ -30,6 +31,7 @@ from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest
 from compress.run.recipe import Recipe
 from compress.runtimes import open_runtime
+from compress.text.windows import DataConfig
 
 
 def flip(file, at=-5):
@@ -113,6 +115,44 @@ def test_exports_without_a_manifest_get_a_list_that_sha256sum_reads(bundle, tmp_
             integrity.verify(path)
 
 
+def test_a_gguf_is_held_against_the_line_that_names_it(bundle, tmp_path):
+    file, sums = tmp_path / "model.gguf", tmp_path / SUMS
+    write_gguf(bundle, file)
+    integrity.write_sums(tmp_path)
+    before = weights(Bundle.load(file))
+    flip(file)
+    with pytest.raises(UserError, match=r"model\.gguf: is not what was written") as told:
+        Bundle.load(file)
+    assert "\n" not in str(told.value)
+    changed = weights(Bundle.load(file, verify=False))
+    assert not equal(changed, before)
+    # somebody's folder: lists of other files, of this one in other forms, and what is called as ours are
+    digest, other = hashlib.sha256(file.read_bytes()).hexdigest(), "0" * 64
+    (tmp_path / MANIFEST).write_text('{"schemaVersion": 2}')
+    for fine in (
+        f"{other}  another.gguf\n",
+        f"# made by hand\n\n{other} *parts/model.gguf\n{digest.upper()}  ./model.gguf\n",
+        f"SHA256 (another.gguf) = {other}\nSHA256 (model.gguf) = {digest}\n",
+    ):
+        sums.write_text(fine)
+        assert equal(weights(Bundle.load(file)), changed)
+    for wrong in (f"{other}  ./model.gguf\n", f"SHA256 (model.gguf) = {other}\n"):
+        sums.write_text(wrong)
+        assert "model.gguf: is not what was written" in said(Bundle.load, file)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_somebodys_list_is_of_the_files_that_are_there(stream, bundle, tmp_path):
+    bundle.save(tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).unlink()
+    integrity.write_sums(tmp_path / "a")
+    with (tmp_path / "a" / SUMS).open("a") as lines:
+        lines.write("0" * 64 + "  pytorch_model.bin\n")  # not downloaded
+    assert equal(weights(Bundle.load(tmp_path / "a")), weights(bundle))
+    flip(tmp_path / "a" / "model.safetensors")
+    assert "model.safetensors: is not what was written" in said(Bundle.load, tmp_path / "a", stream=stream)
+
+
 @pytest.mark.parametrize(
     "content", ["nonsense", "{}", '{"files": {"../x": {"bytes": 1, "sha256": ""}}}', "["]
 )
@@ -134,6 +174,17 @@ def test_the_commands_refuse_and_can_be_told_not_to(bundle, tmp_path):
     done = invoke("generate", tmp_path / "a", "-p", "def", "--tokens", 2, "--no-verify")
     assert done.code == 0, done.err
     assert "--no-verify" in invoke("bench", "--help").out
+
+
+def test_a_float_artifact_that_was_changed_is_measured_on_demand(bundle, tmp_path):
+    bundle.save(tmp_path / "a")
+    flip(tmp_path / "a" / "model.safetensors")
+    (tmp_path / "text.txt").write_text("".join(document.text for document in documents()))
+    data = DataConfig(text=str(tmp_path / "text.txt"), window=32, evaluation_windows=4)
+    with pytest.raises(UserError, match=r"model\.safetensors: is not what was written"):
+        api.bench([tmp_path / "a"], data)
+    (result,) = api.bench([tmp_path / "a"], data, verify=False)
+    assert result.nll > 0
 
 
 def test_a_step_with_a_flipped_bit_is_done_again(recipe_dict, tmp_path):

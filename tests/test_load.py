@@ -4,16 +4,28 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cli_helpers import invoke
+from export_models import SPINNING, exported, session_entry, tiny_bundle
 
 from compress.host import load
 from compress.host.load import Load
 from compress.measure import latency, turns
-from compress.measure.process import WAIT_POLICY, _environment
+from compress.measure.process import WAIT_POLICY
+from compress.measure.turns import Target, Workers
+from compress.measure.worker import Worker
 from compress.records.protocol import MeasureProtocol
+
+# a worker that answers each command with how its threads were told to wait
+TELLER = f"""
+import json, os, sys
+for line in sys.stdin:
+    print(json.dumps({{"ok": {{"policy": os.environ.get("{WAIT_POLICY}")}}}}), flush=True)
+"""
 
 
 def counted(monkeypatch, seconds: list[float], own: list[float], clock: list[float]) -> None:
@@ -46,9 +58,44 @@ def test_our_own_work_and_that_of_our_processes_is_not_others(monkeypatch):
     assert difference > 0.1 / (os.cpu_count() or 1)
 
 
-def test_beside_others_workers_sleep_while_they_wait():
-    assert _environment(2, sleeping=True)[WAIT_POLICY] == "PASSIVE"
-    assert WAIT_POLICY not in _environment(2, sleeping=False)
+@pytest.mark.parametrize(
+    ("others", "policy", "said"), [(1.9, "PASSIVE", "sleeping"), (0.0, None, "spinning")]
+)
+def test_beside_others_workers_sleep_while_they_wait(others, policy, said, monkeypatch, tmp_path):
+    """From what the system counts to the environment of the process that is timed."""
+    counted(monkeypatch, seconds=[0.0, 10.0 * others], own=[0.0, 0.0], clock=[0.0, 10.0])
+    monkeypatch.setenv(WAIT_POLICY, "ACTIVE")  # that of the parent, which trains
+    command = (sys.executable, "-I", "-S", "-c", TELLER)
+    monkeypatch.setattr("compress.measure.process.own_worker", lambda: command)
+    target = Target("a", "torch", tmp_path)
+    with ExitStack() as stack:
+        workers = Workers(MeasureProtocol(), SimpleNamespace(folder=tmp_path), None, stack)
+        assert workers.loaded(target)[1] == {"policy": policy}
+    assert [timing.waiting for timing in workers._timings([target], together=True).values()] == [said]
+
+
+def test_a_worker_that_sleeps_tells_onnx_runtime(monkeypatch, tmp_path):
+    exported(tiny_bundle("llama"), tmp_path)
+    worker, found = Worker("onnxruntime", 1, lambda: None), []
+    for policy in ("PASSIVE", "ACTIVE", ""):
+        monkeypatch.setenv(WAIT_POLICY, policy)
+        worker.load(str(tmp_path))
+        found.append(session_entry(worker.loaded, SPINNING))
+    assert found == ["0", None, None]
+
+
+def test_a_command_s_own_threads_sleep_unless_somebody_says_otherwise(monkeypatch):
+    for given, policy in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv(WAIT_POLICY, "")
+        monkeypatch.delenv(WAIT_POLICY) if given is None else monkeypatch.setenv(WAIT_POLICY, given)
+        assert invoke("--version").code == 0
+        assert os.environ[WAIT_POLICY] == policy
+
+
+def test_the_bar_counts_a_round_as_tokens_of_a_prompt():
+    """15 prefills and a rehearsal of 16 tokens; 50 decodes and 3 that warm up, each as 20 tokens; 3 rows."""
+    protocol = MeasureProtocol(prefill_tokens=16, rounds=2, batch=3)
+    assert turns.round_tokens(protocol) == 3 * (16 * 16 + 53 * 20) == 3948
 
 
 class Slow:

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from cli_helpers import refused
+from cli_helpers import invoke, refused
 from encoder_models import tiny_encoder
 from export_models import tiny_bundle as tiny_export
 from seq2seq_models import tiny_seq2seq
@@ -65,6 +65,13 @@ def test_a_run_ends_before_its_first_pass_and_does_not_take_the_step_for_finishe
         with pytest.raises(UserError, match="answers otherwise than stock transformers'"):
             api.make_artifacts(recipe, tmp_path / "run", lambda line: None)
     assert not [p for p in (tmp_path / "run" / ".steps").iterdir() if (p / "manifest.json").is_file()]
+    asked = "quantize", tmp_path / "m", "-o", tmp_path / "out", "--text", recipe_dict["data"]["text"]
+    done = invoke(*asked, "--effort", "quick", "--threads", 1)
+    last = done.err.splitlines()[-1]
+    assert done.code == 2
+    assert last.startswith("error: ")
+    assert "answers otherwise than stock transformers'" in last
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".onnx", ".safetensors")]
     assert "answers otherwise" in refused("bench", tmp_path / "m", "--window", 32, "--windows", 2)
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 from export_models import CONTEXT, MODELS, exported, session_entry, tiny_bundle, tokens, torch_logits
 
@@ -83,6 +84,19 @@ def test_weights_are_packed_together_where_the_file_is_small(tmp_path, monkeypat
     key = "session.prepack.enable_parallel"
     assert [session_entry(runtime, key) for runtime in (together, in_turn)] == ["1", None]
     assert (together.logits(ids) == in_turn.logits(ids)).all()
+
+
+def test_our_sessions_print_nothing_where_stock_ones_warn_of_defaults(tmp_path, capfd):
+    """As docs/deploying.md says, with the setting that silences those."""
+    runtime = exported(tiny_bundle("llama"), tmp_path)
+    runtime.decode(runtime.prefill(tokens(1, 5)), tokens(1, 1)[:, 0])
+    assert capfd.readouterr() == ("", "")
+    options = onnxruntime.SessionOptions()
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    assert "logits_to_keep appears in graph inputs" in capfd.readouterr().err
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_text_longer_than_the_context_is_refused(tmp_path):

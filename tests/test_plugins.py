@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_helpers import invoke, python, refused, write_recipe, write_text
+from cli_helpers import invoke, python, refused, tree, write_recipe, write_text
+from training_set import equal, weights
 
+from compress.errors import UserError
 from compress.run.registry import pass_class
-from compress.run.store import pass_version
+from compress.run.store import STEPS, pass_version
 
 PROJECT = """\
 [build-system]
@@ -142,3 +144,44 @@ def test_a_plugin_that_cannot_be_used(tmp_path, monkeypatch, name, module, words
     broken(tmp_path, monkeypatch, name, module, f"{name}:Thing")
     assert words in refused("run", recipe, "-o", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def leaver(tmp_path, monkeypatch):
+    """An installed pass that leaves the program in the middle of its work, or when it is asked for layers."""
+    start, indent = "def layers(self, model):\n", " " * 8
+    asked = f"{start}{indent}if self.factor == 0.25: raise SystemExit\n"
+    left = f'{indent}(context.workdir / "half").touch()\n{indent}raise SystemExit(0)\n'
+    module = MODULE.replace("Soften", "Leaver").replace(start, asked) + left
+    module = module.replace(f"{indent}return result", f"{indent}result")  # which leaves before it returns
+    broken(tmp_path, monkeypatch, "leaver", module, "leaver:Leaver")
+    yield
+    sys.modules.pop("leaver", None)
+
+
+@pytest.mark.usefixtures("leaver")
+def test_a_pass_that_leaves_the_program_ends_the_command_in_one_line(tmp_path, bundle):
+    text, run = write_text(tmp_path / "text", documents=20), tmp_path / "run"
+    recipe = write_recipe(tmp_path / "tiny.yaml", text, base=[], variants={"a": ["leaver"]})
+    for _ in range(2):  # nothing is taken for finished
+        line = refused("run", recipe, "-o", run)
+        assert line == "error: a 1/1 leaver: the pass left the program (0); mend it"
+        shown = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+        assert shown == {"recipe.yaml", "evaluation.npy", "base"}
+        (step,) = (run / STEPS).iterdir()  # the base's, whole
+        assert tree(step) == tree(run / "base")
+    before = weights(bundle)
+    with pytest.raises(UserError, match=r"^leaver: the pass left the program \(0\); mend it$"):
+        bundle.apply(pass_class("leaver")())
+    assert equal(before, weights(bundle))
+
+
+@pytest.mark.usefixtures("leaver")
+def test_a_pass_that_leaves_the_program_when_it_is_asked_does_so_in_one_line(tmp_path, bundle):
+    text = write_text(tmp_path / "text", documents=20)
+    recipe = write_recipe(tmp_path / "tiny.yaml", text, base=[{"leaver": {"factor": 0.25}}])
+    line = refused("run", recipe, "-o", tmp_path / "run")
+    assert line == "error: base.passes.0.leaver: the pass left the program (SystemExit); mend it"
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"^leaver: the pass left the program \(SystemExit\); mend it$"):
+        bundle.apply(pass_class("leaver")(factor=0.25))

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from cli_helpers import invoke, refused, results, write_recipe, write_text
-from export_models import quantized, tokens, traced_once
+from export_models import SPINNING, quantized, session_entry, tokens, traced_once
 from seq2seq_models import CONTEXT, PADDING, SEQ2SEQ, tiny_seq2seq, write_seq2seq
 
 from compress.artifact.bundle import Bundle
@@ -195,19 +195,35 @@ class TestExport:
         assert detect_runtime(folder) == "onnxruntime"
         runtime = open_runtime(folder, "onnxruntime", 1)
         assert isinstance(runtime, OnnxSeq2Seq)
+        sleeping = open_runtime(folder, "onnxruntime", 1, waiting="sleep")
+        assert [session_entry(sleeping, SPINNING, part) for part in ("_encoder", "_decoder")] == ["0", "0"]
         stepwise(runtime)
         found = compare_encoder(bundle.model, runtime, tokens(4, 30), "float32", padding=PADDING)
         assert found.measure < 1e-4
         assert set(facts["linear_forms"]) == {"float"}
 
-    def test_a_padded_source_is_not_read_past_its_end(self, exported):
-        _, folder, _ = exported
+    def test_a_padded_source_is_answered_as_stock_transformers_answers_it_alone(self, exported):
+        """On the right, on the left, and in one batch at both ends, whatever the padding is."""
+        bundle, folder, _ = exported
         runtime = OnnxSeq2Seq(folder, 1)
-        texts = [tokens(1, 20)[0], tokens(1, 9, seed=5)[0]]
-        alone = runtime.logits(texts[1][None])[0]
-        for padding, left in ((PADDING, False), (7, False), (PADDING, True), (7, True)):
-            found = runtime.padded(texts, padding, left=left)[1]
-            assert np.abs(found - alone).max() < 1e-5 * np.abs(alone).max()
+        texts = [tokens(1, 20)[0], tokens(1, 9, seed=5)[0], tokens(1, 14, seed=6)[0]]
+        alone = [in_torch(bundle.model, text[None])[0] for text in texts]
+        tolerance = 1e-5 * max(np.abs(answer).max() for answer in alone)
+        for filler, left in ((PADDING, False), (7, False), (PADDING, True), (7, True)):
+            for found, right in zip(runtime.padded(texts, filler, left=left), alone, strict=True):
+                assert np.abs(found - right).max() < tolerance
+        width, target = 15, 10
+        for filler in (PADDING, 7):
+            ids, mask = np.full((3, width), filler), np.zeros((3, width), np.int64)
+            asked = np.full((3, target), filler)
+            for row, (text, begin) in enumerate(zip(texts, (3, 11, 0), strict=True)):
+                source, wanted = seq2seq.halves(text)  # padded at both ends, on the left, on the right
+                ids[row, begin : begin + len(source)] = source
+                mask[row, begin : begin + len(source)] = 1
+                asked[row, : len(wanted)] = wanted
+            answers = runtime._answers(ids, mask, asked)
+            for found, right in zip(answers, alone, strict=True):
+                assert np.abs(found[: len(right)] - right).max() < tolerance
 
     def test_the_table_lies_in_the_file_once(self, exported):
         bundle, folder, facts = exported

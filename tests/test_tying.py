@@ -9,15 +9,24 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config, 
 
 from compress.artifact.bundle import Bundle
 from compress.models.tying import settled
+from compress.passes.distill import Distill
+from compress.passes.fold_scales import FoldScales
+from compress.passes.prune_alps import PruneAlps
+from compress.passes.prune_gradual import PruneGradual
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_sparsegpt import PruneSparsegpt
 from compress.passes.prune_vocabulary import PruneVocabulary
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_auto import QuantizeAuto
+from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes
 from compress.passes.quantize_gptq import QuantizeGPTQ
+from compress.passes.quantize_hqq import QuantizeHQQ
 from compress.passes.quantize_round import QuantizeRound
 from compress.passes.store_sparse import StoreSparse
 from compress.passes.student import Student
+from compress.passes.train import Train
+from compress.passes.tune_blocks import TuneBlocks
+from compress.passes.tune_scales import TuneScales
 
 IDS = torch.arange(3, 43)[None]
 
@@ -58,29 +67,53 @@ def near(found: torch.Tensor, right: torch.Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+# one step of training, too short to go anywhere
+LITTLE = {"tokens": 128, "batch": 4, "learning_rate": 1e-6, "muon_learning_rate": 1e-6}
 STEPS = {
     "round": QuantizeRound(format="int8"),
     "round without tables": QuantizeRound(format="int8", embeddings=None),
     "gptq": QuantizeGPTQ(format="int8", embeddings=None),
+    "hqq": QuantizeHQQ(format="int8"),
+    "bitsandbytes": QuantizeBitsandbytes(method="llm_int8"),
     "auto": QuantizeAuto(bits_per_weight=8),
     "magnitude": PruneMagnitude(sparsity=0.01),
     "wanda": PruneWanda(sparsity=0.01),
     "sparsegpt": PruneSparsegpt(sparsity=0.01),
+    "alps": PruneAlps(sparsity=0.01, steps=20),
+    "gradual": PruneGradual(sparsity=0.01, every=1, **LITTLE),
+    "train": Train(**LITTLE),
+    "distill": Distill(**LITTLE),
+    "fold": FoldScales(),
+    "tune_scales": TuneScales(tokens=128, batch=4),
+    "tune_blocks": TuneBlocks(steps=2),
     "vocabulary": PruneVocabulary(),
     "student": Student(),
     "sparse": StoreSparse(),
 }
 
 
-STREAMING = ("round", "round without tables", "gptq", "wanda", "sparsegpt")  # the others take it whole
+STREAMING = (
+    "round",
+    "round without tables",
+    "gptq",
+    "hqq",
+    "wanda",
+    "sparsegpt",
+    "alps",
+)  # the others take it whole
 CASES = [(name, False) for name in STEPS] + [(name, True) for name in STREAMING]
 
 
 @pytest.mark.parametrize(("name", "stream"), CASES)
 def test_every_pass_keeps_the_stored_head(folder, right, name, stream, tmp_path, make_context, bundle):
+    if name == "bitsandbytes":
+        pytest.importorskip("bitsandbytes")
     given = Bundle.load(folder, stream=stream)
     assert (given.shards is not None) == stream
     context = make_context(bundle)
+    context.teacher = lambda: Bundle.load(folder)
+    if STEPS[name].only_after:
+        given = STEPS["round"](given, context)
     if name == "vocabulary":  # every token is used, so that none goes
         context.data.heldout.tokens.flat[:] = torch.arange(context.data.heldout.tokens.size).numpy() % 300
     result = STEPS[name](given, context)

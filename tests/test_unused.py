@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
@@ -15,12 +16,16 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from compress.artifact import streamed
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.models.checkpoints import meta_model
+from compress.models.pretrained import pretrained
+from compress.models.stock import load_stock
 from compress.models.unused import unused
 from compress.passes.quantize_round import QuantizeRound
 
@@ -173,6 +178,61 @@ def test_names_that_are_translated_are_loaded_whole(bundle, tmp_path, monkeypatc
         monkeypatch.setattr(streamed, "available_memory_bytes", lambda: 1000)
         with pytest.raises(UserError, match=r"cannot be streamed \(.*more than is free"):
             Bundle.load(tmp_path / "m", stream=True)
+
+
+def reshaped(folder, rename=lambda name: name, **shapes):
+    """Files whose tensors have other names, and those whose name ends so another shape."""
+    file = folder / "model.safetensors"
+    state = {rename(name): tensor for name, tensor in load_file(file).items()}
+    for end, shape in shapes.items():
+        hit = [name for name in state if name.endswith(end.replace("__", "."))]
+        assert hit
+        state |= {name: torch.zeros(shape) for name in hit}
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def old_bert(bundle, folder):
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    bundle.tokenizer.save_pretrained(folder)
+    reshaped(folder, lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma"))
+    assert Bundle.load(folder)
+    reshaped(folder, embeddings__LayerNorm__gamma=(16,))
+    return r"'bert\.embeddings\.LayerNorm\.weight' is \[16\] in the files and \[32\] by the configuration"
+
+
+def experts(bundle, folder, damaged="w2__weight"):
+    config = MixtralConfig(**SHAPE, num_local_experts=2)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    bundle.tokenizer.save_pretrained(folder)
+    assert Bundle.load(folder)
+    reshaped(folder, **{damaged: (128, 250)})
+    return r"'model\.layers\.\d\.mlp\.experts\.down_proj' is \[2, 128, 250\] in .*\[2, 128, 256\] by the"
+
+
+def one_expert(bundle, folder):
+    experts(bundle, folder, "0__block_sparse_moe__experts__1__w2__weight")
+    return "shapes that do not fit together"
+
+
+@pytest.mark.parametrize("make", [old_bert, experts, one_expert])
+def test_other_shapes_under_other_names_are_told_in_one_line(make, bundle, tmp_path):
+    told = make(bundle, tmp_path / "m")
+    for load in (Bundle.load, lambda folder: Bundle.load(folder, stream=True), load_stock):
+        with pytest.raises(UserError, match=told) as caught:
+            load(tmp_path / "m")
+        assert "\n" not in str(caught.value)
+        assert "report" not in str(caught.value)
+
+
+def test_other_shapes_of_a_hub_id_are_told_in_one_line(folder):
+    """Nothing looks at its headers before."""
+    reshaped(folder, model__norm__weight=(16,))
+    config = AutoConfig.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"'model\.norm\.weight' is \[16\] in the files and \[32\] by"):
+        pretrained(folder, config)
 
 
 def test_a_buffer_that_is_stored_is_read(bundle, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from compress.context import Context, Original, lend
-from compress.errors import UserError, reason
+from compress.errors import UserError, staying
 from compress.host.memory import peak_rss_bytes, reset_peak
 from compress.host.scratch import Scratch
 from compress.models.coverage import share_of
@@ -70,7 +70,7 @@ def applied(
     """
     scratch = Scratch()  # exports lie in it until they are saved
     require_finite(numbers_of(bundle.model), "model")
-    with unchanged_process():
+    with unchanged_process(), staying(step.name()):
         lent, context = lend(
             step.kind, bundle, _cut(bundle, step, text), teacher,
             seed=seed, workdir=scratch.path, precision=native_precision(),
@@ -79,10 +79,7 @@ def applied(
         reset_peak()
         started = time.perf_counter()
         coverage = coverage_of(step, lent.model)
-        try:
-            result = step(lent, context)
-        except SystemExit as error:  # of a plugin
-            raise UserError(f"{step.name()}: the pass left the program ({reason(error)}); mend it") from error
+        result = step(lent, context)
         require_finite(numbers_of(result.model), step.name(), BROKEN)
         record = step_record(
             step, bundle, result, seconds=time.perf_counter() - started, seed=seed, coverage=coverage

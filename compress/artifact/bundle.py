@@ -138,8 +138,9 @@ class Bundle:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            manifest = self._write(partial)
-            require_reopens(self.model, self.masks, partial, manifest, Bundle.load)
+            manifest, written = self._write(partial)
+            require_reopens(self.model, self.masks, partial, manifest, Bundle.load, written, self.parts)
+            del written
             shutil.rmtree(folder, ignore_errors=True)
             partial.replace(folder)
         except Exception as error:
@@ -152,19 +153,22 @@ class Bundle:
             raise
         return manifest
 
-    def _write(self, folder: Path) -> Manifest:
+    def _write(self, folder: Path) -> tuple[Manifest, dict[str, Tensor] | None]:
+        """The manifest, and what was handed to the writer, by its names in the files; None where that was
+        the model itself."""
         layers = quantized_layers(self.model)
         if any(isinstance(m, SparseLinear | SparseQuantizedTensor) for m in self.model.modules()):
             raise UserError(f"{folder}: a model loaded with its weights packed can only run; load it dense")
         made = self.lineage.steps[-1].name if self.lineage.steps else folder.with_suffix("")
         require_finite(numbers_of(self.model), made, BROKEN)
         sparse: dict[str, SparseRecord] = {}
+        written: dict[str, Tensor] | None = None
         with quiet_transformers():
             if layers or self.storage != "dense":
                 save_configurations(self.model, folder)
-                sparse = self._write_state(folder)
+                written, sparse = self._write_state(folder)
             elif self.parts:
-                self._write_shards(folder)
+                written = self._write_shards(folder)
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
@@ -188,16 +192,18 @@ class Bundle:
             exports=tuple(self.exports),
         )
         manifest.write(folder / MANIFEST)
-        return manifest
+        return manifest, written
 
-    def _write_shards(self, folder: Path) -> None:
+    def _write_shards(self, folder: Path) -> dict[str, Tensor]:
         """A float model most of which is in files, as transformers would have saved it."""
         config = copy.copy(self.model.config)
         config.architectures, config.dtype = [type(self.model).__name__], "float32"
         save_configurations(self.model, folder, config)
-        shards = join((*self.parts, self._rest(unique_state(self.model))), folder, "model")
+        rest = unique_state(self.model)
+        shards = join((*self.parts, self._rest(rest)), folder, "model")
         if len(shards) > 1:
             write_index(shards)
+        return rest
 
     def _rest(self, state: dict[str, Tensor]) -> Path:
         """A file beside the parts for what is still in memory."""
@@ -205,18 +211,18 @@ class Bundle:
         save_file(state, rest)
         return rest
 
-    def _write_state(self, folder: Path) -> dict[str, SparseRecord]:
-        """Codes, or bitmasks and values; returns what was stored so."""
+    def _write_state(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, SparseRecord]]:
+        """Codes, or bitmasks and values; returns what was written, and what was stored so."""
         state = with_streams(unique_state(self.model), self.model)
         if self.storage != "dense":
             packed, records = compact(state, self.model)
             save_file(packed, folder / SPARSE, metadata={"format": "pt"})
-            return records
+            return packed, records
         if not self.parts:
             save_file(state, folder / CODES, metadata={"format": "pt"})
-            return {}
+            return state, {}
         join((*self.parts, self._rest(state)), folder, Path(CODES).stem)
-        return {}
+        return state, {}
 
     @classmethod
     def load(
@@ -237,7 +243,7 @@ class Bundle:
                 passes that take one block at a time.
             packed: leave what is stored as bitmask and values so in memory; such a model can only run. An
                 artifact of the storage `packed` is loaded so whenever masks are left out.
-            verify: compare the SHA-256 of every file with the one in the manifest.
+            verify: compare the SHA-256 of every file with the one in the manifest, or in a list beside it.
 
         Raises:
             UserError: as `load_checkpoint`, or the artifact is not whole, or not what was written.
@@ -246,6 +252,8 @@ class Bundle:
         stream = stream and folder.is_dir()
         if not (folder / MANIFEST).is_file():
             lineage = Lineage(source=str(path))
+            if verify and folder.exists():
+                verified(folder, whole=False)
             if stream and (found := cls._streaming(folder, lineage, ())):
                 return found
             model, tokenizer = load_checkpoint(path)

@@ -28,7 +28,8 @@ from compress.records.seal import SEAL, seal_of
 SUMS = "SHA256SUMS"
 _AT_ONCE = 4  # files; hashing is bound by the processor, reading by the disk
 _LARGEST = 1 << 28  # bytes of a list of hashes
-_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
+# as sha256sum writes it, and with --tag
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)|SHA256 \((?:\./)?(.+)\) = ([0-9a-fA-F]{64})")
 _known: dict[tuple[int, int, int, int], str] = {}  # what a file looked like -> its hash
 
 
@@ -48,16 +49,27 @@ def sha256_of(file: Path) -> str:
     return digest
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, *, whole: bool = True) -> None:
     """Compare a folder's files, or one file, with what the folder states of them.
+
+    One file is held against the line of SHA256SUMS that names it; where none does, nothing is stated of it,
+    and it passes.
+
+    Args:
+        path: a folder or a file.
+        whole: a stated file that is missing is a fault; else only files that are there are compared, since
+            somebody's list may name what was never copied.
 
     Raises:
         UserError: a file is missing, or of another length or hash; the list of hashes cannot be read.
     """
     folder = path.parent if path.is_file() else path
-    listed = stated(folder)
-    if path.is_file():
-        listed = {name: record for name, record in listed.items() if name == path.name}
+    if path.is_file():  # a manifest beside it is of a folder, and may be anybody's
+        listed = {name: of for name, of in _in_list(folder / SUMS).items() if name == path.name}
+    else:
+        listed = stated(folder)
+    if not whole:
+        listed = {name: record for name, record in listed.items() if (folder / name).is_file()}
     wrong = fault(folder, listed)
     if wrong is not None:
         raise UserError(wrong)
@@ -89,17 +101,7 @@ def stated(folder: Path) -> dict[str, Stated]:
     """
     if (folder / MANIFEST).is_file():
         return _in_manifest(folder / MANIFEST)
-    if not (folder / SUMS).is_file():
-        return {}
-    found = {}
-    for line in _text(folder / SUMS).splitlines():
-        matched = _LINE.fullmatch(line)
-        if matched is None:
-            raise UserError(f"{folder / SUMS}: {line[:60]!r} is no hash and name; copy it again")
-        if leaves(matched[2]):
-            raise UserError(f"{folder / SUMS}: refers to '{matched[2]:.200}', which lies outside it")
-        found[matched[2]] = Stated(None, matched[1])
-    return found
+    return _in_list(folder / SUMS)
 
 
 def write_sums(folder: Path) -> None:
@@ -125,6 +127,26 @@ def _in_manifest(file: Path) -> dict[str, Stated]:
         )
     if outside := [name for name in found if leaves(name)]:
         raise UserError(f"{file.parent}: refers to '{outside[0]:.200}', which lies outside it")
+    return found
+
+
+def _in_list(file: Path) -> dict[str, Stated]:
+    if not file.is_file():
+        return {}
+    found = {}
+    for line in _text(file).splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        matched = _LINE.fullmatch(line)
+        if matched is None:
+            raise UserError(
+                f"{file}: {line[:60]!r} is no hash and name; copy it again, or take the list away if it is "
+                "somebody's notes"
+            )
+        name, digest = matched[2] or matched[3], matched[1] or matched[4]
+        if leaves(name):
+            raise UserError(f"{file}: refers to '{name:.200}', which lies outside it")
+        found[name] = Stated(None, digest.lower())
     return found
 
 

@@ -1,16 +1,16 @@
 """Whatever was written loads again, or `save` fails: the folder is opened before it counts.
 
 Method. A small artifact is loaded as anybody would load it: every tensor and every mask must be the one in
-memory, bit for bit. Of a large one the headers are compared with the model of its configuration, in names,
-types and shapes, and its tokenizer is loaded. The hashes in the manifest are those of the files as they
-were read back.
-Cost: what loading takes, for a large one milliseconds and its tokenizer.
-Limits: a large artifact whose tensors have other names on disk (streams, bitmasks and values, or what
-`transformers` renames) is compared by its number of weights, or not.
+memory, bit for bit. Of a large one every tensor is compared with what was handed to the writer: name, type,
+shape and the ends of its data (artifact/written.py); its headers are held against the model of its
+configuration, and its tokenizer is loaded. The hashes in the manifest are those of the files as they were
+read back.
+Cost: what loading takes; for a large one three short readings per tensor, and its tokenizer.
+Limits: of a large float model whose tensors `transformers` renames, those with the same name and the number
+of weights are compared; its masks are not.
 """
 
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from compress.artifact.coded import STREAM
 from compress.artifact.counts import code_files, unique_state, weight_file_bytes
 from compress.artifact.restored import make_room
 from compress.artifact.streamed import streamed
+from compress.artifact.written import require_saved, require_written
 from compress.errors import UserError
 from compress.models.checkpoints import check_directory, load_config, tokenizer_of, weight_files
 from compress.models.conv1d import of_config
@@ -31,7 +32,13 @@ _WHOLE = 1 << 26  # bytes of weights up to which all are compared
 
 
 def require_reopens(
-    model: Any, masks: Mapping[str, Tensor], folder: Path, manifest: Manifest, load: Callable[..., Any]
+    model: Any,
+    masks: Mapping[str, Tensor],
+    folder: Path,
+    manifest: Manifest,
+    load: Callable[..., Any],
+    written: Mapping[str, Tensor] | None,
+    parts: Sequence[Path] = (),
 ) -> None:
     """Open what was written and compare.
 
@@ -41,6 +48,8 @@ def require_reopens(
         folder: where to.
         manifest: of the folder.
         load: `Bundle.load`.
+        written: what was handed to the writer, by its names in the files; None where `transformers` wrote.
+        parts: files whose tensors were joined to it.
 
     Raises:
         UserError: it does not load, or is another model.
@@ -50,14 +59,18 @@ def require_reopens(
             found = load(folder, verify=False)
             _require_same(unique_state(model), found.model.state_dict(), folder)
             _require_same(masks, found.masks, folder)
-        elif manifest.layers:
-            tokenizer_of(_same_headers(folder, manifest), folder)
-        elif manifest.storage == "dense":
+            return
+        files = code_files(folder) or list(weight_files(folder))
+        if written is None:
+            require_saved(model, files, folder)
+        else:
+            require_written(written, parts, files, folder)
+        if manifest.layers or manifest.storage != "dense":
+            model = _same_headers(folder, manifest)
+        else:
             check_directory(folder)
-            found = streamed(folder)
-            if found is None:
-                _require_as_many(model, folder)
-            tokenizer_of(model, folder)
+            streamed(folder)
+        tokenizer_of(model, folder)
     except UserError as error:
         raise UserError(f"what was written is not what was to be saved: {error}") from None
 
@@ -91,11 +104,3 @@ def _same_headers(folder: Path, manifest: Manifest) -> Any:
         if lacking := [min(names) for names in own.values() if not names & kinds.keys()]:
             raise UserError(f"{folder}: lacks '{lacking[0]}'; please report it")
     return model
-
-
-def _require_as_many(model: Any, folder: Path) -> None:
-    parameters = list(model.parameters())
-    stored = sum(prod(kind.shape) for kind in stored_kinds(weight_files(folder)).values())
-    held = sum(parameter.numel() for parameter in parameters)
-    if stored < held and not any(parameter.is_meta for parameter in parameters):
-        raise UserError(f"{folder}: holds {stored:,} values of a model of {held:,}; please report it")

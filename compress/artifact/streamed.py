@@ -13,7 +13,13 @@ import torch
 from compress.artifact.shards import ShardReader, skeleton
 from compress.errors import UserError
 from compress.host.memory import available_memory_bytes
-from compress.models.checkpoints import check_directory, load_config, weight_files, with_generation_settings
+from compress.models.checkpoints import (
+    check_directory,
+    load_config,
+    loading,
+    weight_files,
+    with_generation_settings,
+)
 from compress.models.stored import require_kinds, stored_kinds
 from compress.models.tying import untie
 from compress.models.unused import in_float, quantization, unused
@@ -29,12 +35,14 @@ def streamed(folder: Path) -> tuple[Any, ShardReader] | None:
         UserError: as `check_directory`; the files cannot be streamed, and the model does not fit in memory.
     """
     config = load_config(folder)
-    # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
-    if task_of(config).stacks != 1:
-        return None
-    check_directory(folder)
-    method = quantization(config)
-    model, reader = skeleton(in_float(config, folder)), ShardReader(weight_files(folder))
+    with loading(f"{folder / 'config.json'}: no model can be made of it"):
+        # an encoder-decoder's blocks lie in two lists; a store of blocks knows one
+        if task_of(config).stacks != 1:
+            return None
+        check_directory(folder)
+        method = quantization(config)
+        model = skeleton(in_float(config, folder))
+    reader = ShardReader(weight_files(folder))
     refused = _refused(model, reader) if method is None else f"its weights are stored as {method}"
     if refused is not None:
         need = sum(_FLOAT32 * parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,6 @@
 """Magnitudes of the inputs of linear layers, from one run of the whole model over the calibration text.
 
-What scales of input channels are chosen by. Second moments are the business of compress/calibration.py.
+What scales of input channels are chosen by. Second moments are the business of calibration/moments.py.
 """
 
 from collections.abc import Sequence

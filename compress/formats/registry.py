@@ -48,8 +48,7 @@ TABLES = "of embedding and head: int8, beside 3 bits and fewer int4; null leaves
 def beside(fields: Mapping[str, Any]) -> Format:
     """The default of a pass's field `embeddings`: int8, or int4 where its `format` has three bits or fewer.
 
-    Beside so few bits a table of 8 is most of the file, and costs more bytes than it saves loss
-    (docs/notes/embeddings.md).
+    Beside so few bits a table of 8 is most of the file, and costs more bytes than it saves loss.
 
     Args:
         fields: those of the pass that were given or filled in before this one.

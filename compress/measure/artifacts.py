@@ -54,7 +54,9 @@ def measure_artifacts(
             raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
     for path in artifacts:
         # a GGUF that llama.cpp runs is read by us only as a base
-        if (detect_runtime(path) == "torch" or path == base) and (reason := null_pass(path)) is not None:
+        if detect_runtime(path) != "torch" and path != base:
+            continue
+        if (reason := null_pass(path, verify=verify)) is not None:
             say(f"{path}: not compared with the stock loader's model: {reason}")
     targets = [
         Target(name, runtime, path, artifact=str(path))

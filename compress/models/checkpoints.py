@@ -28,9 +28,9 @@ from compress.host.tokenizer_files import require_short
 from compress.models.gguf import as_llama_cpp, require_tensors
 from compress.models.gguf_files import require_gguf
 from compress.models.gguf_tokenizer import cut_as_llama_cpp
+from compress.models.pretrained import pretrained
 from compress.models.sizes import require_possible
 from compress.models.unused import in_float, in_float_now, quantization, require_all_used, require_rows
-from compress.tasks.registry import auto_class
 
 # read whole by transformers, whatever they hold
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -75,7 +75,7 @@ def hub_revision(source: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    if source.startswith(("~", ".")):
+    if source.startswith(("~", ".", "/")):
         refuse_mistyped_path(source)
     with loading(f"model: '{source}' cannot be loaded"):
         file = try_to_load_from_cache(source, "config.json")
@@ -95,7 +95,7 @@ def refuse_mistyped_path(source: str) -> None:
         UserError: names what is there.
     """
     path = Path(source)
-    if path.parent.is_dir() or source.startswith(("~", ".")):
+    if path.parent.is_dir() or source.startswith(("~", ".", "/")):
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, n=1)
         hint = (
@@ -288,22 +288,6 @@ def tokenizer_of(model: Any, folder: Path) -> Any:
 def _fitting(model: Any, tokenizer: Any, source: str | Path) -> Any:
     require_rows(model, tokenizer, f"model: '{source}'")
     return tokenizer
-
-
-def pretrained(source: str | Path, config: Any, **options: str) -> tuple[Any, dict[str, Any]]:
-    """What transformers makes of a source in float32, and what it says of names in the files."""
-    import torch
-
-    found: tuple[Any, dict[str, Any]] = auto_class(config).from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
-    return found
 
 
 def _load_pretrained(source: str, **options: str) -> Any:

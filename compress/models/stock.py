@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import MissingExtra
-from compress.models.checkpoints import hub_revision, load_config, loading, pretrained, quiet_transformers
+from compress.models.checkpoints import hub_revision, load_config, loading, quiet_transformers
+from compress.models.pretrained import pretrained
 from compress.tasks.registry import auto_class
 
 

@@ -2,12 +2,12 @@
 
     loss = (1 - w) T^2 KL(softmax(y / T) || softmax(z / T)) + w cross-entropy        (y teacher, z student)
 
-Hinton, Vinyals & Dean 2015; other divergences, hidden states and relations (training/matching.py), the
-student's own text (training/onpolicy.py) by fields. Two uses, one pass: healing a pruned model (its masks
-hold: pruned weights stay zero) and training a student, best one that starts from its teacher's weights
-(`student`, `prune_structured`). The teacher runs beside the student, a forward pass per batch, about a third
-of a training step; or it runs once beforehand and leaves sampled targets (training/sampled.py), which pays
-where windows are seen more than once or the teacher is large.
+Hinton, Vinyals & Dean 2015; other divergences, hidden states and relations (training/teaching/matching.py),
+the student's own text (training/teaching/onpolicy.py) by fields. Two uses, one pass: healing a pruned model
+(its masks hold: pruned weights stay zero) and training a student, best one that starts from its teacher's
+weights (`student`, `prune_structured`). The teacher runs beside the student, a forward pass per batch, about
+a third of a training step; or it runs once beforehand and leaves sampled targets
+(training/teaching/sampled.py), which pays where windows are seen more than once or the teacher is large.
 """
 
 from typing import ClassVar

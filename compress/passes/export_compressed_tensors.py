@@ -1,9 +1,9 @@
 """export_compressed_tensors: a checkpoint of codes that stock `transformers` and vLLM load.
 
 Method. The very codes, scales and zero-points are packed as compressed-tensors packs them
-(export/compressed_tensors.py) and written beside a configuration that names each layer's format. Then the
-folder is loaded with stock `from_pretrained` and must give back the same weights and the same logits
-(export/compressed_tensors_check.py).
+(export/compressed_tensors/artifact.py) and written beside a configuration that names each layer's format.
+Then the folder is loaded with stock `from_pretrained` and must give back the same weights and the same logits
+(export/compressed_tensors/check.py).
 Cost: seconds, and the size of the codes on disk. Embeddings, and a head tied to them, go to disk as float16:
 transformers cannot load them as codes.
 Limits: `torch.nn.Linear` layers (no GPT-2); a group must divide a row. In transformers the codes are unpacked

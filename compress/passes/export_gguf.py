@@ -1,11 +1,11 @@
 """export_gguf: the model as one GGUF file for llama.cpp, made of the very codes it holds.
 
-Method. Codes move into the GGUF type that has their grid (export/gguf_blocks.py): symmetric ones exactly
+Method. Codes move into the GGUF type that has their grid (export/gguf/blocks.py): symmetric ones exactly
 into Q4_0, Q5_0 or Q8_0, those with a zero-point into Q4_1 or Q5_1 with one rounded number per block of 32.
-The file is read back and compared tensor by tensor, and scored by llama.cpp where that is installed
-(export/gguf_check.py).
+The file is read back and compared tensor by tensor (export/gguf/check.py), opened as anybody's is and its
+metadata and tokenizer compared (export/gguf/reopened.py), and scored by llama.cpp where that is installed.
 Cost: seconds, and the file. A scale per 32 weights is half a bit per weight, whatever the group was.
-Limits: the architectures of export/gguf_artifact.py; byte-level BPE tokenizers; widths and groups that are
+Limits: the architectures of export/gguf/artifact.py; byte-level BPE tokenizers; widths and groups that are
 multiples of 32. llama.cpp's own K-quants have other grids and cannot hold these codes.
 """
 
@@ -90,12 +90,14 @@ class ExportGguf(Pass):
         from compress.artifact.integrity import write_sums
         from compress.export.gguf.artifact import write_gguf
         from compress.export.gguf.check import check_file, check_llama_cpp
+        from compress.export.gguf.reopened import check_reopens
 
         folder = context.workdir / FOLDER
         file = folder / "model.gguf"
         folder.mkdir(parents=True, exist_ok=True)
         facts = write_gguf(bundle, file, floats=self.floats, split=self.pre_tokenizer, widen=self.widen)
         facts["check"] = check_file(bundle, file)
+        check_reopens(bundle, file, self.pre_tokenizer)
         windows = context.data.heldout.tokens
         windows = windows[: max(1, self.check_tokens // windows.shape[1])]
         facts["llama_cpp"] = check_llama_cpp(bundle.model, file, windows, context.threads, self.tolerance)

@@ -1,18 +1,18 @@
 """export_onnx: the model as one ONNX graph that ONNX Runtime runs fast, made of the very codes it holds.
 
-Method. A decoder is described from its modules (export/families/) and written directly, without tracing:
+Method. A decoder is described from its modules (export/onnx/families/) and written directly, without tracing:
 fused attention with a key-value cache, fused q,k,v, embedding and head sharing one copy. An encoder (BERT and
-its relatives) or encoder-decoder (T5, BART: two graphs, export/seq2seq.py) is traced by torch with its
-matrices left out (export/trace.py); they are filled in afterwards.
-Either way integer layers take a form chosen by measurement (export/linear.py). Then ONNX Runtime must
-reproduce torch on held-out text (export/check.py, export/encoder_check.py); an export that does not is an
-error, never a warning.
+its relatives) or encoder-decoder (T5, BART: two graphs, export/onnx/seq2seq.py) is traced by torch with its
+matrices left out (export/onnx/trace.py); they are filled in afterwards.
+Either way integer layers take a form chosen by measurement (export/onnx/linear.py). Then ONNX Runtime must
+reproduce torch on held-out text (export/onnx/check.py, export/onnx/encoder_check.py); an export that does not
+is an error, never a warning.
 With `cache: int8` a decoder keeps keys and values in 8 bits, with scales per column from calibration text
-(export/cache.py). The graph is then written and checked twice, first with a float32 cache, and the notes
+(export/onnx/cache.py). The graph is then written and checked twice, first with a float32 cache, and the notes
 tell what the codes of the cache alone cost.
 Cost: seconds, and the size of the weights on disk.
-Limits: the decoders listed in export/families/; encoders that torch can trace, with the extra `encoders`;
-CPU kernels.
+Limits: the decoders listed in export/onnx/families/; encoders that torch can trace, with the extra
+`encoders`; CPU kernels.
 """
 
 from pathlib import Path

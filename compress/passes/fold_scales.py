@@ -1,6 +1,6 @@
 """fold_scales: prepare a model for quantization without changing what it computes.
 
-Input channels are scaled and the scales folded into the norm or layer before (compress/folding.py):
+Input channels are scaled and the scales folded into the norm or layer before (layerwise/folding.py):
     awq          for few-bit weights: channels with large inputs get finer steps (solvers/awq.py)
     smoothquant  for 8-bit weights and activations: both share large channels (solvers/smoothquant.py)
 A quantizer must follow; alone it makes nothing smaller. `quantize_round` gains by awq. A quantizer that

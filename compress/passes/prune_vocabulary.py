@@ -2,7 +2,7 @@
 
 In a small model the embedding is a quarter to a half of the file. What goes is known from the recipe's own
 text (training, calibration and held-out parts) or from files of yours; the tokenizer is rewritten so that any
-text can still be written and text like the counted one is cut as before (pruning/vocabulary.py says why).
+text can still be written and text like the counted one is cut as before (structured/vocabulary.py says why).
 The logits of the tokens that stay are what they were. Cost: counting the text; no computation.
 
 Measured afterwards on the same text: loss per token of the base, so that it is comparable even where a token

@@ -4,8 +4,8 @@
     static     per tensor, range from calibration text; put `fold_scales` (SmoothQuant) before quantizing
     llm_int8   dynamic, columns beyond `threshold` stay float (Dettmers et al. 2022, arXiv 2208.07339)
 
-An integer product runs faster than one that widens its codes; this pass shows what it costs in quality,
-in torch, from the artifact. `export_onnx` writes static rounding of int8 layers as QDQ (export/static.py);
+An integer product runs faster than one that widens its codes; this pass shows what it costs in quality, in
+torch, from the artifact. `export_onnx` writes static rounding of int8 layers as QDQ (export/onnx/static.py);
 dynamic it does by itself, with `int8_form: token`. Head and embedding keep float inputs. Takes a pass over
 the calibration text for `static`, nothing otherwise.
 """

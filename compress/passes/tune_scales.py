@@ -1,10 +1,10 @@
 """tune_scales: the codes stay, their scales and the norm gains learn from the original model's distribution.
 
 After quantization every layer is as good as its own inputs allow; what is left is how the layers' errors add
-up in the output. Codes frozen, forward KL from the recipe's base model is minimised over one number per
-group of codes and the gains (and biases) of the norms, by plain gradients (training/scales.py has the
-equation, training/tuning.py the loop). Not a byte is added: the scales stay float16, the zero-points as they
-are; but for entropy-coded weights, whose equal scales were written as next to nothing and now take up to
+up in the output. Codes frozen, forward KL from the recipe's base model is minimised over one number per group
+of codes and the gains (and biases) of the norms, by plain gradients (training/codes/scales.py has the
+equation, training/codes/tuning.py the loop). Not a byte is added: the scales stay float16, the zero-points as
+they are; but for entropy-coded weights, whose equal scales were written as next to nothing and now take up to
 16 / columns bits per weight. EfficientQAT (Chen et al. 2024, arXiv 2407.11062) trains scales with the text's
 cross-entropy; the KL wanders less from the original at the few hundred thousand tokens that a CPU can afford.
 

@@ -227,7 +227,7 @@ def _cells(result: Result, base: Result | None) -> list[Cell]:
 
 def _range(speed: float | None, rounds: tuple[float, ...]) -> str:
     """The slowest and the fastest round, as the speed that they would give."""
-    if speed is None or len(rounds) < 2:
+    if speed is None or len(rounds) < 2 or min(rounds) <= 0:
         return ""
     middle = median(rounds)
     slowest, fastest = (speed * middle / seconds for seconds in (max(rounds), min(rounds)))

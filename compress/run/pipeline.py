@@ -21,7 +21,7 @@ from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.context import lend
-from compress.errors import UserError, reason
+from compress.errors import UserError, staying
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_tokenizer
@@ -157,7 +157,9 @@ class _Maker:
         current = self.source if parent is None else self._without_exports(parent)
         steps = [self.store.record(current)] if parent is None else []
         for number, step in enumerate(chain.passes, start=1):
-            current = self._step(step, current, f"{name} {number}/{len(chain.passes)} {step.name()}")
+            label = f"{name} {number}/{len(chain.passes)} {step.name()}"
+            with staying(label):
+                current = self._step(step, current, label)
             steps.append(self.store.record(current))
         self.ends[name] = current
         return parent, steps
@@ -205,10 +207,7 @@ class _Maker:
         earlier = earlier_seconds(context.workdir) if is_main() else 0.0
         coverage = coverage_of(step, bundle.model)
         started = time.perf_counter()
-        try:
-            result = step(bundle, context)
-        except SystemExit as error:  # of a plugin: what it calls must not end the run without a word
-            raise UserError(f"{label}: the pass left the program ({reason(error)}); mend it") from error
+        result = step(bundle, context)
         seconds = earlier + time.perf_counter() - started
         if not is_main():
             wait(lambda: self.store.has(found))

@@ -13,12 +13,12 @@ import torch
 
 from compress.artifact.applied import coverage_of
 from compress.artifact.folder import MANIFEST
-from compress.errors import UserError
+from compress.errors import UserError, staying
 from compress.formats import Format
 from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
-from compress.models.checkpoints import check_directory, hub_revision, meta_model
+from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.estimate import Estimate, estimate
@@ -30,6 +30,8 @@ from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
+from compress.training.teaching.guidance import Guidance
+from compress.training.teaching.teachers import require_teaches, side
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Plan:
     coverage: dict[int, str] = field(default_factory=dict)
 
 
+@staying("recipe")
 def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     """Check a recipe against its model, the machine and the output folder; `measured`: with what measuring
     takes.
@@ -70,6 +73,7 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
                 _check_model(source, f"{_where(name)}.{step.name()}")
             for source in step.texts():
                 load_documents(source)
+        _check_teachers(recipe, name, model)
         chain = recipe.chain(name)
         chains[name] = (
             None if name == "base" else chain.parent or "base",
@@ -192,6 +196,25 @@ def _check_model(source: str, where: str) -> None:
         hub_revision(source)  # it is asked now, not by the step that reads it
 
 
+def _check_teachers(recipe: Recipe, name: str, model: Any) -> None:
+    """Refuse a teacher of another tokenizer or a shorter context than the step that learns from it."""
+    before = [step for variant in recipe.ancestry(name)[:-1] for step in recipe.chain(variant).passes]
+    for step in recipe.chain(name).passes:
+        others = step.other_models() if isinstance(step, Guidance) else ()
+        for source in (source for source in step.reads() if source in others):
+            # a tokenizer that is made in the run, or changed on the way, is known only then
+            known = recipe.model.checkpoint if all(earlier.in_base for earlier in before) else None
+            student = side(known or "model", model, None if known is None else _words(known))
+            teacher = side(source, meta_model(source), _words(source))
+            window = getattr(step, "window", None) or recipe.data.window
+            require_teaches(f"{_where(name)}.{step.name()}", student, teacher, window)
+        before.append(step)
+
+
+def _words(source: str) -> Any:
+    return load_tokenizer(source, None if Path(source).exists() else hub_revision(source))
+
+
 def _where(name: str) -> str:
     return name if name == "base" else f"variants.{name}"
 
@@ -209,7 +232,8 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
             f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
             "text_config, where they are not changed; leave it out, or save the text model on its own"
         )
-    found = step.layers(model)
+    with staying(f"{where}.{step.name()}"):
+        found = step.layers(model)
     if "calibration" in step.requires() and (reason := not_walked(model)) is not None:
         raise UserError(f"{where}.{step.name()}: {reason}; take a pass without calibration")
     if not found:

@@ -42,12 +42,13 @@ _ROUNDED = 1e-6  # of the largest value: no difference between layers
 _Layers = list[tuple[str, Tensor]]
 
 
-def null_pass(source: Path | str, folder: Path | None = None) -> str | None:
+def null_pass(source: Path | str, folder: Path | None = None, *, verify: bool = True) -> str | None:
     """Compare the model of `source` as we load it with the stock loader's, before any pass.
 
     Args:
         source: directory, `.gguf` file or hub id.
         folder: the artifact that was made of it; by default `source` itself is loaded.
+        verify: as of `Bundle.load`.
 
     Returns:
         Why nothing was compared, in words; None where both agree.
@@ -58,7 +59,7 @@ def null_pass(source: Path | str, folder: Path | None = None) -> str | None:
     path = Path(source)
     if reason := _not_compared(path, source):
         return reason
-    bundle = Bundle.load(folder or source, masks=False, stream=True)
+    bundle = Bundle.load(folder or source, masks=False, stream=True, verify=verify)
     with scratch() as offloaded:
         bundle.offload(offloaded, whole=True)
     model = bundle.model.eval()

@@ -6,7 +6,7 @@ the inputs' mean magnitude,
 
     s_j = E|x_j|^beta,    beta = argmin  || X (W - Q(W diag(s)) diag(s)^-1)^T ||_F^2     over a few values,
 
-and 1/s is folded into what makes the inputs (compress/folding.py), so the model computes the same.
+and 1/s is folded into what makes the inputs (layerwise/folding.py), so the model computes the same.
 
 Lin et al., AWQ: Activation-aware Weight Quantization (2023), arXiv 2306.00978, equations 4 and 5. Scales
 are divided by sqrt(max s * min s), as in the authors' code. Cost: per beta one rounding of the weight and

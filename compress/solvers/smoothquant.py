@@ -6,7 +6,7 @@ W x = (W diag(s)) (x / s), and
     s_j = max|x_j|^alpha / max|W_:j|^(1 - alpha)
 
 gives both factors their share of the difficulty: at alpha = 1/2 channel j of either has the same range.
-1/s is folded into what makes the inputs (compress/folding.py), so the model computes the same.
+1/s is folded into what makes the inputs (layerwise/folding.py), so the model computes the same.
 
 Where every token is rounded in steps of its own, one token far larger than all others (a language model's
 first) sets no other's step, and the root mean square of x_j in the place of its maximum is closer: of

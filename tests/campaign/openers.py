@@ -21,7 +21,6 @@ import torch
 
 from compress import api, report
 from compress.artifact.bundle import Bundle
-from compress.artifact.integrity import verify
 from compress.cli.tables import print_plan, print_results
 from compress.errors import UserError
 from compress.generation.chat import render
@@ -181,7 +180,6 @@ def gguf(folder: Path) -> Facts:
 
 def gguf_hashed(folder: Path) -> Facts:
     """The same with hashes beside it."""
-    verify(folder)
     return model_facts(Bundle.load(folder / "model.gguf"))
 
 

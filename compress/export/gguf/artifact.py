@@ -1,7 +1,7 @@
 """A decoder as one GGUF file: metadata, tokenizer, and tensors under llama.cpp's names.
 
-Read from the same description as the ONNX graph (export/architecture.py). Norms and biases are float32,
-what holds codes becomes blocks (export/gguf_blocks.py), other matrices float16 or float32. A tied head is
+Read from the same description as the ONNX graph (export/onnx/architecture.py). Norms and biases are float32,
+what holds codes becomes blocks (export/gguf/blocks.py), other matrices float16 or float32. A tied head is
 left out: llama.cpp then uses the embedding. Its `llama` architecture turns neighbouring pairs of a head's
 rows, where transformers turns row i with row i + d/2, so rows of the query and key matrices (with their
 codes, scales and zero-points) are put in that order.

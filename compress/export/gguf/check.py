@@ -1,7 +1,7 @@
 """Does a written GGUF file hold the model, and does llama.cpp compute it?
 
 First the file is read back with the `gguf` package: every tensor must be the weight that was written, bit for
-bit where its type is exact, and within the bound of export/gguf_blocks.py where a minimum was rounded.
+bit where its type is exact, and within the bound of export/gguf/blocks.py where a minimum was rounded.
 Then, where `llama_cpp` (llama-cpp-python) is installed, it scores held-out text: mean KL(torch || llama.cpp)
 <= 0.05 nats. llama.cpp rounds activations to 8 bits in blocks of 32 when it multiplies codes, so a small
 difference is expected, like that of the ONNX graphs which do the same; its size is in the notes.

@@ -3,8 +3,8 @@ windows itself, and appends to a buffer that is given as past and present.
 
 It reads query, key and value side by side in one input where they come from one product, and apart where
 queries and keys are normed first. A cache of 8 bits holds code = round(value / scale) with one scale per
-column of a head and side (export/cache.py). What is appended is divided by the scales before it gets there,
-and queries and sums are multiplied by them instead,
+column of a head and side (export/onnx/cache.py). What is appended is divided by the scales before it gets
+there, and queries and sums are multiplied by them instead,
 
     q . k = (q s) . (k / s)      sum_t p_t v_t = s sum_t p_t (v_t / s)
 

@@ -20,7 +20,7 @@ _MAX_LENGTH = 4096  # tokens
 
 
 def genai_config(model: Any, tokenizer: Any, decoder: Decoder) -> dict[str, Any] | None:
-    """The file's content, for a graph that export/decoder.py wrote; None where no token ends a text."""
+    """The file's content, for a graph that export/onnx/decoder.py wrote; None where no token ends a text."""
     first = decoder.blocks[0].attention
     end = _token("eos_token_id", model, tokenizer)
     if end is None:

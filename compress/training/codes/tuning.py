@@ -2,7 +2,7 @@
 
     minimise  mean over positions of KL(p_original || p_tuned)
 
-by Adam over parameters that are either relative shifts of scales (training/scales.py) or small vectors
+by Adam over parameters that are either relative shifts of scales (training/codes/scales.py) or small vectors
 (norm gains, biases), each of whose elements moves in proportion to its own size. The first steps of Adam are
 as long as its rate in every coordinate, and over a million scales that adds up: the rate rises linearly over
 the first steps, then falls along a cosine to zero. At evenly spaced checks the KL on held-out windows is

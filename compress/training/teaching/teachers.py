@@ -6,8 +6,9 @@ networks").
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,18 +51,13 @@ class Teachers:
             UserError: a teacher has another vocabulary than the student, or takes only shorter windows.
         """
         for bundle, _ in bundles:
-            _same_vocabulary(name, student, bundle)
-            if (longest := longest_text(bundle.model)) < window:
-                raise UserError(
-                    f"{name}.window: {window} tokens, but the teacher '{bundle.lineage.source}' takes at "
-                    f"most {longest}"
-                )
+            require_teaches(name, _side(student), _side(bundle), window)
         total = sum(weight for _, weight in bundles)
         self.models = [bundle.model.to(device).eval() for bundle, _ in bundles]
         self.weights = [weight / total for _, weight in bundles]
         self.sources = [str(bundle.lineage.source) for bundle, _ in bundles]
         self.device, self.precision = device, precision
-        self.rows = _rows(student)
+        self.rows = _rows(student.model)
 
     @property
     def digest(self) -> str:
@@ -93,23 +89,51 @@ class Teachers:
         return temperature * torch.logsumexp(torch.stack(logs), dim=0)
 
 
-def _rows(bundle: Original) -> int:
-    return int(bundle.model.get_input_embeddings().weight.shape[0])
+class Side(NamedTuple):
+    """What must agree between student and teacher; `words`, token -> id, None where it is not known yet."""
+
+    source: str
+    words: Mapping[str, int] | None
+    rows: int
+    longest: int
 
 
-def _same_vocabulary(name: str, student: Original, teacher: Original) -> None:
-    """Of tokens; rows beyond the last, padding of the matrices, the teacher may have more of."""
-    vocabularies = [b.tokenizer.get_vocab() for b in (student, teacher)]
-    if vocabularies[0] != vocabularies[1]:
-        sizes = [len(v) for v in vocabularies]
+def side(source: str, model: Any, tokenizer: Any) -> Side:
+    """Of a model, which may be without data, and its tokenizer, which may be None."""
+    words = None if tokenizer is None else tokenizer.get_vocab()
+    return Side(source, words, _rows(model), longest_text(model))
+
+
+def require_teaches(name: str, student: Side, teacher: Side, window: int) -> None:
+    """Refuse a teacher that cannot teach this student.
+
+    The tokens must be the same; rows beyond the last, padding of the matrices, the teacher may have more of.
+
+    Raises:
+        UserError: it has another vocabulary than the student, or takes only shorter windows.
+    """
+    if student.words is not None and teacher.words is not None:
+        if student.words != teacher.words:
+            raise UserError(
+                f"{name}: the teacher '{teacher.source}' has another tokenizer ({len(teacher.words)} tokens) "
+                f"than the student '{student.source}' ({len(student.words)}); both must share one: distil "
+                "from one of the same vocabulary"
+            )
+        if teacher.rows < student.rows:
+            raise UserError(
+                f"{name}: the teacher '{teacher.source}' predicts {teacher.rows} tokens and the student "
+                f"'{student.source}' {student.rows}, with one tokenizer; take a teacher with as many"
+            )
+    if teacher.longest < window:
         raise UserError(
-            f"{name}: the teacher '{teacher.lineage.source}' has another tokenizer ({sizes[1]} tokens) than "
-            f"the student '{student.lineage.source}' ({sizes[0]}); both must share one: distil from one of "
-            "the same vocabulary"
+            f"{name}.window: {window} tokens, but the teacher '{teacher.source}' takes at most "
+            f"{teacher.longest}"
         )
-    rows = [_rows(b) for b in (student, teacher)]
-    if rows[1] < rows[0]:
-        raise UserError(
-            f"{name}: the teacher '{teacher.lineage.source}' predicts {rows[1]} tokens and the student "
-            f"'{student.lineage.source}' {rows[0]}, with one tokenizer; take a teacher with as many"
-        )
+
+
+def _side(bundle: Original) -> Side:
+    return side(str(bundle.lineage.source), bundle.model, bundle.tokenizer)
+
+
+def _rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])

@@ -1,4 +1,4 @@
-"""The families of decoders that can be described (export/architecture.py), and their readers.
+"""The families of decoders that can be described (export/onnx/architecture.py), and their readers.
 
 Limits: rotary embeddings whose angles are one table (default, linear, llama3, yarn); those that change with
 the length of the text (dynamic, longrope) are refused.
