@@ -39,19 +39,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.errors import UserError
-from compress.measure.statistics import Interval, mean_interval, paired_interval
+from compress.measure.statistics import mean_interval, paired_interval
 from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.likelihood import LIKELIHOOD
 from compress.tasks.registry import task_named
 from compress.tasks.scoring import Scoring
 from compress.text.translation import TranslatedWindows
+
+if TYPE_CHECKING:  # records would be in a worker's memory
+    from compress.records.base import Interval
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [n, length] -> float32 [n, length, V]

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.float32]  # of an answer (positions, width)
 Columns = Mapping[str, Any]  # name of a field -> what it holds
-Range = tuple[float, float]
 
 
 class Intervals(Protocol):
     """Resamples the windows, the same for every quantity of a model."""
 
-    def __call__(self, sums: Sequence[float], base: Sequence[float] | None = None, /) -> Range | None:
+    def __call__(
+        self, sums: Sequence[float], base: Sequence[float] | None = None, /
+    ) -> tuple[float, float] | None:
         """Of the mean of what sums to `sums` (windows,), or of its difference to `base` on the same windows.
 
         None for fewer than two windows.
