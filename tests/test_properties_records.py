@@ -193,6 +193,17 @@ def test_what_is_no_finite_number_is_no_measurement_and_in_notes_never_null(valu
         read_results(folder / "results.jsonl")
 
 
+def test_a_field_that_is_given_twice_is_refused(folder):
+    step = StepResult(variant="v", step_index=0, pass_name="p").as_json(folder)
+    (folder / "r.json").write_text(step[:-1] + ',"step_index":1}')
+    with pytest.raises(UserError, match=r"r\.json: not a StepResult .*step_index"):
+        StepResult.read(folder / "r.json")
+    line = Result(variant="v", runtime="torch", device="cpu", artifact="a").as_json(folder)
+    (folder / "results.jsonl").write_text(line[:-1] + ',"variant":"w"}\n')
+    with pytest.raises(UserError, match=r"results\.jsonl:1: .*variant"):
+        read_results(folder / "results.jsonl")
+
+
 def test_names_that_no_file_of_text_holds_are_refused_and_the_old_file_stays(folder):
     good = StepResult(variant="v", step_index=0, pass_name="p")
     good.write(folder / "r.json")

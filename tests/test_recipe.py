@@ -247,3 +247,8 @@ class TestOverrides:
         assert (recipe.data.text, recipe.data.window) == ("other.txt", 32)
         with pytest.raises(UserError, match=re.escape("data: 5 is not valid")):
             load_recipe(write(data=5), data={"text": "other.txt"})
+
+
+def test_a_chain_without_end_is_refused_by_its_length() -> None:
+    with pytest.raises(UserError, match=r"^variants\.a\.passes: 999 passes, and a chain has at most 100"):
+        Recipe.parse({"name": "x", "model": {"checkpoint": "m"}, "variants": {"a": ["prune_wanda"] * 999}})

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from transformers import (
     BertModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -106,6 +109,75 @@ def test_scales_without_a_word_in_the_configuration(fp8, stream):
     )
     with pytest.raises(UserError, match=told):
         Bundle.load(folder, stream=stream)
+
+
+def mx(codes, scales):
+    """What microscaling means by 4-bit codes (..., 32) and a shared scale (...,), in float64.
+
+    OCP Microscaling 1.0: an element is E2M1 (sign, two bits of exponent with bias 1, one of mantissa; an
+    exponent of 0 is subnormal), the scale E8M0 (a power of two with bias 127).
+    """
+    sign, exponent, mantissa = codes >> 3, (codes >> 1) & 3, codes & 1
+    size = np.where(exponent == 0, mantissa / 2, (1 + mantissa / 2) * 2.0 ** (exponent.astype(float) - 1))
+    return np.where(sign == 1, -size, size) * 2.0 ** (scales.astype(float)[..., None] - 127)
+
+
+@pytest.fixture
+def mxfp4(bundle, tmp_path):
+    """(folder, the values that its experts' matrices stand for by name): blocks of 32 codes along the inputs,
+    two in a byte, the first in the lower half."""
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=3, num_experts_per_tok=2, bos_token_id=0,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model, random = GptOssForCausalLM(config), np.random.default_rng(0)
+    stored, true = {}, {}
+    for name, weight in model.state_dict().items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name] = weight
+            continue
+        experts, columns, rows = weight.shape  # (experts, inputs, outputs) in the model
+        codes = random.integers(0, 16, (experts, rows, columns // 32, 32), dtype=np.uint8)
+        codes[0, 0, 0, :16] = np.arange(16)  # all there are
+        scales = random.integers(110, 130, codes.shape[:-1], dtype=np.uint8)
+        scales[0, 0, :2] = 1, 230  # down to 2^-127, up to 2^105
+        values = mx(codes, scales).reshape(experts, rows, columns)
+        true[name] = torch.from_numpy(values.astype(np.float32)).transpose(1, 2)
+        assert np.array_equal(true[name].transpose(1, 2).double().numpy(), values)
+        stored[f"{name}_blocks"] = torch.from_numpy(codes[..., 0::2] | codes[..., 1::2] << 4)
+        stored[f"{name}_scales"] = torch.from_numpy(scales)
+    model.save_pretrained(tmp_path / "mx")
+    bundle.tokenizer.save_pretrained(tmp_path / "mx")
+    save_file(stored, tmp_path / "mx" / "model.safetensors", metadata={"format": "pt"})
+    settings(tmp_path / "mx", quantization_config={"quant_method": "mxfp4"})
+    return tmp_path / "mx", true
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_microscaled_values_are_those_of_the_definition(mxfp4, stream, tmp_path):
+    folder, true = mxfp4
+    assert len(true) == 4
+    loaded = Bundle.load(folder, stream=stream)
+    state = loaded.model.state_dict()
+    for name, values in true.items():
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], values), name
+    loaded.save(tmp_path / "float")  # not marked as quantized any more
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "float").state_dict()
+    for name, values in true.items():
+        assert torch.equal(stock[name].float(), values), name
+
+
+def test_a_microscale_that_is_no_number_is_refused(mxfp4):
+    folder, _ = mxfp4
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    scales = load_file(folder / "model.safetensors")[name]
+    scales[1, 2, 0] = 255  # NaN in E8M0
+    add(folder, **{name: scales})
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.experts\.down_proj"):
+        Bundle.load(folder)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "hqq"])

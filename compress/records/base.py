@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from compress.errors import UserError, reason
-from compress.host.files import RECORDS_BYTES, read_text
+from compress.host.files import RECORDS_BYTES, json_value, read_text
 
 SCHEMA_VERSION = 1
 Interval = tuple[float, float]  # [low, high]
@@ -48,11 +48,17 @@ class Record(BaseModel):
         """Read one back; raises UserError for a file that is missing or of another shape."""
         text = read_text(path, RECORDS_BYTES)
         try:
-            return cls.model_validate_json(text)
+            return cls.of_json(text)
         except ValueError as error:
             raise UserError(
                 f"{path}: not a {cls.__name__} of this version ({first_fault(error)}); write it anew"
             ) from None
+
+    @classmethod
+    def of_json(cls: type[_Record], text: str) -> _Record:
+        """What JSON says; raises ValueError where it is none, or of another shape, or names a field twice."""
+        json_value(text.encode(), unique=True)
+        return cls.model_validate_json(text)
 
 
 def first_fault(error: ValueError) -> str:

@@ -81,7 +81,7 @@ def read_results(path: Path) -> list[Result]:
         if not line:
             continue
         try:
-            results.append(Result.model_validate_json(line))
+            results.append(Result.of_json(line))
         except ValueError as error:
             raise UserError(
                 f"{path}:{number}: no result line of this version ({first_fault(error)}); delete the file "

@@ -55,6 +55,9 @@ class ModelConfig(BaseModel):
         return self
 
 
+MOST_PASSES = 100  # of a chain: each is told of all that follow it
+
+
 class Chain(BaseModel):
     """Passes in order, from a parent."""
 
@@ -257,6 +260,11 @@ def _chain(value: Any, where: str) -> Any:
     entries = value.get("passes", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}.passes: {entries!r} is not valid; a list of passes was expected")
+    if len(entries) > MOST_PASSES:
+        raise UserError(
+            f"{where}.passes: {len(entries)} passes, and a chain has at most {MOST_PASSES}; begin a variant "
+            "'from' this one for more"
+        )
     passes = tuple(_pass(entry, f"{where}.passes.{i}") for i, entry in enumerate(entries))
     return {**value, "passes": passes}
 

@@ -19,6 +19,7 @@ from compress.host.files import VOCABULARY_BYTES, read_bytes
 from compress.host.tokenizer_files import tokenizer_file
 
 Ids = NDArray[np.int32]
+_LARGEST_ID = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,12 @@ def translation(larger: Path, smaller: Path) -> Translation | None:
         raise UserError(
             f"{smaller.parent}: its token {json.dumps(foreign)} is not in the vocabulary of {larger.parent}; "
             "models of different tokenizers cannot be compared, so measure it on its own"
+        )
+    largest = max(wide.values())
+    if largest > _LARGEST_ID:
+        raise UserError(
+            f"{larger.parent}: its tokenizer numbers a token {largest:,}, and no vocabulary has so many; "
+            "download it again"
         )
     rows = np.array([wide[token] for token in sorted(narrow, key=lambda t: narrow[t])], dtype=np.int32)
     return Translation({i: token for token, i in wide.items()}, narrow, own.model, rows)

@@ -45,7 +45,7 @@ def require_said(found: Any, said: Any) -> None:
     elif isinstance(said, str) and not isinstance(found, str | None):
         if str(found) != said and float(said) != found:  # a number that is written as text is that number
             raise Wrong(f"{found!r:.60} where the file says {said!r:.60}")
-    elif found != said:
+    elif found != (float(said) if isinstance(found, float) and isinstance(said, int) else said):
         raise Wrong(f"{found!r:.60} where the file says {said!r:.60}")
 
 
