@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.errors import UserError
 from compress.formats import Int2, Int3, Int4, Int6, Int8, Nf4
 from compress.formats.activations import round_dynamic, round_static, static_grid
-from compress.formats.base import float16_exact
+from compress.formats.base import float16_exact, require_reach
 from compress.formats.integer import AffineFormat
 from compress.formats.nf4 import quantiles
 from compress.formats.packing import pack, packed_bytes, unpack
@@ -193,3 +194,15 @@ def test_static_rounding_is_that_of_the_equation(bounds):
     assert round_static(x, torch.tensor(bounds)).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-9)
     found_step, found_zero = static_grid(torch.tensor(bounds))
     assert (float(found_step), float(found_zero)) == pytest.approx((step, zero), rel=1e-6)
+
+
+@pytest.mark.parametrize("format", [*FORMATS, Nf4(group=16)], ids=str)
+def test_weights_that_no_grid_can_hold_are_refused(format):
+    with pytest.raises(UserError, match="a matrix 3x0 holds nothing to round; leave it out"):
+        format.fit(torch.zeros(3, 0))
+    far = normal(2, 16) * 1e30
+    with pytest.raises(UserError, match=r"needs a scale of \d.*, and a scale is at most 65,504; leave"):
+        format.fit(far)
+    require_reach(format, torch.tensor([65504.0, -65504.0]))
+    with pytest.raises(UserError, match="at most 65,504"):
+        require_reach(format, torch.tensor([1.0, -65536.0]))

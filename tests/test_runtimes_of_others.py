@@ -1,5 +1,8 @@
 """Runtimes that are not ours: what they compute is what torch computes, and missing ones are named."""
 
+import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +13,10 @@ from cli_helpers import write_text
 
 import compress
 from compress import CAUSAL, ExportCompressedTensors, ExportGguf, Int4, Int8, QuantizeGPTQ, UserError
+from compress.measure import turns, worker
 from compress.records.protocol import MeasureProtocol
 from compress.records.run import RunRecord, VariantRecord
-from compress.runtimes import detect_runtime, open_runtime
+from compress.runtimes import RUNTIMES, detect_runtime, open_runtime, prepare, process_bytes
 from compress.runtimes.exported import EXPORTED, Exported
 
 WITH_LLAMA = pytest.mark.skipif(
@@ -151,3 +155,19 @@ def test_run_records_from_before_exports_were_listed():
 def test_a_runtime_that_nobody_has():
     with pytest.raises(UserError, match="runtime: 'llama' is unknown"):
         open_runtime(Path(), "llama")
+
+
+def test_what_measuring_asks_of_a_runtime_is_told_where_runtimes_are():
+    for module in (turns, worker):  # how a process is started, timed and asked
+        assert not re.search("onnxruntime|transformers|llama", Path(module.__file__).read_text())
+    assert [process_bytes(name) > 0 for name in (*RUNTIMES, "another")] == [True] * len(RUNTIMES) + [False]
+    prepare("another")  # who opens it says that it is unknown
+    code = "import sys; from compress.runtimes import prepare; prepare(sys.argv[1]); print(*sys.modules)"
+    for name, wanted in (
+        ("onnxruntime", "onnxruntime"),
+        ("torch", "transformers.models.llama.modeling_llama"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
+        loaded = done.stdout.split()
+        assert wanted in loaded, name
+        assert ("torch" in loaded) == (name == "torch")

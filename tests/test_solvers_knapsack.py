@@ -1,6 +1,7 @@
 """The multiple-choice knapsack is exact: nothing that brute force finds is better."""
 
 import itertools
+import math
 import random
 import time
 
@@ -105,3 +106,10 @@ def a_model(blocks, seed):
         costs.append([out * columns * b // 8 + out * columns // 64 * 2 for b in bits])
         losses.append([scale * 4.0 ** (3 - b) * rng.uniform(0.8, 1.2) for b in bits])
     return costs, losses
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("solve", [choose, cheapest])
+def test_a_loss_that_cannot_be_weighed_is_refused(solve, wrong):
+    with pytest.raises(UserError, match=f"a loss of {wrong} was measured, which cannot be weighed"):
+        solve([[1, 2], [1, 2]], [[1.0, 0.0], [1.0, wrong]], 9)

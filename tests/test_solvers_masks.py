@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.errors import UserError
 from compress.solvers import masks
 
 # few distinct values, so that ties are the rule
@@ -108,3 +109,11 @@ def test_shares_are_spread_around_those_asked_for():
 def test_remainders_go_to_the_largest(wanted_, count, limits, expected):
     found = masks.largest_remainder(torch.tensor(wanted_, dtype=torch.double), count, torch.tensor(limits))
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("choose", [masks.smallest, masks.smallest_per_row, masks.best, masks.best_per_row])
+def test_scores_without_a_rank_are_refused(choose):
+    wrong = torch.tensor([[1.0, torch.nan, 3.0], [0.5, 2.0, 4.0]])
+    with pytest.raises(UserError, match=r"scores that are not numbers \(NaN\)"):
+        choose(wrong, 1)
+    assert int((~choose(wrong.nan_to_num(9.0), 2)).sum()) == (4 if choose is masks.smallest_per_row else 2)

@@ -9,7 +9,9 @@ import torch
 import transformers
 
 from compress.errors import UserError
-from compress.measure.quality import score, summarise
+from compress.export.onnx import encoder_check
+from compress.export.onnx.encoder_check import EncoderAgreement
+from compress.measure.quality import Scores, score, summarise
 from compress.passes.base import Pass
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound
@@ -21,6 +23,7 @@ from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
 from compress.tasks.registry import ONE_STACK, TASKS, auto_class, task_named, task_of
+from compress.tasks.scoring import Scoring
 from compress.tasks.seq2seq import SEQ2SEQ, halves, shifted
 
 WINDOW = np.arange(10, 20, dtype=np.int32)
@@ -139,3 +142,68 @@ def test_a_new_task_is_one_class_and_a_line_in_the_registry(monkeypatch):
     quality = summarise(score(forward, np.stack([WINDOW, WINDOW]), task=new), None, 20)
     assert quality.nll == pytest.approx(0.0, abs=1e-9)
     assert quality.bits_per_byte is None, "not every token of a text is predicted from those before it"
+
+
+class Hits(Scoring):
+    """Whether the most likely token is the one wanted: under a name that records have."""
+
+    distance_name: ClassVar[str] = "share of other tokens"
+    tolerances: ClassVar[dict[str, float]] = {"float32": 0.1, "weights": 0.2, "activations": 0.3}
+
+    def sums(self, rows, targets, base):
+        return (float((rows.argmax(-1) == targets).sum()),)
+
+    def columns(self, windows, *, compared):
+        return {"nats": [], "agreements": [int(hits) for (hits,) in windows]}
+
+    def summary(self, scores, base, text_bytes, interval):
+        return {"top1_agreement": sum(scores["agreements"]) / sum(scores["tokens"])}
+
+    def distance(self, expected, found):
+        return float((expected.argmax(-1) != found.argmax(-1)).mean())
+
+
+class Ranked(Backwards):
+    """A task with a score of its own, in the same file."""
+
+    name: ClassVar[str] = "ranked"
+    scoring: ClassVar[Scoring] = Hits()
+
+
+def test_a_new_task_may_bring_its_score(monkeypatch):
+    monkeypatch.setattr(registry, "_IN_ORDER", (Ranked(), *registry._IN_ORDER))
+
+    def forward(ids):  # right about all but the first of nine
+        logits = np.zeros((*ids.shape, 32), np.float32)
+        np.put_along_axis(logits, ids[..., None] - 1, 1.0, axis=-1)
+        logits[:, 0, 31] = 2.0
+        return logits
+
+    scores = score(forward, np.stack([WINDOW] * 3), task=Ranked())
+    assert (scores.agreements, scores.tokens, scores.task) == ([8, 8, 8], [9, 9, 9], "ranked")
+    quality = scores.quality(None, 20)
+    assert (quality.top1_agreement, quality.nll) == (8 / 9, None)
+    answer, other = np.eye(2, 4, dtype=np.float32), np.eye(2, 4, 1, dtype=np.float32)
+    result = EncoderAgreement("weights", "ranked", 0.2, 2, 1.0, 1.0, loss=1.0, loss_padded=1.0)
+    assert encoder_check._loss(Ranked(), [answer, answer], [answer, other]) == 0.5
+    assert "share of other tokens is 1, of padded texts 1;" in encoder_check._failure(result, Ranked())
+
+
+def test_scores_of_a_task_that_nobody_registered_are_refused():
+    with pytest.raises(ValueError, match="task: 'ranked' is unknown"):
+        summarise(Scores([], [9], agreements=[8], task="ranked"), None, 20)
+
+
+def test_distances_of_answers_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 70, 11)).astype(np.float32)  # more positions than are widened at once
+    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (a, b))
+    assert CAUSAL.scoring.distance(a, b) == pytest.approx(
+        float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-12
+    )
+    means = torch.from_numpy(a).double().mean(0), torch.from_numpy(b).double().mean(0)
+    cosine = float(torch.nn.functional.cosine_similarity(*means, dim=0))
+    assert EMBEDDING.scoring.distance(a, b) == pytest.approx(1 - cosine, abs=1e-12)
+    for task in TASKS:
+        assert np.isnan(task.scoring.distance(a, np.full_like(b, np.nan)))
+        assert task.scoring.distance(a, a) == pytest.approx(0, abs=1e-12)

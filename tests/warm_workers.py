@@ -26,9 +26,10 @@ IMPORTED = ("torch", "transformers")  # the runtimes that take long to import
 
 def serve(path: str) -> None:
     """Fork a worker for every connection, until the parent is gone."""
-    from compress.measure import worker
+    from compress.measure import worker  # noqa: F401 - imported before anybody is forked
+    from compress.runtimes import prepare
 
-    worker._import_runtime("torch")
+    prepare("torch")
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the monitors end
     with socket.socket(socket.AF_UNIX) as door:

@@ -10,24 +10,19 @@ from those before them *inside the window*, so L - 1 predictions, and the first 
     kl_to_base     = mean over predicted positions of KL(p_base || p_variant) over the full vocabulary
     top1_agreement = share of predicted positions where both models have the same argmax
 
-A variant of a smaller vocabulary (vocabulary.py) is scored on the same text in its own tokens. Its loss stays
-per predicted token of the base; KL and agreement are over the rows that both have, the base's distribution
-normalised over them, and absent where a token had to be written in pieces.
+A variant of a smaller vocabulary (text/translation.py) is scored on the same text in its own tokens. Its loss
+stays per predicted token of the base; KL and agreement are over the rows that both have, the base's
+distribution normalised over them, and absent where a token had to be written in pieces.
 
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
 An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
 above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
-hidden states over a window, e:
+hidden states over a window (tasks/embedding.py).
 
-    cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
-
-Maths. With logits z and ln Z = logsumexp(z): -ln p(t) = ln Z - z_t, and
-
-    KL(b || v) = sum_w p_b(w) (z_b(w) - z_v(w)) - ln Z_b + ln Z_v.
-
-Logits are float32 as the runtime gives them; normalisers and all sums are accumulated in float64.
+What is summed over a window, and what the sums come to, is the task's to say (`Task.scoring`: the mathematics
+of the above is in tasks/likelihood.py); here windows go through the model, and their sums are added up.
 
 Cost: a window's logits [L - 1, V] (200 MB for 1024 x 49 k) from the runtime; where the
 runtime lets them, windows of small logits go through it several at a time, so that layers which unpack codes
@@ -43,24 +38,28 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.errors import UserError
-from compress.measure.statistics import Interval, mean_interval, paired_interval
+from compress.measure.statistics import mean_interval, paired_interval
 from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
+from compress.tasks.likelihood import LIKELIHOOD
+from compress.tasks.registry import task_named
+from compress.tasks.scoring import Scoring
 from compress.text.translation import TranslatedWindows
+
+if TYPE_CHECKING:  # records would be in a worker's memory
+    from compress.records.base import Interval
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [n, length] -> float32 [n, length, V]
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
-_LARGEST_EXPONENT = 709.0  # whose exp is a float64
 TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, where a window does not give more
 
 
@@ -74,7 +73,7 @@ class Scores:
     kl: list[float] | None = None
     agreements: list[int] | None = None
     distances: list[float] | None = None
-    whole_text: bool = True  # false when only some tokens are predicted
+    task: str = CAUSAL.name  # whose sums they are
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -85,7 +84,7 @@ class Scores:
             return None if columns[0] is None else [value for column in columns for value in column]
 
         names = ("nats", "tokens", "kl", "agreements", "distances")
-        return cls(**{name: lists(name) for name in names}, whole_text=parts[0].whole_text)
+        return cls(**{name: lists(name) for name in names}, task=parts[0].task)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for the pipe between processes."""
@@ -137,7 +136,7 @@ def score(
     Raises ValueError where the two vocabularies or the windows differ, UserError for a full disk,
     FloatingPointError for logits that are not finite.
     """
-    nats, tokens, kl, agreements, distances = [], [], [], [], []
+    scoring, tokens, found = task.scoring, [], []
     rows = None if translated is None else translated.rows
     if translated is not None:
         if not task.continues:
@@ -152,36 +151,25 @@ def score(
     part = range(len(windows)) if part is None else part
     answered = _answered(forward, map(ask, part), together)
     for index, (asked, answer) in zip(part, answered, strict=True):
-        logits = answer[asked.rows]  # [predictions, V]
-        if not task.predicts:
-            logits = logits.mean(axis=0, keepdims=True)  # [1, width]
+        logits = scoring.kept(answer[asked.rows])  # [predictions, V]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
         if reference is not None and rows is not None:
             reference = np.take(reference, rows, axis=1)
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
-        if not task.predicts:
-            distances.append(0.0 if reference is None else _cosine_distance(reference[0], logits[0]))
-            sums = (0.0, 0.0, 0.0)
-        else:
-            sums = score_window(logits, asked.targets, reference, threads)
+        sums = score_window(logits, asked.targets, reference, threads, scoring)
         if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
-        nats.append(sums[0])
-        tokens.append(len(asked.targets) if translated is None else int(translated.predicted[index]))
-        kl.append(sums[1])
-        agreements.append(int(sums[2]))
+        found.append(sums)
+        predicted = None if translated is None else int(translated.predicted[index])
+        tokens.append(scoring.counted(asked.targets) if predicted is None else predicted)
         if keep is not None:
             if index == part.start:
                 _require_room(keep, len(part) * logits.nbytes)
             _save(_file(keep, index), logits)
         advance()
-    if not task.predicts:
-        return Scores([], [1] * len(part), distances=distances if base is not None else None)
-    whole = task.continues
-    if base is None:
-        return Scores(nats, tokens, whole_text=whole)
-    return Scores(nats, tokens, kl, agreements, whole_text=whole)
+    columns = scoring.columns(found, compared=base is not None)
+    return Scores(**columns, tokens=tokens, task=task.name)
 
 
 def _answered(
@@ -213,15 +201,19 @@ def _renumbered_question(windows: TranslatedWindows, index: int) -> Question:
 
 
 def score_window(
-    logits: Logits, targets: npt.NDArray[np.int32], base: Logits | None = None, threads: int = 1
-) -> tuple[float, float, float]:
-    """(nats, KL, agreements) summed over the positions of logits [P, V], targets [P], base [P, V]."""
+    logits: Logits,
+    targets: npt.NDArray[np.int32],
+    base: Logits | None = None,
+    threads: int = 1,
+    scoring: Scoring = LIKELIHOOD,
+) -> tuple[float, ...]:
+    """The scoring's sums, (nats, KL, agreements) by default, over logits [P, V], targets [P], base [P, V]."""
     positions, vocabulary = logits.shape
     step = max(1, CHUNK_ELEMENTS // vocabulary)
 
-    def part(start: int) -> tuple[float, float, float]:
+    def part(start: int) -> tuple[float, ...]:
         rows = slice(start, start + step)
-        return _score_rows(logits[rows], targets[rows], None if base is None else base[rows])
+        return scoring.sums(logits[rows], targets[rows], None if base is None else base[rows])
 
     starts = range(0, positions, step)
     if threads == 1 or len(starts) == 1:
@@ -229,75 +221,31 @@ def score_window(
     else:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(part, starts))
-    nats, kl, agreements = (sum(column) for column in zip(*parts, strict=True))
-    return nats, kl, agreements
+    return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
 def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int = 0) -> Quality:
     """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module.
 
     All intervals use the same resampled windows (same seed).
+    Raises ValueError for scores of a task that is not registered.
     """
-    if not scores.nats:
-        if scores.distances is None:
-            return Quality()
-        return Quality(
-            cosine_distance=sum(scores.distances) / len(scores.distances),
-            cosine_ci95=mean_interval(scores.distances, scores.tokens, seed=seed),
-        )
-    total, count = sum(scores.nats), sum(scores.tokens)
-    nll = total / count
-    quality = Quality(
-        nll=nll,
-        nll_ci95=mean_interval(scores.nats, scores.tokens, seed=seed),
-        perplexity=exp(nll) if nll < _LARGEST_EXPONENT else None,
-        bits_per_byte=total / (log(2.0) * text_bytes) if scores.whole_text else None,
+    task = task_named(scores.task)
+    if task is None:
+        raise ValueError(f"task: '{scores.task}' is unknown; add it to tasks/registry.py")
+
+    def interval(sums: Sequence[float], base_sums: Sequence[float] | None = None) -> Interval | None:
+        if base_sums is None:
+            return mean_interval(sums, scores.tokens, seed=seed)
+        return paired_interval(sums, base_sums, scores.tokens, seed=seed)
+
+    found = task.scoring.summary(
+        asdict(scores),
+        None if base is None else asdict(base),
+        text_bytes if task.continues else None,  # where some tokens only are predicted, it is of no text
+        interval,
     )
-    if base is None:
-        return quality
-    changes: dict[str, Any] = {
-        "delta_nll": nll - sum(base.nats) / count,
-        "delta_nll_ci95": paired_interval(scores.nats, base.nats, scores.tokens, seed=seed),
-    }
-    if scores.kl is not None and scores.agreements is not None:
-        changes |= {
-            "kl_to_base": sum(scores.kl) / count,
-            "kl_ci95": mean_interval(scores.kl, scores.tokens, seed=seed),
-            "top1_agreement": sum(scores.agreements) / count,
-        }
-    return Quality(**(asdict(quality) | changes))
-
-
-def _cosine_distance(base: Logits, found: Logits) -> float:
-    a, b = base.astype(np.float64), found.astype(np.float64)
-    return float(1.0 - (a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
-
-
-def _score_rows(
-    logits: Logits, targets: npt.NDArray[np.int32], base: Logits | None
-) -> tuple[float, float, float]:
-    top, weights, total = _exponentials(logits)
-    log_z = top + np.log(total)  # float64 [rows]
-    nats = float((log_z - logits[np.arange(len(targets)), targets]).sum())
-    if base is None:
-        return nats, 0.0, 0.0
-    base_top, base_weights, base_total = _exponentials(base)
-    base_log_z = base_top + np.log(base_total)
-    np.subtract(base, logits, out=weights)  # reuse the buffer: z_b - z_v
-    np.multiply(weights, base_weights, out=weights)
-    cross = weights.sum(axis=1, dtype=np.float64) / base_total
-    agreements = (logits.argmax(axis=1) == base.argmax(axis=1)).sum()
-    return nats, float((cross - base_log_z + log_z).sum()), float(agreements)
-
-
-def _exponentials(
-    logits: Logits,
-) -> tuple[npt.NDArray[np.float64], Logits, npt.NDArray[np.float64]]:
-    """Row maxima m [rows], exp(z - m) [rows, V] and its row sums."""
-    top = logits.max(axis=1, keepdims=True)
-    weights = logits - top
-    np.exp(weights, out=weights)
-    return top[:, 0].astype(np.float64), weights, weights.sum(axis=1, dtype=np.float64)
+    return Quality(**found)
 
 
 def _save(file: Path, logits: Logits) -> None:

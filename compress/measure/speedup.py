@@ -16,7 +16,8 @@ from compress.errors import UserError
 from compress.generation.counts import Counts
 from compress.generation.generator import TextGenerator
 from compress.generation.sampling import Sampling
-from compress.measure.statistics import Interval, mean_interval
+from compress.measure.statistics import mean_interval
+from compress.records.base import Interval
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-Interval = tuple[
-    float, float
-]  # as in the records, which workers do not import: they would be in their memory
+if TYPE_CHECKING:  # records would be in a worker's memory
+    from compress.records.base import Interval
+
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000

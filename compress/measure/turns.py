@@ -24,14 +24,9 @@ from compress.measure import latency
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
 from compress.records.protocol import WARM_DECODES, MeasureProtocol
+from compress.runtimes import process_bytes
 from compress.text.translation import Translation
 
-PROCESS_BYTES = {  # of a worker with an empty model
-    "torch": 450_000_000,
-    "transformers": 450_000_000,
-    "onnxruntime": 120_000_000,
-    "llama.cpp": 120_000_000,
-}
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
 DECODE_TOKENS = 20  # a decoded token takes as long as so many of a prompt: 40 in torch, 10 in ONNX Runtime
 
@@ -175,7 +170,7 @@ class Workers:
 
 def fit_together(targets: Sequence[Target]) -> bool:
     """Whether all processes, each with its model, fit into three quarters of the free memory."""
-    need = sum(PROCESS_BYTES.get(t.runtime, 0) + MODEL_FACTOR * disk_bytes(t.path) for t in targets)
+    need = sum(process_bytes(t.runtime) + MODEL_FACTOR * disk_bytes(t.path) for t in targets)
     return need < 0.75 * available_memory_bytes()
 
 

@@ -18,10 +18,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,7 +31,7 @@ from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import latency, quality
 from compress.measure.process import PARENT, WAIT_POLICY
-from compress.runtimes import open_runtime
+from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
 from compress.text.translation import TranslatedWindows
 
@@ -161,7 +159,7 @@ def main(arguments: list[str]) -> None:
     runtime, threads = arguments
 
     def make(advance: Callable[[], None]) -> Worker:
-        _import_runtime(runtime)
+        prepare(runtime)
         return Worker(runtime, int(threads), advance)
 
     serve(make)
@@ -197,19 +195,6 @@ def _claim_stdout() -> TextIO:
 def _write(replies: TextIO, message: Fields) -> None:
     replies.write(json.dumps(message) + "\n")
     replies.flush()
-
-
-def _import_runtime(runtime: str) -> None:
-    """Import what loading will need, so that it is not timed as loading."""
-    if runtime in ("torch", "transformers"):
-        import_module("transformers.models.llama.modeling_llama")  # pulls in what every architecture needs
-        import_module("compress.runtimes.torch_runtime")
-    elif runtime == "llama.cpp":
-        import_module("compress.runtimes.llama_cpp_runtime")
-        with suppress(ImportError):  # told when the artifact is loaded
-            import_module("llama_cpp")
-    elif runtime == "onnxruntime":
-        import_module("compress.runtimes.onnx_runtime")
 
 
 def _end_with_parent() -> None:

@@ -1,5 +1,8 @@
 """Open an artifact in the runtime it ships in. Runtimes are imported only when asked for."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +12,89 @@ from compress.host.files import read_json
 from compress.runtimes.base import Runtime, TextRuntime, Waiting
 from compress.runtimes.exported import EXPORTED
 
-RUNTIMES = ("torch", "onnxruntime", "llama.cpp", "transformers")
+
+@dataclass(frozen=True)
+class _Opening:
+    """How an artifact is opened: the arguments of `open_runtime`."""
+
+    path: Path
+    threads: int | None
+    prefill_chunk: int | None
+    provider: str
+    waiting: Waiting
+    verify: bool
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is to be known of a runtime without importing it.
+
+    Attributes:
+        open: an artifact.
+        prepare: imports what opening will need, and tells of nothing that is missing: opening does.
+        process_bytes: memory of a process that holds an empty model.
+    """
+
+    open: Callable[[_Opening], Runtime]
+    prepare: Callable[[], None]
+    process_bytes: int
+
+
+def _open_torch(how: _Opening) -> Runtime:
+    from compress.runtimes.torch_runtime import TorchRuntime
+
+    return TorchRuntime(how.path, how.threads, how.prefill_chunk, stock=False, verify=how.verify)
+
+
+def _open_transformers(how: _Opening) -> Runtime:
+    from compress.runtimes.torch_runtime import TorchRuntime
+
+    return TorchRuntime(how.path, how.threads, how.prefill_chunk, stock=True, verify=how.verify)
+
+
+def _prepare_torch() -> None:
+    import transformers.models.llama.modeling_llama  # noqa: F401 - pulls in what every architecture needs
+
+    from compress.runtimes import torch_runtime  # noqa: F401
+
+
+def _open_onnxruntime(how: _Opening) -> Runtime:
+    from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
+    from compress.runtimes.onnx_runtime import OnnxRuntime
+    from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
+    from compress.runtimes.onnx_session import DECODER, find_graph
+
+    if holds_encoder(how.path):
+        return OnnxEncoder(how.path, how.threads, how.provider, how.waiting)
+    if find_graph(how.path, DECODER) is not None:
+        return OnnxSeq2Seq(how.path, how.threads, how.provider, how.waiting)
+    return OnnxRuntime(how.path, how.threads, how.prefill_chunk, how.provider, waiting=how.waiting)
+
+
+def _prepare_onnxruntime() -> None:
+    from compress.runtimes import onnx_runtime  # noqa: F401
+
+
+def _open_llama_cpp(how: _Opening) -> Runtime:
+    from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
+
+    return LlamaCppRuntime(how.path, how.threads)
+
+
+def _prepare_llama_cpp() -> None:
+    from compress.runtimes import llama_cpp_runtime  # noqa: F401
+
+    with suppress(ImportError):
+        import llama_cpp  # noqa: F401
+
+
+_KNOWN = {
+    "torch": _Known(_open_torch, _prepare_torch, 450_000_000),
+    "onnxruntime": _Known(_open_onnxruntime, _prepare_onnxruntime, 120_000_000),
+    "llama.cpp": _Known(_open_llama_cpp, _prepare_llama_cpp, 120_000_000),
+    "transformers": _Known(_open_transformers, _prepare_torch, 450_000_000),
+}
+RUNTIMES = tuple(_KNOWN)
 
 
 def open_runtime(
@@ -32,26 +117,20 @@ def open_runtime(
     """
     if verify:
         verify_artifact(path, runtime)
-    if runtime in ("torch", "transformers"):
-        from compress.runtimes.torch_runtime import TorchRuntime
+    if runtime not in _KNOWN:
+        raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
+    return _KNOWN[runtime].open(_Opening(path, threads, prefill_chunk, provider, waiting, verify))
 
-        return TorchRuntime(path, threads, prefill_chunk, stock=runtime == "transformers", verify=verify)
-    if runtime == "llama.cpp":
-        from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
 
-        return LlamaCppRuntime(path, threads)
-    if runtime == "onnxruntime":
-        from compress.runtimes.onnx_encoder import OnnxEncoder, holds_encoder
-        from compress.runtimes.onnx_runtime import OnnxRuntime
-        from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
-        from compress.runtimes.onnx_session import DECODER, find_graph
+def prepare(runtime: str) -> None:
+    """Import what opening an artifact in one of `RUNTIMES` will need, so that it is not timed as loading."""
+    if runtime in _KNOWN:
+        _KNOWN[runtime].prepare()
 
-        if holds_encoder(path):
-            return OnnxEncoder(path, threads, provider, waiting)
-        if find_graph(path, DECODER) is not None:
-            return OnnxSeq2Seq(path, threads, provider, waiting)
-        return OnnxRuntime(path, threads, prefill_chunk, provider, waiting=waiting)
-    raise UserError(f"runtime: '{runtime}' is unknown; {nearest(runtime, RUNTIMES)}")
+
+def process_bytes(runtime: str) -> int:
+    """Memory of a process that holds an empty model; 0 of a runtime that is not ours."""
+    return _KNOWN[runtime].process_bytes if runtime in _KNOWN else 0
 
 
 def verify_artifact(path: Path, runtime: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from compress.artifact.bundle import Bundle
@@ -30,6 +29,7 @@ from compress.models.unused import quantization
 from compress.records.manifest import Manifest
 from compress.runtimes.exported import EXPORTED
 from compress.tasks.base import longest_text
+from compress.tasks.likelihood import mean_kl
 from compress.tasks.registry import task_of
 
 LARGEST = 2_000_000_000  # bytes of the model in float32
@@ -160,5 +160,4 @@ def _kl(true: Tensor, other: Tensor) -> float:
     """Mean KL of the distributions that answers (positions, width) stand for, in nats."""
     if true.shape != other.shape:
         return float("inf")
-    p, q = F.log_softmax(true.double(), -1), F.log_softmax(other.double(), -1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    return mean_kl(true.numpy(), other.numpy())

@@ -2,7 +2,8 @@
 
 A new task is a subclass in a file of this folder and a line in registry.py. It must have a name, what a
 model of it is called, the class of `transformers` that makes one, whether a configuration is of one, and the
-question of a window; and it says of itself, where the default is not true of it, what others ask below.
+question of a window; and it says of itself, where the default is not true of it, what others ask below, how
+its answers are judged (`scoring`) among it.
 
 Imports no model library: a runtime without torch knows tasks, too, and its memory is measured.
 """
@@ -16,6 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from compress.tasks.likelihood import LIKELIHOOD
+from compress.tasks.scoring import Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +49,8 @@ class Task(ABC):
     noun: ClassVar[str]  # what a model of it is called in a sentence
     auto_class: ClassVar[str]  # of transformers
     output: ClassVar[Literal["logits", "last_hidden_state"]] = "logits"  # of transformers' class
-    predicts: ClassVar[bool] = True  # the answer is logits of tokens; else vectors, of which the mean counts
+    predicts: ClassVar[bool] = True  # the answer is logits of tokens; else vectors
+    scoring: ClassVar[Scoring] = LIKELIHOOD  # what its answers are worth
     writes: ClassVar[bool] = False  # gives text token by token: there is a cache, and `decode`
     continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
     stacks: ClassVar[int] = 1  # lists of blocks, one after the other

@@ -1,8 +1,56 @@
-"""embedding: an encoder without a head (MiniLM): a text is the mean of its last hidden states."""
+"""embedding: an encoder without a head (MiniLM): a text is the mean of its last hidden states.
 
+It is judged by that mean, e, over a window:
+
+    cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from compress.tasks.base import Question, Task, Window
+from compress.tasks.scoring import Columns, Intervals, Rows, Scoring
+
+
+class Cosine(Scoring):
+    """1 - cosine of the angle to what the base gives."""
+
+    distance_name: ClassVar[str] = "1 - cosine"
+    tolerances: ClassVar[Mapping[str, float]] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
+
+    def kept(self, rows: Rows) -> Rows:
+        """The mean state (1, width)."""
+        mean: Rows = rows.mean(axis=0, keepdims=True)
+        return mean
+
+    def counted(self, targets: npt.NDArray[np.int32]) -> int:
+        """A window is one text."""
+        return 1
+
+    def sums(self, rows: Rows, targets: npt.NDArray[np.int32], base: Rows | None) -> tuple[float, ...]:
+        """The distance of the one row."""
+        return (0.0 if base is None else _cosine_distance(base[0], rows[0]),)
+
+    def columns(self, windows: Sequence[tuple[float, ...]], *, compared: bool) -> Columns:
+        """`distances`, with a base; nothing was predicted."""
+        return {"nats": [], "distances": [sums[0] for sums in windows] if compared else None}
+
+    def summary(
+        self, scores: Columns, base: Columns | None, text_bytes: int | None, interval: Intervals
+    ) -> Columns:
+        """The mean distance."""
+        distances = scores["distances"]
+        if not distances:
+            return {}
+        return {"cosine_distance": sum(distances) / len(distances), "cosine_ci95": interval(distances)}
+
+    def distance(self, expected: Rows, found: Rows) -> float:
+        """Of the mean states, in float64."""
+        a, b = (rows.mean(0, dtype=np.float64) for rows in (expected, found))
+        return _cosine_distance(a, b)
 
 
 class Embedding(Task):
@@ -13,6 +61,7 @@ class Embedding(Task):
     auto_class: ClassVar[str] = "AutoModel"
     output: ClassVar[Literal["logits", "last_hidden_state"]] = "last_hidden_state"
     predicts: ClassVar[bool] = False
+    scoring: ClassVar[Scoring] = Cosine()
 
     def claims(self, config: Any, architecture: str) -> bool:
         """A model of a kind that could have a masked-LM head, and has none."""
@@ -26,3 +75,8 @@ class Embedding(Task):
 
 
 EMBEDDING = Embedding()
+
+
+def _cosine_distance(base: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]) -> float:
+    a, b = base.astype(np.float64), found.astype(np.float64)
+    return float(1.0 - (a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from compress.errors import reason
 from compress.export.compressed_tensors.artifact import coded_linears
-from compress.export.onnx.check import ExportCheckFailed, divergence
+from compress.export.onnx.check import ExportCheckFailed
 from compress.host.progress import track
 from compress.models.running import device_of
 from compress.models.stock import load_compressed_tensors
+from compress.tasks.likelihood import mean_kl
 
 TOLERANCE = 1e-3  # nats per token; of a model without logits, relative difference of its hidden states
 
@@ -48,7 +49,7 @@ def check_loads(model: Any, folder: Path, windows: NDArray[np.int32], tolerance:
                 expected = model(input_ids=ids.to(device_of(model)))[0][0].float().cpu()
                 found = loaded(input_ids=ids)[0][0].float()
             if loaded.can_generate():
-                differences.append(divergence(expected.numpy(), found.numpy()))
+                differences.append(mean_kl(expected.numpy(), found.numpy()))
             else:
                 differences.append(_distance(expected, found))
             progress.advance()

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
 from compress.export.gguf.artifact import Part, parts
-from compress.export.onnx.check import ExportCheckFailed, divergence, torch_logits
+from compress.export.onnx.check import ExportCheckFailed, torch_logits
 from compress.export.onnx.families import describe
 from compress.formats import QuantizedTensor
 from compress.host.progress import track
 from compress.runtimes.exported import EXPORTED
 from compress.runtimes.llama_cpp_runtime import LlamaCppRuntime
+from compress.tasks.likelihood import mean_kl
 
 TOLERANCE = 0.05  # nats per token
 
@@ -75,7 +76,7 @@ def check_llama_cpp(
     kl, nll_torch, nll_llama = [], [], []
     for window, found in zip(windows, llama_logits(file, windows, threads), strict=True):
         expected = torch_logits(model, window)
-        kl.append(divergence(expected, found))
+        kl.append(mean_kl(expected, found))
         nll_torch.append(_nll(expected, window))
         nll_llama.append(_nll(found, window))
     mean = float(np.mean(kl))

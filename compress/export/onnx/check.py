@@ -26,11 +26,10 @@ from compress.errors import UserError
 from compress.host.progress import track
 from compress.models.running import device_of
 from compress.runtimes.base import Runtime, Tokens
+from compress.tasks.likelihood import LIKELIHOOD, mean_kl
 
 GraphKind = Literal["float32", "weights", "activations"]
-TOLERANCES: dict[GraphKind, float] = {"float32": 2e-3, "weights": 1e-3, "activations": 0.05}
 _STEPS = 16  # tokens of each window that go through the cache one at a time, and of each continuation
-_ROWS = 64  # positions whose logits are widened at once
 
 
 class ExportCheckFailed(UserError):
@@ -79,7 +78,7 @@ def compare(
     Raises:
         ExportCheckFailed: with the numbers.
     """
-    limit = TOLERANCES[kind] if tolerance is None else tolerance
+    limit = LIKELIHOOD.tolerances[kind] if tolerance is None else tolerance
     result = Agreement(kind, limit, int(windows.size))
     kl, kl_cached, same = [], [], []
     with track(3 * len(windows), "checking the graph", "passes over a window") as progress:
@@ -94,8 +93,8 @@ def compare(
             differences = [result.max_difference, np.abs(found - expected).max(), np.abs(cached - tail).max()]
             result.max_difference = float(np.max(differences))
             result.largest_logit = max(result.largest_logit, float(np.abs(expected).max()))
-            kl.append(divergence(expected, found))
-            kl_cached.append(divergence(tail, cached))
+            kl.append(mean_kl(expected, found))
+            kl_cached.append(mean_kl(tail, cached))
             same.append(float((expected.argmax(-1) == found.argmax(-1)).mean()))
     result.kl, result.kl_cached = float(np.mean(kl)), float(np.mean(kl_cached))
     result.top1_agreement = float(np.mean(same))
@@ -143,21 +142,6 @@ def torch_logits(model: Any, window: Tokens) -> NDArray[np.float32]:
     with torch.inference_mode():
         logits: NDArray[np.float32] = model(input_ids=ids, use_cache=False).logits[0].float().cpu().numpy()
     return logits
-
-
-def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Mean KL(expected || found) over positions, from logits (positions, vocabulary), in float64."""
-    total = 0.0
-    for start in range(0, len(expected), _ROWS):
-        p, q = (_log_softmax(logits[start : start + _ROWS]) for logits in (expected, found))
-        total += float((np.exp(p) * (p - q)).sum())
-    return total / len(expected)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
 
 
 def _failure(result: Agreement) -> str:

@@ -4,7 +4,7 @@ The reference is the torch model of the same bundle, which reads texts of differ
 Runtime reads them so, too, and then all as one batch, padded on the right and, where the graph takes that, on
 the left: all must give what torch gives.
 Of a masked-LM model every seventh token is hidden; the first text of an encoder-decoder is written token by
-token, from what it keeps, as in use. Three kinds of graph, each with a tolerance:
+token, from what it keeps, as in use. Three kinds of graph, each with a tolerance (of the task's scoring):
 
                           masked LM, encoder-decoder             embedding
     float32               largest |difference| <= 0.002 of the largest logit or state
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.export.onnx.check import TOLERANCES, ExportCheckFailed, GraphKind, divergence, refusal
+from compress.export.onnx.check import ExportCheckFailed, GraphKind, refusal
 from compress.host.progress import track
 from compress.models.running import device_of
 from compress.runtimes.base import Tokens
@@ -30,7 +30,6 @@ from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.tasks.base import Task
 from compress.tasks.seq2seq import halves
 
-COSINE_TOLERANCES: dict[GraphKind, float] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
 _EVERY = 7  # of a masked-LM model's tokens one in so many is hidden
 
 Answers = list[NDArray[np.float32]]  # of each text (length, width)
@@ -80,7 +79,6 @@ def compare_encoder(
         ExportCheckFailed: with the numbers.
     """
     task = runtime.task
-    limits = TOLERANCES if task.predicts else COSINE_TOLERANCES
     texts = _texts(windows, runtime.mask_token)
     expected, alone = [], []
     with track(len(texts), "checking the graph", "texts") as progress:
@@ -95,7 +93,7 @@ def compare_encoder(
     result = EncoderAgreement(
         kind=kind,
         task=task.name,
-        tolerance=limits[kind] if tolerance is None else tolerance,
+        tolerance=task.scoring.tolerances[kind] if tolerance is None else tolerance,
         tokens=sum(len(text) for text in texts),
         max_difference=_largest_difference(expected, alone, *padded),
         largest=max(float(np.abs(answer).max()) for answer in expected),
@@ -142,20 +140,13 @@ def _largest_difference(expected: Answers, *found: Answers) -> float:
 
 
 def _loss(task: Task, expected: Answers, found: Answers) -> float:
-    """Mean KL per token, or mean of 1 - cosine of the texts' mean states."""
-    measure = divergence if task.predicts else _cosine_distance
-    return float(np.mean([measure(a, b) for a, b in zip(expected, found, strict=True)]))
-
-
-def _cosine_distance(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    a, b = (x.mean(0, dtype=np.float64) for x in (expected, found))
-    return float(1.0 - a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+    """The mean over texts of the task's distance."""
+    return float(np.mean([task.scoring.distance(a, b) for a, b in zip(expected, found, strict=True)]))
 
 
 def _failure(result: EncoderAgreement, task: Task) -> str:
     if result.kind == "float32":
         what = f"answers differ by {result.max_difference:.3g} (largest {result.largest:.3g})"
     else:
-        name = "KL" if task.predicts else "1 - cosine"
-        what = f"{name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
+        what = f"{task.scoring.distance_name} is {result.loss:.3g}, of padded texts {result.loss_padded:.3g}"
     return refusal(result.kind, result.tokens, what, result.tolerance)
