@@ -250,5 +250,7 @@ class TestOverrides:
 
 
 def test_a_chain_without_end_is_refused_by_its_length() -> None:
-    with pytest.raises(UserError, match=r"^recipe: variants\.a\.passes: 999 passes, and a chain has at most 100"):
+    with pytest.raises(
+        UserError, match=r"^recipe: variants\.a\.passes: 999 passes, and a chain has at most 100"
+    ):
         Recipe.parse({"name": "x", "model": {"checkpoint": "m"}, "variants": {"a": ["prune_wanda"] * 999}})
