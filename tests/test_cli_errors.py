@@ -270,6 +270,8 @@ def test_an_output_folder_that_is_somebodys_own(refuse, recipe, tmp_path, text):
     assert "holds files that are no run" in refuse()
     (folder / ".steps").mkdir()
     assert "base: is in the way" in refused("run", recipe, "-o", folder, "--no-measure")
+    (folder / "recipe.yaml").unlink()  # as where a run's folder is deleted, and its last step put there
+    assert "base: is in the way" in refused("run", recipe, "-o", folder, "--no-measure")
     assert (folder / "base" / "notes.txt").read_text() == "years of work"
 
 

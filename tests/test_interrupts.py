@@ -112,6 +112,16 @@ time.sleep(60)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_whose_process_was_killed_before_it_locked_it_is_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    left, begun = (tmp_path / f"compress-scratch-{pid}-x" for pid in (gone.pid, os.getpid()))
+    left.mkdir()
+    begun.mkdir()
+    made = Scratch(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([begun, made.path.parent])
+
+
 def test_a_link_that_looks_like_a_scratch_folder_is_left_alone(tmp_path):
     precious = tmp_path / "precious"
     (precious / "files").mkdir(parents=True)

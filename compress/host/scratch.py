@@ -2,10 +2,8 @@
 
 A folder holds `lock`, on which its process keeps a lock that the system takes away when the process ends,
 however it ends, and `files`, which is handed out. Whoever makes a folder first removes those beside it whose
-lock nobody holds.
-
-Limits: a process killed between making the folder and locking it leaves an empty folder, which is removed
-when it is an hour old.
+lock nobody holds. Between making a folder and locking it, only its name says whose it is: it has the number
+of the process, and an empty one goes when no such process is there, or when it is an hour old.
 """
 
 import os
@@ -31,7 +29,7 @@ class Scratch:
     def __init__(self, parent: Path | None = None) -> None:
         place = Path(tempfile.gettempdir()) if parent is None else parent
         _sweep(place)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
         lock = _lock(folder)
         lock.acquire(timeout=0)
         self.path = folder / _FILES
@@ -56,7 +54,7 @@ def _sweep(place: Path) -> None:
             if not _ours(folder):
                 continue
             if not (folder / _LOCK).exists():
-                if time.time() - folder.stat().st_mtime > _OLD_SECONDS:
+                if _dead(folder) or time.time() - folder.stat().st_mtime > _OLD_SECONDS:
                     folder.rmdir()
                 continue
             lock = _lock(folder)
@@ -69,6 +67,14 @@ def _ours(folder: Path) -> bool:
     found = folder.lstat()
     own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     return own and stat.S_ISDIR(found.st_mode)
+
+
+def _dead(folder: Path) -> bool:
+    """Whether the process that made a folder, by its name, is not there any more."""
+    import psutil  # here, because few processes find such a folder
+
+    number = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    return number.isdecimal() and not psutil.pid_exists(int(number))
 
 
 def _lock(folder: Path) -> FileLock:

@@ -110,6 +110,8 @@ def check_folder(recipe: Recipe, folder: Path) -> None:
     check_writable(folder)
     if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
         return
+    if (folder / STEPS).is_dir() and not (folder / "recipe.yaml").exists():
+        return  # a run whose folder was deleted under it, and filled again by what it was writing
     name = saved_name(folder)
     if name is None or not (folder / STEPS).is_dir():
         raise UserError(f"{folder}: holds files that are no run; choose another folder with --output")
