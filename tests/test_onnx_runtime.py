@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from export_models import CONTEXT, MODELS, exported, session_entry, tiny_bundle, tokens, torch_logits
 
 from compress.errors import UserError
 from compress.runtimes.onnx_runtime import OnnxRuntime
+from compress.runtimes.onnx_session import open_session
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -123,3 +125,21 @@ def test_it_needs_neither_torch_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("damaged", [b"of-somebody", b"of-an-input"])
+def test_what_is_no_text_in_a_graph_is_one_line(damaged, tmp_path):
+    kind = onnx.helper.make_tensor_value_info
+    inputs = [kind("of-an-input", onnx.TensorProto.FLOAT, [1])]
+    outputs = [kind("y", onnx.TensorProto.FLOAT, [1])]
+    node = onnx.helper.make_node("Identity", ["of-an-input"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", inputs, outputs)
+    opset = onnx.helper.make_opsetid("", 21)
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset])
+    model.metadata_props.add(key="note", value="of-somebody")
+    file = tmp_path / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    open_session(file, 1)
+    file.write_bytes(model.SerializeToString().replace(damaged, b"\xfd" * len(damaged)))
+    with pytest.raises(UserError, match=r"model\.onnx: ONNX Runtime cannot load it: .*; export it again"):
+        open_session(file, 1)

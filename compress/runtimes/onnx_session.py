@@ -114,7 +114,12 @@ def open_session(
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
         providers = list(dict.fromkeys([wanted, require_provider("cpu")]))
         session = onnxruntime.InferenceSession(model, options, providers=providers)
-    needed = session.get_modelmeta().custom_metadata_map.get(PROCESSOR)
+        needed = session.get_modelmeta().custom_metadata_map.get(PROCESSOR)
+        for value in (
+            *session.get_inputs(),
+            *session.get_outputs(),
+        ):  # what is no UTF-8 fails where it is read
+            _ = value.name, value.shape
     if needed is not None and not adds_products_in_32_bits():
         raise UserError(
             f"{graph}: made for processors with {needed}, which this one does not report; sums would be cut "
