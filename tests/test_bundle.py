@@ -169,6 +169,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="does not match its manifest"):
             Bundle.load(folder)
 
+    def test_a_layer_that_is_no_table_of_embeddings(self, folder):
+        layers = json.loads((folder / MANIFEST).read_text())["layers"]
+        layers["model.layers.0.mlp.up_proj"]["embedding"] = True
+        edit(folder / MANIFEST, layers=layers)
+        with pytest.raises(UserError, match=r"does not match .*'model\.layers\.0\.mlp\.up_proj' is no table"):
+            Bundle.load(folder)
+
     def test_a_layer_that_the_model_has_not(self, folder):
         layers = json.loads((folder / MANIFEST).read_text())["layers"]
         layers["model.layers.9.mlp.up_proj"] = layers["model.layers.0.mlp.up_proj"]

@@ -76,6 +76,10 @@ def make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
         old = model.get_submodule(name)
         if tuple(old.weight.shape) != tuple(record.shape):
             raise ValueError(f"'{name}' is {tuple(old.weight.shape)}, not {tuple(record.shape)}")
+        if record.embedding != isinstance(old, nn.Embedding):
+            raise ValueError(
+                f"'{name}' is {'no' if record.embedding else 'a'} table of embeddings in the model"
+            )
         owner = record.tied_to or name
         if owner not in held:
             held[owner] = QuantizedTensor(format_from(record.format), record.shape)

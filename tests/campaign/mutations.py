@@ -203,6 +203,8 @@ class Campaign:
         facts = self.facts(name)
         if name == "records: steps":  # those that are not whole are done again
             facts = {key: value for key, value in facts.items() if key in ended.value}
+        if not (self.work / "case" / "input" / "manifest.json").exists():  # a plain checkpoint has no masks
+            facts = {key: value for key, value in facts.items() if key != "masks"}
         other = [key for key, value in facts.items() if ended.value.get(key) != value]
         if other and not _begun_again(name, ended.value):
             return "damaged and loaded", f"other {', '.join(other)} than those of the whole input"
