@@ -1,18 +1,23 @@
 """A head tied to the embedding that has a bias of its own; tokens that the embedding has no row for."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from training_set import tiny_context
 
+import compress
 from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
+from compress.generation.generator import TextGenerator
+from compress.measure.artifacts import evaluation_windows
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest
+from compress.text.windows import DataConfig
 
 IDS = torch.arange(3, 40)[None]
 SIZES = {
@@ -86,3 +91,21 @@ def test_a_token_to_pad_with_may_lack_its_row(bundle, tmp_path):
     assert bundle.tokenizer.pad_token_id == 300
     bundle.save(tmp_path / "m")
     assert Bundle.load(tmp_path / "m").model.get_input_embeddings().num_embeddings == 300
+
+
+def test_a_special_beyond_the_rows_may_stand_in_no_text(bundle, tmp_path):
+    padded = with_tokens(bundle, lambda t: t.add_special_tokens({"pad_token": "<padding>"}))
+    padded.save(tmp_path / "model")  # nobody reads it
+    (tmp_path / "clean.txt").write_text("def add(a, b):\n    return a + b\n" * 200, encoding="utf-8")
+    whole = (tmp_path / "clean.txt").read_text(encoding="utf-8")
+    (tmp_path / "dirty.txt").write_text(whole.replace("add", "<padding>"), encoding="utf-8")
+    calls = {
+        "apply": lambda text: compress.load(tmp_path / "model").apply("quantize_gptq", text=text),
+        "measure": lambda text: evaluation_windows(tmp_path / "model", DataConfig(text=text, window=16)),
+        "prompt": lambda text: TextGenerator(tmp_path / "model").encode(Path(text).read_text()[:40]),
+    }
+    for name, call in calls.items():
+        call(str(tmp_path / "clean.txt"))
+        with pytest.raises(UserError, match="holds '<padding>', token 300, and the model has 300 rows"):
+            call(str(tmp_path / "dirty.txt"))
+            pytest.fail(name)

@@ -16,7 +16,7 @@ from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.running import native_precision
 from compress.models.unchanged import unchanged_process
 from compress.records.manifest import Coverage, PassRecord, changed_settings
-from compress.tasks.base import longest_text
+from compress.tasks.base import longest_text, rows_of
 from compress.text.documents import load_documents
 from compress.text.windows import DataConfig, TextData, prepare
 
@@ -155,4 +155,4 @@ def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
         return text
     config = windows_of(text, bundle.model)
     documents = load_documents(config.text)
-    return prepare(config, documents, bundle.tokenizer, training="train" in reads)
+    return prepare(config, documents, bundle.tokenizer, training="train" in reads, rows=rows_of(bundle.model.config))

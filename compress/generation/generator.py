@@ -16,12 +16,14 @@ from compress.generation.text import (
     forced_first_token,
     load_tokenizer,
     pieces,
+    rows_of,
     stop_tokens,
 )
 from compress.generation.together import continue_together
 from compress.host.tokenizer_files import encoding
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import TextRuntime
+from compress.text.framing import require_known
 
 Prompt: TypeAlias = str | Sequence[Message]  # text to continue, or messages to reply to
 
@@ -174,6 +176,7 @@ class TextGenerator:
                 ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise UserError("prompt: is empty; give some text to continue")
+        require_known(ids, rows_of(self.folder), "prompt", self.tokenizer.id_to_token)
         # one that an encoder reads leaves the text all its room
         longest = self.runtime.context - (1 if self.continues else 0)
         if len(ids) > longest:

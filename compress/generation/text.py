@@ -44,6 +44,14 @@ def forced_first_token(artifact: Path) -> int | None:
     return next(iter(_configured(artifact, "forced_bos_token_id")), None)
 
 
+def rows_of(artifact: Path) -> int | None:
+    """How many tokens the model has rows for, if its configuration tells."""
+    file = artifact / "config.json"
+    told = read_json(file) if file.is_file() else {}
+    rows = told.get("vocab_size", (told.get("text_config") or {}).get("vocab_size"))
+    return rows if type(rows) is int else None
+
+
 def _configured(artifact: Path, field: str) -> list[int]:
     """Token ids in a field of the generation config, or else of the model's."""
     for name in ("generation_config.json", "config.json"):

@@ -14,7 +14,7 @@ from compress.records.results import Result
 from compress.runtimes import detect_runtime
 from compress.runtimes.null_pass import null_pass
 from compress.runtimes.providers import require_provider
-from compress.tasks.base import longest_text
+from compress.tasks.base import longest_text, rows_of
 from compress.text.documents import load_documents
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
@@ -69,9 +69,9 @@ def measure_artifacts(
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:
     """The windows `artifact` would be scored on."""
     few = data.model_copy(update={"calibration_windows": 1, "heldout_windows": 1})
-    return prepare(
-        few, load_documents(data.text), _tokenizer(artifact), training=False, calibrating=False
-    ).evaluation
+    tokenizer, rows = _tokenizer(artifact), rows_of(meta_model(str(whole(artifact))).config)
+    documents = load_documents(data.text)
+    return prepare(few, documents, tokenizer, training=False, calibrating=False, rows=rows).evaluation
 
 
 def _tokenizer(artifact: Path) -> Any:

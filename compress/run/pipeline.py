@@ -24,7 +24,7 @@ from compress.context import lend
 from compress.errors import UserError, staying
 from compress.host.memory import reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
-from compress.models.checkpoints import load_tokenizer
+from compress.models.checkpoints import load_config, load_tokenizer
 from compress.models.create import create
 from compress.models.running import native_precision
 from compress.passes.base import Need, Pass
@@ -36,6 +36,7 @@ from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
 from compress.runtimes.null_pass import null_pass
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
+from compress.tasks.base import rows_of
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.translation import Translation, translation
 from compress.text.windows import TextData, prepare, renumbered, training_documents
@@ -138,6 +139,7 @@ class _Maker:
             self.recipe.data, self.documents, tokenizer, training=training,
             calibrating=needs(self.recipe, "calibration"),
             tokenizer_from_text=self.recipe.model.create is not None,
+            rows=rows_of(load_config(self.store.path(self.source))),
         )  # fmt: skip
 
     def variant(self, name: str) -> VariantRecord:

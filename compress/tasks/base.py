@@ -84,6 +84,12 @@ class Task(ABC):
         return f"<task {self.name}>"
 
 
+def rows_of(config: Any) -> int | None:
+    """How many tokens a configuration's table has rows for."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return None if rows is None else int(rows)
+
+
 def longest_text(model: Any) -> int:
     """The most tokens a `transformers` model takes; RoBERTa keeps its first positions for padding."""
     config = model.config.get_text_config()

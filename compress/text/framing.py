@@ -12,6 +12,7 @@ an encoder's pair (the tokenizer's `cls_token` first, its `sep_token` last) fram
 Limit: of several tokens before a text the first is not predicted, as in all windows; the others are.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,22 @@ def prompt_of(tokenizer: Any, text: str, *, continues: bool) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     begin, end = _written(tokenizer)
     return [*begin, *ids, *(() if continues else end)]
+
+
+def require_known(
+    ids: Sequence[int], rows: int | None, place: str, token_of: Callable[[int], str | None]
+) -> None:
+    """Refuse a text that holds a token which a model of so many `rows` has none for: a special one, as a
+    tokenizer may have for padding, that stands there word for word.
+
+    Raises:
+        UserError: with the token.
+    """
+    if rows is not None and ids and (number := max(ids)) >= rows:
+        raise UserError(
+            f"{place}: holds {token_of(number)!r}, token {number}, and the model has "
+            f"{rows} rows; take it out of the text, or give the model a row for it"
+        )
 
 
 def _written(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

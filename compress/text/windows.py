@@ -25,7 +25,7 @@ from compress.errors import UserError
 from compress.host.progress import track
 from compress.host.tokenizer_files import encoding
 from compress.text.documents import Document, load_documents
-from compress.text.framing import NO_FRAME, Frame, frame_of
+from compress.text.framing import NO_FRAME, Frame, frame_of, require_known
 from compress.text.translation import Translation
 
 _MANY_DOCUMENTS = 64
@@ -141,6 +141,7 @@ def prepare(
     training: bool,
     calibrating: bool = True,
     tokenizer_from_text: bool = False,
+    rows: int | None = None,
 ) -> TextData:
     """Tokenise and cut.
 
@@ -151,17 +152,20 @@ def prepare(
         training: whether a pass will train; if so the text must leave at least two windows for it.
         calibrating: whether calibration counts; if so it must not overlap evaluation.
         tokenizer_from_text: the tokenizer was trained on `training_documents`, which no window may touch.
+        rows: of the model's table of tokens; the text may hold none beyond them.
 
     Raises:
-        UserError: the text is too short for the windows asked, or calibration overlaps evaluation.
+        UserError: the text is too short for the windows asked, or calibration overlaps evaluation, or a
+            token of it is beyond the model's rows.
     """
     units = _units(documents)
-    taker = _Taker(config, units, tokenizer, len(training_documents(documents)) if tokenizer_from_text else 0)
+    untouchable = len(training_documents(documents)) if tokenizer_from_text else 0
+    taker = _Taker(config, units, tokenizer, untouchable, rows)
     evaluation = taker.windows(config.evaluation_windows, "evaluation_windows")
     if config.calibration_text is None:
         calibration = taker.windows(config.calibration_windows, "calibration_windows")
     else:
-        other = _Taker(config, _units(load_documents(config.calibration_text)), tokenizer)
+        other = _Taker(config, _units(load_documents(config.calibration_text)), tokenizer, rows=rows)
         calibration = other.windows(config.calibration_windows, "calibration_windows")
     if calibrating:
         field = "text" if config.calibration_text is None else "calibration_text"
@@ -242,9 +246,14 @@ class _Taker:
     """Hands out units from the end, tokenised, in their own order; each unit once."""
 
     def __init__(
-        self, config: DataConfig, units: list[Document], tokenizer: Any, untouchable: int = 0
+        self,
+        config: DataConfig,
+        units: list[Document],
+        tokenizer: Any,
+        untouchable: int = 0,
+        rows: int | None = None,
     ) -> None:
-        self.config, self.units, self.tokenizer = config, list(units), tokenizer
+        self.config, self.units, self.tokenizer, self.rows = config, list(units), tokenizer, rows
         self.untouchable = untouchable  # first units that windows must leave alone
         self.pieces = len(units) - untouchable
         self.frame = frame_of(tokenizer)
@@ -284,12 +293,17 @@ class _Taker:
                 with encoding():
                     encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
                 for unit, ids in zip(batch, encoded, strict=True):
-                    parts.append(np.array(ids + self._end(unit), dtype=np.int32))
+                    parts.append(self._known(unit, ids + self._end(unit)))
                 progress.advance(sum(len(text) for text in texts))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
     def _end(self, unit: Document) -> list[int]:
         return self.separator if unit.ends else []
+
+    def _known(self, unit: Document, ids: list[int]) -> Tokens:
+        """The tokens of a unit; the model has a row for each."""
+        require_known(ids, self.rows, f"text: '{unit.name}'", self.tokenizer.convert_ids_to_tokens)
+        return np.array(ids, dtype=np.int32)
 
     def _encode(self, unit: Document) -> tuple[Tokens, Tokens]:
         """Token ids and the bytes of text each stands for; a separator stands for none."""
@@ -306,7 +320,7 @@ class _Taker:
         ends = np.maximum.accumulate(position[ends]) if len(ends) else ends
         lengths = np.diff(ends, prepend=0)
         end = self._end(unit)
-        ids = np.array(encoded["input_ids"] + end, dtype=np.int32)
+        ids = self._known(unit, encoded["input_ids"] + end)
         return ids, np.concatenate((lengths, np.zeros(len(end)))).astype(np.int32)
 
 

@@ -36,7 +36,9 @@ from compress.run.recipe import load_recipe
 from compress.run.store import StepStore, earlier_seconds
 from compress.runtimes import detect_runtime, open_runtime
 from compress.runtimes.null_pass import null_pass
+from compress.tasks.base import rows_of
 from compress.text.documents import load_documents
+from compress.text.framing import require_known
 from compress.text.translation import translation
 from compress.text.windows import DataConfig
 from compress.training import checkpoint
@@ -66,6 +68,7 @@ def model_facts(bundle: Bundle) -> Facts:
         return {"weights": digest(sorted(bundle.shards.read(list(bundle.shards)).items())), "tokens": ids}
     if not ids:  # of words that another tokenizer knows none of
         return {"weights": digest(sorted(model.state_dict().items())), "tokens": ids}
+    require_known(ids, rows_of(model.config), "text", bundle.tokenizer.convert_ids_to_tokens)
     given = {"decoder_input_ids": torch.tensor([[1, 5]])} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), **given)
