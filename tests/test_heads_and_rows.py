@@ -100,7 +100,7 @@ def test_a_special_beyond_the_rows_may_stand_in_no_text(bundle, tmp_path):
     whole = (tmp_path / "clean.txt").read_text(encoding="utf-8")
     (tmp_path / "dirty.txt").write_text(whole.replace("add", "<padding>"), encoding="utf-8")
     calls = {
-        "apply": lambda text: compress.load(tmp_path / "model").apply("quantize_gptq", text=text),
+        "apply": lambda text: compress.load(tmp_path / "model").apply(compress.QuantizeGPTQ(), text=text),
         "measure": lambda text: evaluation_windows(tmp_path / "model", DataConfig(text=text, window=16)),
         "prompt": lambda text: TextGenerator(tmp_path / "model").encode(Path(text).read_text()[:40]),
     }

@@ -218,3 +218,16 @@ def test_conjugate_gradients_reach_what_a_factor_gives_where_scales_differ_widel
     wanted = refit(w, kept, h, damping=1e-7)
     found = refit(w, kept, h, damping=1e-7, mask=torch.ones(3, 20, dtype=torch.bool))
     assert (found - wanted).norm() < 1e-3 * (wanted - w[:, kept]).norm()
+
+
+def test_units_as_wide_as_a_head_with_its_queries_are_weighed_by_several_threads() -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    w, x = torch.randn(8, 3 * 192), torch.randn(2000, 3 * 192)
+    units, h = torch.arange(3 * 192).view(3, 192), x.T @ x / 2000
+    w[:, units[1]] *= 0.1
+    torch.set_num_threads(2)  # with which torch solves several systems of this size wrongly
+    try:
+        assert removal_order(w, units, h, 1).tolist() == [1]
+    finally:
+        torch.set_num_threads(before)

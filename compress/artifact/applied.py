@@ -68,6 +68,8 @@ def applied(
     Raises:
         UserError: the pass needs text and there is none, or whatever it refuses.
     """
+    if not callable(getattr(step, "layers", None)):
+        raise UserError(f"step: {step!r} is no pass; give a value of one, as compress.QuantizeGPTQ()")
     scratch = Scratch()  # exports lie in it until they are saved
     require_finite(numbers_of(bundle.model), "model")
     with unchanged_process(), staying(step.name()):

@@ -128,9 +128,9 @@ def _costs(w: Tensor, inverse: Tensor, units: Tensor) -> Tensor:
     if units.shape[1] == 1:
         column = units[:, 0]
         return w[:, column].square().sum(0) / inverse.diagonal()[column].clamp(min=_SMALLEST)
-    corners = torch.stack([inverse[c][:, c] for c in units])  # (units, width, width)
-    own = w[:, units].permute(1, 2, 0)  # (units, width, out)
-    return (own * torch.linalg.solve(corners, own)).sum((1, 2))
+    # one by one: torch's batched solve fails on wide ones with several threads (its issue 142815)
+    own = [(w[:, columns].T, inverse[columns][:, columns]) for columns in units]
+    return torch.stack([(weights * torch.linalg.solve(corner, weights)).sum() for weights, corner in own])
 
 
 def _eliminate(w: Tensor, inverse: Tensor, columns: Tensor) -> None:
