@@ -146,7 +146,7 @@ class Bench:
             file.write(json.dumps(whole) + "\n")
         seconds = "" if line["seconds"] is None else f"  {line['seconds']:.0f} s"
         memory = f"{line['peak_rss_bytes'] / 1e9:.2f} GB"
-        print(f"  KL {line['kl']:.4f}  dNLL {line['delta_nll']:+.4f}{seconds}  {memory}", flush=True)
+        print(f"  KL {line['kl']:.4f}  dNLL {line['delta_nll']:+z.4f}{seconds}  {memory}", flush=True)
 
     def prepared(self, seed: int) -> tuple[Path, Path]:
         """The float32 folder and the calibration windows of a seed, made the first time."""

@@ -51,7 +51,7 @@ def gaps(lines: list[Line]) -> str:
         there = [tokens for tokens, loss in curve(line) if loss <= goal]
         share = there[0] / line["tokens"] if there else None
         rows.append(
-            f"| {line['tool']}: {line['setting']} | {line['delta_nll']:+.4f} "
+            f"| {line['tool']}: {line['setting']} | {line['delta_nll']:+z.4f} "
             f"| {100 * (1 - line['delta_nll'] / gap):.0f} % | {f'{share:.2f} x' if share else 'never'} |"
         )
     return "\n".join(rows)

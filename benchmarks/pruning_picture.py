@@ -58,7 +58,7 @@ def table(groups: list[list[Line]]) -> str:
         rows.append(
             f"| {NAMES[first['tool']]} | {first['setting']} | {first['parameters'] / 1e6:.1f} "
             f"| {first['nonzero_parameters'] / 1e6:.1f} | {first['tokens'] / 1e6:g} "
-            f"| {told(mean(lines, 'delta_nll'), '+.4f')} "
+            f"| {told(mean(lines, 'delta_nll'), '+z.4f')} "
             f"| {told(mean(lines, 'kl'), '.4f')} [{low:.4f}, {high:.4f}] "
             f"| {f'{speed:.2f} x' if speed else ''} | {told(mean(lines, 'seconds'), '.0f')} "
             f"| {(mean(lines, 'peak_rss_bytes') or 0.0) / 1e9:.2f} | {len(lines)} |"

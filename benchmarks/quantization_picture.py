@@ -50,7 +50,7 @@ def table(groups: list[list[Line]]) -> str:
         seconds = f"{mean(timed, 'seconds'):.0f}" if timed else ""
         rows.append(
             f"| {NAMES[first['tool']]} | {first['setting']} | {mean(lines, 'file_bytes') / 1e6:.1f} "
-            f"| {mean(lines, 'linear_bytes') / 1e6:.1f} | {mean(lines, 'delta_nll'):+.4f} "
+            f"| {mean(lines, 'linear_bytes') / 1e6:.1f} | {mean(lines, 'delta_nll'):+z.4f} "
             f"| {mean(lines, 'kl'):.4f} [{low:.4f}, {high:.4f}] | {mean(lines, 'top1_agreement'):.3f} "
             f"| {seconds} | {mean(lines, 'peak_rss_bytes') / 1e9:.2f} | {len(lines)} |"
         )

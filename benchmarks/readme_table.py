@@ -63,7 +63,7 @@ def cells(result: Result) -> list[str]:
         _number(result.disk_bytes, 1e6, ".2f"),
         _number(result.perplexity, 1, ".3f"),
         _difference(result),
-        _number(result.kl_to_base, 1, ".4f"),
+        _number(result.kl_to_base, 1, "z.4f"),
         _number(result.top1_agreement, 0.01, ".1f"),
         _number(result.prefill_tokens_per_second, 1, ",.0f"),
         _number(result.decode_tokens_per_second, 1, ",.0f"),
@@ -79,9 +79,9 @@ def _difference(result: Result) -> str:
     if result.delta_nll is None:
         return "–"
     if result.delta_nll_ci95 is None:
-        return f"{result.delta_nll:+.4f}"
+        return f"{result.delta_nll:+z.4f}"
     low, high = result.delta_nll_ci95
-    return f"{result.delta_nll:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{result.delta_nll:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
 
 
 def _number(value: float | None, unit: float, form: str) -> str:

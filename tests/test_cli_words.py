@@ -81,7 +81,7 @@ def test_a_prompt_from_a_pipe(bundle, tmp_path, monkeypatch):
     assert "is not UTF-8" in refused(*piped(b"\xff"))
 
 
-@pytest.mark.parametrize("name", ["modle", "./absent", "~/absent"])
+@pytest.mark.parametrize("name", ["modle", "./absent", "~/absent", "one/two/absent"])
 def test_a_mistyped_path_is_not_asked_of_a_hub(name, bundle, tmp_path, monkeypatch):
     def asked(*_: object, **__: object):
         raise AssertionError("the hub was asked")
@@ -90,7 +90,8 @@ def test_a_mistyped_path_is_not_asked_of_a_hub(name, bundle, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     bundle.save(tmp_path / "runs" / "model")
     source = name if "/" in name else f"runs/{name}"
-    words = "did you mean 'runs/model'" if name == "modle" else "does not exist"
+    words = {"modle": "did you mean 'runs/model'", "one/two/absent": "is neither a directory"}
+    words = words.get(name, "does not exist")
     with pytest.raises(UserError, match=words):
         load_checkpoint(source)
     file = write_recipe(

@@ -105,6 +105,7 @@ def test_passes_that_change_all_weights_are_not_asked(bundle):
 
 def test_plan_manifest_table_and_page_say_it(recipe_dict, tmp_path):
     recipe_dict["base"] = []
+    recipe_dict["measure"] = {"prefill_tokens": 16, "rounds": 1, "timing_seconds": 1, "threads": 1}
     recipe_dict["variants"] = {"half": [{"quantize_round": {"select": ["*.mlp.*"], "embeddings": None}}]}
     (tmp_path / "r.yaml").write_text(Recipe.parse(recipe_dict, "test").to_yaml())
     dry = invoke("run", tmp_path / "r.yaml", "-o", tmp_path / "run", "--dry-run")

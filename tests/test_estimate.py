@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from cli_helpers import DATA, invoke, write_recipe, write_text
 
+import compress
+from compress import DataConfig, PruneStructured, Student
+from compress.models.checkpoints import meta_model
 from compress.models.create import Architecture, create
 from compress.run import estimate as module
 from compress.run.estimate import estimate
@@ -92,8 +95,6 @@ def test_disk_is_predicted(name, place, tmp_path):
 
 def test_passes_that_stream_ask_for_a_block(place, monkeypatch):
     monkeypatch.setattr(module, "_PROCESS_BYTES", 0)
-    from compress.models.checkpoints import meta_model
-
     model = meta_model(str(place / "m"))
     size = 4 * sum(p.numel() for p in model.parameters())
     streaming = load_recipe(str(recipe(place, {"a": ["quantize_gptq"]})))
@@ -103,9 +104,25 @@ def test_passes_that_stream_ask_for_a_block(place, monkeypatch):
     assert estimate(training, model, measured=False).memory_bytes > 4 * size
 
 
-def test_measuring_is_part_of_disk_and_time(place, monkeypatch):
-    from compress.models.checkpoints import meta_model
+@pytest.mark.parametrize(
+    "step",
+    [
+        PruneStructured(target={"parameters": 0.5, "shapes": 1}),
+        PruneStructured(target={"bytes": 8e6, "shapes": 1}),
+        PruneStructured(heads=0.5, neurons=0.25),
+        Student(blocks=2),
+        Student(hidden=128, intermediate=352, heads=2, kv_heads=1),
+    ],
+)
+def test_what_is_left_of_a_model_is_foreseen(step, place):
+    whole = compress.load(place / "m")
+    data = DataConfig(text=str(place / "text"), window=16, calibration_windows=4, evaluation_windows=2)
+    left = whole.apply(step, text=data)
+    counts = [sum(p.numel() for p in bundle.model.parameters()) for bundle in (left, whole)]
+    assert step.share_left(meta_model(str(place / "m"))) == pytest.approx(counts[0] / counts[1], rel=0.15)
 
+
+def test_measuring_is_part_of_disk_and_time(place, monkeypatch):
     model = meta_model(str(place / "m"))
     plan = load_recipe(str(recipe(place, {"a": [{"export_gguf": {"check_tokens": 64}}]})))
     alone, whole = estimate(plan, model, measured=False), estimate(plan, model)

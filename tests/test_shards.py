@@ -12,6 +12,7 @@ from compress.artifact.bundle import Bundle
 from compress.artifact.counts import code_files
 from compress.artifact.shards import ShardReader, join
 from compress.errors import UserError
+from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_gptq import QuantizeGPTQ
 from compress.passes.quantize_round import QuantizeRound
 
@@ -116,3 +117,9 @@ def test_a_tied_table_leaves_memory_with_the_module_that_read_it(bundle, tmp_pat
         assert not model.lm_head.weight.is_meta
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.is_meta
+
+
+def test_a_pass_that_wants_all_weights_refuses_a_model_whose_weights_are_on_disk(bundle, tmp_path):
+    bundle.save(tmp_path / "float")
+    with pytest.raises(UserError, match="prune_magnitude: needs all weights at once; .* without stream=True"):
+        Bundle.load(tmp_path / "float", stream=True).apply(PruneMagnitude(sparsity=0.5))

@@ -33,6 +33,11 @@ class Step(Protocol):
         """`export` changes no weights."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether it takes weights that are on disk, a block at a time."""
+        ...
+
     def name(self) -> str:
         """As recipes call it."""
         ...
@@ -70,6 +75,8 @@ def applied(
     """
     if not callable(getattr(step, "layers", None)):
         raise UserError(f"step: {step!r} is no pass; give a value of one, as compress.QuantizeGPTQ()")
+    if bundle.shards is not None and not step.streams:
+        raise UserError(f"{step.name()}: needs all weights at once; load the model without stream=True")
     scratch = Scratch()  # exports lie in it until they are saved
     require_finite(numbers_of(bundle.model), "model")
     with unchanged_process(), staying(step.name()):
@@ -157,4 +164,5 @@ def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
         return text
     config = windows_of(text, bundle.model)
     documents = load_documents(config.text)
-    return prepare(config, documents, bundle.tokenizer, training="train" in reads, rows=rows_of(bundle.model.config))
+    training, rows = "train" in reads, rows_of(bundle.model.config)
+    return prepare(config, documents, bundle.tokenizer, training=training, rows=rows)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compress.artifact.folder import disk_bytes
-from compress.errors import one_line
+from compress.errors import one_line, staying
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.results import Result
@@ -40,7 +40,9 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
         console.print(f"  {name}" + (f"  (from {parent})" if parent else ""), style="bold")
         for step, layers in chain:
             first, last = layers[0], layers[-1]
-            more = "".join(f"; {said}" for said in (step.plan(), plan.coverage.get(id(step))) if said)
+            with staying(step.name()):
+                own = step.plan()
+            more = "".join(f"; {said}" for said in (own, plan.coverage.get(id(step))) if said)
             console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}")
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")

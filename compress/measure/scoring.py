@@ -35,10 +35,10 @@ class Scoring:
         finish_step: Callable[[Target, Scores, dict[str, Any]], None],
     ) -> None:
         """Score all; `finish` gets each target while its process is loaded, `finish_step` each step with what
-        loading it told."""
+        loading it gave."""
         reference = self._reference
         host = next((t for t in targets if reference.is_base(t.path, t.runtime)), None)
-        told = host is not None
+        reported = host is not None
         if host is None and reference.base is not None:
             host = Target("the base model", "torch", reference.base)
         others = [target for target in targets if target is not host]
@@ -48,8 +48,8 @@ class Scoring:
             if not last and self._taken_over(part, host, [*others, *steps]):
                 continue
             if host is not None:
-                worker = self._score_base(host, part, told=told, keep=bool(others or steps))
-                if told and last:
+                worker = self._score_base(host, part, reported=reported, keep=bool(others or steps))
+                if reported and last:
                     assert reference.scores is not None
                     finish(host, reference.scores)
                 for number, step in enumerate(steps, start=1):
@@ -86,27 +86,27 @@ class Scoring:
             self._scores[other].append(scores)
         return True
 
-    def _score_base(self, host: Target, part: range, *, told: bool, keep: bool) -> WorkerProcess:
+    def _score_base(self, host: Target, part: range, *, reported: bool, keep: bool) -> WorkerProcess:
         worker, _ = self._workers.loaded(host)
         worker.what = str(host)
-        if told:
+        if reported:
             self._bar.advance(0, scoring=str(host))
-        scores = self._reference.compute(worker, part, self._advance if told else lambda: None, keep=keep)
+        scores = self._reference.compute(worker, part, self._advance if reported else lambda: None, keep=keep)
         self._book.keep_scores(host.key, part, scores)
         return worker
 
     def _score_step(
-        self, worker: WorkerProcess, host: Target, step: Target, part: range, told: str
+        self, worker: WorkerProcess, host: Target, step: Target, part: range, label: str
     ) -> dict[str, Any]:
         """In the base's process, which loads the base again when that is next wanted."""
-        worker.what = f"{told} ({step.path})"
+        worker.what = f"{label} ({step.path})"
         self._workers.facts.pop(host, None)
         facts = self._workers.load(worker, step)
-        self._compare(worker, step, part, told)
+        self._compare(worker, step, part, label)
         return facts
 
-    def _compare(self, worker: WorkerProcess, target: Target, part: range, told: str) -> None:
-        self._bar.advance(0, scoring=told)
+    def _compare(self, worker: WorkerProcess, target: Target, part: range, label: str) -> None:
+        self._bar.advance(0, scoring=label)
         scores = self._reference.compare(worker, target.path, part, self._advance)
         self._scores[target].append(scores)
         self._book.keep_scores(target.key, part, scores)

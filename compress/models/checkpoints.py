@@ -89,13 +89,14 @@ def hub_revision(source: str) -> str:
 
 
 def refuse_mistyped_path(source: str) -> None:
-    """Refuse `folder/name` where the folder is here and the name is not: a hub is not asked for that.
+    """Refuse `folder/name` where the folder is here and the name is not, and what is longer than a hub's
+    `owner/name`: no hub is asked for that.
 
     Raises:
         UserError: names what is there.
     """
     path = Path(source)
-    if path.parent.is_dir() or source.startswith(("~", ".", "/")):
+    if path.parent.is_dir() or source.startswith(("~", ".", "/")) or source.count("/") > 1:
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, n=1)
         hint = (

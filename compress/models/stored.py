@@ -16,7 +16,7 @@ from compress.models.unused import unused
 _FLOATS = ("F", "BF")  # F32, F16, BF16, F8_E4M3 ...
 
 
-class Kind(NamedTuple):
+class StoredTensor(NamedTuple):
     """What a header says of a tensor: `F32`, `I64` ..., and its shape."""
 
     dtype: str
@@ -28,13 +28,15 @@ class Kind(NamedTuple):
         return self.dtype.startswith(_FLOATS)
 
 
-def stored_kinds(files: Iterable[Path]) -> dict[str, Kind]:
+def stored_kinds(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """What the headers of safetensors files say of each tensor; nothing of the data is read."""
     found = [entry for file in files for entry in entries(file)]
-    return {entry.name: Kind(entry.dtype, tuple(entry.shape)) for entry in found}
+    return {entry.name: StoredTensor(entry.dtype, tuple(entry.shape)) for entry in found}
 
 
-def require_kinds(model: Any, kinds: Mapping[str, Kind], place: object, *, shapes: bool = False) -> None:
+def require_kinds(
+    model: Any, kinds: Mapping[str, StoredTensor], place: object, *, shapes: bool = False
+) -> None:
     """Refuse a checkpoint whose tensors are of other kinds than the model's.
 
     Args:

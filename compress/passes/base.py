@@ -127,6 +127,10 @@ class Pass(BaseModel):
         """The name used in recipes: that of the module the pass is written in."""
         return cls.__module__.rpartition(".")[2]
 
+    def share_left(self, model: nn.Module) -> float:
+        """The share of a model's parameters that it leaves, where its settings tell; 1 of all others."""
+        return 1.0
+
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """A rough count of floating-point operations, for the time that `--dry-run` states."""
         return 0.0

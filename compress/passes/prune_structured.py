@@ -97,9 +97,23 @@ class PruneStructured(Pass):
                 )
         return linear_layers(model)
 
+    def share_left(self, model: nn.Module) -> float:
+        """As the target has it, or roughly by the shares: heads are a third of a block, neurons the rest."""
+        whole = sum(p.numel() for p in model.parameters())
+        blocks = sum(p.numel() for block in decoder_blocks(model)[1] for p in block.parameters())
+        if self.target is None:
+            left = (1 - self.blocks) * (1 - (self.heads + 2 * self.neurons) / 3)
+            return (1 - self.width) * (1 - blocks / whole * (1 - left))
+        size = {"block_parameters": blocks, "bytes": 4 * whole}.get(self.target.measure, whole)
+        left = self.target.value if self.target.value <= 1 else self.target.value / size
+        if self.target.measure == "block_parameters":
+            left = 1 - blocks / whole * (1 - left)
+        return min(1.0, left)
+
     def flops(self, parameters: int, calibration_tokens: int) -> float:
-        """The forward passes of both streams."""
-        return 2 * 2.0 * parameters * calibration_tokens
+        """The forward passes of both streams, the solvers in float64, and shapes that are tried on little."""
+        shapes = 0 if self.target is None else self.target.shapes
+        return 6.5 * parameters * calibration_tokens + shapes * 20_000.0 * parameters
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Prune a copy; notes tell what is left, what was, and the readers' relative errors.

@@ -39,7 +39,7 @@ from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.export.layout import Layout, TorchLayout, Weigher
-from compress.export.layouts import Named, Runtime, runtime_of
+from compress.export.registry import Named, Runtime, runtime_of
 from compress.formats import Coded, Format
 from compress.formats.swap import embedding_names, quantize_embeddings
 from compress.layerwise.budget import Candidates, Chosen

@@ -57,6 +57,16 @@ class Student(Pass):
         """Calibration text for `similarity` only."""
         return self.needs if self.choose == "similarity" else frozenset()
 
+    def share_left(self, model: nn.Module) -> float:
+        """Of the blocks those that stay, by their widths; of the rest the width."""
+        own, new, found = subcloning.Widths.of(model.config), self._widths(model), decoder_blocks(model)[1]
+        whole = sum(p.numel() for p in model.parameters())
+        blocks = sum(p.numel() for block in found for p in block.parameters())
+        hidden, kept = new.hidden / own.hidden, len(self._spread(len(found))) / len(found)
+        neurons = new.neurons / own.neurons if own.neurons else 1.0
+        inner = (new.heads / own.heads + 2 * neurons) / 3
+        return hidden * (1 - blocks / whole * (1 - kept * inner))
+
     def layers(self, model: nn.Module) -> list[str]:
         """The blocks of the model it is made of."""
         name, found = decoder_blocks(model)

@@ -11,10 +11,10 @@ _Cell = Callable[[Result], float | None]
 _NUMBERS: tuple[tuple[str, str, _Cell], ...] = (
     ("MB", ".2f", lambda r: r.disk_bytes and r.disk_bytes / 1e6),
     ("perplexity", ".3f", lambda r: r.perplexity),
-    ("Δ NLL, nats", "+.4f", lambda r: r.delta_nll),
-    ("KL, nats", ".4f", lambda r: r.kl_to_base),
+    ("Δ NLL, nats", "+z.4f", lambda r: r.delta_nll),
+    ("KL, nats", "z.4f", lambda r: r.kl_to_base),
     ("top-1", ".3f", lambda r: r.top1_agreement),
-    ("1 − cosine", ".5f", lambda r: r.cosine_distance),
+    ("1 − cosine", "z.5f", lambda r: r.cosine_distance),
     ("prefill, tokens/s", ".0f", lambda r: r.prefill_tokens_per_second),
     ("decode, tokens/s", ".0f", lambda r: r.decode_tokens_per_second),
     ("peak MB", ".0f", lambda r: r.peak_rss_bytes and r.peak_rss_bytes / 1e6),

@@ -7,9 +7,9 @@ and two moments, once it takes longer than from one to the next), and a pass tha
 the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
-gradients, two moments and the teacher, a pass that streams one block and the text's activations, an export
-the model, its copy and the file, others the model and its copy. Measuring holds the base whole, and logits of
-a window.
+gradients, two moments, the teacher and the logits of a batch, a pass that streams one block and the text's
+activations, an export the model, its copy and the file, others the model and its copy. Measuring holds the
+base whole, and logits of a window.
 
 Time rests on the speed of a matrix product measured now: passes, scoring and prompts go at it, decoding in
 torch at that of reading weights. Constants are those of runs that were watched (benchmarks/recipe_pages.py).
@@ -18,6 +18,7 @@ torch at that of reading weights. Constants are those of runs that were watched 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +61,36 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
     parameters = sum(p.numel() for p in model.parameters())
     calibration = recipe.data.calibration_windows * recipe.data.window
     steps = list(_steps(recipe))
-    flops = sum(chain[-1].flops(parameters, calibration) for chain in steps)
-    exports = sum(chain[-1].kind == "export" for chain in steps)
+    before = [share(chain[:-1], model) for chain in steps]
+    each = zip(steps, before, strict=True)
+    flops = sum(chain[-1].flops(int(part * parameters), calibration) for chain, part in each)
+    exports = [part for chain, part in zip(steps, before, strict=True) if chain[-1].kind == "export"]
+    ends = [share(chain, model) for chain in _ends(recipe).values()]
     speed = _flops_per_second()
     left = _left(recipe, model, steps)
     return Estimate(
         parameters=parameters,
         memory_bytes=_memory(recipe, model, steps, left, measured),
         disk_bytes=_disk(recipe, model, steps, left, speed, measured),
-        pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + exports * _EXPORT_SECONDS,
-        measure_seconds=_measuring(recipe, parameters, len(recipe.variants) + 1 + exports, speed)
-        if measured
-        else 0.0,
+        pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + len(exports) * _EXPORT_SECONDS,
+        measure_seconds=_measuring(recipe, parameters, [*ends, *exports], speed) if measured else 0.0,
     )
 
 
-def _measuring(recipe: Recipe, parameters: int, targets: int, speed: float) -> float:
-    """Seconds for all variants in all their runtimes: scoring each window, and rounds of timing."""
+def share(chain: tuple[Pass, ...], model: Any) -> float:
+    """Of a model's parameters those that some passes leave."""
+    return prod(step.share_left(model) for step in chain)
+
+
+def _measuring(recipe: Recipe, parameters: int, targets: list[float], speed: float) -> float:
+    """Seconds for all variants in all their runtimes, by the share of the parameters that each has: scoring
+    each window, and rounds of timing."""
     protocol, forward = recipe.measure, 2.0 * parameters / speed  # of a token
     scoring = recipe.data.evaluation_windows * recipe.data.window * forward * _SCORING
     prompts = protocol.rounds * (1 + protocol.prefills_per_round) * protocol.prefill_tokens * forward
     decoding = protocol.rounds * protocol.decodes_per_round * parameters * _FLOAT / _READING
-    timing = min(protocol.timing_seconds, targets * protocol.batch * (prompts + decoding))
-    return targets * (_MEASURE_SECONDS + scoring) + timing
+    timing = min(protocol.timing_seconds, sum(targets) * protocol.batch * (prompts + decoding))
+    return len(targets) * _MEASURE_SECONDS + sum(targets) * scoring + timing
 
 
 def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
@@ -102,13 +110,24 @@ def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
         ends[name] = tuple(earlier for earlier in before if earlier.kind != "export")
 
 
+def _ends(recipe: Recipe) -> dict[str, tuple[Pass, ...]]:
+    """The passes of every variant and of the base, those of what it starts from first."""
+    found: dict[str, tuple[Pass, ...]] = {}
+    for name in recipe.ordered():
+        chain = recipe.chain(name)
+        before = () if name == "base" else found[chain.parent or "base"]
+        found[name] = (*before, *chain.passes)
+    return found
+
+
 def _left(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]]) -> list[int]:
     """Bytes that loading and each step leave behind, in order."""
     size, beside = sum(p.numel() for p in model.parameters()) * _FLOAT, _beside(recipe)
     found = [size + beside]
     for chain in steps:
         half = chain[-1].kind == "export" and getattr(chain[-1], "floats", None) == "float16"
-        found.append(_weights(model, _held(chain, model), 2 if half else _FLOAT) + beside)
+        weights = _weights(model, _held(chain, model), 2 if half else _FLOAT)
+        found.append(int(share(chain, model) * weights) + beside)
     return found
 
 
@@ -120,9 +139,10 @@ def _disk(
     for chain, whole in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if "train" in step.requires():
-            seconds = step.flops(size // _FLOAT, 0) / speed
+            own = int(share(chain, model) * size)
+            seconds = step.flops(own // _FLOAT, 0) / speed
             if seconds > float(getattr(step, "checkpoint_seconds", 0.0)):
-                working = max(working, 3 * size)
+                working = max(working, 3 * own)
         elif step.kind != "export" and step.streams:
             working = max(working, whole)
     return sum(left) + _PAGE_BYTES + working
@@ -192,7 +212,10 @@ def _memory(
     for chain, written in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if "train" in step.requires():
-            most.append(_TRAINING_BYTES + 4 * size + size * ("teacher" in step.requires()))
+            window = int(getattr(step, "window", None) or recipe.data.window)
+            logits = int(getattr(step, "batch", 1)) * window * int(text.vocab_size) * _FLOAT
+            teacher = size * ("teacher" in step.requires())
+            most.append(int(_TRAINING_BYTES + 4 * share(chain, model) * size + teacher + logits))
         elif step.kind == "export":
             most.append(_EXPORT_BYTES + 2 * size + written)  # the model, its copy, and the file
         else:

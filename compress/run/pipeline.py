@@ -22,7 +22,7 @@ from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.context import lend
 from compress.errors import UserError, staying
-from compress.host.memory import reset_peak
+from compress.host.memory import give_back, reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
 from compress.models.checkpoints import load_config, load_tokenizer
 from compress.models.create import create
@@ -198,6 +198,7 @@ class _Maker:
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
+        give_back()  # the step before is over, and its models are large
         bundle, context = lend(
             step.kind, parent_of(step, self.store.path(parent), self.device),
             self.data if words is None else renumbered(self.data, words),

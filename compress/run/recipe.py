@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from compress.errors import UserError, nearest
+from compress.errors import UserError, nearest, staying
 from compress.host.files import at_home, read_text
 from compress.host.yaml_files import RECIPE_BYTES, as_yaml, parse_yaml
 from compress.models.create import Architecture
@@ -120,6 +120,7 @@ class Recipe(BaseModel):
         return self
 
     @classmethod
+    @staying("recipe")
     def parse(cls, content: dict[str, Any], source: str = "recipe") -> "Recipe":
         """A recipe from plain values, as YAML gives them; `source` begins what is said of a mistake.
 
