@@ -7,7 +7,7 @@ and two moments, once it takes longer than from one to the next), and a pass tha
 the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
-gradients, two moments, the teacher and the logits of a batch, a pass that streams one block and the text's
+gradients, moments, the teacher, and activations and logits of a micro-batch, a pass that streams one block and the text's
 activations, an export the model, its copy and the file, others the model and its copy. Measuring holds the
 base whole, and logits of a window.
 
@@ -35,7 +35,9 @@ from compress.tasks.registry import task_of
 _FLOAT = 4  # bytes
 _PROCESS_BYTES = 450_000_000  # Python, torch and transformers, before any model
 _EXPORT_BYTES = 100_000_000  # libraries of the exporters and of the runtimes that check
-_TRAINING_BYTES = 150_000_000  # of small models: activations, and libraries that only training loads
+_TRAINING_BYTES = 150_000_000  # libraries that only training loads
+_TRAINING_COPIES, _TUNING_COPIES = 6, 3  # of the weights: before, after, gradients, moments; the kept point
+_ACTIVATION_BYTES = 5.2  # of a token, for each weight of the blocks over the width
 _PAGE_BYTES = 1_000_000  # the report, records, evaluation windows
 _SECONDS_PER_BYTE = 4.5e-8  # of a step's files: written, hashed, opened again and compared
 _EXPORT_SECONDS = 4.0  # checking the file in its runtime
@@ -212,10 +214,7 @@ def _memory(
     for chain, written in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if "train" in step.requires():
-            window = int(getattr(step, "window", None) or recipe.data.window)
-            logits = int(getattr(step, "batch", 1)) * window * int(text.vocab_size) * _FLOAT
-            teacher = size * ("teacher" in step.requires())
-            most.append(int(_TRAINING_BYTES + 4 * share(chain, model) * size + teacher + logits))
+            most.append(_TRAINING_BYTES + _training(step, share(chain, model), model, recipe.data.window))
         elif step.kind == "export":
             most.append(_EXPORT_BYTES + 2 * size + written)  # the model, its copy, and the file
         else:
@@ -223,6 +222,19 @@ def _memory(
     if measured:
         most.append(size + 3 * recipe.data.window * int(text.vocab_size) * _FLOAT)
     return _PROCESS_BYTES + max(most)
+
+
+def _training(step: Pass, share: float, model: Any, window: int) -> int:
+    """Bytes while training what is left of a model: copies of its weights, the teacher's, and what a micro-batch
+    leaves for the gradient, in the blocks and of the logits."""
+    text, teacher = model.config.get_text_config(), "teacher" in step.requires()
+    size = sum(p.numel() for p in model.parameters()) * _FLOAT
+    blocks = sum(p.numel() for name in block_names(model) for p in model.get_submodule(name).parameters())
+    tokens = int(getattr(step, "batch", 1)) * int(getattr(step, "window", None) or window)
+    logits = (3.0 + 0.6 * teacher) * int(text.vocab_size) * _FLOAT
+    activations = _ACTIVATION_BYTES * share * blocks / int(text.hidden_size)
+    copies = _TUNING_COPIES if step.kind == "tune" else _TRAINING_COPIES
+    return int(copies * share * size + teacher * size + tokens * (logits + activations))
 
 
 def _bytes(module: Any) -> int:
