@@ -7,9 +7,9 @@ and two moments, once it takes longer than from one to the next), and a pass tha
 the largest of these counts once, or the base's logits of a part of the text while measuring.
 
 Memory is that of the process with its libraries, and of the step that takes most: training holds weights,
-gradients, moments, the teacher, and activations and logits of a micro-batch, a pass that streams one block and the text's
-activations, an export the model, its copy and the file, others the model and its copy. Measuring holds the
-base whole, and logits of a window.
+gradients, moments, the teacher, and activations and logits of a micro-batch, a pass that streams one block
+and the text's activations, an export the model, its copy and the file, others the model and its copy.
+Measuring holds the base whole, and logits of a window.
 
 Time rests on the speed of a matrix product measured now: passes, scoring and prompts go at it, decoding in
 torch at that of reading weights. Constants are those of runs that were watched (benchmarks/recipe_pages.py).
@@ -225,8 +225,8 @@ def _memory(
 
 
 def _training(step: Pass, share: float, model: Any, window: int) -> int:
-    """Bytes while training what is left of a model: copies of its weights, the teacher's, and what a micro-batch
-    leaves for the gradient, in the blocks and of the logits."""
+    """Bytes while training what is left of a model: copies of its weights, the teacher's, and what a
+    micro-batch leaves for the gradient, in the blocks and of the logits."""
     text, teacher = model.config.get_text_config(), "teacher" in step.requires()
     size = sum(p.numel() for p in model.parameters()) * _FLOAT
     blocks = sum(p.numel() for name in block_names(model) for p in model.get_submodule(name).parameters())
