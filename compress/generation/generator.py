@@ -176,7 +176,8 @@ class TextGenerator:
                 ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise UserError("prompt: is empty; give some text to continue")
-        require_known(ids, rows_of(self.folder), "prompt", self.tokenizer.id_to_token)
+        if (rows := rows_of(self.folder)) is not None:
+            require_known(ids, rows, "prompt", self.tokenizer.id_to_token)
         # one that an encoder reads leaves the text all its room
         longest = self.runtime.context - (1 if self.continues else 0)
         if len(ids) > longest:

@@ -19,6 +19,7 @@ import torch
 
 from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
+from compress.artifact.counts import weight_file_bytes
 from compress.artifact.folder import MANIFEST
 from compress.context import lend
 from compress.errors import UserError, staying
@@ -44,6 +45,7 @@ from compress.text.windows import TextData, prepare, renumbered, training_docume
 EVALUATION_FILE = "evaluation.npy"
 HASHES = ".hashes.json"  # of the files of checkpoints, so that a second run need not read them all
 LOGS = "logs"  # what trackers write; a variant cannot have this name
+_LARGE = 50_000_000  # bytes of a model whose memory is worth the half second that collecting takes
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ class _Maker:
         if not (step.together or is_main()):
             wait(lambda: self.store.has(found))
             return found
-        give_back()  # the step before is over, and its models are large
+        if weight_file_bytes(self.store.path(parent)) > _LARGE:
+            give_back()  # the step before is over, and its models wait for the garbage collector
         bundle, context = lend(
             step.kind, parent_of(step, self.store.path(parent), self.device),
             self.data if words is None else renumbered(self.data, words),

@@ -84,16 +84,14 @@ def prompt_of(tokenizer: Any, text: str, *, continues: bool) -> list[int]:
     return [*begin, *ids, *(() if continues else end)]
 
 
-def require_known(
-    ids: Sequence[int], rows: int | None, place: str, token_of: Callable[[int], str | None]
-) -> None:
+def require_known(ids: Sequence[int], rows: int, place: str, token_of: Callable[[int], str | None]) -> None:
     """Refuse a text that holds a token which a model of so many `rows` has none for: a special one, as a
     tokenizer may have for padding, that stands there word for word.
 
     Raises:
         UserError: with the token.
     """
-    if rows is not None and ids and (number := max(ids)) >= rows:
+    if ids and (number := max(ids)) >= rows:
         raise UserError(
             f"{place}: holds {token_of(number)!r}, token {number}, and the model has "
             f"{rows} rows; take it out of the text, or give the model a row for it"

@@ -302,7 +302,8 @@ class _Taker:
 
     def _known(self, unit: Document, ids: list[int]) -> Tokens:
         """The tokens of a unit; the model has a row for each."""
-        require_known(ids, self.rows, f"text: '{unit.name}'", self.tokenizer.convert_ids_to_tokens)
+        if self.rows is not None:
+            require_known(ids, self.rows, f"text: '{unit.name}'", self.tokenizer.convert_ids_to_tokens)
         return np.array(ids, dtype=np.int32)
 
     def _encode(self, unit: Document) -> tuple[Tokens, Tokens]:

@@ -68,7 +68,8 @@ def model_facts(bundle: Bundle) -> Facts:
         return {"weights": digest(sorted(bundle.shards.read(list(bundle.shards)).items())), "tokens": ids}
     if not ids:  # of words that another tokenizer knows none of
         return {"weights": digest(sorted(model.state_dict().items())), "tokens": ids}
-    require_known(ids, rows_of(model.config), "text", bundle.tokenizer.convert_ids_to_tokens)
+    if (rows := rows_of(model.config)) is not None:
+        require_known(ids, rows, "text", bundle.tokenizer.convert_ids_to_tokens)
     given = {"decoder_input_ids": torch.tensor([[1, 5]])} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), **given)
