@@ -17,6 +17,8 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_auto import QuantizeAuto
 from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes
 from compress.passes.quantize_round import QuantizeRound
+from compress.passes.round_activations import RoundActivations
+from compress.passes.store_sparse import StoreSparse
 from compress.passes.train import Train
 from compress.records.manifest import Coverage, Lineage, Manifest
 from compress.report.narrative import headlines
@@ -119,3 +121,12 @@ def test_plan_manifest_table_and_page_say_it(recipe_dict, tmp_path):
     assert any(words in sentence.text for sentence in headlines(record, results))
     for told in (dry.out, done.out):
         assert words in " ".join(told.split())
+
+
+@pytest.mark.parametrize("step", [RoundActivations(), StoreSparse()])
+def test_layers_that_hold_codes_are_taken_as_those_in_float_are(step, bundle, make_context):
+    whole = coverage_of(step, bundle.model)
+    coded = QuantizeRound(format="int8")(bundle, make_context(bundle)).model
+    tables = sum(p.numel() for p in bundle.model.get_input_embeddings().parameters())
+    assert whole.taken == whole.weights - tables > 0
+    assert (coverage_of(step, coded).taken, coverage_of(step, coded).weights) == (whole.taken, whole.weights)

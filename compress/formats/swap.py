@@ -10,7 +10,8 @@ from torch import nn
 from compress.errors import about
 from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.models.layers import matrix, replace_module
+from compress.models.layers import matches, matrix, replace_module
+from compress.models.stacks import block_lists
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
@@ -36,6 +37,19 @@ def quantize_embeddings(model: Any, format: Format) -> list[str]:
     for name, module in found.items():
         replace_module(model, name, QuantizedEmbedding(table, embedding_scale(module)))
     return changed
+
+
+def coded_layers(model: Any, select: tuple[str, ...] = ("*",), skip: tuple[str, ...] = ()) -> list[str]:
+    """Names of the layers inside the blocks that hold codes, as `linear_layers` has those in float."""
+    blocks = block_lists(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+        and name.startswith(blocks)
+        and any(matches(name, p) for p in select)
+        and not any(matches(name, p) for p in skip)
+    ]
 
 
 def tables(model: Any) -> dict[str, nn.Module]:

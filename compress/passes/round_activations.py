@@ -11,7 +11,7 @@ the calibration text for `static`, nothing otherwise.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -21,9 +21,9 @@ from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedLinear
+from compress.formats.swap import coded_layers
 from compress.host.progress import track
-from compress.models.layers import linear_layers, matches
-from compress.models.stacks import block_lists
+from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 
 
@@ -41,8 +41,8 @@ class RoundActivations(Pass):
     skip: tuple[str, ...] = Field((), description="wildcards of those to leave")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The selected linear layers of the blocks."""
-        return linear_layers(model, self.select, self.skip)
+        """The selected linear layers of the blocks, with codes or before they have any."""
+        return linear_layers(model, self.select, self.skip) + coded_layers(model, self.select, self.skip)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """Set the rule on every selected layer that holds codes.
@@ -51,7 +51,12 @@ class RoundActivations(Pass):
             UserError: no selected layer holds codes.
         """
         result = bundle.clone()
-        held = self._held(result.model)
+        held = {
+            name: cast(QuantizedLinear, result.model.get_submodule(name))
+            for name in coded_layers(result.model, self.select, self.skip)
+        }
+        if not held:
+            raise UserError(f"{self.name()}.select: {list(self.select)} matches no layer that holds codes")
         bounds: dict[str, Tensor] = {}
         if self.mode == "static":
             bounds = _ranges(
@@ -65,20 +70,6 @@ class RoundActivations(Pass):
             layer.activations = rule
             layer.activation_bounds = bounds.get(name)
         return result.evolve(notes={"layers": len(held), "activations": rule.model_dump()})
-
-    def _held(self, model: nn.Module) -> dict[str, QuantizedLinear]:
-        blocks = block_lists(model)
-        held = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, QuantizedLinear)
-            and name.startswith(blocks)
-            and any(matches(name, p) for p in self.select)
-            and not any(matches(name, p) for p in self.skip)
-        }
-        if not held:
-            raise UserError(f"{self.name()}.select: {list(self.select)} matches no layer that holds codes")
-        return held
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from compress.artifact.counts import unique_state, weight_bytes
 from compress.artifact.sparse import compact
 from compress.context import Context
 from compress.errors import UserError
+from compress.formats.swap import coded_layers
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Pass
 from compress.tasks.base import Task
@@ -40,8 +41,8 @@ class StoreSparse(Pass):
     packed: bool = Field(False, description="also in memory, when the model is only run: smaller, slower")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """The linear layers of the blocks."""
-        return linear_layers(model)
+        """The linear layers of the blocks, in float and with codes."""
+        return linear_layers(model) + coded_layers(model)
 
     def __call__(self, bundle: Bundle, context: Context) -> Bundle:
         """The same weights, to be saved sparse.
