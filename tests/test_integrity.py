@@ -309,3 +309,17 @@ def test_a_large_artifact_is_compared_by_its_headers(bundle, make_context, tmp_p
     with pytest.raises(UserError, match="lacks"):
         QuantizeRound()(bundle, make_context(bundle)).save(tmp_path / "less")
     assert manifest.layers
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda place: place.symlink_to("nowhere")])
+def test_a_manifest_that_is_no_file_is_not_taken_for_none(make, bundle, tmp_path):
+    bundle.save(tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).unlink()
+    make(tmp_path / "a" / MANIFEST)
+    for load in (
+        Bundle.load,
+        lambda at: Bundle.load(at, stream=True),
+        lambda at: Bundle.load(at, verify=False),
+    ):
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            load(tmp_path / "a")

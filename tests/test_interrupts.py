@@ -72,6 +72,18 @@ print("went on")
     assert ended(tmp_path, app) == (130, "", LINE)
 
 
+@pytest.mark.parametrize("error", ["ValueError", "commands.UserError", "OSError", "MemoryError"])
+def test_what_a_library_makes_of_a_signal_is_no_error_of_its_own(error, tmp_path):
+    app = f"""
+try:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(5)
+except BaseException:
+    raise {error}("could not determine the shape of an object") from None
+"""
+    assert ended(tmp_path, app) == (130, "", LINE)
+
+
 def test_what_hangs_while_it_tidies_is_ended_by_a_later_signal(tmp_path):
     app = """
 interrupts._TIDYING_SECONDS = 0.1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.artifact.applied import Step, Text, applied
 from compress.artifact.coded import with_streams
 from compress.artifact.counts import file_record, unique_state
-from compress.artifact.folder import CODES, EXPORTS, MANIFEST
+from compress.artifact.folder import CODES, EXPORTS, MANIFEST, has_manifest
 from compress.artifact.integrity import stated, write_sums
 from compress.artifact.integrity import verify as verified
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
@@ -250,7 +250,7 @@ class Bundle:
         """
         folder = Path(path)
         stream = stream and folder.is_dir()
-        if not (folder / MANIFEST).is_file():
+        if not has_manifest(folder):
             lineage = Lineage(source=str(path))
             if verify and folder.exists():
                 verified(folder, whole=False)

@@ -11,6 +11,11 @@ CODES = "quantized.safetensors"  # or quantized-00001-of-00003.safetensors ... w
 EXPORTS = ("onnx", "compressed-tensors", "gguf")  # folders inside an artifact, for other runtimes
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether there is one, be it a pipe or a link to nowhere: reading it says so."""
+    return os.path.lexists(folder / MANIFEST)
+
+
 def disk_bytes(artifact: Path) -> int:
     """Bytes of all files of an artifact (a folder, or one file such as a GGUF), without nested exports."""
     if artifact.is_file():

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.artifact.folder import MANIFEST
+from compress.artifact.folder import MANIFEST, has_manifest
 from compress.errors import UserError
 from compress.host.files import json_value, leaves
 from compress.records.seal import SEAL, seal_of
@@ -99,14 +99,14 @@ def stated(folder: Path) -> dict[str, Stated]:
     Raises:
         UserError: either cannot be read.
     """
-    if (folder / MANIFEST).is_file():
+    if has_manifest(folder):
         return _in_manifest(folder / MANIFEST)
     return _in_list(folder / SUMS)
 
 
 def write_sums(folder: Path) -> None:
     """State the hashes of a folder's files, where no manifest does."""
-    if (folder / MANIFEST).is_file():
+    if has_manifest(folder):
         return
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS)
     text = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)

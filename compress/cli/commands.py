@@ -314,14 +314,16 @@ def main() -> None:
             app()
         finally:
             interrupts.leave()
-    except UserError as error:
-        _fail(f"error: {error}", 2)
-    except OSError as error:
-        _fail(f"error: {_told(error)}", 2)
-    except MemoryError:
-        _fail("error: there is not enough memory for this; see --dry-run for what a recipe takes", 2)
-    except interrupts.Interrupted:
-        _fail(interrupts.RESUMABLE, 130)
+    except (Exception, interrupts.Interrupted) as error:
+        if interrupts.asked():
+            _fail(interrupts.RESUMABLE, 130)
+        if isinstance(error, UserError):
+            _fail(f"error: {error}", 2)
+        if isinstance(error, OSError):
+            _fail(f"error: {_told(error)}", 2)
+        if isinstance(error, MemoryError):
+            _fail("error: there is not enough memory for this; see --dry-run for what a recipe takes", 2)
+        raise
 
 
 def _piped() -> str:

@@ -19,6 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TIDYING_SECONDS = 5.0  # after which a second signal ends what hangs
 _AGAIN_SECONDS = 0.01
 _left: float | None = None  # when the command began to leave
+_asked = False
 _reported: Callable[[Any], object] | None = None  # what else tells of exceptions that nobody can catch
 
 
@@ -31,8 +32,8 @@ class Interrupted(BaseException):
 
 def begin() -> None:
     """From now on a signal raises `Interrupted`, once."""
-    global _left, _reported
-    _left = None
+    global _asked, _left, _reported
+    _asked, _left = False, None
     if _reported is None:
         _reported, sys.unraisablehook = sys.unraisablehook, _swallowed
     for number in _SIGNALS:
@@ -49,10 +50,16 @@ def leave() -> None:
     atexit.register(_ignore)
 
 
+def asked() -> bool:
+    """Whether a signal did: libraries in other languages turn what is raised inside them into errors of
+    their own."""
+    return _asked
+
+
 def _interrupt(*_: object) -> None:
-    global _left
+    global _asked, _left
     if _left is None:
-        _left = time.monotonic()
+        _asked, _left = True, time.monotonic()
         raise Interrupted
     if time.monotonic() - _left > _TIDYING_SECONDS:
         os.write(2, f"{RESUMABLE}\n".encode())

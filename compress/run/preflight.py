@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compress.artifact.applied import coverage_of
-from compress.artifact.folder import MANIFEST
+from compress.artifact.folder import has_manifest
 from compress.errors import UserError, staying
 from compress.formats import Format
 from compress.host.files import read_text
@@ -190,7 +190,7 @@ def _check_model(source: str, where: str) -> None:
     """Refuse a model that is neither there nor can be one on a hub."""
     path = Path(source)
     if path.is_dir():
-        if not (path / MANIFEST).is_file():
+        if not has_manifest(path):
             check_directory(path)
     elif not path.is_file() and (path.is_absolute() or source.count("/") != 1):
         raise UserError(f"{where}: '{source}' is neither a directory, a .gguf file nor a hub id (owner/name)")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compress.artifact.bundle import Bundle
-from compress.artifact.folder import MANIFEST
+from compress.artifact.folder import MANIFEST, has_manifest
 from compress.errors import UserError
 from compress.host.scratch import scratch
 from compress.models.checkpoints import meta_model
@@ -76,7 +76,7 @@ def null_pass(source: Path | str, folder: Path | None = None, *, verify: bool = 
 
 def _not_compared(path: Path, source: Path | str) -> str | None:
     """Why a source is not compared; None if it is."""
-    if (path / MANIFEST).is_file():
+    if has_manifest(path):
         manifest = Manifest.read(path / MANIFEST)
         if manifest.layers or manifest.storage != "dense":
             return "its layers hold codes, which no stock loader reads"
