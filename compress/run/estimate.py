@@ -43,7 +43,7 @@ _SECONDS_PER_BYTE = 4.5e-8  # of a step's files: written, hashed, opened again a
 _EXPORT_SECONDS = 4.0  # checking the file in its runtime
 _MEASURE_SECONDS = 8.0  # per variant and runtime: processes, imports, loading
 _SCORING = 1.2  # of a forward pass: comparing the logits
-_PROBE_SECONDS = 0.2
+_PROBE_SECONDS = 0.5
 _READING = 1e10  # bytes of weights per second, decoding in torch
 
 
@@ -140,7 +140,7 @@ def _disk(
     working = _logits(recipe, model) if measured else 0
     for chain, whole in zip(steps, left[1:], strict=True):
         step = chain[-1]
-        if "train" in step.requires():
+        if _trains(step) and step.kind != "tune":  # whose checkpoints hold scales
             own = int(share(chain, model) * size)
             seconds = step.flops(own // _FLOAT, 0) / speed
             if seconds > float(getattr(step, "checkpoint_seconds", 0.0)):
@@ -213,7 +213,7 @@ def _memory(
     most = [size if not streams else 0]
     for chain, written in zip(steps, left[1:], strict=True):
         step = chain[-1]
-        if "train" in step.requires():
+        if _trains(step):
             most.append(_TRAINING_BYTES + _training(step, share(chain, model), model, recipe.data.window))
         elif step.kind == "export":
             most.append(_EXPORT_BYTES + 2 * size + written)  # the model, its copy, and the file
@@ -222,6 +222,11 @@ def _memory(
     if measured:
         most.append(size + 3 * recipe.data.window * int(text.vocab_size) * _FLOAT)
     return _PROCESS_BYTES + max(most)
+
+
+def _trains(step: Pass) -> bool:
+    """Whether it takes steps on the training text; others only count in it."""
+    return "train" in step.requires() and hasattr(step, "batch")
 
 
 def _training(step: Pass, share: float, model: Any, window: int) -> int:
