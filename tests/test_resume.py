@@ -20,16 +20,19 @@ from compress.run.store import earlier_seconds
 TRAINING = {"tokens": 1500, "batch": 4, "heldout_points": 2, "checkpoint_seconds": 0}
 KILLS = ("SIGKILL", "SIGINT")
 # where to stop: a function inside each kind of step, the call of it, and how; in the order of the run
-# (the campaign's kills are at any moment; here they are where it hurts, by turns)
 STOPS = [
-    ("compress.training.loop._check_finite", 3, ("full", *KILLS)),  # the loss itself is known by identity
+    (
+        "compress.training.loop._check_finite",
+        3,
+        ("full", *KILLS),
+    ),  # the loss itself is known by identity
     ("compress.export.onnx.artifact.write_artifact", 1, ("full",)),
-    ("compress.export.onnx.check.compare", 1, ("SIGKILL",)),  # the graph is written, not yet checked
-    ("compress.run.store.link_or_copy", 2, ("SIGINT",)),  # the step is being kept, or shown as the variant
-    ("compress.solvers.masks.smallest", 3, ("full", "SIGKILL")),
-    ("compress.artifact.bundle.file_record", 2, ("SIGINT",)),  # the weights are written, the manifest is not
-    ("compress.training.teaching.distillation.distillation", 3, ("full", "SIGKILL")),
-    ("compress.layerwise.quantize.gptq", 3, ("full", "SIGINT")),
+    ("compress.export.onnx.check.compare", 1, KILLS),  # the graph is written, not yet checked
+    ("compress.run.store.link_or_copy", 2, KILLS),  # the step is being kept, or shown as the variant
+    ("compress.solvers.masks.smallest", 3, ("full", *KILLS)),
+    ("compress.artifact.bundle.file_record", 2, KILLS),  # the weights are written, the manifest is not
+    ("compress.training.teaching.distillation.distillation", 3, ("full", *KILLS)),
+    ("compress.layerwise.quantize.gptq", 3, ("full", *KILLS)),
     ("compress.artifact.shards.save_file", 2, ("full", "SIGKILL")),  # one block is written, the next is not
 ]
 STATUS = {"full": 2, "SIGKILL": -9, "SIGINT": 130}
