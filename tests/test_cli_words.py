@@ -9,7 +9,7 @@ import pytest
 from cli_helpers import invoke, python, refused, write_recipe, write_text
 
 from compress.errors import UserError
-from compress.models.checkpoints import load_checkpoint
+from compress.models.checkpoints import load_checkpoint, meta_model
 from compress.report.provenance import protocol_facts
 from compress.version import __version__
 
@@ -94,6 +94,8 @@ def test_a_mistyped_path_is_not_asked_of_a_hub(name, bundle, tmp_path, monkeypat
     words = words.get(name, "does not exist")
     with pytest.raises(UserError, match=words):
         load_checkpoint(source)
+    with pytest.raises(UserError, match="does not exist"):
+        meta_model(source)
     file = write_recipe(
         tmp_path / "r.yaml", write_text(tmp_path / "t"), model={"checkpoint": source}, base=[]
     )

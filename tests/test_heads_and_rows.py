@@ -1,6 +1,7 @@
 """A head tied to the embedding that has a bias of its own; tokens that the embedding has no row for."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from compress.artifact.bundle import Bundle
 from compress.artifact.folder import MANIFEST
 from compress.errors import UserError
 from compress.generation.generator import TextGenerator
+from compress.generation.text import rows_of
 from compress.measure.artifacts import evaluation_windows
 from compress.passes.prune_wanda import PruneWanda
 from compress.passes.quantize_round import QuantizeRound
@@ -91,6 +93,15 @@ def test_a_token_to_pad_with_may_lack_its_row(bundle, tmp_path):
     assert bundle.tokenizer.pad_token_id == 300
     bundle.save(tmp_path / "m")
     assert Bundle.load(tmp_path / "m").model.get_input_embeddings().num_embeddings == 300
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [({"vocab_size": 7}, 7), ({"text_config": {"vocab_size": 8}}, 8), ({"text_config": [9]}, None)],
+)
+def test_rows_are_read_where_a_configuration_tells_them(settings, rows, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert rows_of(tmp_path) == rows
 
 
 def test_a_special_beyond_the_rows_may_stand_in_no_text(bundle, tmp_path):

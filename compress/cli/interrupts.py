@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TIDYING_SECONDS = 5.0  # after which a second signal ends what hangs
 _AGAIN_SECONDS = 0.01
 _left: float | None = None  # when the command began to leave
-_asked = False
+_asked = False  # whether a signal was why
 _reported: Callable[[Any], object] | None = None  # what else tells of exceptions that nobody can catch
 
 
@@ -51,8 +51,8 @@ def leave() -> None:
 
 
 def asked() -> bool:
-    """Whether a signal did: libraries in other languages turn what is raised inside them into errors of
-    their own."""
+    """Whether a signal has raised `Interrupted`, whatever came of it: libraries in other languages turn what
+    is raised inside them into errors of their own."""
     return _asked
 
 

@@ -10,8 +10,7 @@ from torch import nn
 from compress.errors import about
 from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.models.layers import matches, matrix, replace_module
-from compress.models.stacks import block_lists
+from compress.models.layers import matrix, replace_module, selected
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
@@ -41,15 +40,7 @@ def quantize_embeddings(model: Any, format: Format) -> list[str]:
 
 def coded_layers(model: Any, select: tuple[str, ...] = ("*",), skip: tuple[str, ...] = ()) -> list[str]:
     """Names of the layers inside the blocks that hold codes, as `linear_layers` has those in float."""
-    blocks = block_lists(model)
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear)
-        and name.startswith(blocks)
-        and any(matches(name, p) for p in select)
-        and not any(matches(name, p) for p in skip)
-    ]
+    return selected(model, lambda module: isinstance(module, QuantizedLinear), select, skip)
 
 
 def tables(model: Any) -> dict[str, nn.Module]:

@@ -84,6 +84,7 @@ class TextGenerator:
             if self.draft is not None and runtime is not None and not runtime.rewinds:
                 raise UserError(f"{path}: cannot step back in its text; leave the draft out")
         self.draft_tokens = draft_tokens
+        self.rows = rows_of(self.folder)
         self.ends = set(end_tokens(self.folder))
         own_end = special_token(self.folder, "eos_token")
         if own_end is not None and (found := self.tokenizer.token_to_id(own_end)) is not None:
@@ -176,8 +177,8 @@ class TextGenerator:
                 ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise UserError("prompt: is empty; give some text to continue")
-        if (rows := rows_of(self.folder)) is not None:
-            require_known(ids, rows, "prompt", self.tokenizer.id_to_token)
+        if self.rows is not None:
+            require_known(ids, self.rows, "prompt", self.tokenizer.id_to_token)
         # one that an encoder reads leaves the text all its room
         longest = self.runtime.context - (1 if self.continues else 0)
         if len(ids) > longest:

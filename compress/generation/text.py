@@ -48,7 +48,8 @@ def rows_of(artifact: Path) -> int | None:
     """How many tokens the model has rows for, if its configuration tells."""
     file = artifact / "config.json"
     told = read_json(file) if file.is_file() else {}
-    rows = told.get("vocab_size", (told.get("text_config") or {}).get("vocab_size"))
+    inner = told.get("text_config")  # of a model that also sees pictures
+    rows = told.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     return rows if type(rows) is int else None
 
 

@@ -75,7 +75,7 @@ def hub_revision(source: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file, extract_commit_hash
 
-    if source.startswith(("~", ".", "/")):
+    if _is_path(source):
         refuse_mistyped_path(source)
     with loading(f"model: '{source}' cannot be loaded"):
         file = try_to_load_from_cache(source, "config.json")
@@ -96,13 +96,18 @@ def refuse_mistyped_path(source: str) -> None:
         UserError: names what is there.
     """
     path = Path(source)
-    if path.parent.is_dir() or source.startswith(("~", ".", "/")) or source.count("/") > 1:
+    if path.parent.is_dir() or _is_path(source):
         there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, n=1)
         hint = (
             f"did you mean '{path.with_name(near[0])}'?" if near else "give a folder, a .gguf or owner/name"
         )
         raise UserError(f"model: '{source}' does not exist; {hint}")
+
+
+def _is_path(source: str) -> bool:
+    """Whether it cannot be a hub's `owner/name`."""
+    return source.startswith(("~", ".", "/")) or source.count("/") > 1
 
 
 def check_directory(path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import fnmatch
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,18 @@ def linear_layers(
     The head is no block layer: quantizers treat it together with the embedding it may be tied to. An
     encoder's pooler lies outside the blocks, too, and stays as it is.
     """
+    return selected(model, is_linear, select, skip)
+
+
+def selected(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], select: tuple[str, ...], skip: tuple[str, ...]
+) -> list[str]:
+    """Names of the wanted modules inside the blocks that the patterns of `linear_layers` select."""
     blocks = block_lists(model)
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module)
+        if wanted(module)
         and name.startswith(blocks)
         and any(matches(name, p) for p in select)
         and not any(matches(name, p) for p in skip)

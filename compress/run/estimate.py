@@ -16,7 +16,6 @@ torch at that of reading weights. Constants are those of runs that were watched 
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -62,12 +61,11 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
     """Of a recipe for a model without data; `measured`: whether its variants will be."""
     parameters = sum(p.numel() for p in model.parameters())
     calibration = recipe.data.calibration_windows * recipe.data.window
-    steps = list(_steps(recipe))
-    before = [share(chain[:-1], model) for chain in steps]
-    each = zip(steps, before, strict=True)
-    flops = sum(chain[-1].flops(int(part * parameters), calibration) for chain, part in each)
-    exports = [part for chain, part in zip(steps, before, strict=True) if chain[-1].kind == "export"]
-    ends = [share(chain, model) for chain in _ends(recipe).values()]
+    steps, ends = _steps(recipe)
+    before = [(chain[-1], _share(chain[:-1], model)) for chain in steps]
+    flops = sum(step.flops(int(part * parameters), calibration) for step, part in before)
+    exports = [part for step, part in before if step.kind == "export"]
+    targets = [*(_share(chain, model) for chain in ends), *exports]
     speed = _flops_per_second()
     left = _left(recipe, model, steps)
     return Estimate(
@@ -75,11 +73,11 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
         memory_bytes=_memory(recipe, model, steps, left, measured),
         disk_bytes=_disk(recipe, model, steps, left, speed, measured),
         pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + len(exports) * _EXPORT_SECONDS,
-        measure_seconds=_measuring(recipe, parameters, [*ends, *exports], speed) if measured else 0.0,
+        measure_seconds=_measuring(recipe, parameters, targets, speed) if measured else 0.0,
     )
 
 
-def share(chain: tuple[Pass, ...], model: Any) -> float:
+def _share(chain: tuple[Pass, ...], model: Any) -> float:
     """Of a model's parameters those that some passes leave."""
     return prod(step.share_left(model) for step in chain)
 
@@ -95,9 +93,10 @@ def _measuring(recipe: Recipe, parameters: int, targets: list[float], speed: flo
     return len(targets) * _MEASURE_SECONDS + sum(targets) * scoring + timing
 
 
-def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
-    """Every step that a run takes, once, with those before it: the step itself is the last."""
-    seen = set()
+def _steps(recipe: Recipe) -> tuple[list[tuple[Pass, ...]], list[tuple[Pass, ...]]]:
+    """Every step that a run takes, once, with those before it, the step itself last; and the passes of the
+    base and of every variant. Exports are in none that follow them."""
+    steps: dict[tuple[tuple[str, str], ...], tuple[Pass, ...]] = {}
     ends: dict[str, tuple[Pass, ...]] = {}
     for name in recipe.ordered():
         chain = recipe.chain(name)
@@ -105,21 +104,9 @@ def _steps(recipe: Recipe) -> Iterator[tuple[Pass, ...]]:
         for step in chain.passes:
             weights = tuple(earlier for earlier in before if earlier.kind != "export")
             before = (*weights, step)
-            key = tuple((one.name(), one.model_dump_json()) for one in before)
-            if key not in seen:
-                seen.add(key)
-                yield before
+            steps.setdefault(tuple((one.name(), one.model_dump_json()) for one in before), before)
         ends[name] = tuple(earlier for earlier in before if earlier.kind != "export")
-
-
-def _ends(recipe: Recipe) -> dict[str, tuple[Pass, ...]]:
-    """The passes of every variant and of the base, those of what it starts from first."""
-    found: dict[str, tuple[Pass, ...]] = {}
-    for name in recipe.ordered():
-        chain = recipe.chain(name)
-        before = () if name == "base" else found[chain.parent or "base"]
-        found[name] = (*before, *chain.passes)
-    return found
+    return list(steps.values()), list(ends.values())
 
 
 def _left(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]]) -> list[int]:
@@ -129,7 +116,7 @@ def _left(recipe: Recipe, model: Any, steps: list[tuple[Pass, ...]]) -> list[int
     for chain in steps:
         half = chain[-1].kind == "export" and getattr(chain[-1], "floats", None) == "float16"
         weights = _weights(model, _held(chain, model), 2 if half else _FLOAT)
-        found.append(int(share(chain, model) * weights) + beside)
+        found.append(int(_share(chain, model) * weights) + beside)
     return found
 
 
@@ -141,7 +128,7 @@ def _disk(
     for chain, whole in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if _trains(step) and step.kind != "tune":  # whose checkpoints hold scales
-            own = int(share(chain, model) * size)
+            own = int(_share(chain, model) * size)
             seconds = step.flops(own // _FLOAT, 0) / speed
             if seconds > float(getattr(step, "checkpoint_seconds", 0.0)):
                 working = max(working, 3 * own)
@@ -214,7 +201,7 @@ def _memory(
     for chain, written in zip(steps, left[1:], strict=True):
         step = chain[-1]
         if _trains(step):
-            most.append(_TRAINING_BYTES + _training(step, share(chain, model), model, recipe.data.window))
+            most.append(_TRAINING_BYTES + _training(step, _share(chain, model), model, recipe.data.window))
         elif step.kind == "export":
             most.append(_EXPORT_BYTES + 2 * size + written)  # the model, its copy, and the file
         else:
