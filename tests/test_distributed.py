@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from compress.cli import commands as cli
 from compress.errors import UserError
 from compress.passes.train import Train
-from compress.run.pipeline import make
+from compress.run import pipeline
+from compress.run.pipeline import join, make
 from compress.run.recipe import load_recipe
+from compress.run.store import StepStore
 
 TWO = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone")
 
@@ -79,6 +81,29 @@ def test_the_same_command_runs_on_two_processes(tmp_path):
     curves = [[point[2] for point in notes["loss_curve"]] for notes in (found[1]["notes"], steps[1].notes)]
     assert curves[0] == pytest.approx(curves[1], abs=1e-3)
     assert (found[1]["notes"]["processes"], steps[1].notes["processes"]) == (2, 1)
+
+
+def test_the_others_wait_until_the_main_process_has_compared_the_model(tmp_path, monkeypatch):
+    """It lies whole in the folder before that; one that read and kept it too would race the main one."""
+    text = write_text(tmp_path / "text", 40)
+    recipe = load_recipe(str(write_recipe(tmp_path / "tiny.yaml", text, base=["prune_magnitude"])))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    steps = make(recipe, folder).variants[0].steps
+    unchecked = folder / ".work" / f"{steps[0].fingerprint[:16]}.unchecked"
+    unchecked.touch()
+    waited = []
+
+    def wait(until):
+        waited.append(until())
+        unchecked.unlink(missing_ok=True)
+        assert until()
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pipeline, "wait", wait)
+    monkeypatch.setattr(StepStore, "save", lambda *given: pytest.fail("only the main process writes"))
+    join(recipe, folder)
+    assert waited == [False]
 
 
 def test_a_mistake_is_told_by_the_main_process_only(monkeypatch, capsys):

@@ -258,9 +258,10 @@ class _Maker:
     ) -> str:
         """Save the model that all chains start from, once."""
         self.used.add(found)
-        if not is_main():
-            wait(lambda: self.store.has(found))
         unchecked = self.store.working / f"{found[:16]}.unchecked"
+        if not is_main():  # it is there before the main process has compared it, and may be made again
+            wait(lambda: not unchecked.exists() and self.store.has(found))
+            return found
         if unchecked.exists() or not self.store.has(found):
             self._tell_damage(found, name)
             started = time.perf_counter()
