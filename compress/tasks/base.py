@@ -40,9 +40,9 @@ class Example:
             not tell them apart.
     """
 
-    ids: NDArray[np.int32]
-    targets: NDArray[Any]
-    types: NDArray[np.int32] | None = None
+    ids: npt.NDArray[np.int32]
+    targets: npt.NDArray[Any]
+    types: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
