@@ -86,7 +86,9 @@ def recognised(columns: Sequence[str], config: LabelledConfig, origin: str, wher
 
 
 def _translates(free: dict[str, str], config: LabelledConfig) -> bool:
-    """Whether the names of columns tell that a text is to be made of another."""
+    """Whether the names of columns tell that a text is to be made of another, and no label is among them."""
+    if any(name in free for name in _LABELS if name != "target"):
+        return False
     target = any(name in free for name in _TARGETS if name != "target")
     return target or ("target" in free and (config.text or "source") in (config.text, *free))
 

@@ -53,7 +53,7 @@ def cut(
         seed: of the order.
         evaluation: rows wanted; there may be fewer, where clusters do not fit.
         heldout: rows wanted.
-        groups: of each row, what must stay together besides.
+        groups: of each row, what must stay together besides; an empty one is none.
         proxy: whether a row may train only; it is left out where its duplicate is in another part.
     """
     duplicates = grouped(forms)
@@ -132,7 +132,7 @@ def _joined(first: list[int], groups: Sequence[str]) -> list[int]:
 
     begun: dict[str, int] = {}
     for row, other in enumerate(first):
-        for with_it in (other, begun.setdefault(groups[row], row)):
+        for with_it in (other, begun.setdefault(groups[row], row) if groups[row] else row):
             a, b = root(row), root(with_it)
             parent[max(a, b)] = min(a, b)
     return [root(row) for row in range(len(first))]
