@@ -75,7 +75,7 @@ def recognised(columns: Sequence[str], config: LabelledConfig, origin: str, wher
             return _complete(Fields(asked, context, label, kind="span"), columns, origin)
     if kind == "text" or (kind is None and not config.label and _translates(free, config)):
         text = config.text or first(_SOURCES) or first(_TEXTS)
-        label = config.label or first([name for name in _TARGETS if name != text.lower()])
+        label = config.label or first([name for name in (*_TARGETS, *_LABELS) if name != text.lower()])
         return _complete(Fields(text, "", label, kind="text"), columns, origin)
     label = config.label or ("" if kind == "pair" else first(_LABELS))
     rest = [name for name in columns if name != label]

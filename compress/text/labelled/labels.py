@@ -95,7 +95,7 @@ def ordered(found: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('O', 'B-x', 'b'))
     """
     distinct = set(found)
-    if all(re.fullmatch(r"-?\d+", one) for one in distinct):
+    if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", one) for one in distinct):
         return tuple(sorted(distinct, key=int))
     return tuple(sorted(distinct, key=lambda one: (one != "O", one)))
 

@@ -21,7 +21,7 @@ class _Cluster:
     key: str = ""
     rows: list[int] = field(default_factory=list)
     label: str = ""
-    trains: bool = False
+    size: int = 0  # rows that are no proxies: what other parts would get
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def cut(
         strata[cluster.label].append(cluster)
     part: dict[int, str] = {}
     for name, wanted in (("evaluation", evaluation), ("heldout", heldout)):
-        _take(strata, name, wanted, part, sum(len(c.rows) for c in clusters if not c.trains))
+        _take(strata, name, wanted, part, sum(c.size for c in clusters))
     _cover(clusters, labels, part)
     by_row = {row: part.get(id(cluster), "train") for cluster in clusters for row in cluster.rows}
     found: dict[str, list[int]] = {"train": [], "heldout": [], "evaluation": [], "left_out": []}
@@ -77,14 +77,14 @@ def _take(strata: dict[str, list[_Cluster]], name: str, wanted: int, part: dict[
     """Give `name` its share of each stratum."""
     due, got = 0.0, 0
     for clusters in strata.values():
-        free = [c for c in clusters if id(c) not in part and not c.trains]
+        free = [c for c in clusters if id(c) not in part and c.size]
         # what a label could not give is not taken from the next, only what rounding left
-        due = min(due, got + 1.0) + wanted * sum(len(c.rows) for c in clusters if not c.trains) / max(rows, 1)
+        due = min(due, got + 1.0) + wanted * sum(c.size for c in clusters) / max(rows, 1)
         room = len([c for c in clusters if id(c) not in part]) - 1  # one trains
         for cluster in free:
-            if room and got + len(cluster.rows) <= due + 0.5:
+            if room and got + cluster.size <= due + 0.5:
                 part[id(cluster)] = name
-                got += len(cluster.rows)
+                got += cluster.size
                 room -= 1
 
 
@@ -114,7 +114,7 @@ def _clusters(
         cluster.key = min(_digest(f"{seed}\0{forms[row]}") for row in cluster.rows)
         own = {name for row in cluster.rows for name in labels[row]}
         cluster.label = min(own, key=lambda name: (counts[name], name), default="")
-        cluster.trains = bool(proxy) and all(proxy[row] for row in cluster.rows)
+        cluster.size = sum(not (proxy and proxy[row]) for row in cluster.rows)
     return sorted(found.values(), key=lambda c: c.key)
 
 
