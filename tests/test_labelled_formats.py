@@ -43,6 +43,12 @@ class TestDelimited:
         data = load(write(tmp_path / "r.tsv", "\n".join(lines)))
         assert {row.text for row in every(data)} == set(texts)
 
+    def test_quotes_in_a_tsv_that_come_out_even_over_lines(self, tmp_path):
+        texts = ['"Never', "plain one", 'said he"', "another", "sixth", "seventh"]
+        lines = ["text\tlabel", *(f"{t}\t{'ab'[i % 2]}" for i, t in enumerate(texts))]
+        data = load(write(tmp_path / "r.tsv", "\n".join(lines)))
+        assert {row.text for row in every(data)} == set(texts)
+
     def test_blank_lines_are_no_rows_and_places_are_lines(self, tmp_path):
         file = write(tmp_path / "r.csv", 'text,label\n"a\nb",x\n\nlast,\n')
         refused(

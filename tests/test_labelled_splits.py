@@ -219,7 +219,7 @@ class TestMixed:
 
     def test_shares(self, tmp_path):
         one, two = self.files(tmp_path)
-        data = load([{"source": one, "share": 3}, {"source": two}])
+        data = load([{"source": one, "share": 3}, two])
         counts = Counter("over there" in row.text for row in data.train)
         assert counts[False] == pytest.approx(3 * counts[True], abs=2)
         assert len(data.evaluation) == 32  # of all rows
