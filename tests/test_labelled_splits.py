@@ -76,6 +76,13 @@ class TestDuplicates:
         long = "one two three four five six seven"
         assert grouped([normal_form(long, "x"), normal_form(long, "y"), normal_form(long, "x")]) == [0, 1, 0]
 
+    def test_groups_are_closed(self):
+        words = ["a0", "z1", "b2", *(f"w{i}" for i in range(20))]
+        ends, middle = (" ".join(words[i : i + 21]) for i in (0, 2)), " ".join(words[1:22])
+        one, other = ends
+        assert grouped([one, other]) == [0, 1]
+        assert grouped([one, other, middle]) == [0, 0, 0]
+
     def test_a_template_of_thousands_takes_no_time(self):
         head = " ".join(SUBJECTS * 5)
         assert len(set(grouped([f"{head} {i}" for i in range(3000)]))) == 1
@@ -137,6 +144,27 @@ class TestCut:
         for seed in range(20):
             found = cut([sentence(i) for i in range(42)], labels, seed, 20, 10)
             assert {40, 41} <= set(found.train)
+
+    def test_a_tag_that_is_beside_rarer_ones_only(self):
+        labels = [(name, "z") if first else (name,) for name in "abcd" for first in (True, False)]
+        for seed in range(40):
+            found = cut([sentence(i) for i in range(8)], labels, seed, 4, 0)
+            assert any("z" in labels[row] for row in found.train)
+
+    def test_no_more_is_brought_into_training_than_is_needed(self):
+        found = cut([sentence(i) for i in range(5)], [("z",)] * 5, 0, 5, 0)
+        assert (len(found.train), len(found.evaluation)) == (1, 4)
+
+    def test_many_small_labels_come_to_the_share(self):
+        found = cut([sentence(i) for i in range(200)], [(f"l{i // 2}",) for i in range(200)], 0, 40, 20)
+        assert (len(found.train), len(found.heldout), len(found.evaluation)) == (140, 20, 40)
+
+    def test_what_a_label_cannot_give_is_not_taken_from_others(self):
+        labels = [("a",)] * 100 + [("b",)] * 100
+        groups = [f"file {i // 50 if i < 100 else i}" for i in range(200)]
+        for seed in range(10):
+            found = cut([sentence(i) for i in range(200)], labels, seed, 40, 0, groups=groups)
+            assert 20 <= len(found.evaluation) <= 21  # of b alone: the files of a are too large
 
     @few
     @given(rows(), st.integers(1, 60))

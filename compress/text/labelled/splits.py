@@ -3,9 +3,9 @@
 Rows that are the same text, or nearly (duplicates.py), or of one group (a file), go to one part together.
 The clusters of a label stand in an order that is drawn from the seed and their texts alone, so that the
 order of the rows decides nothing. Evaluation takes its share of each label, what rounding leaves is
-carried to the next label, then held-out; training gets the rest, and at least one cluster of every label.
-A cluster that is larger than what is still wanted of its label trains. A label that would be in another
-part and not in training, as tags can be, is brought there with its cluster.
+carried to the next label, then held-out; training gets the rest. A cluster that is larger than what is
+still wanted of its label trains. A label that would be in another part and not in training is brought
+there with its cluster.
 """
 
 import hashlib
@@ -80,12 +80,10 @@ def _take(strata: dict[str, list[_Cluster]], name: str, wanted: int, part: dict[
         free = [c for c in clusters if id(c) not in part and c.size]
         # what a label could not give is not taken from the next, only what rounding left
         due = min(due, got + 1.0) + wanted * sum(c.size for c in clusters) / max(rows, 1)
-        room = len([c for c in clusters if id(c) not in part]) - 1  # one trains
         for cluster in free:
-            if room and got + cluster.size <= due + 0.5:
+            if got + cluster.size <= due + 0.5:
                 part[id(cluster)] = name
                 got += cluster.size
-                room -= 1
 
 
 def _cover(clusters: list[_Cluster], labels: Sequence[tuple[str, ...]], part: dict[int, str]) -> None:
