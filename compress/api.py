@@ -382,10 +382,12 @@ def _step_results(
 
 
 def _references(data: TextData, base: Path) -> list[Reference]:
-    """Unigram and trigram fitted on the training tokens; none where nothing was trained."""
-    if not len(data.train):
+    """Unigram and trigram fitted on the training tokens; none where nothing was trained, or where the model
+    is asked for something else than the next token."""
+    config = load_config(base)
+    if not len(data.train) or not task_of(config).continues:
         return []
-    vocabulary = int(load_config(base).get_text_config().vocab_size)
+    vocabulary = int(config.get_text_config().vocab_size)
     windows = data.evaluation
     return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 

@@ -13,7 +13,7 @@ between `[CLS]` and `[SEP]`, T5's ends with `</s>`, and its 100 last tokens stan
 `<extra_id_0>` the very last.
 
 Cost: seconds for a megabyte (unigram), for ten megabytes (the others). The same text gives the same
-vocabulary: what the library makes in the order of a hash table is ordered here, and scores have six decimals.
+vocabulary: what the library makes in the order of a hash table is put in order, and scores have six decimals.
 """
 
 import json
@@ -33,6 +33,7 @@ _SPACE = "▁"
 # Words of a text whose spaces are `▁`: at most one before letters or before other signs; runs of white space.
 _WORDS = r"▁?[^\s\p{L}\p{N}\p{M}▁]+|▁?[\p{L}\p{N}\p{M}]+|▁+(?=▁)|▁|\s+"
 _DECIMALS = 6
+_LADDER = 1e-4  # between scores of characters that the trainer puts in
 
 
 class Specials(NamedTuple):
@@ -209,10 +210,7 @@ def _unigram(texts: list[str], size: int, specials: Specials, byte_fallback: boo
         vocab_size=room, initial_alphabet=sorted(signs), special_tokens=[], show_progress=False
     )
     pieces.train_from_iterator(texts, trainer)
-    scored = [
-        (piece, round(score, _DECIMALS)) for piece, score in json.loads(pieces.to_str())["model"]["vocab"]
-    ]
-    scored.sort(key=lambda entry: (-entry[1], entry[0]))
+    scored = _settled(json.loads(pieces.to_str())["model"]["vocab"])
     # below any cut of the text "<0x1F>" into single characters
     never = len(_BYTES[0]) * scored[-1][1] - 1.0
     vocabulary = [(token, 0.0) for token in specials.tokens] + [(token, never) for token in written] + scored
@@ -223,6 +221,24 @@ def _unigram(texts: list[str], size: int, specials: Specials, byte_fallback: boo
         [decoders.ByteFallback(), decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")]
     )
     return result
+
+
+def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces with their scores, the likeliest first, as they are the same every time.
+
+    Characters that no likely cut has are put in by the trainer, a step above one another from the lowest
+    score, in the order of a hash table: all get the lowest.
+
+    >>> _settled([("ab", -1.0), ("y", -8.9999), ("z", -9.0), ("x", -8.9998), ("w", -8.0)])
+    [('ab', -1.0), ('w', -8.0), ('x', -9.0), ('y', -9.0), ('z', -9.0)]
+    """
+    scored = {piece: round(score, _DECIMALS) for piece, score in pieces}
+    bottom = step = min(scored.values())
+    for piece in sorted((piece for piece in scored if len(piece) == 1), key=scored.__getitem__):
+        if scored[piece] > step + 1.5 * _LADDER:
+            break
+        step, scored[piece] = scored[piece], bottom
+    return sorted(scored.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def _cut(normalizer: Any, words: Any, text: str) -> list[Any]:
