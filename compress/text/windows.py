@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,23 @@ class Windows:
     bytes: int
     sha256: str
     frame: Frame = NO_FRAME
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def size(self) -> int:
+        """Tokens of all."""
+        return int(self.tokens.size)
+
+    @property
+    def length(self) -> int:
+        """Tokens of each."""
+        return int(self.tokens.shape[1])
+
+    def save(self, file: Path) -> None:
+        """Write the tokens as .npy."""
+        np.save(file, self.tokens)
 
     @property
     def text(self) -> Tokens:
