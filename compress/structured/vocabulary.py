@@ -97,6 +97,11 @@ def trimmed_tokenizer(tokenizer: Any, kept: list[int]) -> Any:
         settings.pop("added_tokens_decoder", None)
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         result = load_tokenizer(folder)
+        if result.get_vocab() != ids:  # some classes add tokens of their own
+            raise UserError(
+                f"prune_vocabulary: a {type(tokenizer).__name__} of fewer tokens is not read as it was "
+                "written; leave prune_vocabulary out"
+            )
         result.name_or_path = ""
         return result
 
