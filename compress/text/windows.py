@@ -104,8 +104,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class TextData:
-    """The parts of a text; no token is in two of them. `begin` is what every window begins with, those that
-    are cut from `train` too."""
+    """The parts of a text; no token is in two of them. `begin` and `end` are what every window begins
+    and ends with, those that are cut from `train` too."""
 
     source: str
     window: int
@@ -115,6 +115,7 @@ class TextData:
     calibration: Windows
     evaluation: Windows
     begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
 
     @classmethod
     def cut(cls, config: DataConfig, tokenizer: Any, *, training: bool = True) -> "TextData":
@@ -195,9 +196,11 @@ def prepare(
             f"data.text: {_named(config.text)} leaves {len(train)} tokens to train on; at least "
             f"{2 * config.window} are needed: give more text or fewer windows"
         )
-    source, begin = _named(config.text), taker.frame.begin
-    sha256 = _stream_digest(train, taker.frame)
-    return TextData(source, config.window, train, sha256, heldout, calibration, evaluation, begin)
+    source, frame = _named(config.text), taker.frame
+    sha256 = _stream_digest(train, frame)
+    return TextData(
+        source, config.window, train, sha256, heldout, calibration, evaluation, frame.begin, frame.end
+    )
 
 
 def renumbered(data: TextData, words: Translation) -> TextData:
@@ -215,7 +218,7 @@ def renumbered(data: TextData, words: Translation) -> TextData:
     train, begin = words.stream(data.train), renamed(data.begin)
     return TextData(
         data.source, data.window, train, _stream_digest(train, Frame(begin)), windows(data.heldout),
-        windows(data.calibration), windows(data.evaluation), begin,
+        windows(data.calibration), windows(data.evaluation), begin, renamed(data.end),
     )  # fmt: skip
 
 
