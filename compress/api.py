@@ -175,7 +175,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     missing = _not_measured(made.variants)
     for name, reason in missing.items():
         say(f"{name}: written, {reason}")
-    folder, windows = made.folder, made.data.evaluation
+    folder, windows = made.folder, made.evaluation
     protocol = (
         recipe.measure
         if recipe.measure.threads
@@ -382,8 +382,8 @@ def _step_results(
 
 
 def _references(data: TextData, base: Path) -> list[Reference]:
-    """Unigram and trigram fitted on the training tokens; none where nothing was trained, or where the model
-    is asked for something else than the next token."""
+    """Unigram and trigram fitted on the training tokens; none where nothing was trained, or the model does
+    not continue text."""
     config = load_config(base)
     if not len(data.train) or not task_of(config).continues:
         return []
