@@ -160,13 +160,26 @@ def test_the_same_text_gives_the_same_vocabulary():
         assert files[0] == files[1] == files[2]
 
 
+def test_rare_characters_are_left_to_bytes_where_they_would_take_too_much():
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
+    texts = [TEXT[0].text * 2, many]
+    tokenizer = train_tokenizer(texts, 700, 64, "unigram", "t5", sentinels=10)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    room = 700 - 3 - 256 - 10
+    assert sum(len(piece) == 1 for piece, _ in model["vocab"]) <= room // 2
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) == text
+    with pytest.raises(UserError, match="alone are 5[0-9][0-9]: ask for more"):
+        train_tokenizer(texts, 520, 64, "unigram", "t5", sentinels=10, byte_fallback=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_little_text_and_too_many_characters_are_one_line(kind):
     with pytest.raises(UserError, match=r"vocab_size: 500 tokens were asked, the text yields only \d+: give"):
         train_tokenizer(["abc abd"], 500, 64, kind, "bert")
     many = "".join(map(chr, range(0x400, 0x500)))
     with pytest.raises(UserError, match=r"vocab_size: 260 tokens were asked, .* alone are \d+: ask for more"):
-        train_tokenizer([many], 260, 64, kind, "bert")
+        train_tokenizer([many], 260, 64, kind, "bert", byte_fallback=False)
 
 
 def test_every_dimension_of_a_t5_and_a_bert_can_be_set():
@@ -212,6 +225,7 @@ def test_the_seed_decides_the_weights(family):
         ({"family": "t5", "lowercase": True}, "lowercase=True.*unigram tokenizer has no.*only wordpiece"),
         ({"family": "t5", "tokenizer": "bpe", "byte_fallback": False}, "byte_fallback=False.*only unigram"),
         ({"family": "t5", "head_dim": 15}, "head_dim=15 must be even"),
+        ({"family": "t5", "vocab_size": 300}, "vocab_size=300: special tokens and bytes alone take 359"),
         ({"family": "roberta"}, "'llama', 'gpt2', 'bert' or 't5'"),
         ({"tokenizer": "words"}, "'bpe', 'wordpiece' or 'unigram'"),
     ],

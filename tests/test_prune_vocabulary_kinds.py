@@ -333,6 +333,41 @@ def test_a_model_that_embeds_reads_the_pieces(tmp_path):
             assert 0 < found.cosine_distance < 1
 
 
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_a_model_that_labels_reads_the_pieces(head, tmp_path):
+    """A text's label is asked of all pieces, a token's of its first."""
+    bundle = bundle_of("bert")
+    config = bundle.model.config
+    config.num_labels, config.architectures = 5, [head]
+    model = getattr(transformers, head)(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():  # far enough from its small start for labels to differ
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    bundle = bundle.evolve(model=model)
+    context = lent(bundle, tmp_path / "work")
+    small = PruneVocabulary(min_count=40)(bundle, context)
+    bundle.save(tmp_path / "before")
+    small.save(tmp_path / "after")
+    between = translation(tmp_path / "before" / "tokenizer.json", tmp_path / "after" / "tokenizer.json")
+    assert between is not None
+    windows = context.data.calibration.tokens
+    _, found, translated = scored(tmp_path, windows, between)
+    assert translated.rows is None
+    kl, count = 0.0, 0
+    with torch.no_grad():
+        for window in windows:
+            pieces = [between.pieces(token) for token in window.tolist()]
+            own = torch.tensor([[piece for each in pieces for piece in each]])
+            base = bundle.model(input_ids=torch.from_numpy(window).long()[None]).logits.log_softmax(-1)
+            other = small.model(input_ids=own).logits.log_softmax(-1)
+            if "Token" in head:
+                other = other[:, np.cumsum([0, *map(len, pieces)])[:-1]]
+            kl += float((base.exp() * (base - other)).sum())
+            count += base[..., 0].numel()
+    assert found.kl_to_base == pytest.approx(kl / count, rel=1e-4)
+
+
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_a_model_without_the_rows_of_a_run_is_measured(family, tmp_path):
     """Through the command line: trimmed to the whole text, then rounded."""

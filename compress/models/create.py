@@ -172,6 +172,11 @@ class Architecture(BaseModel):
                     f"{name}={value}: family '{self.family}' with a {self.kind} tokenizer has no such thing, "
                     f"only {' and '.join(owners)}; leave it out"
                 )
+        specials = specials_of(self.family, self.kind, self.sentinels)
+        fixed = len(specials.tokens) + len(specials.last)
+        fixed += 256 if self.kind == "bpe" or (self.kind == "unigram" and self.byte_fallback) else 0
+        if self.vocab_size < fixed:
+            raise ValueError(f"vocab_size={self.vocab_size}: special tokens and bytes alone take {fixed}")
         hidden, _, heads, kv_heads, _ = self.shape
         if self.head_dim is None and (hidden % heads or (hidden // heads) % 2):
             raise ValueError(f"hidden={hidden} must be an even multiple of heads={heads}")

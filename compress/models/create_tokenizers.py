@@ -5,7 +5,8 @@
     wordpiece  BERT's: words of the text cut greedily into the longest pieces, `##` before those inside a
                word. White space is lost; a word with a character that the text never had is unknown
     unigram    SentencePiece's (Kudo 2018): the likeliest cut by scores of pieces; a space is `▁`, and stands
-               before every text. What has no piece is written in bytes, or unknown
+               before every text. What has no piece is written in bytes, or unknown. Characters take half of
+               the vocabulary at most where there are bytes for the rarer ones
 
 What else is in a vocabulary belongs to the family. A text of Llama's or GPT-2's has one token,
 `<|endoftext|>`, that begins, separates and pads: small vocabularies have no rows to waste. BERT's stands
@@ -17,6 +18,7 @@ vocabulary: what the library makes in the order of a hash table is put in order,
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -199,9 +201,14 @@ def _unigram(texts: list[str], size: int, specials: Specials, byte_fallback: boo
     spaces = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=False)
     words = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(Regex(_WORDS), "isolated")])
     # with those of "<0x1F>": such a text is then cut into them, and never taken for a byte
-    signs = {_SPACE, *(set("".join(_BYTES)) if byte_fallback else ()), *set().union(*texts)} - {" "}
+    signs = {_SPACE, *(set("".join(_BYTES)) if byte_fallback else ())}
     written = _BYTES if byte_fallback else []
     room = size - len(specials.tokens) - len(written) - len(specials.last)
+    counts = Counter(sign for text in texts for sign in text if sign != " ")
+    often = sorted(counts, key=lambda sign: (-counts[sign], sign))
+    most = room // 2 - len(signs) if byte_fallback else len(often)
+    rare = str.maketrans(dict.fromkeys(often[max(most, 0) :], " "))  # written in bytes
+    signs |= set(often[: max(most, 0)])
     if room < len(signs):
         _refuse_characters(size - room + len(signs), size)
     pieces = Tokenizer(models.Unigram())
@@ -209,7 +216,7 @@ def _unigram(texts: list[str], size: int, specials: Specials, byte_fallback: boo
     trainer = trainers.UnigramTrainer(
         vocab_size=room, initial_alphabet=sorted(signs), special_tokens=[], show_progress=False
     )
-    pieces.train_from_iterator(texts, trainer)
+    pieces.train_from_iterator((text.translate(rare) for text in texts) if rare else texts, trainer)
     scored = _settled(json.loads(pieces.to_str())["model"]["vocab"])
     # below any cut of the text "<0x1F>" into single characters
     never = len(_BYTES[0]) * scored[-1][1] - 1.0

@@ -7,8 +7,8 @@ is scored is the same text.
 
 What a model is asked about a window stays the same where every token is one of its own. Where tokens became
 pieces, a model that continues text predicts them all, one that fills in has all pieces of a hidden token
-hidden at once, and one that embeds reads them; an encoder-decoder is refused, since the halves of a window
-would be others.
+hidden at once, one that labels tokens is asked for the first of each, and one that embeds reads them; an
+encoder-decoder is refused, since the halves of a window would be others.
 """
 
 import json
@@ -68,9 +68,10 @@ class TranslatedWindows:
                 "a token of the evaluation text is not in the smaller vocabulary, so this encoder-decoder "
                 "cannot be asked the same; name the whole text under prune_vocabulary.text"
             )
-        if isinstance(asked.rows, slice):  # it is read, and nothing is filled in
-            return Question(own, asked.rows, own), asked.targets
         ends = np.cumsum(counts)
+        if isinstance(asked.rows, slice):  # it is read, and nothing is filled in
+            each = task.labels is not None and not task.pooled  # a token's label is its first piece's
+            return Question(own, ends - counts if each else asked.rows, asked.targets), asked.targets
         places = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in asked.rows])
         inputs = own.copy()
         inputs[places] = mask_token
