@@ -182,6 +182,10 @@ def pair(
     family: str, folder: Path, min_count: int, **changes: Any
 ) -> tuple[Bundle, Bundle, TextData, Translation]:
     bundle = bundle_of(family, **changes)
+    torch.manual_seed(0)
+    with torch.no_grad():  # biases begin at zero
+        for parameter in bundle.model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
     context = lent(bundle, folder / "work")
     small = PruneVocabulary(min_count=min_count)(bundle, context)
     bundle.save(folder / "before")
