@@ -1,5 +1,7 @@
 """The recurrent reference: the equations, its size, what it learns, and that it is fitted once."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_probabilities_are_those_of_the_equations():
     )  # fmt: skip
     window, wanted = [4, 0, 6, 6, 2], []
     h, cell = np.zeros(3), np.zeros(3)
-    for token, following in zip(window[:-1], window[1:], strict=True):
+    for token, following in pairwise(window):
         i, f, g, o = np.split(w @ (np.sqrt(3) * table[token]) + b + u @ h + c, 4)
         cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(cell)
