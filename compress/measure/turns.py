@@ -109,7 +109,7 @@ class Workers:
             timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
             self._begin_grid(target, TURNS, len(targets))
         kept = sum(grid.left for grid in self.grids.values())
-        for target, seconds in self._turns(targets, self.protocol.timing_seconds - kept):
+        for target, seconds in self._turns(targets, kept):
             self._round(target, timings[target], seconds)
         for number in range(TURNS):
             for target in latency.round_order(list(self.grids), number):
@@ -119,7 +119,7 @@ class Workers:
     def latency_apart(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
         """All rounds with one process alive at a time."""
         timings = self._timings(targets, together=False)
-        for target, seconds in self._turns(targets, self.protocol.timing_seconds):
+        for target, seconds in self._turns(targets):
             timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
             self._begin_grid(target, self.protocol.rounds, len(targets))
             self._round(target, timings[target], seconds)
@@ -133,12 +133,12 @@ class Workers:
             target: latency.Timing(together=together, session=session, waiting=waiting) for target in targets
         }
 
-    def _turns(self, targets: Sequence[Target], whole: float) -> Iterator[tuple[Target, float]]:
+    def _turns(self, targets: Sequence[Target], kept: float = 0.0) -> Iterator[tuple[Target, float]]:
         """Whose turn it is, and the seconds for it: whole rounds, the first, and more while there is time.
 
-        `whole`: seconds for all of them.
+        `kept`: seconds of the budget that are for what follows.
         """
-        began, longest = time.monotonic(), 0.0
+        began, longest, whole = time.monotonic(), 0.0, self.protocol.timing_seconds - kept
         for number in range(self.protocol.rounds):
             start = time.monotonic()
             if number and start - began + longest > whole:
