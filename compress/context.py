@@ -116,6 +116,11 @@ class TrainingText(Protocol):
         ...
 
     @property
+    def end(self) -> tuple[int, ...]:
+        """And ends with."""
+        ...
+
+    @property
     def heldout(self) -> TokenWindows:
         """Windows for the curve, scored by plain cross-entropy."""
         ...

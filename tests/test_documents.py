@@ -8,7 +8,7 @@ import pytest
 import training_set
 
 from compress.errors import MissingExtra, UserError
-from compress.text import documents as text_module
+from compress.text import rows as text_module
 from compress.text.documents import Document, load_documents
 
 

@@ -25,7 +25,10 @@ from compress.tasks.masked import MASKED
 from compress.tasks.registry import ONE_STACK, TASKS, auto_class, task_named, task_of
 from compress.tasks.scoring import Scoring
 from compress.tasks.seq2seq import SEQ2SEQ, halves, shifted
+from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
+from compress.tasks.token_classification import TOKEN_CLASSIFICATION
 
+MULTI = "multi_label_classification"
 WINDOW = np.arange(10, 20, dtype=np.int32)
 
 
@@ -42,6 +45,10 @@ def config(architecture: str | None, model_type: str = "bert", **fields):
         (config("LlamaModel", "llama"), CAUSAL),  # a decoder without its head: the head is the embedding
         (config("BertForMaskedLM"), MASKED),
         (config("BertModel"), EMBEDDING),
+        (config("BertForSequenceClassification", num_labels=3), SEQUENCE_CLASSIFICATION),
+        (config("BertForSequenceClassification", num_labels=1), REGRESSION),
+        (config("BertForSequenceClassification", id2label={0: "a"}, problem_type=MULTI), MULTI_LABEL),
+        (config("BertForTokenClassification"), TOKEN_CLASSIFICATION),
         (config("T5ForConditionalGeneration", "t5", is_encoder_decoder=True), SEQ2SEQ),
         (config("BartForSequenceClassification", "bart", is_encoder_decoder=True), SEQ2SEQ),
     ],
@@ -51,7 +58,7 @@ def test_a_configuration_says_whose_it_is(found, task):
     assert auto_class(found) is getattr(transformers, task.auto_class)
 
 
-@pytest.mark.parametrize("head", ["SequenceClassification", "QuestionAnswering", "MultipleChoice"])
+@pytest.mark.parametrize("head", ["NextSentencePrediction", "QuestionAnswering", "MultipleChoice"])
 def test_heads_of_another_kind_are_refused_by_name(head):
     with pytest.raises(UserError, match=f"architectures: BertFor{head} is neither"):
         task_of(config(f"BertFor{head}"))
@@ -69,9 +76,12 @@ class TestEveryTask:
 
     def test_asks_for_tokens_that_the_answer_has_rows_for(self, task):
         asked = task.question(WINDOW, 3, mask_token=1)
-        rows = len(halves(WINDOW)[1]) if task.stacks == 2 else len(asked.inputs)
+        rows = len(halves(WINDOW)[1]) if task.stacks == 2 else 1 if task.pooled else len(asked.inputs)
         assert len(np.arange(rows)[asked.rows]) == len(asked.targets)
-        assert set(asked.targets.tolist()) <= set(WINDOW.tolist())
+        if task.labels is None:
+            assert set(asked.targets.tolist()) <= set(WINDOW.tolist())
+        else:
+            assert task.scoring.decided(np.zeros((rows, 3), np.float32), asked.targets) is None
         again = task.question(WINDOW, 3, mask_token=1)
         assert np.array_equal(asked.inputs, again.inputs)
         assert WINDOW[0] == 10, "the window itself is left alone"
@@ -79,7 +89,8 @@ class TestEveryTask:
     def test_only_what_continues_writes_and_predicts(self, task):
         assert task.writes or not task.continues
         assert task.predicts or not task.writes
-        assert task.predicts == (task.output == "logits")
+        assert not task.predicts or task.output == "logits"
+        assert task.predicts == (task.labels is None and task is not EMBEDDING)
 
     def test_round_and_gptq_take_all_and_training_takes_decoders(self, task):
         assert QuantizeRound.takes(task)

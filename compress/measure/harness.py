@@ -30,6 +30,7 @@ from compress.measure.unfinished import Unfinished
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, read_results, write_results
 from compress.runtimes import verify_artifact
+from compress.text.examples import Examples
 from compress.text.translation import Translation
 from compress.text.windows import Windows, refuse_overlap
 
@@ -48,7 +49,7 @@ class Continuation:
 def measure(
     targets: Sequence[Target],
     base: Path | None,
-    windows: Windows,
+    windows: Windows | Examples,
     protocol: MeasureProtocol | None = None,
     *,
     steps: Sequence[Target] = (),
@@ -97,7 +98,7 @@ def measure(
     timings = book.timings([target.key for target in todo])
     with ExitStack() as stack:
         reference = stack.enter_context(Reference(base, windows, workdir))
-        work = (len(todo) + len(inner)) * windows.tokens.size
+        work = (len(todo) + len(inner)) * windows.size
         work += 0 if timings is not None else len(todo) * protocol.rounds * round_tokens(protocol)
         bar = stack.enter_context(track(work, "measuring", "token"))
         together = fit_together(todo)
@@ -147,7 +148,10 @@ def measure(
 
 
 def taken_over(
-    targets: Sequence[Target], windows: Windows, protocol: MeasureProtocol, done: Iterable[Result]
+    targets: Sequence[Target],
+    windows: Windows | Examples,
+    protocol: MeasureProtocol,
+    done: Iterable[Result],
 ) -> dict[Target, Result]:
     """The targets that have a result under these very circumstances."""
     common = _common(protocol, windows)
@@ -166,9 +170,8 @@ def _torch_first(targets: Sequence[Target]) -> list[Target]:
     return sorted(targets, key=lambda target: target.runtime != "torch")
 
 
-def _common(protocol: MeasureProtocol, windows: Windows) -> dict[str, Any]:
-    count, window = windows.tokens.shape
-    record = protocol.record(windows=count, window=window, text_sha256=windows.sha256)
+def _common(protocol: MeasureProtocol, windows: Windows | Examples) -> dict[str, Any]:
+    record = protocol.record(windows=len(windows), window=windows.length, text_sha256=windows.sha256)
     record["code"] = reach(*MEASURING).digest[:16]  # a mended measurement measures again
     return {"protocol": record, "machine": machine.machine(), "versions": machine.versions()}
 

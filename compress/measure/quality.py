@@ -17,6 +17,9 @@ distribution normalised over them, and absent where a token had to be written in
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
+A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
+(tasks/token_classification.py); nll is then of the right label, and windows are texts.
+
 An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
 above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
 hidden states over a window (tasks/embedding.py).
@@ -37,7 +40,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +48,21 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.errors import UserError
-from compress.measure.statistics import mean_interval, paired_interval
+from compress.measure.statistics import mean_interval, paired_interval, statistic_interval
 from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.likelihood import LIKELIHOOD
 from compress.tasks.registry import task_named
-from compress.tasks.scoring import Scoring
+from compress.tasks.scoring import Decided, Scoring, Weighted
+from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
 
 if TYPE_CHECKING:  # records would be in a worker's memory
     from compress.records.base import Interval
 
 Logits = npt.NDArray[np.float32]
-Forward = Callable[[npt.NDArray[np.int32]], Logits]  # int32 [n, length] -> float32 [n, length, V]
+# int32 [n, length], and where texts are told apart their types as well -> float32 [n, length, V]
+Forward = Callable[..., Logits]
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
 TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, where a window does not give more
@@ -66,7 +71,8 @@ TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, wher
 @dataclass(frozen=True)
 class Scores:
     """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
-    agreements. Of a model that embeds: `distances` alone, cosine distances to the base."""
+    agreements. Of a model that embeds: `distances` alone, cosine distances to the base. Of labels besides,
+    per text a list of what was decided, what was right, and how sure the model was; and the labels' names."""
 
     nats: list[float]
     tokens: list[int]
@@ -74,6 +80,10 @@ class Scores:
     agreements: list[int] | None = None
     distances: list[float] | None = None
     task: str = CAUSAL.name  # whose sums they are
+    decisions: list[list[float]] | None = None
+    targets: list[list[float]] | None = None
+    confidences: list[list[float]] | None = None
+    names: Sequence[str] = ()
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -83,8 +93,9 @@ class Scores:
             columns = [getattr(part, name) for part in parts]
             return None if columns[0] is None else [value for column in columns for value in column]
 
-        names = ("nats", "tokens", "kl", "agreements", "distances")
-        return cls(**{name: lists(name) for name in names}, task=parts[0].task)
+        others = ("task", "names")
+        names = [column.name for column in fields(cls) if column.name not in others]
+        return cls(**{name: lists(name) for name in names}, **{n: getattr(parts[0], n) for n in others})
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, for the pipe between processes."""
@@ -110,11 +121,20 @@ class Quality:
     top1_agreement: float | None = None
     cosine_distance: float | None = None
     cosine_ci95: Interval | None = None
+    score_name: str | None = None
+    score: float | None = None
+    score_ci95: Interval | None = None
+    delta_score: float | None = None
+    delta_score_ci95: Interval | None = None
+    metrics: dict[str, float] | None = None
+    flips: float | None = None
+    flips_lost: float | None = None
+    flips_gained: float | None = None
 
 
 def score(
     forward: Forward,
-    windows: npt.NDArray[np.int32],
+    windows: npt.NDArray[np.int32] | Examples,
     *,
     base: Path | None = None,
     keep: Path | None = None,
@@ -126,7 +146,7 @@ def score(
     part: range | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Score int32 [n, L] windows.
+    """Score int32 [n, L] windows, or texts with labels.
 
     `forward` gives a model's logits. `base`: folder of base logits to compare with; `keep`: folder to
     write this model's logits to, so that it becomes such a base. `together`: how many windows one call of
@@ -137,6 +157,7 @@ def score(
     FloatingPointError for logits that are not finite.
     """
     scoring, tokens, found = task.scoring, [], []
+    decided: list[Decided | None] = []
     rows = None if translated is None else translated.rows
     if translated is not None:
         if not task.continues:
@@ -144,9 +165,11 @@ def score(
         base = base if rows is not None else None
 
     def ask(index: int) -> Question:
-        if translated is None:
-            return task.question(windows[index], index, mask_token)
-        return _renumbered_question(translated, index)
+        if translated is not None:
+            return _renumbered_question(translated, index)
+        if isinstance(windows, Examples):
+            return task.asked(windows[index])
+        return task.question(windows[index], index, mask_token)
 
     part = range(len(windows)) if part is None else part
     answered = _answered(forward, map(ask, part), together)
@@ -161,6 +184,7 @@ def score(
         if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         found.append(sums)
+        decided.append(scoring.decided(logits, asked.targets))
         predicted = None if translated is None else int(translated.predicted[index])
         tokens.append(scoring.counted(asked.targets) if predicted is None else predicted)
         if keep is not None:
@@ -169,7 +193,17 @@ def score(
             _save(_file(keep, index), logits)
         advance()
     columns = scoring.columns(found, compared=base is not None)
-    return Scores(**columns, tokens=tokens, task=task.name)
+    names = windows.names if isinstance(windows, Examples) else ()
+    columns = {**columns, **_decided(decided)}
+    return Scores(**columns, tokens=tokens, task=task.name, names=names)
+
+
+def _decided(found: Sequence[Decided | None]) -> dict[str, Any]:
+    """The columns of decisions, where every text has some."""
+    known = [each for each in found if each is not None]
+    if not known or len(known) < len(found):
+        return {}
+    return {name: [getattr(each, name) for each in known] for name in Decided._fields}
 
 
 def _answered(
@@ -183,14 +217,24 @@ def _answered(
     waiting: list[Question] = []
     size = 1
     for asked in questions:
-        if waiting and (len(waiting) == size or len(asked.inputs) != len(waiting[0].inputs)):
-            answers = forward(np.stack([question.inputs for question in waiting]))
+        if waiting and (len(waiting) == size or not _alike(asked, waiting[0])):
+            answers = _ask_together(forward, waiting)
             yield from zip(waiting, answers, strict=True)
             size = max(1, min(together, TOGETHER_BYTES // answers[0].nbytes))
             waiting = []
         waiting.append(asked)
     if waiting:
-        yield from zip(waiting, forward(np.stack([asked.inputs for asked in waiting])), strict=True)
+        yield from zip(waiting, _ask_together(forward, waiting), strict=True)
+
+
+def _alike(one: Question, other: Question) -> bool:
+    return len(one.inputs) == len(other.inputs) and (one.types is None) == (other.types is None)
+
+
+def _ask_together(forward: Forward, questions: Sequence[Question]) -> Logits:
+    types = [asked.types for asked in questions if asked.types is not None]
+    given = (np.stack([asked.inputs for asked in questions]), *([np.stack(types)] if types else []))
+    return forward(*given)
 
 
 def _renumbered_question(windows: TranslatedWindows, index: int) -> Question:
@@ -202,7 +246,7 @@ def _renumbered_question(windows: TranslatedWindows, index: int) -> Question:
 
 def score_window(
     logits: Logits,
-    targets: npt.NDArray[np.int32],
+    targets: npt.NDArray[Any],
     base: Logits | None = None,
     threads: int = 1,
     scoring: Scoring = LIKELIHOOD,
@@ -234,18 +278,31 @@ def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int
     if task is None:
         raise ValueError(f"task: '{scores.task}' is unknown; add it to tasks/registry.py")
 
-    def interval(sums: Sequence[float], base_sums: Sequence[float] | None = None) -> Interval | None:
-        if base_sums is None:
-            return mean_interval(sums, scores.tokens, seed=seed)
-        return paired_interval(sums, base_sums, scores.tokens, seed=seed)
-
     found = task.scoring.summary(
         asdict(scores),
         None if base is None else asdict(base),
         text_bytes if task.continues else None,  # where some tokens only are predicted, it is of no text
-        interval,
+        _Resampling(scores.tokens, seed),
     )
     return Quality(**found)
+
+
+@dataclass(frozen=True)
+class _Resampling:
+    """Intervals over windows of so many tokens, or texts of so many decisions."""
+
+    tokens: Sequence[int]
+    seed: int
+
+    def __call__(
+        self, sums: Sequence[float], base: Sequence[float] | None = None, /
+    ) -> tuple[float, float] | None:
+        if base is None:
+            return mean_interval(sums, self.tokens, seed=self.seed)
+        return paired_interval(sums, base, self.tokens, seed=self.seed)
+
+    def of(self, statistic: Weighted, /) -> tuple[float, float] | None:
+        return statistic_interval(statistic, len(self.tokens), seed=self.seed)
 
 
 def _save(file: Path, logits: Logits) -> None:

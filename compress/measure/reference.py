@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compress.artifact.folder import whole
 from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores, forget
+from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import LOGITS_BYTES
+from compress.tasks.base import longest_text
+from compress.text.examples import Examples
 from compress.text.translation import Translation, translation
 from compress.text.windows import Windows
 
@@ -30,18 +31,19 @@ class Reference:
     existing folder on a disk with room; default: the system's temporary folder.
     """
 
-    def __init__(self, base: Path | None, windows: Windows, workdir: Path | None = None) -> None:
+    def __init__(self, base: Path | None, windows: Windows | Examples, workdir: Path | None = None) -> None:
         self.base, self.windows = base, windows
         self._parts: dict[int, Scores] = {}
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
+        self._cut: dict[Path, Path] = {}  # artifact -> file of the texts as its tokenizer cuts them
         self._folder: Path | None = None
         self._scratch: Scratch | None = None
 
     def __enter__(self) -> Reference:
         self._scratch = Scratch(self._workdir)
         self._folder = self._scratch.path
-        np.save(self.windows_file, self.windows.tokens)
+        self.windows.save(self.windows_file)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,8 +59,21 @@ class Reference:
 
     @property
     def windows_file(self) -> Path:
-        """The evaluation windows as .npy."""
-        return self.folder / "windows.npy"
+        """The evaluation windows as .npy, or texts with labels as .npz."""
+        return self.folder / ("windows.npy" if isinstance(self.windows, Windows) else "windows.npz")
+
+    def _windows_for(self, path: Path) -> Path:
+        """Texts with labels as the tokenizer of the artifact at `path` cuts them; windows as they are."""
+        if isinstance(self.windows, Windows):
+            return self.windows_file
+        if path not in self._cut:
+            place = whole(path)
+            own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
+            self._cut[path] = self.windows_file
+            if own is not self.windows:
+                self._cut[path] = self.folder / f"windows-{len(self._cut)}.npz"
+                own.save(self._cut[path])
+        return self._cut[path]
 
     def is_base(self, path: Path, runtime: str) -> bool:
         """Whether this artifact and runtime are what all others are compared with."""
@@ -68,13 +83,13 @@ class Reference:
     def scores(self) -> Scores | None:
         """Of the base, once it has been scored on all windows."""
         parts = [self._parts[start] for start in sorted(self._parts)]
-        whole = sum(len(part.tokens) for part in parts) == len(self.windows.tokens)
+        whole = sum(len(part.tokens) for part in parts) == len(self.windows)
         return Scores.joined(parts) if parts and whole else None
 
     def parts(self, width: int) -> list[range]:
         """The windows, cut so that logits `width` wide of a part take at most `LOGITS_BYTES`."""
-        count, length = self.windows.tokens.shape
-        step = max(1, LOGITS_BYTES // (4 * width * length))
+        count = len(self.windows)
+        step = max(1, LOGITS_BYTES // (4 * width * self.windows.length))
         return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
     def compute(
@@ -82,17 +97,19 @@ class Reference:
     ) -> Scores:
         """Score the base, which `worker` has loaded, on a part of the windows, and keep its logits."""
         keeping = str(self.folder) if keep else None
-        self._parts[part.start] = self._score(worker, part, advance, base=None, keep=keeping)
+        windows = self.windows_file if self.base is None else self._windows_for(self.base)
+        self._parts[part.start] = self._score(worker, windows, part, advance, base=None, keep=keeping)
         return self._parts[part.start]
 
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
         words, translated = self.words(path), None
-        if words is not None:
+        if words is not None and isinstance(self.windows, Windows):
             translated = str(self.folder / "translated.npz")
             words.whole(self.windows.tokens).save(Path(translated))
-        return self._score(worker, part, advance, base=base, keep=None, translated=translated)
+        windows = self._windows_for(path)
+        return self._score(worker, windows, part, advance, base=base, keep=None, translated=translated)
 
     def take_over(self, part: range, scores: Scores) -> None:
         """The base's scores of a part, from before a measurement was cut off."""
@@ -104,6 +121,8 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
+        if not isinstance(self.windows, Windows):
+            return None  # each artifact's tokenizer cuts the texts
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]
             known = len(files) == 2 and all(file.is_file() for file in files)
@@ -111,10 +130,13 @@ class Reference:
         return self._words[path]
 
     def _score(
-        self, worker: WorkerProcess, part: range, advance: Callable[[], None], **folders: str | None
+        self,
+        worker: WorkerProcess,
+        windows: Path,
+        part: range,
+        advance: Callable[[], None],
+        **folders: str | None,
     ) -> Scores:
         bounds = (part.start, part.stop)
-        answer: dict[str, Any] = worker.ask(
-            "score", advance, windows=str(self.windows_file), part=bounds, **folders
-        )
+        answer: dict[str, Any] = worker.ask("score", advance, windows=str(windows), part=bounds, **folders)
         return Scores(**answer)

@@ -67,7 +67,7 @@ class Scoring:
 
     def _parts(self, host: Target | None, compared: bool) -> list[range]:
         if host is None or not compared:
-            return [range(len(self._reference.windows.tokens))]
+            return [range(len(self._reference.windows))]
         return self._reference.parts(self._workers.loaded(host)[1]["width"])
 
     def _end(self, target: Target, last: bool) -> None:
@@ -112,4 +112,4 @@ class Scoring:
         self._book.keep_scores(target.key, part, scores)
 
     def _advance(self) -> None:
-        self._bar.advance(self._reference.windows.tokens.shape[1])
+        self._bar.advance(self._reference.windows.size / len(self._reference.windows))

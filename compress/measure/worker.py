@@ -33,6 +33,7 @@ from compress.measure import encoder_latency, latency, quality
 from compress.measure.process import PARENT, WAIT_POLICY
 from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
+from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
 
 Fields = dict[str, Any]
@@ -108,11 +109,12 @@ class Worker:
         part: tuple[int, int],
         translated: str | None = None,
     ) -> Fields:
-        """Quality on windows [first, end) of a .npy file; the others as in `quality.score`, `translated` an
-        .npz file."""
+        """Quality on windows [first, end) of a .npy file, or texts with labels of an .npz file; the others as
+        in `quality.score`, `translated` an .npz file."""
+        labelled = windows.endswith(".npz")
         return quality.score(
             self.loaded.logits,
-            np.load(windows),
+            Examples.load(Path(windows)) if labelled else np.load(windows),
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,

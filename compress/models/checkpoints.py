@@ -31,6 +31,7 @@ from compress.models.gguf_tokenizer import cut_as_llama_cpp
 from compress.models.pretrained import pretrained
 from compress.models.sizes import require_possible
 from compress.models.unused import in_float, in_float_now, quantization, require_all_used, require_rows
+from compress.tasks.registry import task_of
 
 # read whole by transformers, whatever they hold
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -320,8 +321,9 @@ def _load_pretrained(source: str, **options: str) -> Any:
             kinds = stored_kinds(weight_files(Path(source)))
             require_kinds(planned, kinds, f"model: '{source}'", shapes=True)
         model, found = pretrained(source, config, **options)
-    # an encoder that embeds is often saved without the layer after it, which is not used here
-    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name)
+    # an encoder that embeds is often saved without the layer after it, which only a head uses
+    unused = "pooler." if task_of(config).output == "last_hidden_state" else "\0"
+    missing = sorted(name for name in found["missing_keys"] if unused not in name)
     if missing:
         raise UserError(
             f"model: '{source}' has no weights for '{missing[0]}'"

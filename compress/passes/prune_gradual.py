@@ -26,6 +26,7 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.training.loop import optimise
 from compress.training.objectives.base import plain_text
+from compress.training.setup import material_of
 from compress.training.teaching.distillation import Distillation, distillation_objective
 from compress.training.teaching.guidance import Guidance
 
@@ -94,7 +95,7 @@ class PruneGradual(Pass, Distillation, ScopedSparsity):
         for name, module in modules.items():
             masks.setdefault(name, torch.ones(matrix(module).shape, dtype=torch.bool))
         objective = plain_text() if self.towards == "text" else distillation_objective(self, result, context)
-        steps = self.steps(self.window or context.data.window)
+        steps = self.steps(material_of(self, objective, context))
         objective = objective.pruning(self._schedule(list(modules)), judge_from=self._last_update(steps) + 1)
         notes = optimise(result.model, self, objective, context, masks=masks, what="pruning")
         removed = sum(int((~masks[name]).sum()) for name in modules)

@@ -66,6 +66,17 @@ class Result(Record):
     # of models that embed text; all others leave them null
     cosine_distance: float | None = None
     cosine_ci95: Interval | None = None
+    # of models that are judged by labels: what the score is called, the score and its difference to the
+    # base's, other metrics by their names, shares of decisions that are not the base's
+    score_name: str | None = None
+    score: float | None = None
+    score_ci95: Interval | None = None
+    delta_score: float | None = None
+    delta_score_ci95: Interval | None = None
+    metrics: dict[str, float] | None = None
+    flips: float | None = None
+    flips_lost: float | None = None
+    flips_gained: float | None = None
     # of timing: medians of each turn (those of one `timing_session` alternate, and compare pairwise), and the
     # share of the cores that other programs had meanwhile
     prefill_round_seconds: tuple[float, ...] = ()
@@ -87,6 +98,9 @@ class StepResult(Record):
     delta_nll_ci95: Interval | None = None
     kl_to_base: float | None = None
     kl_ci95: Interval | None = None
+    score: float | None = None
+    delta_score: float | None = None
+    delta_score_ci95: Interval | None = None
     weight_bytes: int | None = None
     file_bytes: int | None = None
 

@@ -1,7 +1,7 @@
 """ONNX Runtime behind the one face, for encoders: a whole text in, every position's answer out.
 
 A graph of `export_onnx` reads `input_ids` and `attention_mask` (and `token_type_ids` where the model tells
-two texts apart by them; here all are of the first) and gives logits or hidden states of all positions.
+two texts apart by them; all are of the first unless told) and gives logits or hidden states of all positions.
 Nothing is kept between calls, so there is nothing to decode with.
 
 Imports neither torch nor transformers: their memory would be counted as this runtime's.
@@ -88,11 +88,15 @@ class OnnxEncoder:
         self.context = int(facts["context"])
         self.weight_bytes = int(facts["weight_bytes"])
 
-    def logits(self, tokens: Tokens) -> Logits:
-        """Every position's logits, or last hidden states: (batch, length) -> (batch, length, width)."""
-        return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64))
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Logits:
+        """Every position's logits, or last hidden states: (batch, length) -> (batch, length, width); of a
+        classifier of texts those of its labels, (batch, 1, labels).
 
-    def masked(self, tokens: Tokens | Ids, mask: Ids) -> Logits:
+        `types` (batch, length): which of two texts each token is of.
+        """
+        return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64), types)
+
+    def masked(self, tokens: Tokens | Ids, mask: Ids, types: Tokens | None = None) -> Logits:
         """The same for rows of which `mask` (batch, length) is 0 where they are padded.
 
         What is given for padded positions means nothing. Raises UserError for padding on the left where the
@@ -103,18 +107,23 @@ class OnnxEncoder:
             raise UserError(f"{tokens.shape[1]} tokens exceed the model's context of {self.context}")
         ids = tokens.astype(np.int64)
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        if types is not None:
+            given["token_type_ids"] = types.astype(np.int64)
         taken = {name: value for name, value in given.items() if name in self._inputs}
         self._files.require()
         try:
             answer: Logits = self._session.run(None, taken)[0]
         except Exception as error:
             raise refused_at_run(error, self._path) from None
-        return answer
+        return answer[:, None] if self.task.pooled else answer
 
     def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:
         """`logits` of texts of any lengths, as one batch, padded on the right or left."""
         ids, mask = padded_rows(texts, padding, left=left)
-        return [answer[real == 1] for answer, real in zip(self.masked(ids, mask), mask, strict=True)]
+        answers = self.masked(ids, mask)
+        if self.task.pooled:
+            return list(answers)
+        return [answer[real == 1] for answer, real in zip(answers, mask, strict=True)]
 
     def prefill(self, tokens: Tokens) -> State:
         """Read texts (batch, length): one forward pass."""

@@ -105,8 +105,7 @@ class TorchRuntime:
         # which inputs are outliers depends on all that a call is given
         rules = (getattr(module, "activations", None) for module in self._model.modules())
         self.together = 1 if any(getattr(rule, "outliers", None) for rule in rules) else _TOGETHER
-        text = self._model.config.get_text_config()
-        self.width = int(text.vocab_size if self.task.predicts else text.hidden_size)  # of an answer's rows
+        self.width = self.task.width(self._model.config)  # of an answer's rows
         self.weight_bytes = weight_bytes(self._model)
         blocks = int(getattr(self._model.config.get_text_config(), "num_hidden_layers", 0))
         self.step_bytes = self.weight_bytes + _BLOCK_BYTES * blocks
@@ -137,13 +136,16 @@ class TorchRuntime:
         """(parameters, those that are not zero), tied ones once."""
         return parameter_counts(self._model)
 
-    def logits(self, tokens: Tokens) -> Logits:
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Logits:
         """[batch, length] -> float32 [batch, length, V], or hidden states [batch, length, width].
 
-        Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V].
+        Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V]; of a
+        classifier of texts, those of its labels, [batch, 1, labels]. `types` [batch, length]: which of two
+        texts each token is of.
         """
         with self._session():
-            return _numpy(self.task.answers(self._model, self._ids(tokens)))
+            more = {} if types is None else {"token_type_ids": self._ids(types)}
+            return _numpy(self.task.answers(self._model, self._ids(tokens), **more))
 
     def prefill(self, tokens: Tokens) -> TorchState:
         """Read prompts [batch, length] into a fresh cache, in chunks."""

@@ -25,6 +25,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Window = npt.NDArray[np.int32]
+UNKNOWN = -1  # in the place of a label's number
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text with what is right about it.
+
+    Attributes:
+        ids: tokens (length,).
+        targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), or a label's
+            number per token (length,), UNKNOWN where none is asked for.
+        types: which of two texts each token is of, (length,); None where there is one, or the tokenizer does
+            not tell them apart.
+    """
+
+    ids: npt.NDArray[np.int32]
+    targets: npt.NDArray[Any]
+    types: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,12 +52,14 @@ class Question:
     Attributes:
         inputs: tokens (length,).
         rows: of its answer (positions, width), those that are scored.
-        targets: the tokens (rows,) that they should give.
+        targets: what they should give, (rows,): tokens, or numbers of labels, UNKNOWN where nobody told.
+        types: which of two texts each token is of, (length,), where the model tells them apart.
     """
 
     inputs: Window
     rows: slice | npt.NDArray[np.int64]
-    targets: Window
+    targets: npt.NDArray[Any]
+    types: Window | None = None
 
 
 class Task(ABC):
@@ -54,6 +74,8 @@ class Task(ABC):
     writes: ClassVar[bool] = False  # gives text token by token: there is a cache, and `decode`
     continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
     stacks: ClassVar[int] = 1  # lists of blocks, one after the other
+    labels: ClassVar[str | None] = None  # the kind of labels that it is judged by; None: by text
+    pooled: ClassVar[bool] = False  # the answer is one row for the whole text, (batch, 1, width)
     options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 
     @abstractmethod
@@ -68,10 +90,22 @@ class Task(ABC):
             UserError: the tokenizer lacks what the question needs.
         """
 
-    def answers(self, model: Any, tokens: Tensor) -> Tensor:
-        """A torch model's answer to tokens (batch, length): (batch, positions, width)."""
-        answer: Tensor = model(input_ids=tokens, **self.options)[0]
-        return answer
+    def asked(self, example: Example) -> Question:
+        """What a model is asked about a text with labels, of tasks that have `labels`."""
+        return Question(example.ids, slice(None), example.targets, example.types)
+
+    def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:
+        """A torch model's answer to tokens (batch, length): (batch, positions, width).
+
+        `more`: what else its encoder is given, by name, each (batch, length).
+        """
+        answer: Tensor = model(input_ids=tokens, **more, **self.options)[0]
+        return answer[:, None] if self.pooled else answer
+
+    def width(self, config: Any) -> int:
+        """Of the rows of its answer."""
+        text = config.get_text_config()
+        return int(text.vocab_size if self.predicts else text.hidden_size)
 
     def mask_token(self, tokenizer: Any) -> int | None:
         """The token that stands for one to be filled in, of tasks that fill in."""

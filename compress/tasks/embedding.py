@@ -26,11 +26,11 @@ class Cosine(Scoring):
         mean: Rows = rows.mean(axis=0, keepdims=True)
         return mean
 
-    def counted(self, targets: npt.NDArray[np.int32]) -> int:
+    def counted(self, targets: npt.NDArray[Any]) -> int:
         """A window is one text."""
         return 1
 
-    def sums(self, rows: Rows, targets: npt.NDArray[np.int32], base: Rows | None) -> tuple[float, ...]:
+    def sums(self, rows: Rows, targets: npt.NDArray[Any], base: Rows | None) -> tuple[float, ...]:
         """The distance of the one row."""
         return (0.0 if base is None else _cosine_distance(base[0], rows[0]),)
 

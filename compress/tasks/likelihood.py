@@ -28,7 +28,7 @@ class Likelihood(Scoring):
     distance_name: ClassVar[str] = "KL"
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 2e-3, "weights": 1e-3, "activations": 0.05}
 
-    def sums(self, rows: Rows, targets: npt.NDArray[np.int32], base: Rows | None) -> tuple[float, ...]:
+    def sums(self, rows: Rows, targets: npt.NDArray[Any], base: Rows | None) -> tuple[float, ...]:
         """Nats, KL and agreements."""
         top, weights, total = _exponentials(rows)
         log_z = top + np.log(total)  # float64 [rows]

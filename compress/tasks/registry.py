@@ -8,9 +8,14 @@ from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
 from compress.tasks.seq2seq import SEQ2SEQ
+from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
+from compress.tasks.token_classification import TOKEN_CLASSIFICATION
 
 # In the order in which they are asked whether a model is theirs: the last takes what is left.
-_IN_ORDER: tuple[Task, ...] = (SEQ2SEQ, MASKED, EMBEDDING, CAUSAL)
+_IN_ORDER: tuple[Task, ...] = (
+    *(SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION),
+    *(SEQ2SEQ, MASKED, EMBEDDING, CAUSAL),
+)
 
 TASKS: frozenset[Task] = frozenset(_IN_ORDER)
 ONE_STACK = frozenset(task for task in TASKS if task.stacks == 1)  # of models with one list of blocks
@@ -31,9 +36,14 @@ def task_of(config: Any) -> Task:
     if found is None:
         raise UserError(
             f"architectures: {architecture} is neither a decoder nor an encoder-decoder, nor an encoder that "
-            "fills in masked tokens or embeds text, and nothing else is compressed here"
+            "fills in masked tokens, labels texts or words or embeds text; nothing else is compressed here"
         )
     return found
+
+
+def task_labelled(kind: str) -> Task | None:
+    """The task that is judged by labels of a kind, as `compress.text.labelled` calls it."""
+    return next((task for task in _IN_ORDER if task.labels == kind), None)
 
 
 def task_named(name: Any) -> Task | None:

@@ -10,8 +10,8 @@ its own in its file; a quantity that no record has a field for takes one there, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,29 @@ Rows = npt.NDArray[np.float32]  # of an answer (positions, width)
 Columns = Mapping[str, Any]  # name of a field -> what it holds
 
 
+Weighted = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+class Decided(NamedTuple):
+    """What a model decided about one text, row by row: lists of one length.
+
+    Attributes:
+        decisions: numbers of labels, 0 or 1 per label, or values.
+        targets: what was right.
+        confidences: the probability of each decision, or of each label.
+    """
+
+    decisions: list[float]
+    targets: list[float]
+    confidences: list[float]
+
+
 class Intervals(Protocol):
     """Resamples the windows, the same for every quantity of a model."""
+
+    def of(self, statistic: Weighted, /) -> tuple[float, float] | None:
+        """Of a quantity that is no mean: `statistic` gives it for each of many weightings (draws, windows) of
+        the windows, (draws,)."""
 
     def __call__(
         self, sums: Sequence[float], base: Sequence[float] | None = None, /
@@ -44,16 +65,21 @@ class Scoring(ABC):
         """What counts of the rows (positions, width) that a window asks for: (rows, width)."""
         return rows
 
-    def counted(self, targets: npt.NDArray[np.int32]) -> int:
+    def counted(self, targets: npt.NDArray[Any]) -> int:
         """How many things a window's sums are over."""
         return len(targets)
 
     @abstractmethod
-    def sums(self, rows: Rows, targets: npt.NDArray[np.int32], base: Rows | None) -> tuple[float, ...]:
+    def sums(self, rows: Rows, targets: npt.NDArray[Any], base: Rows | None) -> tuple[float, ...]:
         """Over rows (n, width) with their targets (n,) and the base's rows: sums, which add up over chunks.
 
         Without a base those that compare are 0.
         """
+
+    def decided(self, rows: Rows, targets: npt.NDArray[Any]) -> Decided | None:
+        """What the rows (n, width) decide, of tasks with labels; None of those that decide nothing, or where
+        nobody told what is right."""
+        return None
 
     @abstractmethod
     def columns(self, windows: Sequence[tuple[float, ...]], *, compared: bool) -> Columns:

@@ -33,7 +33,7 @@ class Seq2Seq(Task):
         """The second half."""
         return Question(window, slice(None), halves(window)[1])
 
-    def answers(self, model: Any, tokens: Tensor) -> Tensor:
+    def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:
         """Logits (batch, targets, vocabulary) for the second halves of tokens (batch, length)."""
         source, target = halves(tokens)
         text = shifted(target, start_token(model))

@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,23 @@ class Windows:
     sha256: str
     frame: Frame = NO_FRAME
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def size(self) -> int:
+        """Tokens of all."""
+        return int(self.tokens.size)
+
+    @property
+    def length(self) -> int:
+        """Tokens of each."""
+        return int(self.tokens.shape[1])
+
+    def save(self, file: Path) -> None:
+        """Write the tokens as .npy."""
+        np.save(file, self.tokens)
+
     @property
     def text(self) -> Tokens:
         """The tokens of text alone, in their order, int32 (tokens,)."""
@@ -86,8 +104,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class TextData:
-    """The parts of a text; no token is in two of them. `begin` is what every window begins with, those that
-    are cut from `train` too."""
+    """The parts of a text; no token is in two of them. `begin` and `end` are what every window begins
+    and ends with, those that are cut from `train` too."""
 
     source: str
     window: int
@@ -97,6 +115,7 @@ class TextData:
     calibration: Windows
     evaluation: Windows
     begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
 
     @classmethod
     def cut(cls, config: DataConfig, tokenizer: Any, *, training: bool = True) -> "TextData":
@@ -177,9 +196,11 @@ def prepare(
             f"data.text: {_named(config.text)} leaves {len(train)} tokens to train on; at least "
             f"{2 * config.window} are needed: give more text or fewer windows"
         )
-    source, begin = _named(config.text), taker.frame.begin
-    sha256 = _stream_digest(train, taker.frame)
-    return TextData(source, config.window, train, sha256, heldout, calibration, evaluation, begin)
+    source, frame = _named(config.text), taker.frame
+    sha256 = _stream_digest(train, frame)
+    return TextData(
+        source, config.window, train, sha256, heldout, calibration, evaluation, frame.begin, frame.end
+    )
 
 
 def renumbered(data: TextData, words: Translation) -> TextData:
@@ -197,7 +218,7 @@ def renumbered(data: TextData, words: Translation) -> TextData:
     train, begin = words.stream(data.train), renamed(data.begin)
     return TextData(
         data.source, data.window, train, _stream_digest(train, Frame(begin)), windows(data.heldout),
-        windows(data.calibration), windows(data.evaluation), begin,
+        windows(data.calibration), windows(data.evaluation), begin, renamed(data.end),
     )  # fmt: skip
 
 

@@ -3,12 +3,16 @@
 The stream is cut into windows of `window` inputs, each predicting the token after it. An epoch visits
 every window once, in an order of its own and, if `moving`, from an offset of its own, so that a second epoch
 cuts the text elsewhere. Where every text of the model begins with a token, every window does: it is the first
-input, and is not predicted. Nothing is remembered between steps: resuming needs the step's number only.
+input, and is not predicted. A model that reads whole windows (an encoder) gets them as the tokenizer begins
+and ends texts, and no token after. Nothing is remembered between steps: resuming needs the step's number
+only.
 """
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +28,50 @@ class MicroBatch(NamedTuple):
         numbers: which windows of the text those are, (windows,).
         share: of the step's windows, over all processes: what their mean loss weighs.
         last: whether the process's part of the step ends with it.
+        more: what else belongs to them, by name, each (windows, ...).
     """
 
     rows: NDArray[np.int64]
     numbers: NDArray[np.int64]
     share: float
     last: bool
+    more: Mapping[str, NDArray[Any]] = {}
+
+
+class Material(Protocol):
+    """What a training learns from: windows of text, or examples, in an order of its own."""
+
+    @property
+    def windows(self) -> int:
+        """Windows, or examples, per epoch."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Of them per step, over all micro-batches and processes."""
+        ...
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, about."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the order."""
+        ...
+
+    def check(self) -> "Material":
+        """Itself; raises UserError where there is too little."""
+        ...
+
+    def identity(self, facts: list[Any]) -> str:
+        """Digest of what it is made of and its order, and of other facts (JSON values)."""
+        ...
+
+    def micro_batches(self, step: int, parts: int, rank: int = 0, count: int = 1) -> Iterator[MicroBatch]:
+        """What process `rank` of `count` computes in a step: at most `parts`."""
+        ...
 
 
 class Batches(NamedTuple):
@@ -42,6 +84,8 @@ class Batches(NamedTuple):
         seed: of the order.
         moving: whether every epoch cuts the text elsewhere.
         begin: tokens that every window begins with.
+        end: tokens that every window ends with, where nothing comes `after`.
+        after: tokens after the inputs that a row holds: the last one's target.
     """
 
     stream: NDArray[np.int32]
@@ -50,11 +94,26 @@ class Batches(NamedTuple):
     seed: int
     moving: bool = True
     begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    after: int = 1
 
     @property
     def windows(self) -> int:
         """Windows per epoch: those that fit whatever the epoch's offset."""
         return (len(self.stream) - self.window) // self.window
+
+    @property
+    def step_tokens(self) -> int:
+        """Inputs of a step."""
+        return self.batch * self.window
+
+    def identity(self, facts: list[Any]) -> str:
+        """SHA-256 over JSON values, the text and its order."""
+        values = [facts, self.window, self.batch, self.seed, self.moving, *self.begin]
+        values += [] if self.after else [self.after, *self.end]
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(self.stream).data)
+        return digest.hexdigest()
 
     def check(self) -> "Batches":
         """Itself; raises UserError when the text does not fill one batch."""
@@ -98,8 +157,9 @@ class Batches(NamedTuple):
 
     def _row(self, offset: int, number: int) -> NDArray[np.int32]:
         start = offset + number * self.window
-        text = self.stream[start : start + self.window + 1 - len(self.begin)]
-        return np.concatenate([np.array(self.begin, dtype=np.int32), text])
+        text = self.stream[start : start + self.window + self.after - len(self.begin) - len(self.end)]
+        begin, end = (np.array(side, dtype=np.int32) for side in (self.begin, self.end))
+        return np.concatenate([begin, text, end])
 
 
 @lru_cache(maxsize=2)

@@ -41,7 +41,7 @@ def optimise(
     """Train `model` in place; it comes back on the CPU, in eval mode.
 
     Args:
-        model: a causal language model in float32.
+        model: a language model in float32.
         plan: the settings.
         objective: what to minimise, and what belongs to it.
         context: text, seed, device, and where the checkpoint lives.
@@ -84,11 +84,12 @@ def _train(run: Run, what: str) -> None:
                 if objective.rewrite is not None:
                     rows, start = objective.rewrite(model, rows, moment)
                     moment = moment._replace(start=start)
-                inputs, targets = rows[:, :-1], rows[:, 1:]  # (windows, window) each
+                more = {name: torch.from_numpy(value).to(run.device) for name, value in part.more.items()}
+                asked = objective.ask(rows, more, moment)  # (windows, window) each
                 with devices.grad_sync(run.wrapped, part.last):
                     with autocast(run.device, run.precision):
-                        outputs = run.wrapped(input_ids=inputs, use_cache=False)
-                    loss = objective.loss(outputs, inputs, targets, moment) * part.share
+                        outputs = run.wrapped(**asked.inputs)
+                    loss = objective.loss(outputs, asked.inputs, asked.targets, moment) * part.share
                     devices.backward(loss, run.extra, part.last)
                 own += loss.detach()
 

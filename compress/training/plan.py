@@ -1,5 +1,6 @@
 """How to optimise: the fields that every training pass shares."""
 
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from compress.tasks.base import longest_text
 from compress.training import optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
+from compress.training.batches import Material
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -23,6 +25,9 @@ class Optimization(BaseModel):
     incidental: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "trackers"})
 
     tokens: int = Field(1_000_000, ge=1, description="tokens to train on, rounded up to whole steps")
+    epochs: float | None = Field(
+        None, gt=0, le=1e6, description="times to go through all there is to learn from, instead of tokens"
+    )
     batch: int = Field(8, ge=1, le=4096, description="windows per micro-batch")
     accumulate: int = Field(1, ge=1, le=4096, description="micro-batches per step")
     window: int | None = Field(None, ge=8, le=65536, description="tokens per window; data.window if absent")
@@ -60,9 +65,11 @@ class Optimization(BaseModel):
         (), description="where curves go besides the report, below the run's folder: logs/"
     )
 
-    def steps(self, window: int) -> int:
-        """Steps that hold at least `tokens` tokens."""
-        return max(1, -(-self.tokens // (self.windows * window)))
+    def steps(self, material: Material) -> int:
+        """Steps that hold at least `tokens` tokens, or `epochs` epochs."""
+        if self.epochs is not None:
+            return max(1, ceil(self.epochs * material.windows / material.batch))
+        return max(1, -(-self.tokens // material.step_tokens))
 
     @property
     def windows(self) -> int:

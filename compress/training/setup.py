@@ -14,9 +14,9 @@ from compress.context import TrainingContext
 from compress.models.running import backward_passes, gradient_checkpointing, heldout_nll
 from compress.training import checkpoint, rates, sharding
 from compress.training.averaging import Average
-from compress.training.batches import Batches
+from compress.training.batches import Batches, Material
 from compress.training.devices import Devices
-from compress.training.identity import digest_of, identity
+from compress.training.identity import digest_of
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.plan import Optimization
@@ -43,7 +43,7 @@ class Run:
         objective: Objective,
         context: TrainingContext,
         devices: Devices,
-        batches: Batches,
+        batches: Material,
         masks: Mapping[str, Tensor],
     ) -> None:
         self.model, self.plan, self.objective, self.devices, self.batches = (
@@ -54,12 +54,12 @@ class Run:
             batches,
         )
         self.device, self.precision = context.device, plan.precision_on(context.precision)
-        self.steps, self.step_tokens = plan.steps(batches.window), batches.batch * batches.window
+        self.steps, self.step_tokens = plan.steps(batches), batches.step_tokens
         self.heldout = torch.from_numpy(context.data.heldout.tokens.astype(np.int64)).to(self.device)
         self.masks = Masks(model, masks)
         self.masks.weights()
         digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), objective.identity]
-        found = identity([plan.deciding(self.precision), *digests], batches)
+        found = batches.identity([plan.deciding(self.precision), *digests])
         factors = rates.factors(model, plan.slower)
         self.wrapped = devices.wrap(model)  # sharding puts others in the place of the model's parameters
         self.masks.refresh()
@@ -80,8 +80,11 @@ class Run:
         return ((self.batches.seed * 1_000_003 + step) * 1_009 + self.devices.rank) % 2**63
 
     def heldout_loss(self) -> float:
-        """Of the model as it stands, in nats per token."""
-        loss = heldout_nll(self.model, self.heldout, self.precision)
+        """Of the model as it stands: nats per token, or what the objective says."""
+        if self.objective.heldout is not None:
+            loss = self.objective.heldout(self.model, self.precision)
+        else:
+            loss = heldout_nll(self.model, self.heldout, self.precision)
         self.devices.rest(self.model)
         return loss
 
@@ -100,6 +103,18 @@ class Run:
         return Progress(found, before, Best(float("inf") if self.objective.judge_from else before))
 
 
+def material_of(plan: Optimization, objective: Objective, context: TrainingContext) -> Material:
+    """What is learnt from: the objective's own, or windows of the training text.
+
+    Raises:
+        UserError: it does not fill one batch.
+    """
+    if objective.material is not None:
+        return objective.material.check()
+    text, window = context.data, plan.window or context.data.window
+    return Batches(text.train, window, plan.windows, context.seed, objective.moving, text.begin).check()
+
+
 @contextmanager
 def ready(
     model: Any,
@@ -111,9 +126,7 @@ def ready(
     """A run, and around it all that lasts as long as it trains; then `model` holds what it ended with, on the
     CPU, in eval mode, and `masks` those of the result.
     """
-    window = plan.window or context.data.window
-    text = context.data
-    batches = Batches(text.train, window, plan.windows, context.seed, objective.moving, text.begin).check()
+    batches = material_of(plan, objective, context)
     logs = context.logs or context.workdir / "logs"
     devices = Devices(context.device, plan.trackers, logs)
     # sharding changes a model for good: it gets a copy, and the result is copied back

@@ -3,8 +3,8 @@
 Inputs   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a row is padded, on either side
          (see sides.py);
          token_type_ids where the model tells texts apart by them and its tokenizer gives them.
-Outputs  logits (batch, sequence, vocabulary) of a masked-LM head; else last_hidden_state (batch, sequence,
-         width).
+Outputs  logits (batch, sequence, vocabulary) of a masked-LM head, (batch, sequence, labels) of one for
+         words, (batch, labels) of one for texts; else last_hidden_state (batch, sequence, width).
 
 Names and shapes are those of `optimum`. Matrices that are one in the model (a head tied to its embedding) are
 one in the file.
@@ -42,7 +42,7 @@ def write_encoder(
     shapes: dict[str, Dimensions] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
     with track(2, "writing the graph", "stages") as progress:
-        answer, either = encoder_answer(model, inputs)
+        answer, either = encoder_answer(model, inputs, pooled=task.pooled)
         traced = trace(model, shapes, [task.output], answer)
         progress.advance()
         used = transcribe(graph, traced, layers(model), forms, shapes)
@@ -50,14 +50,14 @@ def write_encoder(
     return used, either
 
 
-def encoder_answer(model: Any, inputs: list[str]) -> tuple[Answer, bool]:
+def encoder_answer(model: Any, inputs: list[str], *, pooled: bool = False) -> tuple[Answer, bool]:
     """What is traced, and whether it takes rows padded on the left."""
 
     def read(model: Any, given: Mapping[str, Tensor]) -> Tensor:
         states: Tensor = model(**given, return_dict=False)[0]
         return states
 
-    way, either = on_either_side(model, read, inputs)
+    way, either = on_either_side(model, read, inputs, pooled=pooled)
     return lambda model, given: (way(model, given),), either
 
 

@@ -7,6 +7,8 @@ taken that gives a text padded on the left what the text alone gives, in torch, 
     filled     the mask's padding gets the padding token's number, from which RoBERTa counts positions.
     counted    rows of position embeddings (BERT, DistilBERT, BART) are taken in the order of the mask's
                ones: the table's rows of columns 0, 1, ... are there, and a text's n-th token takes the n-th.
+    turned     an answer for the whole text (a classifier's) does not depend on columns: rows are turned until
+               the text begins in the first.
     guarded    none of them helps: the graph takes rows padded on the right, and on the left fails, as an
                index there leads out of the row.
 
@@ -31,16 +33,20 @@ _TOLERANCE = 1e-4  # of the largest number
 _FAR = 2**40
 
 
-def on_either_side(model: Any, read: Read, inputs: list[str]) -> tuple[Read, bool]:
-    """A way to `read` that gives rows what each alone gives, and whether it takes padding on the left."""
-    ways: tuple[Read, ...] = (read, partial(_filled, read), partial(_counted, read))
+def on_either_side(model: Any, read: Read, inputs: list[str], *, pooled: bool = False) -> tuple[Read, bool]:
+    """A way to `read` that gives rows what each alone gives, and whether it takes padding on the left.
+
+    `pooled`: the answer is one for the whole text, (batch, width).
+    """
+    ways: list[Read] = [read, partial(_filled, read), partial(_counted, read)]
+    ways += [partial(_turned, read)] if pooled else []
     for way in ways:
-        if _same(model, read, way, inputs):
+        if _same(model, read, way, inputs, pooled):
             return way, True
     return partial(_guarded, read), False
 
 
-def _same(model: Any, read: Read, way: Read, inputs: list[str]) -> bool:
+def _same(model: Any, read: Read, way: Read, inputs: list[str], pooled: bool) -> bool:
     """Whether a text padded on the left, with what is no padding token, gives what it gives alone."""
     pad = getattr(model.config, "pad_token_id", None)
     filler, *ids = (i for i in range(_TOKENS + 2) if i != pad)
@@ -55,7 +61,8 @@ def _same(model: Any, read: Read, way: Read, inputs: list[str]) -> bool:
     with torch.inference_mode():
         alone = read(model, given(text, torch.ones_like(text))).float()
         try:
-            padded = way(model, given(row, mask))[:, _PADDING:].float()
+            padded = way(model, given(row, mask)).float()
+            padded = padded if pooled else padded[:, _PADDING:]
         except (RuntimeError, IndexError):  # its positions are no rows that are added to a token's
             return False
     return bool((alone - padded).abs().max() <= _TOLERANCE * alone.abs().max())
@@ -82,6 +89,13 @@ def _counted(read: Read, model: Any, given: Given) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _turned(read: Read, model: Any, given: Given) -> Tensor:
+    mask = given["attention_mask"]
+    columns = torch.arange(mask.shape[1], device=mask.device) + mask.argmax(1, keepdim=True)
+    columns = torch.where(columns < mask.shape[1], columns, columns - mask.shape[1])  # (batch, sequence)
+    return read(model, {name: torch.gather(value, 1, columns) for name, value in given.items()})
 
 
 _TABLES = ("position_embeddings", "embed_positions")  # what families of `transformers` call them

@@ -32,7 +32,7 @@ from compress.models.running import Precision, autocast, backward_passes
 from compress.training import checkpoint
 from compress.training.batches import Batches
 from compress.training.codes.scales import use_masters
-from compress.training.identity import digest_of, identity
+from compress.training.identity import digest_of
 from compress.training.objectives.losses import chunked, forward_kl
 from compress.training.optimizers import schedule_factor
 
@@ -155,7 +155,7 @@ def tune(
     judges = heldout[: max(1, plan.heldout_tokens // heldout.shape[1])]
     held = torch.from_numpy(judges.astype(np.int64)).to(device)
     settings = plan.model_dump(mode="json", exclude=set(Tuning.incidental))
-    found = identity([settings, precision, digests, digest_of([("heldout", held)])], batches)
+    found = batches.identity([settings, precision, digests, digest_of([("heldout", held)])])
     path = context.workdir / "tuning.safetensors"
     model.eval()
     teacher.eval()

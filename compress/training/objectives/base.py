@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress.models.running import Precision
+from compress.training.batches import Material
 from compress.training.objectives.losses import chunked, cross_entropy
 
 
@@ -33,8 +35,24 @@ class Moment(NamedTuple):
         return self.step / self.steps
 
 
+class Asked(NamedTuple):
+    """What a model is called with, and what it should give.
+
+    Attributes:
+        inputs: of the call, by name; `input_ids` (rows, window) among them.
+        targets: (rows, window) tokens; or what the objective makes of them.
+    """
+
+    inputs: Mapping[str, Any]
+    targets: Tensor
+
+
+# (rows of a micro-batch, what else belongs to them, moment) -> question
+Ask = Callable[[Tensor, Mapping[str, Tensor], Moment], Asked]
 # (model outputs with .logits (rows, window, vocab), inputs, targets (rows, window), moment) -> mean
-Loss = Callable[[Any, Tensor, Tensor, Moment], Tensor]
+Loss = Callable[[Any, Mapping[str, Any], Tensor, Moment], Tensor]
+# (model, precision) -> held-out loss
+Heldout = Callable[[Any, Precision], float]
 # (model, rows (rows, window + 1), moment) -> rows to train on instead, and their first position that counts
 Rewrite = Callable[[Any, Tensor, Moment], tuple[Tensor, int]]
 # (() -> layer name -> weight (out, in), () -> layer name -> mask so far, step, steps) -> masks that change
@@ -52,6 +70,9 @@ class Objective:
         extra: modules that learn beside the model and are thrown away.
         watch: lasts as long as the model trains; puts hooks on it and takes them off again.
         rewrite: replaces the rows of a micro-batch, None to train on the text as it is.
+        ask: makes the question of the rows: by default, every token from those before it.
+        material: what is learnt from; None: windows of the training text.
+        heldout: what decides which weights to keep; None: nats per token of the held-out windows.
         moving: every epoch cuts the text elsewhere; False: always the same windows.
         masks: a schedule of masks, for the layers that `optimise` was given masks of.
         judge_from: the first step whose weights may be kept: before it the model is not yet what is asked.
@@ -63,6 +84,9 @@ class Objective:
     extra: nn.Module = field(default_factory=nn.Module)
     watch: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
     rewrite: Rewrite | None = None
+    ask: Ask = field(default_factory=lambda: next_token)
+    material: Material | None = None
+    heldout: Heldout | None = None
     moving: bool = True
     masks: MaskSchedule | None = None
     judge_from: int = 0
@@ -74,10 +98,15 @@ class Objective:
         return replace(self, masks=masks, judge_from=judge_from)
 
 
+def next_token(rows: Tensor, more: Mapping[str, Tensor], moment: Moment) -> Asked:
+    """Every token from those before it: rows (rows, window + 1)."""
+    return Asked({"input_ids": rows[:, :-1], "use_cache": False}, rows[:, 1:])
+
+
 def plain_text() -> Objective:
     """The objective of predicting the text's next token, without a teacher."""
 
-    def loss(outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
+    def loss(outputs: Any, inputs: Mapping[str, Any], text: Tensor, moment: Moment) -> Tensor:
         return chunked(cross_entropy, outputs.logits.flatten(0, 1), text.flatten())
 
     return Objective(loss)

@@ -7,7 +7,7 @@ a student to start, and is in the way of a student of another shape later on. On
 since the tokens are the student's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -68,7 +68,7 @@ def distillation_objective(
         return replace(objective, identity=digest, notes=notes | inner.notes)
     text = context.data
     batches = Batches(text.train, window, settings.windows, seed, moving=False, begin=text.begin).check()
-    numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(settings.steps(window))]))
+    numbers = np.unique(np.concatenate([batches.numbers(s) for s in range(settings.steps(batches))]))
     targets = SampledTargets(context.workdir / "targets", numbers, settings.samples)
     with teachers.ready():
         targets.build(
@@ -92,8 +92,8 @@ def _cached(guidance: Guidance, targets: SampledTargets) -> Objective:
         soft = (1 - w) * sampled_kl(logits, ids, weights, entropy, temperature)
         return soft + w * cross_entropy(logits, text) if w else soft
 
-    def loss(outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
-        wanted = targets.rows(moment.windows, inputs.device)
+    def loss(outputs: Any, inputs: Mapping[str, Any], text: Tensor, moment: Moment) -> Tensor:
+        wanted = targets.rows(moment.windows, text.device)
         return chunked(mixed, outputs.logits.flatten(0, 1), *wanted, text.flatten())
 
     return Objective(loss, moving=False)
@@ -203,13 +203,13 @@ class _Online:
         uniform = draws(self.seed, moment.step, moment.windows, rows.shape[1] - prompt)
         return continued(student, rows, prompt, self.teachers.precision, uniform), prompt - 1
 
-    def loss(self, outputs: Any, inputs: Tensor, text: Tensor, moment: Moment) -> Tensor:
+    def loss(self, outputs: Any, inputs: Mapping[str, Any], text: Tensor, moment: Moment) -> Tensor:
         """See the module's text."""
         guidance, start = self.guidance, moment.start
-        wanted = self.teachers.logits(inputs, guidance.temperature)
+        wanted = self.teachers.logits(inputs["input_ids"], guidance.temperature)
         logits = outputs.logits
         if start:
-            wanted = wanted.view(*inputs.shape, -1)[:, start:].flatten(0, 1)
+            wanted = wanted.view(*text.shape, -1)[:, start:].flatten(0, 1)
             logits, text = logits[:, start:], text[:, start:]
         own = on_policy(guidance.on_policy, self.seed, moment.step)
         w = 0.0 if own else guidance.cross_entropy
@@ -218,7 +218,7 @@ class _Online:
             return distillation(logits, wanted, text, guidance.divergence, guidance.temperature, w)
 
         outer = chunked(mixed, logits.flatten(0, 1), wanted, text.flatten())
-        return outer + self.inner.loss(moment, inputs.device) if self.inner.notes else outer
+        return outer + self.inner.loss(moment, text.device) if self.inner.notes else outer
 
 
 def _map(narrow: int, wide: int, generator: torch.Generator) -> nn.Linear:
