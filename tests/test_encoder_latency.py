@@ -2,49 +2,16 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli_helpers import write_text
-from encoder_models import CONTEXT, write_encoder
 
-from compress.measure import turns
-from compress.measure.encoder_latency import (
-    REPETITIONS,
-    TURNS,
-    Grid,
-    cells_of,
-    fixed,
-    own,
-    summarise,
-    time_cell,
-)
-from compress.measure.harness import measure
+from compress.measure.encoder_latency import REPETITIONS, Grid, cells_of, fixed, own, summarise, time_cell
 from compress.measure.latency import Samples, Timing
-from compress.measure.turns import Target
-from compress.records.protocol import MeasureProtocol
-from compress.records.results import EncoderLatency, Result, read_results, write_results
-from compress.records.run import RunRecord
+from compress.records.results import EncoderLatency, Result
+from compress.records.run import DataRecord, RunRecord, VariantRecord
 from compress.report.encoder_latency import latency_rows, left_out
-from compress.report.page import render
-from compress.text.windows import Windows
-
-GRID = {"encoder_batches": (1, 2), "encoder_lengths": (16, 128)}
-QUICK = MeasureProtocol(prefill_tokens=16, rounds=1, threads=1, **GRID)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    return write_encoder(folder / "model", write_text(folder / "text"), head=True, blocks=1)
-
-
-@pytest.fixture(scope="module")
-def windows() -> Windows:
-    tokens = np.random.default_rng(0).integers(5, 40, (3, 24)).astype(np.int32)
-    return Windows(tokens=tokens, bytes=400, sha256="abc")
 
 
 def test_cells_go_from_the_cheapest_to_the_dearest():
@@ -116,53 +83,24 @@ def test_a_turn_takes_half_of_what_is_left_but_for_the_last(monkeypatch):
         assert ends == 58.0
 
 
-def test_an_encoder_is_timed_by_batch_and_length(encoder, windows, tmp_path):
-    targets = [Target(name, "torch", encoder, name) for name in ("base", "same")]
-    found = measure(targets, encoder, windows, QUICK, workdir=tmp_path, own_lengths=[5, 900, 12])
-    for row in found:
-        cells = {(cell.batch, cell.length): cell for cell in row.encoder_latency}
-        assert set(cells) == {(1, 16), (2, 16), (1, None), (2, None)}
-        for (batch, _), cell in cells.items():
-            assert cell.repetitions == TURNS * REPETITIONS
-            assert 0 < cell.seconds_p50 <= cell.seconds_p95
-            assert cell.texts_per_second == pytest.approx(batch / cell.seconds_p50)
-        assert cells[2, 16].tokens_per_second == pytest.approx(16 * cells[2, 16].texts_per_second)
-        one = cells[1, None]  # the longest is cut to the context
-        assert one.tokens_per_second == pytest.approx((5 + CONTEXT + 12) / 3 * one.texts_per_second)
-        reason = f"longer than the model's context of {CONTEXT} tokens"
-        assert row.protocol["encoder_left_out"] == {"1 x 128": reason, "2 x 128": reason}
-        assert row.prefill_seconds_p50 > 0
-    # a line that was read back counts as measured under this protocol
-    write_results(tmp_path / "results.jsonl", found)
-    known = read_results(tmp_path / "results.jsonl")
-    assert known == found
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns, "WorkerProcess", None)  # nothing may be started any more
-        assert measure(targets, encoder, windows, QUICK, done=known) == found
-
-
-def test_where_models_do_not_fit_together_each_has_its_grid_in_its_rounds(
-    encoder, windows, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(turns, "available_memory_bytes", lambda: 1)
-    (row,) = measure([Target("base", "torch", encoder)], None, windows, QUICK, workdir=tmp_path)
-    assert row.protocol["processes"] == "restarted each round"
-    assert [(c.batch, c.length, c.repetitions) for c in row.encoder_latency] == [(1, 16, REPETITIONS)]
-    assert row.protocol["encoder_left_out"]["2 x 16"] == "its answer takes 0.0 GB"
-
-
-def test_without_seconds_there_is_no_grid(encoder, windows, tmp_path):
-    none = QUICK.model_copy(update={"encoder_seconds": 0})
-    (row,) = measure([Target("base", "torch", encoder)], None, windows, none, workdir=tmp_path)
-    assert row.encoder_latency == ()
-    assert "encoder_left_out" not in row.protocol
-
-
 def test_what_was_timed_outlives_a_kill():
     cell = summarise(fixed(1, 16), [0.1, 0.2])
     timing = Timing(rounds=[Samples([1.0], [])], cells=[cell], cells_left_out={"1 x 512": "no time left"})
     back = json.loads(json.dumps(asdict(timing)))
     assert Timing(**{**back, "rounds": [Samples(**r) for r in back["rounds"]]}) == timing
+
+
+RUN = RunRecord(
+    recipe_name="tiny", base="base", machine={}, versions={},
+    variants=[
+        VariantRecord(name=name, parent=parent, artifact=name, fingerprint=name, steps=[])
+        for name, parent in (("base", None), ("int4", "base"))
+    ],
+    data=DataRecord(
+        source="text", window=16, train_tokens=0, train_sha256="", calibration_tokens=0,
+        calibration_sha256="", evaluation_tokens=0, evaluation_sha256="", evaluation_bytes=0,
+    ),
+)  # fmt: skip
 
 
 def line(variant: str, runtime: str, speeds: dict[int, float], **protocol: object) -> Result:
@@ -183,8 +121,7 @@ def line(variant: str, runtime: str, speeds: dict[int, float], **protocol: objec
     )
 
 
-def test_the_page_compares_with_the_base_in_the_same_runtime(records):
-    run: RunRecord = records.run
+def test_the_page_compares_with_the_base_in_the_same_runtime():
     late = {"encoder_left_out": {"1 x 512": "no time left", "8 x 512": "no time left"}}
     results = [
         line("base", "torch", {1: 100.0, 8: 200.0}, **late),
@@ -192,7 +129,7 @@ def test_the_page_compares_with_the_base_in_the_same_runtime(records):
         line("int4", "torch", {1: 150.0, 8: 100.0}, **late),
         line("int4", "onnxruntime", {1: 1000.0, 8: 1600.0}),
     ]
-    rows = latency_rows(run, results)
+    rows = latency_rows(RUN, results)
     assert [(r.variant, r.runtime, r.batch, r.ratio) for r in rows] == [
         ("base", "PyTorch", "1", "–"),
         ("base", "PyTorch", "8", "–"),
@@ -207,11 +144,3 @@ def test_the_page_compares_with_the_base_in_the_same_runtime(records):
         "Not timed (base in PyTorch, int4 in PyTorch): 1 x 512, 8 x 512, no time left."
     ]
     assert left_out(results[::2]) == ["Not timed: 1 x 512, 8 x 512, no time left."]
-    html, markdown = render(run, results, "")
-    for page in (html, markdown):
-        assert "Latency by batch and length" in page
-        assert "no time left" in page
-    table = markdown.split("### Latency by batch and length")[1].split("###")[0]
-    bars = {row.count("|") for row in table.splitlines() if row.startswith("|")}
-    assert bars == {10}
-    assert all("Latency by batch" not in page for page in render(run, records.results, ""))

@@ -12,8 +12,6 @@ from compress.measure.ngrams import Unigram
 from compress.measure.recurrent import Recurrent, parameters_of, train_recurrent, width_for
 from compress.records.manifest import PassRecord
 from compress.records.run import Reference
-from compress.report.page import render
-from compress.report.text import text_table
 from compress.text.windows import TextData, Windows, digest
 
 WORDS = ("the cat sat on the mat and the dog sat on the log " * 100).split()
@@ -152,14 +150,3 @@ def test_one_that_diverges_is_left_out_and_said(monkeypatch):
     )
     assert [r.name for r in found] == ["unigram"]
     assert lines[-1].endswith("left out, since its training diverged")
-
-
-def test_a_run_that_asks_for_it_has_it_beside_its_base(records):
-    references = records.run.references
-    assert [r.name for r in references] == ["unigram", "Kneser-Ney trigram", "LSTM"]
-    lstm, base = references[-1], records.variant("base").steps
-    (trained,) = [step for step in base if step.curve()]
-    assert lstm.tokens == trained.notes["tokens"]
-    assert lstm.parameters == pytest.approx(records.result("base").parameters, rel=0.05)
-    shown = [*render(*records), text_table(records.results, references)]
-    assert [lstm.label in page for page in shown] == [True] * 3

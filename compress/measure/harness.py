@@ -121,7 +121,7 @@ def measure(
                     on_sample(target, written if words is None else words.back(written))
             timing = timings[target.key]
             parameters, nonzero = counts.get(target.variant, (None, None))
-            extra = {
+            extra: dict[str, Any] = {
                 "prompt_tokens": timing.prompt_tokens,
                 "processes": "kept" if timing.together else "restarted each round",
                 "threads_wait": timing.waiting,

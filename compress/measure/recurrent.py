@@ -63,13 +63,13 @@ class Recurrent(nn.Module):
                     parameter.zero_()
                 else:
                     parameter.uniform_(-scale, scale, generator=generator)
-            self.lstm.bias_ih_l0[width : 2 * width] = 1.0  # forget gates begin open (Gers et al. 2000)
+                if name == "bias_ih_l0":
+                    parameter[width : 2 * width] = 1.0  # forget gates begin open (Gers et al. 2000)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the token after each: [batch, length] -> [batch, length, V]."""
-        inputs = (
-            self.embedding(tokens) * self.embedding.embedding_dim**0.5
-        )  # of size 1, as outputs need them small
+        # rows of the table are as small as outputs need them; inputs are of size 1
+        inputs = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         states, _ = self.lstm(inputs)  # [batch, length, width]
         return nn.functional.linear(states, self.embedding.weight, self.bias)
 
