@@ -1,6 +1,6 @@
 """The recurrent reference: the equations, its size, what it learns, and that it is fitted once."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 from compress.measure import baselines
 from compress.measure.baselines import Training, fit_references
 from compress.measure.ngrams import Unigram
-from compress.measure.recurrent import Recurrent, parameters_of, train_recurrent, width_for
+from compress.measure.recurrent import Recurrent, _batches, parameters_of, train_recurrent, width_for
 from compress.records.manifest import PassRecord
 from compress.records.run import Reference
 from compress.text.windows import TextData, Windows, digest
@@ -79,6 +79,24 @@ def test_it_learns_what_a_unigram_cannot_and_leaves_the_process_alone():
     np.testing.assert_array_equal(again.window_nll(windows), nll)
     other, _ = train_recurrent(STREAM, V, 1500, **LIKE, seed=1)
     assert not np.array_equal(other.window_nll(windows), nll)
+
+
+def test_an_epoch_visits_every_window_once_and_windows_begin_as_texts_do():
+    def drawn(seed, begin=()):
+        batches = _batches(np.arange(50), 2, 8, begin, seed)
+        return np.concatenate(list(islice(batches, 5)))  # five windows an epoch: two epochs
+
+    rows = drawn(3)
+    assert rows.shape == (10, 9)
+    assert (np.diff(rows, axis=1) == 1).all()
+    for epoch in (rows[:5], rows[5:]):
+        places = np.sort(epoch[:, 0])
+        assert (np.diff(places) == 8).all()
+        assert 0 <= places[0] < 8
+    assert not np.array_equal(rows, drawn(4))
+    framed = drawn(3, (99, 98))
+    assert (framed[:, :2] == (99, 98)).all()
+    np.testing.assert_array_equal(framed[:, 2:], rows[:, :7])
 
 
 def text_data():
