@@ -175,7 +175,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     missing = _not_measured(made.variants)
     for name, reason in missing.items():
         say(f"{name}: written, {reason}")
-    folder, windows = made.folder, made.data.evaluation
+    folder, windows = made.folder, made.evaluation
     protocol = (
         recipe.measure
         if recipe.measure.threads

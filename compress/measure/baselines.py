@@ -5,8 +5,8 @@ Method. Each is fitted on the very tokens that trained the base (ngrams.py), or 
 text, windows, settings, code and libraries. What an earlier call fitted is taken over, be it finished or cut
 off, so a kill loses the one model that was being fitted.
 
-Limits: a base that goes on from a checkpoint has seen text that nobody here knows, so no recurrent model is
-its equal; nor is there one for tasks that do not continue text.
+Limits: only for models that continue text. A base that goes on from a checkpoint has seen text that nobody
+here knows, so no recurrent model is its equal.
 """
 
 from __future__ import annotations
@@ -92,11 +92,13 @@ def references_beside(
     kept: Path,
     say: Say,
 ) -> list[Reference]:
-    """Those beside a base that came by `steps` to a `transformers` configuration and measured `results`."""
+    """Those beside a base that came by `steps` to a `transformers` configuration and measured `results`; none
+    beside one that does not continue text."""
+    if not task_of(config).continues:
+        return []
     parameters = next((r.parameters for r in results if r.variant == "base" and r.parameters), None)
     training = Training.of(steps, parameters=parameters, window=data.window, seed=seed)
-    alike = training if task_of(config).continues else None
-    return fit_references(wanted, data, rows_of(config) or 0, alike, earlier=earlier, kept=kept, say=say)
+    return fit_references(wanted, data, rows_of(config) or 0, training, earlier=earlier, kept=kept, say=say)
 
 
 def fit_references(

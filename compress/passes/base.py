@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # importing a pass to print its fields must not load a model 
     from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
-Need = Literal["train", "calibration", "heldout", "teacher"]
+Need = Literal["train", "calibration", "heldout", "teacher", "labelled"]
 
 
 class Pass(BaseModel):

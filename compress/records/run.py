@@ -90,6 +90,7 @@ class DataRecord(Record):
     evaluation_tokens: int
     evaluation_sha256: str
     evaluation_bytes: int
+    labelled: dict[str, Any] | None = None  # of labelled rows: how many, how they were divided, what was cut
 
 
 class RunRecord(Record):

@@ -9,12 +9,11 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from compress.artifact.applied import coverage_of, step_record
@@ -25,8 +24,9 @@ from compress.context import lend
 from compress.errors import UserError, staying
 from compress.host.memory import give_back, reset_peak
 from compress.host.processes import is_main, on_this_machine, part, wait
-from compress.models.checkpoints import load_config, load_tokenizer
+from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.create import create
+from compress.models.heads import numbering
 from compress.models.running import native_precision
 from compress.passes.base import Need, Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
@@ -37,10 +37,22 @@ from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
 from compress.runtimes.null_pass import null_pass
 from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
-from compress.tasks.base import rows_of
+from compress.tasks.base import longest_text, rows_of
+from compress.tasks.registry import task_of
 from compress.text.documents import Document, load_documents, text_hash
+from compress.text.examples import Examples
+from compress.text.labelled import Labelled, load_labelled
+from compress.text.labelled.as_text import documents_of, text_of
+from compress.text.labelled.encoded import encoded
 from compress.text.translation import Translation, translation
-from compress.text.windows import TextData, prepare, renumbered, training_documents
+from compress.text.windows import (
+    LABELLED,
+    TextData,
+    Windows,
+    prepare,
+    renumbered,
+    training_documents,
+)
 
 EVALUATION_FILE = "evaluation.npy"
 HASHES = ".hashes.json"  # of the files of checkpoints, so that a second run need not read them all
@@ -56,6 +68,7 @@ class Made:
     variants: list[VariantRecord]
     data: TextData
     data_record: DataRecord
+    evaluation: Windows | Examples  # what quality is measured on: texts with labels where the base has a head
     steps: dict[str, Path]  # fingerprint -> folder of every finished step
 
 
@@ -67,12 +80,12 @@ def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line:
     """
     maker = _Maker(recipe, folder, say)
     # cut first, so that text which cannot serve is refused before any pass runs
-    np.save(folder / EVALUATION_FILE, maker.data.evaluation.tokens)
+    maker.data.evaluation.save(folder / EVALUATION_FILE)
     variants = [maker.variant(name) for name in recipe.ordered()]
     maker.store.forget_others(maker.used)
     steps = {found: maker.store.path(found) for found in maker.used}
     part()
-    return Made(folder, variants, maker.data, maker.data_record(), steps)
+    return Made(folder, variants, maker.data, maker.data_record(), maker.evaluation(), steps)
 
 
 def join(recipe: Recipe, folder: Path) -> None:
@@ -107,8 +120,16 @@ class _Maker:
         self.device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
 
     @cached_property
+    def labelled(self) -> Labelled | None:
+        """The recipe's labelled rows."""
+        config = self.recipe.data.labelled
+        return None if config is None else load_labelled(config, self.recipe.seed)
+
+    @cached_property
     def documents(self) -> list[Document]:
         """The recipe's text."""
+        if self.labelled is not None and self.recipe.data.text == LABELLED:
+            return documents_of(self.labelled)
         return load_documents(self.recipe.data.text)
 
     @cached_property
@@ -134,15 +155,31 @@ class _Maker:
 
     @cached_property
     def data(self) -> TextData:
-        """The text cut into disjoint windows with the source's tokenizer."""
-        tokenizer = load_tokenizer(self.store.path(self.source))
+        """The text cut into disjoint windows with the source's tokenizer, and labelled texts, too."""
+        source = self.store.path(self.source)
+        tokenizer, config = load_tokenizer(source), load_config(source)
+        labelled = None
+        if self.labelled is not None:
+            names = numbering(config, self.labelled.kind, self.labelled.names)
+            labelled = encoded(self.labelled, names, tokenizer, longest_text(meta_model(str(source))))
+            if self.recipe.data.text == LABELLED:
+                return text_of(self.recipe.data, labelled, tokenizer)
         training = needs(self.recipe, "train")
-        return prepare(
+        text = prepare(
             self.recipe.data, self.documents, tokenizer, training=training,
             calibrating=needs(self.recipe, "calibration"),
             tokenizer_from_text=self.recipe.model.create is not None,
-            rows=rows_of(load_config(self.store.path(self.source))),
+            rows=rows_of(config),
         )  # fmt: skip
+        return replace(text, labelled=labelled)
+
+    def evaluation(self) -> Windows | Examples:
+        """Texts with labels where the base has a head for them; else windows of text."""
+        task = task_of(load_config(self.store.path(self.ends["base"])))
+        labelled = self.data.labelled
+        if labelled is not None and task.labels == labelled.kind:
+            return labelled.evaluation
+        return self.data.evaluation
 
     def variant(self, name: str) -> VariantRecord:
         """Run a variant's chain and show its end as a folder; its parents have run before."""
@@ -170,7 +207,7 @@ class _Maker:
 
     def data_record(self) -> DataRecord:
         """Counts and hashes for the report."""
-        data = self.data
+        data, judged = self.data, self.evaluation()
         return DataRecord(
             source=data.source,
             window=data.window,
@@ -178,9 +215,10 @@ class _Maker:
             train_sha256=data.train_sha256,
             calibration_tokens=int(data.calibration.tokens.size),
             calibration_sha256=data.calibration.sha256,
-            evaluation_tokens=int(data.evaluation.tokens.size),
-            evaluation_sha256=data.evaluation.sha256,
-            evaluation_bytes=data.evaluation.bytes,
+            evaluation_tokens=judged.size,
+            evaluation_sha256=judged.sha256,
+            evaluation_bytes=judged.bytes,
+            labelled=None if data.labelled is None else data.labelled.notes,
         )
 
     def _step(self, step: Pass, parent: str, label: str) -> str:
@@ -204,7 +242,7 @@ class _Maker:
             give_back()  # the step before is over, and its models wait for the garbage collector
         bundle, context = lend(
             step.kind, parent_of(step, self.store.path(parent), self.device),
-            self.data if words is None else renumbered(self.data, words),
+            self.data if words is None else self._renumbered(words, parent),
             lambda: self._teacher(words), seed=self.recipe.seed, workdir=self.store.workdir(found),
             device=self.device, precision="bfloat16" if self.precision == "bfloat16" else "float32",
             logs=self.folder / LOGS / label.replace("/", "-of-").replace(" ", "-"),
@@ -237,6 +275,15 @@ class _Maker:
     def _tell_damage(self, found: str, label: str) -> None:
         if (wrong := self.store.damage(found)) is not None:
             self.say(f"{label}: done again, since a file is not what was written: {wrong.partition(';')[0]}")
+
+    def _renumbered(self, words: Translation, parent: str) -> TextData:
+        """The text in the smaller vocabulary of a finished step; labelled texts by its tokenizer."""
+        text = renumbered(self.data, words)
+        if self.data.labelled is None:
+            return text
+        place = self.store.path(parent)
+        longest = longest_text(meta_model(str(place)))
+        return replace(text, labelled=self.data.labelled.cut_by(load_tokenizer(place), longest))
 
     def _words(self, step: str) -> Translation | None:
         """From the source's token ids to those of a finished step; None where it numbers alike."""
@@ -305,6 +352,7 @@ class _Maker:
             "calibration": lambda: self.data.calibration.sha256,
             "heldout": lambda: self.data.heldout.sha256,
             "teacher": lambda: self._without_exports("base"),
+            "labelled": lambda: "" if self.data.labelled is None else self.data.labelled.sha256,
         }
         hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(step.requires())}
         return hashes | {"window": self.data.window} if hashes else hashes

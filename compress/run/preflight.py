@@ -19,6 +19,7 @@ from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
+from compress.models.heads import numbering, with_head
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.estimate import Estimate, estimate
@@ -28,8 +29,11 @@ from compress.run.registry import pass_class
 from compress.run.store import STEPS
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
-from compress.tasks.registry import task_of
+from compress.tasks.decisions import require_metrics
+from compress.tasks.registry import task_labelled, task_of
 from compress.text.documents import load_documents
+from compress.text.labelled import Labelled, load_labelled
+from compress.text.windows import LABELLED
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
 
@@ -59,13 +63,15 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     check_folder(recipe, folder)
     require_provider(recipe.measure.provider)
     for source in (recipe.data.text, recipe.data.calibration_text):
-        if source is not None:
+        if source is not None and source != LABELLED:
             load_documents(source)
     model = _meta(recipe)
+    labels = _labels(recipe, model)
     context = longest_text(model)
     if recipe.data.window > context:
         raise UserError(f"data.window: {recipe.data.window} tokens, but the model takes at most {context}")
     chains = {}
+    ends: dict[str, Any] = {}  # the model, without data, that each chain ends with
     for name in recipe.ordered():
         check_order(recipe, name)
         for step in recipe.chain(name).passes:
@@ -75,13 +81,14 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
                 load_documents(source)
         _check_teachers(recipe, name, model)
         chain = recipe.chain(name)
-        chains[name] = (
-            None if name == "base" else chain.parent or "base",
-            [
-                (step, _layers(step, model, f"{_where(name)}.passes.{i}"))
-                for i, step in enumerate(chain.passes)
-            ],
-        )
+        parent = None if name == "base" else chain.parent or "base"
+        now, found = model if parent is None else ends[parent], []
+        for i, step in enumerate(chain.passes):
+            found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
+            if "labelled" in step.requires():
+                now = _headed(now, labels, f"{_where(name)}.{step.name()}")
+        chains[name], ends[name] = (parent, found), now
+        _check_task(name, ends)
         _check_widths(recipe, name, model)
     size = estimate(recipe, model, measured=measured)
     free = shutil.disk_usage(_existing(folder)).free
@@ -101,6 +108,37 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     shares = {id(step): coverage_of(step, model) for step in steps}
     said = {key: words for key, share in shares.items() if share and (words := share.words())}
     return Plan(chains, size, said)
+
+
+def _labels(recipe: Recipe, model: Any) -> Labelled | None:
+    """The labelled rows, which can be read and are numbered as the model's head does."""
+    if recipe.data.labelled is None:
+        return None
+    require_metrics("data.labelled")
+    labelled = load_labelled(recipe.data.labelled, recipe.seed)
+    numbering(model.config, labelled.kind, labelled.names)
+    return labelled
+
+
+def _headed(model: Any, labels: Labelled | None, where: str) -> Any:
+    """The model, without data, that learns these labels."""
+    if labels is None:
+        raise UserError(f"{where}: learns labels, and there are none; give data.labelled")
+    task = task_labelled(labels.kind)
+    if task is None:
+        raise UserError(f"{where}: labels of the kind '{labels.kind}' are not learnt here")
+    with torch.device("meta"), staying(where):
+        return with_head(model, task, numbering(model.config, labels.kind, labels.names), 0)
+
+
+def _check_task(name: str, ends: dict[str, Any]) -> None:
+    """Refuse a variant that is for something else than the base, which it is compared with."""
+    own, base = (task_of(ends[which].config) for which in (name, "base"))
+    if own is not base:
+        raise UserError(
+            f"{_where(name)}: ends as {own.noun} ({own}) and the base as {base.noun} ({base}), so they "
+            "cannot be compared; put what makes it one into the base"
+        )
 
 
 def check_folder(recipe: Recipe, folder: Path) -> None:

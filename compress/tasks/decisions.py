@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.errors import MissingExtra
-from compress.tasks.scoring import Columns, Intervals, Rows, Scoring, Weighted
+from compress.tasks.scoring import Columns, Decided, Intervals, Rows, Scoring, Weighted
 
 _BINS = 15
 
@@ -59,6 +59,11 @@ class Judged:
 
         names = tuple(scores["names"])
         return cls(arrays("decisions"), arrays("targets"), arrays("confidences"), names)
+
+    def add(self, decided: Decided) -> None:
+        """One more text."""
+        for own, more in zip((self.decisions, self.targets, self.confidences), decided, strict=True):
+            own.append(np.array(more, dtype=np.float64))
 
     @property
     def flat(self) -> tuple[Floats, Floats, Floats]:

@@ -20,15 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.errors import UserError
 from compress.host.progress import track
 from compress.host.tokenizer_files import encoding
 from compress.text.documents import Document, load_documents
 from compress.text.framing import NO_FRAME, Frame, frame_of, require_known
+from compress.text.labelled.config import LabelledConfig
+from compress.text.labelled.encoded import LabelledData
 from compress.text.translation import Translation
 
+LABELLED = "labelled"  # the name of that text
 _MANY_DOCUMENTS = 64
 _PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 256, 200, 4000  # characters
 # of the text: what evaluation, calibration and held-out may take when a tokenizer is trained on the rest
@@ -50,10 +53,14 @@ class DataConfig(BaseModel):
     text: str | list[str] = Field(
         "stdlib",
         description="'stdlib' (the Python library's own source), files (.txt, .md, .py, .jsonl, .parquet), "
-        "folders, or 'datasets:NAME[/CONFIG][:SPLIT]'",
+        "folders, 'datasets:NAME[/CONFIG][:SPLIT]', or 'labelled': the training texts of `labelled`, which "
+        "is the default beside that",
     )
     calibration_text: str | list[str] | None = Field(
         None, description="calibrate on other text than `text`; it must not overlap the evaluation text"
+    )
+    labelled: LabelledConfig | None = Field(
+        None, description="texts with labels, that a model with a head is judged by and `finetune` learns"
     )
     window: int = Field(1024, ge=8, le=65536, description="tokens per window")
     evaluation_windows: int = Field(20, ge=2, le=100_000, description="that quality is measured on")
@@ -61,6 +68,19 @@ class DataConfig(BaseModel):
         32, ge=1, le=100_000, description="that quantization and pruning look at activations of"
     )
     heldout_windows: int = Field(8, ge=1, le=10_000, description="for loss curves and early stopping")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_bring_text(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("labelled") and "text" not in given:
+            return {**given, "text": LABELLED}
+        return given
+
+    @model_validator(mode="after")
+    def _labelled_text_is_there(self) -> "DataConfig":
+        if self.text == LABELLED and self.labelled is None:
+            raise ValueError(f"text: '{LABELLED}' are the texts of data.labelled, which is not given")
+        return self
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,7 @@ class TextData:
     evaluation: Windows
     begin: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    labelled: LabelledData | None = field(default=None, repr=False)
 
     @classmethod
     def cut(cls, config: DataConfig, tokenizer: Any, *, training: bool = True) -> "TextData":
@@ -149,7 +170,7 @@ class TextData:
 
         stream = _int32(np.zeros(0) if train is None else train)
         parts = windows(heldout), windows(calibration), windows(None)
-        return cls(source, window, stream, _stream_digest(stream, frame), *parts, frame.begin)
+        return cls(source, window, stream, stream_digest(stream, frame), *parts, frame.begin)
 
 
 def prepare(
@@ -197,7 +218,7 @@ def prepare(
             f"{2 * config.window} are needed: give more text or fewer windows"
         )
     source, frame = _named(config.text), taker.frame
-    sha256 = _stream_digest(train, frame)
+    sha256 = stream_digest(train, frame)
     return TextData(
         source, config.window, train, sha256, heldout, calibration, evaluation, frame.begin, frame.end
     )
@@ -217,7 +238,7 @@ def renumbered(data: TextData, words: Translation) -> TextData:
 
     train, begin = words.stream(data.train), renamed(data.begin)
     return TextData(
-        data.source, data.window, train, _stream_digest(train, Frame(begin)), windows(data.heldout),
+        data.source, data.window, train, stream_digest(train, Frame(begin)), windows(data.heldout),
         windows(data.calibration), windows(data.evaluation), begin, renamed(data.end),
     )  # fmt: skip
 
@@ -258,7 +279,7 @@ def digest(tokens: Tokens) -> str:
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
 
 
-def _stream_digest(tokens: Tokens, frame: Frame) -> str:
+def stream_digest(tokens: Tokens, frame: Frame) -> str:
     """Of tokens from which windows with this beginning are cut."""
     return digest(np.concatenate([_int32(np.array(frame.begin)), tokens]))
 

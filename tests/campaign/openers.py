@@ -25,6 +25,7 @@ from compress.cli.tables import print_plan, print_results
 from compress.errors import UserError
 from compress.generation.chat import render
 from compress.generation.generator import TextGenerator
+from compress.host.files import read_json
 from compress.measure.artifacts import _vocabulary, evaluation_windows
 from compress.measure.unfinished import Unfinished
 from compress.models.checkpoints import load_tokenizer, meta_model
@@ -113,7 +114,7 @@ def step(folder: Path) -> Facts:
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             if not manifest.is_file():
                 continue
-            whole = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"]
+            whole = read_json(manifest)["fingerprint"]
             if isinstance(whole, str) and store.has(whole):
                 found[name] = model_facts(Bundle.load(folder / ".steps" / name))["answer"]
     return found

@@ -1,0 +1,98 @@
+"""A head for labels on a model that has another, or none.
+
+The body, what `transformers` calls the base model, keeps its weights; the head is new, its weights drawn from
+a seed. A body whose pooler was not saved gets a new one of those too.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from compress.errors import UserError
+from compress.models.checkpoints import quiet_transformers
+from compress.models.conv1d import linears
+from compress.models.tying import settled
+from compress.tasks.base import Task
+from compress.tasks.registry import task_of
+
+_PROBLEMS = {
+    "class": "single_label_classification",
+    "classes": "multi_label_classification",
+    "number": "regression",
+}
+
+
+def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
+    """A model of the task with the body of `model`, which stays as it is; itself where it is of the task
+    and has these labels.
+
+    Args:
+        model: a `transformers` model in float32.
+        task: what the head is for; has `labels`.
+        names: of the labels, in the order of their numbers; empty where it gives a number.
+        seed: of the new weights.
+
+    Raises:
+        UserError: `transformers` has no such head for this kind of model, or the model has a head of the task
+            with other labels.
+    """
+    import transformers
+
+    if task_of(model.config) is task and labels_of(model.config) == tuple(names):
+        return model
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(names or ("LABEL_0",)))
+    config.label2id = {name: number for number, name in config.id2label.items()}
+    config.problem_type = _PROBLEMS.get(str(task.labels))
+    kind = getattr(transformers, task.auto_class)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            torch.manual_seed(seed)
+            made = linears(kind.from_config(config, dtype=torch.float32))
+    except ValueError:
+        raise UserError(
+            f"finetune: transformers has no {task} head for model_type '{config.model_type}'; take another"
+        ) from None
+    made.config.architectures = [type(made).__name__]
+    body = _body(model).state_dict()
+    own = _body(made).state_dict()
+    missing = sorted(name for name in own if name not in body and "pooler." not in name)
+    if missing:
+        raise UserError(
+            f"finetune: a {type(made).__name__} has '{missing[0]}', and the model has no such part"
+        )
+    _body(made).load_state_dict({name: body[name] for name in own if name in body}, strict=False)
+    return settled(made).eval()
+
+
+def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The labels of data in the order in which a model numbers them: its own, where it has a head for labels
+    of this kind, of which the data's must be some; else the data's.
+
+    Raises:
+        UserError: the model has a head of the kind, with other labels.
+    """
+    own = labels_of(config)
+    if task_of(config).labels != kind or not names:
+        return tuple(names)
+    unknown = [name for name in names if name not in own]
+    if not unknown:
+        return own
+    raise UserError(
+        f"labelled.label: '{unknown[0]}' is none of the {len(own)} labels that the model has "
+        f"({', '.join(own[:5])}{' ...' if len(own) > 5 else ''}); write the model's names into the data, or "
+        "give a model without this head"
+    )
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The names of a configuration's labels, in the order of their numbers; none of a regression's one."""
+    names = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
+    found = tuple(names[number] for number in sorted(names))
+    return () if task_of(config).labels == "number" else found
+
+
+def _body(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix, model)

@@ -1,0 +1,120 @@
+"""Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for.
+
+A model with a head of the task and these labels keeps it; on another, a decoder's or an encoder's with a
+masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Everything of
+the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after the other,
+averages, early stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
+
+Cost: 6 operations per parameter and token of the texts, `epochs` times. Limits: one head; texts longer than
+the model takes are cut off, which the run says.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from compress.artifact.bundle import Bundle
+from compress.context import Context
+from compress.errors import UserError
+from compress.models.heads import with_head
+from compress.models.layers import linear_layers
+from compress.passes.base import Kind, Need, Pass
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS, task_labelled
+from compress.text.labelled.encoded import LabelledData
+from compress.training.example_batches import ExampleBatches
+from compress.training.loop import optimise
+from compress.training.objectives.labelled import StopBy, labelled_examples
+from compress.training.optimizers import OptimizerName, ScheduleName
+from compress.training.plan import Optimization
+
+
+class Finetune(Pass, Optimization):
+    """Learn labels, with a head for them on the model that is there."""
+
+    kind: ClassVar[Kind] = "train"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labelled"})
+    not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    together: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[Task]] = frozenset(task for task in TASKS if task.stacks == 1)
+
+    epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
+    batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
+    optimizer: OptimizerName = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="AdamW's or SGD's")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="on the matrices in the blocks")
+    schedule: ScheduleName = Field("linear", description="of the rates, after warm-up")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    heldout_points: int = Field(3, ge=1, le=1000, description="held-out scores on the way")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each target spread over all labels")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: a label counts by one over its frequency"
+    )
+    sampling: Literal["none", "balanced"] = Field(
+        "none", description="balanced: texts of rare labels are drawn more often"
+    )
+    stop_by: StopBy = Field("score", description="of the held-out texts, what decides which weights to keep")
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """All linear layers of the blocks (and embeddings, norms and the head besides)."""
+        self.check(model)
+        return linear_layers(model)
+
+    def flops(self, parameters: int, calibration_tokens: int) -> float:
+        """Not foreseen: it depends on the texts."""
+        return 0.0
+
+    def __call__(self, bundle: Bundle, context: Context) -> Bundle:
+        """Train a copy of the bundle's model.
+
+        Raises:
+            UserError: no labelled data, or a head that cannot be had.
+        """
+        data = context.data.labelled
+        if data is None:
+            raise UserError("finetune: needs labels; give data.labelled, or labelled= to apply")
+        task = task_labelled(data.kind)
+        if task is None or task.stacks != 1:
+            raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
+        result = bundle.clone()
+        model = with_head(result.model, task, data.names, context.seed)
+        padding = bundle.tokenizer.pad_token_id or 0
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = padding
+        batches = ExampleBatches(data.train, self.windows, context.seed, padding, self._shares(data))
+        objective = labelled_examples(
+            task, batches, data.heldout if len(data.heldout) else data.train, padding,
+            smoothing=self.label_smoothing, weights=self._weights(data), stop_by=self.stop_by,
+        )  # fmt: skip
+        notes = optimise(model, self, objective, context, masks=bundle.masks, what="fine-tuning")
+        facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
+        facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
+        return result.evolve(model=model, exports={}, notes={**facts, **notes})
+
+    def _weights(self, data: LabelledData) -> NDArray[np.float64] | None:
+        if self.class_weights == "none":
+            return None
+        counts = _counts(data)
+        return counts.sum() / (len(counts) * np.maximum(counts, 1))
+
+    def _shares(self, data: LabelledData) -> NDArray[np.float64] | None:
+        if self.sampling == "none":
+            return None
+        if data.kind != "class":
+            raise UserError(f"finetune.sampling: balanced is for one label per text, not '{data.kind}'")
+        counts = _counts(data)
+        shares = np.array([1 / counts[item.targets[0]] for item in data.train.items])
+        return shares / shares.sum()
+
+
+def _counts(data: LabelledData) -> NDArray[np.float64]:
+    """How often each label is right in training."""
+    if data.kind == "number":
+        raise UserError("finetune.class_weights: numbers have no classes; leave it at none")
+    found = np.concatenate([item.targets for item in data.train.items])
+    if data.kind == "classes":
+        return np.stack([item.targets for item in data.train.items]).sum(0).astype(np.float64)
+    return np.bincount(found[found >= 0], minlength=len(data.names)).astype(np.float64)
