@@ -40,6 +40,8 @@ from compress.runtimes.null_pass import null_pass
 from compress.tasks.base import rows_of
 from compress.text.documents import load_documents
 from compress.text.framing import require_known
+from compress.text.labelled import LabelledConfig, load_labelled
+from compress.text.labelled.duplicates import normal_form
 from compress.text.translation import translation
 from compress.text.windows import DataConfig
 from compress.training import checkpoint
@@ -237,6 +239,16 @@ def overrides(folder: Path) -> Facts:
     (folder / "again.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     if load_recipe("again.yaml").model_dump() != plan.model_dump():
         raise Wrong("the recipe does not come back as it was written")
+    return {}
+
+
+def labelled(file: Path) -> Facts:
+    """Labelled rows: whatever is read, no text is in two parts, and every label trains."""
+    data = load_labelled(LabelledConfig(source=str(file)))
+    parts = [{normal_form(row.text, row.pair) for row in part}
+             for part in (data.train, data.heldout, data.evaluation)]  # fmt: skip
+    if len(set.union(*parts)) != sum(map(len, parts)):
+        raise Wrong("a text is in two parts")
     return {}
 
 
