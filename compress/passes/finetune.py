@@ -44,7 +44,7 @@ class Finetune(Pass, Optimization):
     epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
     batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
     optimizer: OptimizerName = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="AdamW's or SGD's")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="of every optimizer but Muon")
     weight_decay: float = Field(0.01, ge=0, le=1, description="on the matrices in the blocks")
     schedule: ScheduleName = Field("linear", description="of the rates, after warm-up")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
