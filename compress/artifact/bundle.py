@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from compress.errors import UserError
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.host.scratch import Scratch
+from compress.models.adapters import with_adapter
 from compress.models.checkpoints import (
     inside,
     load_checkpoint,
@@ -61,7 +63,7 @@ class Bundle:
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
         notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
-        origin: what `load` was given.
+        origin: what `load` was given, with `adapter` what it merged.
     """
 
     model: Any
@@ -75,6 +77,7 @@ class Bundle:
     notes: Mapping[str, Any] = field(default_factory=dict)
     scratch: tuple[Scratch, ...] = ()
     origin: Path | str | None = None
+    adapter: Path | None = None
 
     def apply(
         self,
@@ -101,7 +104,9 @@ class Bundle:
             origin = self.origin if base is None else base
             if origin is None:
                 raise UserError(f"base: {step.name()} learns from a model, and none was loaded; give base=")
-            return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
+            if isinstance(origin, Bundle):
+                return origin.clone()
+            return Bundle.load(origin, adapter=None if base is not None else self.adapter)
 
         return applied(self, step, text, teacher, seed)
 
@@ -229,6 +234,7 @@ class Bundle:
         cls,
         path: Path | str,
         *,
+        adapter: Path | str | None = None,
         masks: bool = True,
         stream: bool = False,
         packed: bool = False,
@@ -238,6 +244,8 @@ class Bundle:
 
         Args:
             path: where it is.
+            adapter: folder of a LoRA adapter of this model, merged into its weights (models/adapters.py);
+                what is pruned stays zero.
             masks: False leaves the masks out, for those who only run the model and count its memory.
             stream: leave the weights on disk where that is possible (float weights in safetensors), for
                 passes that take one block at a time.
@@ -249,6 +257,8 @@ class Bundle:
             UserError: as `load_checkpoint`, or the artifact is not whole, or not what was written.
         """
         folder = Path(path)
+        if adapter is not None:
+            return cls.load(path, verify=verify)._with_adapter(Path(adapter))
         stream = stream and folder.is_dir()
         if not has_manifest(folder):
             lineage = Lineage(source=str(path))
@@ -283,6 +293,15 @@ class Bundle:
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
         return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
+
+    def _with_adapter(self, folder: Path) -> "Bundle":
+        """Itself, its model changed in place, without exports of what it was."""
+        with_adapter(self.model, folder)
+        with torch.no_grad():
+            for name, kept in self.masks.items():
+                self.model.get_submodule(name).weight.masked_fill_(~kept, 0.0)
+        lineage = self.lineage.model_copy(update={"source": f"{self.lineage.source} with {folder} merged"})
+        return self.evolve(lineage=lineage, exports={}, adapter=folder)
 
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle | None":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import TrainingContext
+from compress.errors import UserError
 from compress.models.running import backward_passes, gradient_checkpointing, heldout_nll
 from compress.training import checkpoint, depths, rates, sharding
 from compress.training.averaging import Average
@@ -54,6 +55,8 @@ class Run:
             devices,
             batches,
         )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(f"freeze: {list(plan.freeze)} leaves nothing to train; name fewer modules")
         self.device, self.precision = context.device, plan.precision_on(context.precision)
         self.steps, self.step_tokens = plan.steps(batches), batches.step_tokens
         self.heldout = torch.from_numpy(context.data.heldout.tokens.astype(np.int64)).to(self.device)
@@ -101,6 +104,7 @@ class Run:
     def _restored(self, found: str) -> Progress | None:
         values = checkpoint.restore(self._path, self._trained, self.optimisers.parts, found, self._others)
         self.masks.refresh()
+        self.masks.weights()  # of what does not learn, too, which no checkpoint holds
         return None if values is None else Progress.read(values)
 
     def _beginning(self, found: str) -> Progress:
