@@ -23,6 +23,7 @@ from compress.artifact.counts import file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST, has_manifest
 from compress.artifact.integrity import stated, write_sums
 from compress.artifact.integrity import verify as verified
+from compress.artifact.labels import GivenLabels
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
 from compress.artifact.reopened import require_reopens
 from compress.artifact.restored import restored
@@ -84,6 +85,7 @@ class Bundle:
         step: Step,
         *,
         text: Text | None = None,
+        labelled: GivenLabels | None = None,
         base: "Path | str | Bundle | None" = None,
         seed: int = 0,
     ) -> "Bundle":
@@ -93,6 +95,8 @@ class Bundle:
             step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
             text: where the pass needs some, as in recipes; a `DataConfig` also says how many windows of what
                 length, a `TextData` has them. What `compress.measure` scores by default is left out.
+            labelled: texts with labels, where the pass learns them, or reads text and none is given: a file,
+                a `LabelledConfig`, or rows; what `compress.measure` judges by is left out.
             base: the model to stay close to; by default the one that was loaded.
             seed: of all that is drawn by chance.
 
@@ -108,7 +112,7 @@ class Bundle:
                 return origin.clone()
             return Bundle.load(origin, adapter=None if base is not None else self.adapter)
 
-        return applied(self, step, text, teacher, seed)
+        return applied(self, step, text, teacher, seed, labelled)
 
     def __post_init__(self) -> None:
         settled(linears(self.model))  # one that was made elsewhere comes in here

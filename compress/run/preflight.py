@@ -108,6 +108,9 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     steps = [step for _, chain in chains.values() for step, _ in chain]
     shares = {id(step): coverage_of(step, model) for step in steps}
     said = {key: words for key, share in shares.items() if share and (words := share.words())}
+    if labels is not None and not labels.heldout:
+        learn = [id(step) for step in steps if "labelled" in step.requires()]
+        said |= dict.fromkeys(learn, "stops by the texts it trains on, since none are held out")
     return Plan(chains, size, said)
 
 

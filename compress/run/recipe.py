@@ -216,10 +216,15 @@ def load_recipe(source: str, overrides: list[str] | None = None, **sections: Any
         if section == "model":
             content[section] = value
         elif isinstance(given, dict):  # what is no mapping is refused below
-            content[section] = {**given, **value}
+            content[section] = {**given, **{name: _inside(given.get(name), v) for name, v in value.items()}}
     for override in overrides or []:
         _override(content, override)
     return Recipe.parse(content, source)
+
+
+def _inside(given: Any, value: Any) -> Any:
+    """A section in a section: its other fields stay as they are given."""
+    return {**given, **value} if isinstance(given, dict) and isinstance(value, dict) else value
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
