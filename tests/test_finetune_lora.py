@@ -1,19 +1,24 @@
 """Adapters: trained and merged by the pass, or read from a file and merged when a model is loaded."""
 
 import json
+import sys
 
 import peft
 import pytest
 import torch
 from labelled_examples import context_of, encoder, labelled
 from safetensors.torch import load_file, save_file
-from training_set import equal, tiny_bundle, weights
+from training_set import documents, equal, tiny_bundle, weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from compress.artifact.bundle import Bundle
-from compress.errors import UserError
+from compress.errors import MissingExtra, UserError
 from compress.models import adapters
 from compress.passes.finetune import Finetune
+from compress.passes.quantize_round import QuantizeRound
+from compress.run.pipeline import make
+from compress.run.preflight import preflight
+from compress.run.recipe import Recipe
 from compress.training import checkpoint
 
 # stock peft's own call of transformers
@@ -224,3 +229,59 @@ def test_pickles_are_refused_and_a_lone_adapter_says_where_it_belongs(tmp_path):
         Bundle.load(base, adapter=adapter)
     with pytest.raises(UserError, match="holds no adapter_config.json, so it is no adapter"):
         Bundle.load(base, adapter=tmp_path)
+
+
+def test_a_recipe_merges_an_adapter_and_knows_it_by_its_files(tmp_path):
+    bundle = tiny_bundle()
+    base, adapter = stock_adapter(bundle, tmp_path)
+    (tmp_path / "my.txt").write_text("".join(d.text for d in documents()))
+    content = {
+        "name": "merged",
+        "model": {"checkpoint": str(base), "adapter": str(adapter)},
+        "data": {
+            "text": str(tmp_path / "my.txt"),
+            "window": 32,
+            "evaluation_windows": 4,
+            "heldout_windows": 2,
+        },
+    }
+    recipe = Recipe.parse(content)
+    preflight(recipe, tmp_path / "run", measured=False)
+    said = []
+    make(recipe, tmp_path / "run", said.append)
+    found = Bundle.load(tmp_path / "run" / "base")
+    assert equal(weights(found), weights(Bundle.load(base, adapter=adapter)))
+    assert found.lineage.source == f"{base} with {adapter} merged"
+    assert found.lineage.steps[0].config == {"checkpoint": str(base), "adapter": str(adapter)}
+    done = len(said)
+    make(recipe, tmp_path / "run", said.append)
+    assert len(said) == done  # nothing is made again
+    changed(adapter, tensors=lambda f: {n: 2 * t for n, t in f.items()})
+    make(recipe, tmp_path / "run", said.append)
+    assert len(said) > done
+    assert not equal(weights(found), weights(Bundle.load(tmp_path / "run" / "base")))
+    changed(adapter, tensors=narrower)
+    with pytest.raises(UserError, match="adapter: .* has matrices 4 x 63"):
+        preflight(recipe, tmp_path / "run", measured=False)
+    alone = {**content, "model": {"create": {"preset": "1m"}, "adapter": str(adapter)}}
+    with pytest.raises(UserError, match=r"adapter: '.*' goes on a checkpoint; give the one it was made for"):
+        Recipe.parse(alone)
+
+
+def test_another_pass_is_taught_by_the_model_with_its_adapter(tmp_path):
+    base, adapter = stock_adapter(tiny_bundle(), tmp_path)
+    loaded, taught = Bundle.load(base, adapter=adapter), []
+
+    class Step(QuantizeRound):
+        def __call__(self, bundle, context):
+            taught.append(context.teacher())
+            return bundle
+
+    loaded.apply(Step())
+    assert equal(weights(taught[0]), weights(loaded))
+
+
+def test_without_peft_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtra, match=r"finetune.lora needs the package 'peft'.*in the extra 'lora'"):
+        Finetune(lora={}).layers(encoder().model)
