@@ -19,6 +19,7 @@ from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.ngrams import reference_rows
+from compress.measure.places import exports_in, not_measured, targets_of
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
@@ -29,7 +30,6 @@ from compress.records.results import Result, StepResult, read_results, write_res
 from compress.records.run import Reference, RunRecord, Sample, SampleBook, VariantRecord
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
-from compress.run.places import exports_in, not_measured, targets_of
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import DESTINATIONS, Effort, Quantized, Request, choose

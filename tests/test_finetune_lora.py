@@ -206,7 +206,12 @@ def narrower(found):
         ({"megatron_config": {"a": 1}}, None, "'megatron_config' is set, which is not merged here"),
         ({"init_lora_weights": "pissa"}, None, "init_lora_weights is 'pissa', which changes the base"),
         ({"r": 3}, None, "cannot be put on this model"),
-        ({"r": "x"}, None, "cannot be put on this model"),
+        ({"r": "x"}, None, "a rank of 'x', where the tensors have 4 at most"),
+        ({"r": 10**9}, None, "a rank of 1000000000, where"),
+        ({"rank_pattern": {"(a+)+": 4}}, None, r"rank_pattern is {'\(a\+\)\+': 4}; names of modules"),
+        ({"alpha_pattern": [1]}, None, r"alpha_pattern is \[1\]; names of modules"),
+        ({"lora_alpha": "x"}, None, "cannot be put on this model"),
+        ({"lora_alpha": 1e300}, None, "are NaN or infinite"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused_in_one_line(settings, tensors, told, tmp_path):
@@ -285,3 +290,18 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtra, match=r"finetune.lora needs the package 'peft'.*in the extra 'lora'"):
         Finetune(lora={}).layers(encoder().model)
+
+
+def test_what_is_pruned_stays_zero_and_codes_take_no_adapter(tmp_path):
+    name, bundle = "model.layers.1.self_attn.q_proj", tiny_bundle()
+    base, adapter = stock_adapter(bundle, tmp_path)
+    mask = torch.rand(32, 32, generator=torch.Generator().manual_seed(0)) > 0.5
+    with torch.no_grad():
+        bundle.model.get_submodule(name).weight.masked_fill_(~mask, 0)
+    bundle.evolve(masks={name: mask}).save(tmp_path / "pruned")
+    found = Bundle.load(tmp_path / "pruned", adapter=adapter)
+    whole = weights(Bundle.load(base, adapter=adapter))[f"{name}.weight"]
+    torch.testing.assert_close(found.model.get_submodule(name).weight, whole * mask)
+    bundle.apply(QuantizeRound(format="int8")).save(tmp_path / "codes")
+    with pytest.raises(UserError, match="which is no linear layer of this model"):
+        Bundle.load(tmp_path / "codes", adapter=adapter)

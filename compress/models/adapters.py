@@ -7,6 +7,7 @@ package sees nothing of adapters. Of a file that somebody else wrote only safete
 settings only those named here; what it is to be put on follows from the tensors, not from its patterns.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ _OTHERS = {
     "ensure_weight_tying",
 }  # fmt: skip
 
+_PLAIN = re.compile(r"\^?[\w.\\-]{1,200}\$?")  # of the patterns that peft would match as expressions
 _STARTS = (True, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they are
 
 
@@ -166,6 +168,7 @@ def check_adapter(model: Any, folder: Path) -> dict[str, Any]:
     of = f" (it was made for '{hint:.200}')" if isinstance(hint, str) and hint else ""
     for name, parts in layers.items():
         _check_layer(model, name, parts, folder, of)
+    _check_ranks(settings, {parts[_A][0] for parts in layers.values()}, folder)
     known = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     for name, shape in whole.items():
         if known.get(name) != shape:
@@ -194,6 +197,22 @@ def _check_layer(model: Any, name: str, parts: Mapping[str, Any], folder: Path, 
             f"adapter: '{folder}' has matrices {_words(a)} and {_words(b)} for '{name:.200}', which is "
             f"{_words((rows, columns))} in this model{of}"
         )
+
+
+def _check_ranks(settings: Mapping[str, Any], ranks: set[int], folder: Path) -> None:
+    """Refuse ranks that no tensor has, for which room would be made, and patterns that are no names."""
+    patterns = {name: settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for field, found in patterns.items():
+        if not isinstance(found, dict) or not all(_PLAIN.fullmatch(name) for name in found):
+            raise UserError(
+                f"{folder / SETTINGS}: {field} is {found!r:.80}; names of modules with numbers are read"
+            )
+    for rank in (settings.get("r", 8), *patterns["rank_pattern"].values()):
+        if ranks and (type(rank) is not int or rank < 1 or rank > max(ranks)):
+            raise UserError(
+                f"{folder / SETTINGS}: a rank of {rank!r:.80}, where the tensors have {max(ranks)} at most; "
+                "copy the adapter again"
+            )
 
 
 def _sorted(found: Mapping[str, Any], folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

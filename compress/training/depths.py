@@ -79,17 +79,22 @@ def begins(level: int, top: int, unfreeze: float, steps: int) -> int:
 
 
 def below(model: Any, last_blocks: int | None) -> set[str]:
-    """Names of the parameters that lie below the last so many blocks; none where all blocks learn.
-
-    Raises:
-        UserError: the model has fewer.
-    """
+    """Names of the parameters that lie below the last so many blocks; none where all blocks learn."""
     if last_blocks is None:
         return set()
     count = len(block_names(model))
-    if last_blocks > count:
-        raise UserError(f"last_blocks: {last_blocks}, but the model has {count} blocks; take at most {count}")
     return {name for name, level in levels(model).items() if level <= count - last_blocks}
+
+
+def require_blocks(model: nn.Module, last_blocks: int | None) -> None:
+    """Refuse more blocks than there are.
+
+    Raises:
+        UserError: tells both numbers.
+    """
+    count = len(block_names(model)) if last_blocks is not None else 0
+    if last_blocks is not None and last_blocks > count:
+        raise UserError(f"last_blocks: {last_blocks}, but the model has {count} blocks; take at most {count}")
 
 
 @contextmanager

@@ -139,10 +139,19 @@ class Optimization(BaseModel):
         tracking.check(self.trackers)
         rates.check(model, self.freeze, self.slower)
         depths.require_dropout(model, self.dropout)
-        if self.last_blocks is not None and self.held(model) == {
-            name for name, _ in model.named_parameters()
-        }:
+        depths.require_blocks(model, self.last_blocks)
+        if self.last_blocks is not None and self._holds_all(model):
             raise UserError(
                 f"last_blocks: {self.last_blocks} with freeze: {list(self.freeze)} leaves nothing to train; "
                 "take more blocks, or freeze fewer modules"
             )
+
+    def _holds_all(self, model: nn.Module) -> bool:
+        """Whether nothing learns; False of a model without data that cannot be called so."""
+        try:
+            held = self.held(model)
+        except (RuntimeError, NotImplementedError):
+            if next(model.parameters()).is_meta:
+                return False
+            raise
+        return held == {name for name, _ in model.named_parameters()}
