@@ -15,8 +15,10 @@ import compress
 from compress.artifact.labels import labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.models.heads import labels_of
-from compress.text.labelled import Labelled, LabelledConfig, Row, load_labelled
 from compress.text.labelled.as_text import text_of
+from compress.text.labelled.base import Labelled, Row
+from compress.text.labelled.config import LabelledConfig
+from compress.text.labelled.load import load_labelled
 
 PROTOCOL = compress.MeasureProtocol(threads=1, prefill_tokens=16, rounds=1)
 TUNED = {"epochs": 2, "batch": 8, "learning_rate": 3e-3, "heldout_points": 1}

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels
+from compress.artifact.labels import GivenLabels as GivenLabels
+from compress.artifact.labels import labelled_for, rows_of_labels
 from compress.context import Context, Original, lend
 from compress.errors import UserError, staying
 from compress.host.memory import peak_rss_bytes, reset_peak

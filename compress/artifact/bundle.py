@@ -13,17 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.artifact.applied import Step, Text, applied
+from compress.artifact.adapted import adapted
+from compress.artifact.applied import GivenLabels, Step, Text, applied
 from compress.artifact.coded import with_streams
 from compress.artifact.counts import file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST, has_manifest
 from compress.artifact.integrity import stated, write_sums
 from compress.artifact.integrity import verify as verified
-from compress.artifact.labels import GivenLabels
 from compress.artifact.masks import loaded_masks, read_bits, stored_masks, write_bits
 from compress.artifact.reopened import require_reopens
 from compress.artifact.restored import restored
@@ -34,18 +33,20 @@ from compress.errors import UserError
 from compress.formats import QuantizedEmbedding, QuantizedLinear
 from compress.formats.sparse import SparseLinear, SparseQuantizedTensor
 from compress.host.scratch import Scratch
-from compress.models.adapters import with_adapter
 from compress.models.checkpoints import (
     inside,
     load_checkpoint,
+    place_of,
     quiet_transformers,
     save_configurations,
     tokenizer_of,
 )
+from compress.models.companions import companions, write_companions
 from compress.models.conv1d import linears
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.tying import settled
 from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.tasks.registry import task_of
 from compress.version import __version__
 
 
@@ -65,6 +66,8 @@ class Bundle:
         notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
         origin: what `load` was given, with `adapter` what it merged.
+        companions: small files by name that say how an encoder's states become a vector; they are saved with
+            a model that embeds.
     """
 
     model: Any
@@ -79,6 +82,7 @@ class Bundle:
     scratch: tuple[Scratch, ...] = ()
     origin: Path | str | None = None
     adapter: Path | None = None
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
     def apply(
         self,
@@ -181,6 +185,8 @@ class Bundle:
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
+        beside = dict(self.companions) if task_of(self.model.config).embeds else {}
+        write_companions(beside, folder)
         write_bits(self.masks, self.model, self.parts, layers, folder)
         for name, source in self.exports.items():
             shutil.copytree(source, folder / name)
@@ -197,7 +203,11 @@ class Bundle:
             masked=tuple(sorted(self.masks)),
             sparse=sparse,
             storage=self.storage,
-            files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            files={
+                str(p.relative_to(folder)): file_record(p)
+                for p in sorted({*folder.iterdir(), *(folder / name for name in beside)})
+                if p.is_file()
+            },
             exports=tuple(self.exports),
         )
         manifest.write(folder / MANIFEST)
@@ -262,7 +272,7 @@ class Bundle:
         """
         folder = Path(path)
         if adapter is not None:
-            return cls.load(path, verify=verify)._with_adapter(Path(adapter))
+            return adapted(cls.load(path, verify=verify), Path(adapter))
         stream = stream and folder.is_dir()
         if not has_manifest(folder):
             lineage = Lineage(source=str(path))
@@ -271,7 +281,7 @@ class Bundle:
             if stream and (found := cls._streaming(folder, lineage, ())):
                 return found
             model, tokenizer = load_checkpoint(path)
-            return cls(model, tokenizer, lineage, origin=path)
+            return cls(model, tokenizer, lineage, origin=path, companions=companions(place_of(path)))
         manifest = Manifest.read(folder / MANIFEST)
         if manifest.kind != "huggingface":
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
@@ -296,16 +306,9 @@ class Bundle:
         kept = loaded_masks(model, masked, read_bits(folder)) if masked else {}
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
-        return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
-
-    def _with_adapter(self, folder: Path) -> "Bundle":
-        """Itself, its model changed in place, without exports of what it was."""
-        with_adapter(self.model, folder)
-        with torch.no_grad():
-            for name, kept in self.masks.items():
-                self.model.get_submodule(name).weight.masked_fill_(~kept, 0.0)
-        lineage = self.lineage.model_copy(update={"source": f"{self.lineage.source} with {folder} merged"})
-        return self.evolve(lineage=lineage, exports={}, adapter=folder)
+        return cls(
+            model, tokenizer, manifest.lineage, kept, exports, origin=folder, companions=companions(folder)
+        )
 
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle | None":
@@ -314,7 +317,10 @@ class Bundle:
             return None
         model, reader = found
         masks = stored_masks(model, reader, masked, read_bits(folder) if masked else {})
-        return cls(model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder)
+        return cls(
+            model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder,
+            companions=companions(folder),
+        )  # fmt: skip
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:

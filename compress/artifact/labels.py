@@ -13,8 +13,10 @@ from compress.models.heads import numbering
 from compress.records.manifest import Manifest
 from compress.tasks.base import longest_text
 from compress.tasks.decisions import require_metrics
-from compress.text.labelled import Labelled, LabelledConfig, load_labelled
+from compress.text.labelled.base import Labelled
+from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.encoded import LabelledData, encoded
+from compress.text.labelled.load import load_labelled
 
 GivenLabels = str | Path | LabelledConfig | Labelled | LabelledData
 

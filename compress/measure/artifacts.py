@@ -20,7 +20,7 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 from compress.text.examples import Examples
-from compress.text.labelled import LabelledConfig
+from compress.text.labelled.config import LabelledConfig
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
 

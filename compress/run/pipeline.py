@@ -41,9 +41,10 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.examples import Examples
-from compress.text.labelled import Labelled, load_labelled
 from compress.text.labelled.as_text import documents_of, text_of
+from compress.text.labelled.base import Labelled
 from compress.text.labelled.encoded import encoded
+from compress.text.labelled.load import load_labelled
 from compress.text.translation import Translation, translation
 from compress.text.windows import (
     LABELLED,
@@ -148,7 +149,9 @@ class _Maker:
 
             return self._begin(found, "create", label, config, new)
         checkpoint, adapter = str(self.recipe.model.checkpoint), self.recipe.model.adapter
-        more = [] if adapter is None else [identity_of_adapter(adapter, self.hashes)]
+        more: list[Any] = []
+        if adapter is not None:
+            more = [identity_of_adapter(adapter, self.hashes), code_of("compress.models.adapters")]
         found = fingerprint("checkpoint", identity(checkpoint, self.hashes), *more, code_of())
         label = checkpoint if adapter is None else f"{checkpoint} with {adapter} merged"
         named = {"checkpoint": checkpoint} | ({} if adapter is None else {"adapter": adapter})
