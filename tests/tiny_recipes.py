@@ -54,5 +54,7 @@ def tiny(content: dict[str, Any], model: Path, text: Path) -> dict[str, Any]:
             if fields.get("budget_bytes"):
                 fields["budget_bytes"] = BUDGET
             passes[place] = {name: fields}
-    given = {"threads": 1, "model": {"checkpoint": str(model)}, "data": {**DATA, "text": str(text)}}
+    labels = {k: v for k, v in (content.get("data") or {}).items() if k == "labelled"}
+    data = {**DATA, **labels, "text": str(text)}
+    given = {"threads": 1, "model": {"checkpoint": str(model)}, "data": data}
     return {"name": "tiny", **content, **given}

@@ -35,7 +35,7 @@ class Distill(Pass, Distillation):
     tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
-    learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")
+    learning_rate: float = Field(2e-3, gt=0, le=10, description="of every optimizer but Muon")
     muon_learning_rate: float = Field(0.01, gt=0, le=1, description="Muon's, for the matrices in the blocks")
     decay: float = Field(0.8, ge=0, le=1, description="share of the steps (wsd only)")
 

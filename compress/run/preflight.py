@@ -18,6 +18,7 @@ from compress.formats import Format
 from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
+from compress.models.adapters import check_adapter
 from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
 from compress.models.heads import numbering, with_head
 from compress.models.stacks import not_walked
@@ -108,6 +109,9 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     steps = [step for _, chain in chains.values() for step, _ in chain]
     shares = {id(step): coverage_of(step, model) for step in steps}
     said = {key: words for key, share in shares.items() if share and (words := share.words())}
+    if labels is not None and not labels.heldout:
+        learn = [id(step) for step in steps if "labelled" in step.requires()]
+        said |= dict.fromkeys(learn, "stops by the texts it trains on, since none are held out")
     return Plan(chains, size, said)
 
 
@@ -291,7 +295,10 @@ def _meta(recipe: Recipe) -> Any:
     if recipe.model.create is not None:
         return meta_model(recipe.model.create.config())
     _check_model(str(recipe.model.checkpoint), "model")
-    return meta_model(str(recipe.model.checkpoint), for_passes=True)
+    model = meta_model(str(recipe.model.checkpoint), for_passes=True)
+    if recipe.model.adapter is not None:
+        check_adapter(model, Path(recipe.model.adapter))
+    return model
 
 
 def _existing(folder: Path) -> Path:
