@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # importing a pass to print its fields must not load a model 
     from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
-Need = Literal["train", "calibration", "heldout", "teacher", "labelled"]
+# labels: labelled texts, where there are any
+Need = Literal["train", "calibration", "heldout", "teacher", "labelled", "labels"]
 
 
 class Pass(BaseModel):
@@ -69,6 +70,10 @@ class Pass(BaseModel):
     def requires(self) -> frozenset[Need]:
         """What it needs with its settings: `needs`, or less."""
         return self.needs
+
+    def wants_labels(self, task: Task) -> bool:
+        """Whether it cannot take a model of this task without labelled texts."""
+        return False
 
     def reads(self) -> tuple[str, ...]:
         """Models it reads besides the bundle and the base: what they are decides the result, too."""

@@ -354,5 +354,7 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
             "labelled": lambda: "" if self.data.labelled is None else self.data.labelled.sha256,
         }
-        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(step.requires())}
+        parts["labels"] = parts["labelled"]
+        found = {need: parts[need]() for need in sorted(step.requires())}
+        hashes: dict[str, str | int] = {need: value for need, value in found.items() if value}
         return hashes | {"window": self.data.window} if hashes else hashes

@@ -84,7 +84,8 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         parent = None if name == "base" else chain.parent or "base"
         now, found = model if parent is None else ends[parent], []
         for i, step in enumerate(chain.passes):
-            found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
+            where = f"{_where(name)}.passes.{i}"
+            found.append((step, _layers(step, now, where, labels is not None)))
             if "labelled" in step.requires():
                 now = _headed(now, labels, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
@@ -259,7 +260,7 @@ def _where(name: str) -> str:
     return name if name == "base" else f"variants.{name}"
 
 
-def _layers(step: Pass, model: Any, where: str) -> list[str]:
+def _layers(step: Pass, model: Any, where: str, labelled: bool) -> list[str]:
     task = task_of(model.config)
     if not step.takes(task):
         takers = ", ".join(name for name in pass_names() if pass_class(name).takes(task))
@@ -271,6 +272,11 @@ def _layers(step: Pass, model: Any, where: str) -> list[str]:
         raise UserError(
             f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
             "text_config, where they are not changed; leave it out, or save the text model on its own"
+        )
+    if not labelled and step.wants_labels(task):
+        raise UserError(
+            f"{where}.{step.name()}: {task.noun} learns from labelled texts, and there are none; give "
+            "data.labelled"
         )
     with staying(f"{where}.{step.name()}"):
         found = step.layers(model)
