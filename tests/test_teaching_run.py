@@ -92,6 +92,11 @@ def test_a_classifier_without_labelled_texts_is_told_before_any_work(tmp_path):
     recipe.write_text(yaml.safe_dump({"name": "lacking", **lacking, "variants": variants}))
     said = refused("run", recipe, "-o", tmp_path / "other")
     assert "distill: a classifier learns from labelled texts, and there are none; give data.labelled" in said
+    own = {name: value for name, value in base["data"].items() if name != "text"}
+    variants = {"taught": [{"distill": {**FEW, "unlabelled": 0.5}}]}
+    recipe.write_text(yaml.safe_dump({"name": "lacking", **lacking, "data": own, "variants": variants}))
+    said = refused("run", recipe, "-o", tmp_path / "other")
+    assert "distill.unlabelled: there is no text but that of the labelled rows" in said
     variants = {"taught": [{"distill": {**FEW, "spans": 0.1}}]}
     recipe.write_text(
         yaml.safe_dump({"name": "lacking", **lacking, "data": base["data"], "variants": variants})

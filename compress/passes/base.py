@@ -24,8 +24,7 @@ if TYPE_CHECKING:  # importing a pass to print its fields must not load a model 
     from compress.formats import Format
 
 Kind = Literal["train", "distill", "prune", "fold", "quantize", "activations", "tune", "store", "export"]
-# labels: labelled texts, where there are any
-Need = Literal["train", "calibration", "heldout", "teacher", "labelled", "labels"]
+Need = Literal["train", "calibration", "heldout", "teacher", "labelled"]
 
 
 class Pass(BaseModel):
@@ -34,6 +33,7 @@ class Pass(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[Kind]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    uses_labels: ClassVar[bool] = False  # reads labelled texts where there are any
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
     together: ClassVar[bool] = False  # all processes take part; else the main one alone

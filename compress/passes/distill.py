@@ -32,7 +32,8 @@ class Distill(Pass, Teaching):
     """Train towards the distribution of the recipe's base model, or of other teachers."""
 
     kind: ClassVar[Kind] = "distill"
-    needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher", "labels"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout", "teacher"})
+    uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
     tasks: ClassVar[frozenset[Task]] = TASKS

@@ -51,7 +51,8 @@ class PruneStructured(Pass):
 
     kind: ClassVar[Kind] = "prune"
     resizes: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset({"calibration", "labels"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
 
     heads: float = Field(0.0, ge=0, lt=1, description="share of the key-value heads, with their query heads")

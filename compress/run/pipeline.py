@@ -354,7 +354,8 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
             "labelled": lambda: "" if self.data.labelled is None else self.data.labelled.sha256,
         }
-        parts["labels"] = parts["labelled"]
-        found = {need: parts[need]() for need in sorted(step.requires())}
-        hashes: dict[str, str | int] = {need: value for need, value in found.items() if value}
+        needs: set[Need] = {*step.requires()}
+        if step.uses_labels and self.data.labelled is not None:
+            needs.add("labelled")
+        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(needs)}
         return hashes | {"window": self.data.window} if hashes else hashes

@@ -84,8 +84,8 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         parent = None if name == "base" else chain.parent or "base"
         now, found = model if parent is None else ends[parent], []
         for i, step in enumerate(chain.passes):
-            where = f"{_where(name)}.passes.{i}"
-            found.append((step, _layers(step, now, where, labels is not None)))
+            found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
+            _check_labels(recipe, labels, step, now, f"{_where(name)}.{step.name()}")
             if "labelled" in step.requires():
                 now = _headed(now, labels, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
@@ -119,6 +119,25 @@ def _labels(recipe: Recipe, model: Any) -> Labelled | None:
     labelled = load_labelled(recipe.data.labelled, recipe.seed)
     numbering(model.config, labelled.kind, labelled.names)
     return labelled
+
+
+def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: Any, where: str) -> None:
+    """Refuse a step that cannot take this model without labelled texts, or without other text besides."""
+    task = task_of(model.config)
+    if labels is None and step.wants_labels(task):
+        raise UserError(
+            f"{where}: {task.noun} learns from labelled texts, and there are none; give data.labelled"
+        )
+    if labels is not None and step.wants_labels(task) and task.labels != labels.kind:
+        raise UserError(
+            f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
+            f"{task.noun} ({task}); give labels that fit its head"
+        )
+    if labels is not None and recipe.data.text == LABELLED and getattr(step, "unlabelled", 0):
+        raise UserError(
+            f"{where}.unlabelled: there is no text but that of the labelled rows; give another as data.text, "
+            "or leave it at 0"
+        )
 
 
 def _headed(model: Any, labels: Labelled | None, where: str) -> Any:
@@ -260,7 +279,7 @@ def _where(name: str) -> str:
     return name if name == "base" else f"variants.{name}"
 
 
-def _layers(step: Pass, model: Any, where: str, labelled: bool) -> list[str]:
+def _layers(step: Pass, model: Any, where: str) -> list[str]:
     task = task_of(model.config)
     if not step.takes(task):
         takers = ", ".join(name for name in pass_names() if pass_class(name).takes(task))
@@ -272,11 +291,6 @@ def _layers(step: Pass, model: Any, where: str, labelled: bool) -> list[str]:
         raise UserError(
             f"{where}.{step.name()}: changes sizes, and those of a '{model.config.model_type}' lie in its "
             "text_config, where they are not changed; leave it out, or save the text model on its own"
-        )
-    if not labelled and step.wants_labels(task):
-        raise UserError(
-            f"{where}.{step.name()}: {task.noun} learns from labelled texts, and there are none; give "
-            "data.labelled"
         )
     with staying(f"{where}.{step.name()}"):
         found = step.layers(model)
