@@ -17,7 +17,7 @@ from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
-from compress.measure.ngrams import reference_rows
+from compress.measure.baselines import references_beside
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
@@ -25,7 +25,7 @@ from compress.records.base import write_whole
 from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, StepResult, read_results, write_results
-from compress.records.run import Reference, RunRecord, Sample, SampleBook, VariantRecord
+from compress.records.run import RunRecord, Sample, SampleBook, VariantRecord
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
@@ -35,7 +35,7 @@ from compress.run.store import STEPS, StepStore, alone, show
 from compress.runtimes.exported import EXPORTED
 from compress.tasks.registry import task_of
 from compress.text.framing import prompt_of
-from compress.text.windows import DataConfig, TextData
+from compress.text.windows import DataConfig
 
 Say = Callable[[str], None]
 _T = TypeVar("_T")
@@ -185,7 +185,8 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     base = folder / "base"
     targets = [t for variant in made.variants for t in _targets(folder, variant)]
     tokenizer = load_tokenizer(base)
-    continues = task_of(load_config(base)).continues
+    config = load_config(base)
+    continues = task_of(config).continues
     prompt = prompt_of(tokenizer, recipe.report.prompt, continues=continues)
     earlier = _readable(RunRecord.read, folder / "run.json")
     work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
@@ -216,6 +217,11 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     results = found[: len(targets)]
     steps = earlier.step_results if earlier and known else _step_results(made, inner, ends, found)
     write_results(path, results)
+    simple = work / "references.json"
+    references = references_beside(
+        made.variants[0].steps, config, results, made.data, recipe.report.references, seed=recipe.seed,
+        earlier=earlier.references if earlier else [], kept=simple, say=say,
+    )  # fmt: skip
     record = RunRecord(
         recipe_name=recipe.name,
         base="base",
@@ -223,7 +229,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         data=made.data_record,
         machine=machine(),
         versions=versions(),
-        references=_references(made.data, base),
+        references=references,
         samples=[samples[t.variant, t.runtime] for t in targets if (t.variant, t.runtime) in samples],
         step_results=steps,
         not_measured=missing,
@@ -231,6 +237,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     record.write(folder / "run.json")
     book.unlink(missing_ok=True)
     unfinished.unlink(missing_ok=True)
+    simple.unlink(missing_ok=True)
     return record
 
 
@@ -379,17 +386,6 @@ def _step_results(
         for name, index, step in inner
         for result in [scored[ends.get(step.fingerprint, step.fingerprint)]]
     ]  # fmt: skip
-
-
-def _references(data: TextData, base: Path) -> list[Reference]:
-    """Unigram and trigram fitted on the training tokens; none where nothing was trained, or the model does
-    not continue text."""
-    config = load_config(base)
-    if not len(data.train) or not task_of(config).continues:
-        return []
-    vocabulary = int(config.get_text_config().vocab_size)
-    windows = data.evaluation
-    return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 
 
 def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from labelled_models import LABELS, labelled_context, labelled_examples, tiny_body, tiny_classifier
+from taught_models import LABELS, labelled_context, labelled_examples, tiny_body, tiny_classifier
 from test_prune_structured import kill
 
 from compress.errors import UserError

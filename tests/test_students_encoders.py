@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 from export_models import word_tokenizer
-from labelled_models import labelled_context, tiny_body, tiny_classifier
 from seq2seq_models import SEQ2SEQ, tiny_seq2seq
+from taught_models import labelled_context, tiny_body, tiny_classifier
 from training_set import equal
 
 from compress.artifact.bundle import Bundle

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from labelled_models import LABELS, labelled_context, labelled_examples, tiny_body, tiny_classifier
+from taught_models import LABELS, labelled_context, labelled_examples, tiny_body, tiny_classifier
 from training_set import equal, weights
 
 from compress.context import Context

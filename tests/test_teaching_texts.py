@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from encoder_models import tiny_encoder
-from labelled_models import labelled_context, tiny_body
 from seq2seq_models import tiny_seq2seq
+from taught_models import labelled_context, tiny_body
 from training_set import equal, weights
 
 from compress.errors import UserError

@@ -27,6 +27,7 @@ from compress.records.run import RunRecord
 from compress.report.chains import chains
 from compress.report.curves import loss_pictures
 from compress.report.differences import differences
+from compress.report.encoder_latency import latency_rows, left_out
 from compress.report.markdown import escape_markdown, visible
 from compress.report.narrative import headlines
 from compress.report.pictures import Picture, percent
@@ -54,7 +55,7 @@ MOST_BYTES = 2_000_000  # of a page
 _LEFT_OUT = (
     "what the passes noted and their settings",
     "samples",
-    "what each pass gained (report.md tells it)",
+    "all tables but the results (report.md has them)",
     "loss curves and what the pictures can switch to",
 )
 
@@ -75,6 +76,8 @@ def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str
         "headlines": headlines(run, lines),
         "rows": table_rows(run, lines, shown_columns(lines)),
         "reference_rows": reference_rows(run.references, shown_columns(lines)),
+        "latency_rows": latency_rows(run, lines),
+        "latency_left_out": left_out(lines),
         "chains": chains(run, lines),
         "samples": samples_by_prompt(run),
         "data_facts": facts(run, lines),

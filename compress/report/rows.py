@@ -154,13 +154,18 @@ def reference_rows(
     rows = []
     for reference in references:
         shown = {
-            "variant": Cell(reference.name, reference.name),
+            "variant": Cell(reference.label, reference.name, hint=_fitted(reference)),
             "runtime": Cell("reference", "reference"),
+            "parameters": Cell(units.count(reference.parameters), reference.parameters),
             "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
             "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
         }
         rows.append(Row((*first, *(shown.get(column.key, Cell(units.ABSENT)) for column in columns))))
     return rows
+
+
+def _fitted(reference: Reference) -> str:
+    return "" if reference.tokens is None else f"fitted on {units.count(reference.tokens)} tokens"
 
 
 def _cells(result: Result, base: Result | None) -> list[Cell]:

@@ -39,7 +39,11 @@ def text_table(results: Sequence[Result], references: Sequence[Reference] = ()) 
         for r in results
     ]
     rows += [
-        [visible(r.name), "reference", *(f"{r.perplexity:.3f}" if t == "perplexity" else "–" for t in titles)]
+        [
+            visible(r.label),
+            "reference",
+            *(f"{r.perplexity:.3f}" if t == "perplexity" else "–" for t in titles),
+        ]
         for r in references
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
