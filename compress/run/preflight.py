@@ -35,6 +35,7 @@ from compress.text.documents import load_documents
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.load import load_labelled
 from compress.text.windows import LABELLED
+from compress.training.teaching.fields import TaskFields
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
 
@@ -134,7 +135,12 @@ def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: An
             f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
             f"{task.noun} ({task}); give labels that fit its head"
         )
-    if labels is not None and recipe.data.text == LABELLED and getattr(step, "unlabelled", 0):
+    if (
+        labels is not None
+        and recipe.data.text == LABELLED
+        and isinstance(step, TaskFields)
+        and step.unlabelled
+    ):
         raise UserError(
             f"{where}.unlabelled: there is no text but that of the labelled rows; give another as data.text, "
             "or leave it at 0"
