@@ -361,5 +361,8 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
             "labelled": lambda: "" if self.data.labelled is None else self.data.labelled.sha256,
         }
-        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(step.requires())}
+        needs: set[Need] = {*step.requires()}
+        if step.uses_labels and self.data.labelled is not None:
+            needs.add("labelled")
+        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(needs)}
         return hashes | {"window": self.data.window} if hashes else hashes
