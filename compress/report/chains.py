@@ -38,8 +38,8 @@ class ChainStep:
     """One row of a chain's table: all text, ready to print.
 
     `changed` are the settings that differ from the pass's defaults, as far as the record tells; `settings`
-    are all. `quality` is the score where labels are judged, in hundredths, else the NLL in nats; `change` is in
-    the same unit.
+    are all. `quality` is the score where labels are judged, in hundredths, else the NLL in nats; `change` is
+    in the same unit.
     """
 
     number: int

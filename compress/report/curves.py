@@ -1,10 +1,10 @@
 """The pictures of loss curves: what each pass that trained was asked to minimise, and the held-out loss.
 
-Method: a pass that learns labels minimises the loss of the right label; what is held out is that, too, or one
-minus the score that it stops by, which is another quantity. Of all others, a pass of the kind "train" minimises the cross-entropy of its text, in nats per token as the held-out
-NLL is: one picture holds both. Any other minimises what its settings make of a teacher's distribution,
-temperatures and weights, which is another quantity: it has a picture of its own, beside that of the held-out
-NLL, since on one axis two units look like overfitting.
+Method: a pass of the kind "train" minimises the cross-entropy of its text, in nats per token as the held-out
+NLL is: one picture holds both. One that learns labels minimises the loss of the right label; what is held out
+is that, too, or one minus the score that it stops by. Any other minimises what its settings make of a
+teacher's distribution, temperatures and weights. Two quantities have two pictures, since on one axis two
+units look like overfitting.
 
 Limits: a long curve is thinned to `_POINTS` points, the last one among them.
 """

@@ -1,7 +1,7 @@
 """What changed beside the base, and where the labelled rows came from, for the page.
 
-A variant is shown in the runtime that it ships in: its ONNX graph where that was measured, else the first that
-was. Texts are cut and marked here; the templates escape them.
+A variant is shown in the runtime that it ships in: its ONNX graph where that was measured, else the first
+that was. Texts are cut where they are recorded; the templates escape them.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Changed:
     variant: str
     runtime: str
     summary: str
-    changes: tuple[Change, ...]
+    changes: tuple[tuple[Change, str], ...]  # with a word for what it is
     rest: int  # changed decisions beyond those
     worst: tuple[ShownFlip, ...]
 
@@ -60,10 +60,16 @@ def _shown(found: FlipsRecord) -> Changed:
         variant=found.variant,
         runtime=runtime_name(found.runtime),
         summary=summary(found),
-        changes=tuple(found.changes),
+        changes=tuple((change, _effect(change)) for change in found.changes),
         rest=found.changed - sum(change.count for change in found.changes),
         worst=tuple(_row(flip) for flip in found.worst),
     )
+
+
+def _effect(change: Change) -> str:
+    if change.before == change.label:
+        return "lost"
+    return "gained" if change.now == change.label else "wrong otherwise"
 
 
 def summary(found: FlipsRecord) -> str:

@@ -109,9 +109,9 @@ _OF_ALL = [
 ]
 
 _SCORES = {
-    "accuracy": "share of decisions that are right, × 100",
-    "micro_f1": "2 TP / (2 TP + FP + FN) over all labels of all texts, × 100; a label holds from 0.5 on",
-    "span_f1": "2 TP / (spans found + spans that are there), each right as a whole or not, × 100",
+    "accuracy": "share of decisions that are right",
+    "micro_f1": "2 TP / (2 TP + FP + FN) over all labels of all texts; a label holds from 0.5 on",
+    "span_f1": "2 TP / (spans found + spans that are there), each right as a whole or not",
     "spearman": "rank correlation of the numbers with those that are right, × 100",
 }
 

@@ -6,7 +6,7 @@ the same runtime, so that a runtime's own merit is never credited to a compressi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -22,6 +22,7 @@ from compress.report.scores import (
     metric_keys,
     name_of,
     score_name,
+    score_unit,
     unit_of,
 )
 from compress.report.verdicts import is_significant, runtime_name
@@ -47,6 +48,7 @@ class Cell:
     value: float | str | None = None
     sub: str = ""
     hint: str = ""
+    word: str = ""  # a third line
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _score_columns(results: list[Result], references: Sequence[LabelReference]) 
         return []
     metrics = list(dict.fromkeys([*metric_keys(results), *(key for r in references for key in r.metrics)]))
     return [
-        Column("score", capital(name), "× 100", "Labels", f"{capital(name)}; 95 % interval"),
+        Column("score", capital(name), score_unit(results), "Labels", f"{capital(name)}; 95 % interval"),
         Column("delta_score", f"Δ {name}", "points", "Labels", "Minus the base's, same texts; 95 % interval"),
         Column("flips", "Flips", "%", "Labels", "Decisions that are not the base's; lost: right before"),
         *(
@@ -132,7 +134,7 @@ _WITH_INTERVAL = ("score", "delta_score", "flips", "delta", "kl", "cosine")
 
 
 def markdown_columns(columns: Sequence[Column]) -> list[tuple[int, str, bool]]:
-    """Of the columns that a Markdown table has: number, heading, and whether the second line is shown."""
+    """Of the columns that a Markdown table has: number, heading, and whether what is below is shown, too."""
     found = []
     for number, column in enumerate(columns):
         if column.key not in _IN_MARKDOWN and not column.key.startswith("metric-"):
@@ -257,18 +259,23 @@ def _metric_cells(metrics: dict[str, float] | None) -> Cells:
     }
 
 
-def _difference(change: float | None, bounds: Interval | None) -> str:
-    """The interval of a difference, and whether it leaves out 0."""
+def _difference_cell(change: float | None, bounds: Interval | None) -> Cell:
+    """In points; of what is the same decision by decision the number alone."""
+    shown = Cell(units.signed(hundredths(change)), change)
     if change == 0 and bounds == (0.0, 0.0):
-        return ""
+        return shown
     word = "not significant" if is_significant(bounds) is False else ""
-    return " ".join(filter(None, (units.interval(interval_hundredths(bounds), with_sign=True), word)))
+    return replace(shown, sub=units.interval(interval_hundredths(bounds), with_sign=True), word=word)
 
 
 def _flips_cell(result: Result) -> Cell:
-    lost, gained = (units.percent(share) for share in (result.flips_lost, result.flips_gained))
-    sub = "" if result.flips is None else f"lost {lost}, gained {gained}".replace(" %", "")
-    return Cell(units.percent(result.flips).removesuffix(" %"), result.flips, sub=sub)
+    shown = Cell(units.percent(result.flips).removesuffix(" %"), result.flips)
+    if not result.flips:
+        return shown
+    lost, gained = (
+        units.percent(share).removesuffix(" %") for share in (result.flips_lost, result.flips_gained)
+    )
+    return replace(shown, sub=f"lost {lost}", word=f"gained {gained}")
 
 
 def capital(name: str) -> str:
@@ -284,11 +291,7 @@ def _cells(result: Result, base: Result | None) -> Cells:
     cells = _plain_cells(result, base)
     return {column.key: cell for column, cell in zip(COLUMNS, cells, strict=True)} | {
         "score": _score_cell(result.score_name, result.score, result.score_ci95),
-        "delta_score": Cell(
-            units.signed(hundredths(result.delta_score)),
-            result.delta_score,
-            sub=_difference(result.delta_score, result.delta_score_ci95),
-        ),
+        "delta_score": _difference_cell(result.delta_score, result.delta_score_ci95),
         "flips": _flips_cell(result),
         **_metric_cells(result.metrics),
     }

@@ -1,7 +1,7 @@
 """How labels are spoken of: scores and metrics by their names, in hundredths, differences in points.
 
-Every score and metric is shown a hundred times as large as it is: a share of 0.415 as 41.5, and a difference
-of 0.004 as 0.4 points. A mean squared error is no share, and stays what it is.
+Every score and metric is shown a hundred times as large as it is: a share of 0.415 as 41.5 %, a correlation
+of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ _NAMES = {
     "span_f1": "span F1",
     "spearman": "Spearman correlation",
     "macro_f1": "macro F1",
-    "matthews": "Matthews correlation",
+    "matthews": "Matthews",
     "calibration_error": "calibration error",
     "exact_match": "all labels right",
     "word_accuracy": "accuracy of words",
@@ -28,6 +28,7 @@ _NAMES = {
     "mean_squared_error": "mean squared error",
 }
 _AS_IT_IS = ("mean_squared_error",)
+_CORRELATIONS = ("spearman", "pearson", "matthews")
 
 
 def name_of(key: str) -> str:
@@ -52,7 +53,13 @@ def metric_keys(results: Iterable[Result]) -> list[str]:
 
 def unit_of(key: str) -> str:
     """What stands in the heading of a column."""
-    return "" if key in _AS_IT_IS else "× 100"
+    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS else "%"
+
+
+def score_unit(results: Iterable[Result]) -> str:
+    """What a score is shown in, that of several scores together, too."""
+    found = {unit_of(result.score_name) for result in results if result.score_name}
+    return found.pop() if len(found) == 1 else "× 100"
 
 
 def factor_of(key: str) -> float:
@@ -104,9 +111,10 @@ class QualityWords:
 
 def quality_words(results: Iterable[Result]) -> QualityWords:
     """The score where labels are judged, else the NLL."""
-    name = score_name(results)
+    told = list(results)
+    name = score_name(told)
     if name:
         return QualityWords(
-            name[:1].upper() + name[1:], "× 100", "points", f"{name} after the step minus before it"
+            name[:1].upper() + name[1:], score_unit(told), "points", f"{name} after the step minus before it"
         )
     return QualityWords("NLL", "nats", "nats", "Δ NLL after the step minus before it")

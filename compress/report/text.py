@@ -7,7 +7,7 @@ from compress.records.flips import LabelReference
 from compress.records.results import Result
 from compress.records.run import Reference
 from compress.report.markdown import visible
-from compress.report.scores import hundredths, score_name
+from compress.report.scores import hundredths, score_name, score_unit
 from compress.report.units import ABSENT
 
 _Cell = Callable[[Result], float | None]
@@ -43,6 +43,7 @@ def text_table(
 ) -> str:
     """A line per result and reference; what was not measured is a dash, and no column is all dashes."""
     name = score_name(results)
+    shown = f"{name}, {score_unit(results)}"
     numbers: list[_Column] = [
         (title, partial(_shown, form, value))
         for title, form, value in _NUMBERS
@@ -50,7 +51,7 @@ def text_table(
     ]
     if name:
         numbers[:0] = [
-            (f"{name}, %", lambda r: _number(hundredths(r.score), ".2f")),
+            (shown, lambda r: _number(hundredths(r.score), ".2f")),
             ("Δ points [95 %]", _difference),
             ("flips, %", lambda r: _number(hundredths(r.flips), ".2f")),
         ]
@@ -60,7 +61,7 @@ def text_table(
     simple: list[tuple[str, dict[str, str]]] = [
         (r.name, {"perplexity": f"{r.perplexity:.3f}"}) for r in references
     ]
-    simple += [(r.name, {f"{name}, %": f"{100 * r.score:.2f}"}) for r in label_references]
+    simple += [(r.name, {shown: f"{100 * r.score:.2f}"}) for r in label_references]
     known = [title for place, (title, _) in enumerate(numbers) if any(row[place] != ABSENT for row in cells)]
     titles = [title for title, _ in numbers if title in known or any(title in own for _, own in simple)]
     titles = titles or [title for title, _ in numbers]
