@@ -14,8 +14,8 @@ import torch
 import transformers
 import yaml
 from cli_helpers import Outcome, invoke
-from encoder_models import write_encoder
 from report_records import Records
+from tokenizers import BertWordPieceTokenizer
 
 from compress import api
 from compress.models.checkpoints import quiet_transformers
@@ -27,8 +27,8 @@ TOPICS = {
     "rate": "rate euro dollar exchange fee",
 }
 _FILLER = "please tell me what is the best way to do this with my own and why".split()
-FINETUNE = {"finetune": {"epochs": 6, "learning_rate": 3e-3, "batch": 16}}
-PRUNE = {"prune_magnitude": {"sparsity": 0.7}}
+FINETUNE = {"finetune": {"epochs": 8, "learning_rate": 4e-3, "batch": 16}}
+PRUNE = {"prune_magnitude": {"sparsity": 0.8}}
 MEASURE = {"prefill_tokens": 16, "rounds": 1, "timing_seconds": 20}
 
 
@@ -94,15 +94,20 @@ def make(folder: Path) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """An encoder that can learn: of small random weights, unlike those of other tests."""
-    (folder / "text").mkdir()
-    told = "\n".join(text for text, _ in texts(300))
-    (folder / "text" / "all.txt").write_text(told, encoding="utf-8")
-    place = write_encoder(folder / "encoder", folder / "text", head=True)
-    config = transformers.BertConfig.from_pretrained(place)
+    """An encoder that can learn, and a tokenizer whose vocabulary is no trainer's luck."""
+    words = sorted({*" ".join(TOPICS.values()).split(), *_FILLER, *"<>/()'", "script", "alert", "x"})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    pieces += [f"{begin}{digit}" for begin in ("", "##") for digit in range(10)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    config = transformers.BertConfig(
+        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
+    )  # fmt: skip
     torch.manual_seed(0)
     with quiet_transformers():
-        transformers.BertForMaskedLM(config).save_pretrained(place)
+        transformers.BertForMaskedLM(config).save_pretrained(folder / "encoder")
+    cut = BertWordPieceTokenizer(vocab=vocabulary)._tokenizer
+    transformers.BertTokenizerFast(tokenizer_object=cut).save_pretrained(folder / "encoder")
 
 
 def run(folder: Path, path: Path) -> Outcome:
