@@ -29,7 +29,7 @@ def block(record: RunRecord, results: list[Result]) -> str:
     )
     lines = [where, "", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
     lines += [row(cells(result)) for result in results]
-    lines += [row(_reference(r.name, r.perplexity)) for r in record.references]
+    lines += [row(_reference(r.label, r.perplexity)) for r in record.references]
     return "\n".join(lines)
 
 

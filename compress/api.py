@@ -17,17 +17,17 @@ from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
+from compress.measure.baselines import references_beside
 from compress.measure.flips import Flips
 from compress.measure.inner_steps import InnerSteps
 from compress.measure.label_references import label_references
-from compress.measure.ngrams import reference_rows
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, read_results, write_results
-from compress.records.run import Reference, RunRecord, Sample, SampleBook, VariantRecord
+from compress.records.run import RunRecord, Sample, SampleBook, VariantRecord
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
@@ -37,7 +37,7 @@ from compress.run.store import STEPS, StepStore, alone, show
 from compress.runtimes.exported import EXPORTED
 from compress.tasks.registry import task_of
 from compress.text.framing import prompt_of
-from compress.text.windows import DataConfig, TextData
+from compress.text.windows import DataConfig
 
 Say = Callable[[str], None]
 _T = TypeVar("_T")
@@ -187,7 +187,8 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     base = folder / "base"
     targets = [t for variant in made.variants for t in _targets(folder, variant)]
     tokenizer = load_tokenizer(base)
-    task = task_of(load_config(base))
+    config = load_config(base)
+    task = task_of(config)
     prompt = prompt_of(tokenizer, recipe.report.prompt, continues=task.continues)
     earlier = _readable(RunRecord.read, folder / "run.json")
     work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
@@ -223,6 +224,11 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     results = found[: len(targets)]
     steps = earlier.step_results if earlier and known else inner.results(made.steps, found)
     write_results(path, results)
+    simple = work / "references.json"
+    references = references_beside(
+        made.variants[0].steps, config, results, made.data, recipe.report.references, seed=recipe.seed,
+        earlier=earlier.references if earlier else [], kept=simple, say=say,
+    )  # fmt: skip
     record = RunRecord(
         recipe_name=recipe.name,
         base="base",
@@ -230,7 +236,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         data=made.data_record,
         machine=machine(),
         versions=versions(),
-        references=_references(made.data, base),
+        references=references,
         samples=[samples[t.variant, t.runtime] for t in targets if (t.variant, t.runtime) in samples],
         step_results=steps,
         not_measured=missing,
@@ -245,6 +251,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     book.unlink(missing_ok=True)
     unfinished.unlink(missing_ok=True)
     flips.forget()
+    simple.unlink(missing_ok=True)
     return record
 
 
@@ -349,17 +356,6 @@ def _not_measured(variants: Sequence[VariantRecord]) -> dict[str, str]:
         for name, export in found.items()
         if export is not None and not export.installed
     }
-
-
-def _references(data: TextData, base: Path) -> list[Reference]:
-    """Unigram and trigram fitted on the training tokens; none where nothing was trained, or the model does
-    not continue text."""
-    config = load_config(base)
-    if not len(data.train) or not task_of(config).continues:
-        return []
-    vocabulary = int(config.get_text_config().vocab_size)
-    windows = data.evaluation
-    return [Reference(**row) for row in reference_rows(data.train, windows.tokens, windows.bytes, vocabulary)]
 
 
 def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:

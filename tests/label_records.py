@@ -29,7 +29,7 @@ TOPICS = {
 _FILLER = "please tell me what is the best way to do this with my own and why".split()
 FINETUNE = {"finetune": {"epochs": 8, "learning_rate": 4e-3, "batch": 16}}
 PRUNE = {"prune_magnitude": {"sparsity": 0.8}}
-MEASURE = {"prefill_tokens": 16, "rounds": 1, "timing_seconds": 20}
+MEASURE = {"prefill_tokens": 16, "rounds": 1, "timing_seconds": 20, "encoder_seconds": 0}
 
 
 def texts(rows: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -85,7 +85,11 @@ def make(folder: Path) -> None:
                 "int4": {"from": "healed", "passes": [INT4, "export_onnx", "export_gguf"]},
             },
             "measure": {"prefill_tokens": 16, "rounds": 1},
-            "report": {"prompt": "The model", "sample_tokens": 4},
+            "report": {
+                "prompt": "The model",
+                "sample_tokens": 4,
+                "references": ["unigram", "trigram", "lstm"],
+            },
         }),
         folder / "run",
         lambda line: None,

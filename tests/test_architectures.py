@@ -4,7 +4,8 @@ from pydantic import ValidationError
 from training_set import TINY, documents, equal, tiny_bundle, weights
 
 from compress.errors import UserError
-from compress.models.create import PRESETS, Architecture, create, train_tokenizer
+from compress.models.create import PRESETS, Architecture, create
+from compress.models.create_tokenizers import train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,8 @@ def test_presets_have_the_parameters_their_names_say(preset, low, high):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(Architecture(preset=preset).config())
     assert low < sum(p.numel() for p in model.parameters()) / 1e6 < high
-    assert PRESETS[preset].hidden % 64 == 0
-    assert PRESETS[preset].intermediate % 64 == 0
+    assert PRESETS["llama"][preset].hidden % 64 == 0
+    assert PRESETS["llama"][preset].intermediate % 64 == 0
 
 
 def test_every_dimension_can_be_set():

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import training_set
@@ -156,6 +157,16 @@ class TestSources:
         parquet.write_table(table, file, row_group_size=60)
         with pytest.raises(UserError, match=r"t\.parquet: row group 0 holds [\d,]+ bytes of text where at"):
             load_documents(str(file))
+
+    def test_what_a_file_says_of_columns_is_not_asked_of_small_groups(self):
+        class Group:
+            total_byte_size, num_columns = 1000, 1
+
+            def column(self, number):
+                raise AssertionError("a broken file would end the process here")
+
+        table = SimpleNamespace(metadata=SimpleNamespace(num_row_groups=1, row_group=lambda number: Group()))
+        text_module._require_small_groups(table, Path("t.parquet"), ["text"], "data.text")
 
     @pytest.mark.parametrize(("name", "package"), [("t.parquet", "pyarrow"), ("datasets:x/y", "datasets")])
     def test_an_extra_that_is_not_installed(self, tmp_path, monkeypatch, name, package):

@@ -309,6 +309,12 @@ class TestSizes:
             {**albert, "embedding_size": 128, "vocab_size": 30000}, "config.json", 25, 890_000_000
         )
 
+    def test_in_a_format_whose_layers_share_nothing(self):
+        require_possible({"num_hidden_layers": 200}, "m.gguf", 255, 10**6)
+        require_possible({"num_hidden_layers": 38}, "m.gguf", 38, 10**6, sharing=0)
+        line = said(require_possible, {"num_hidden_layers": 255}, "m.gguf", 38, 10**6, sharing=0)
+        assert line.startswith("m.gguf: num_hidden_layers: 255, but there are 38 tensors")
+
     def test_inside_a_model_of_several(self):
         line = said(require_possible, {"text_config": {"n_layer": 10**7}}, "c", 300, 10**9)
         assert line.startswith("c: n_layer: 10,000,000, but there are 300 tensors")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest
 from compress.run.recipe import Recipe
-from compress.runtimes import open_runtime
+from compress.runtimes import open_runtime, verify_artifact
 from compress.text.windows import DataConfig
 
 
@@ -75,6 +76,11 @@ def test_a_manifest_is_what_was_written(bundle, make_context, tmp_path):
     file.write_text(json.dumps({**whole, "masked": whole["masked"][1:]}))
     assert "manifest.json: is not what was written" in said(Bundle.load, tmp_path / "a")
     assert len(Bundle.load(tmp_path / "a", verify=False).masks) == len(whole["masked"]) - 1
+    for name in ("", "model", "model.layers.9.mlp.up_proj"):  # that of no layer
+        file.write_text(json.dumps({**whole, "masked": [name, *whole["masked"]]}))
+        for stream in (False, True):
+            line = said(lambda at, s=stream: Bundle.load(at, verify=False, stream=s), tmp_path / "a")
+            assert f"'{name}' is masked, and no layer of the model" in line
     for other in (rest, dict(reversed(list(whole.items())))):  # an older one; the same in another order
         file.write_text(json.dumps(other))
         assert len(Bundle.load(tmp_path / "a").masks) == len(whole["masked"])
@@ -311,7 +317,7 @@ def test_a_large_artifact_is_compared_by_its_headers(bundle, make_context, tmp_p
     assert manifest.layers
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda place: place.symlink_to("nowhere")])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda place: place.symlink_to("nowhere")])
 def test_a_manifest_that_is_no_file_is_not_taken_for_none(make, bundle, tmp_path):
     bundle.save(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).unlink()
@@ -320,6 +326,7 @@ def test_a_manifest_that_is_no_file_is_not_taken_for_none(make, bundle, tmp_path
         Bundle.load,
         lambda at: Bundle.load(at, stream=True),
         lambda at: Bundle.load(at, verify=False),
+        lambda at: verify_artifact(at, "torch"),
     ):
         with pytest.raises(UserError, match=r"manifest\.json"):
             load(tmp_path / "a")

@@ -89,7 +89,8 @@ def of(kind: Any, field: FieldInfo | None = None, nested: Nested | None = None) 
     if origin is dict:
         return st.dictionaries(of(inside[0]), of(inside[1]), max_size=2)
     if origin is Annotated:
-        return of(inside[0], field, nested)
+        own = next((part for part in inside[1:] if isinstance(part, FieldInfo)), field)
+        return of(inside[0], own, nested)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return (nested or valid)(kind)
     raise NotImplementedError(kind)

@@ -21,7 +21,7 @@ from compress.errors import UserError
 from compress.measure.quality import score, summarise
 from compress.passes.prune_vocabulary import PruneVocabulary
 from compress.runtimes.torch_runtime import TorchRuntime
-from compress.structured.vocabulary import kept_tokens, require_bytes, trimmed_tokenizer
+from compress.structured.vocabulary import kept_tokens, require_trimmable, trimmed_tokenizer
 from compress.text.documents import text_hash
 from compress.text.translation import TranslatedWindows, translation
 from compress.text.windows import Windows, renumbered
@@ -217,7 +217,7 @@ def test_bytes_that_a_tokenizer_never_had_are_not_asked_for(bundle):
     content = json.loads(bundle.tokenizer.backend_tokenizer.to_str())
     del content["model"]["vocab"]["ÿ"]  # 0xFF, which UTF-8 never has
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
-    require_bytes(tokenizer)
+    require_trimmable(tokenizer)
     kept = kept_tokens(tokenizer, [])
     assert len(kept) >= 255
     small = trimmed_tokenizer(tokenizer, kept)

@@ -16,6 +16,8 @@ from compress.report.chains import Chain, chains
 from compress.report.differences import differences
 from compress.report.frontier import dominates, pareto_front
 from compress.report.narrative import headlines
+from compress.report.page import render
+from compress.report.text import text_table
 from compress.report.verdicts import (
     Rate,
     Snapshot,
@@ -397,3 +399,14 @@ def test_a_busy_machine_is_told_at_the_top(records: Records) -> None:
 
     assert told(None) == told(0.09) == []
     assert told(0.43)[0].startswith("Other programs used up to 43.0 % of the cores while speeds were timed")
+
+
+def test_a_run_that_asks_for_it_has_it_beside_its_base(records: Records) -> None:
+    references = records.run.references
+    assert [r.name for r in references] == ["unigram", "Kneser-Ney trigram", "LSTM"]
+    lstm, base = references[-1], records.variant("base").steps
+    (trained,) = [step for step in base if step.curve()]
+    assert lstm.tokens == trained.notes["tokens"]
+    assert lstm.parameters == pytest.approx(records.result("base").parameters, rel=0.05)
+    shown = [*render(*records), text_table(records.results, references)]
+    assert [lstm.label in page for page in shown] == [True] * 3

@@ -90,12 +90,12 @@ class TestEveryTask:
         assert task.writes or not task.continues
         assert task.predicts or not task.writes
         assert not task.predicts or task.output == "logits"
-        assert task.predicts == (task.labels is None and task is not EMBEDDING)
+        assert task.predicts == (task.labels is None and not task.embeds)
 
-    def test_round_and_gptq_take_all_and_training_takes_decoders(self, task):
+    def test_round_and_gptq_take_all_and_training_takes_what_learns_from_text(self, task):
         assert QuantizeRound.takes(task)
         assert QuantizeGPTQ.takes(task)
-        assert Train.takes(task) == task.continues
+        assert Train.takes(task) == (task in {CAUSAL, MASKED, SEQ2SEQ})
         assert TuneBlocks.takes(task) == (task.stacks == 1) == (task in ONE_STACK)
 
 

@@ -35,14 +35,17 @@ from compress.host.scratch import Scratch
 from compress.models.checkpoints import (
     inside,
     load_checkpoint,
+    place_of,
     quiet_transformers,
     save_configurations,
     tokenizer_of,
 )
+from compress.models.companions import companions, write_companions
 from compress.models.conv1d import linears
 from compress.models.finite import BROKEN, numbers_of, require_finite
 from compress.models.tying import settled
 from compress.records.manifest import LayerRecord, Lineage, Manifest, SparseRecord, Storage
+from compress.tasks.registry import task_of
 from compress.version import __version__
 
 
@@ -62,6 +65,8 @@ class Bundle:
         notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
         origin: what `load` was given.
+        companions: small files by name that say how an encoder's states become a vector; they are saved with
+            a model that embeds.
     """
 
     model: Any
@@ -75,6 +80,7 @@ class Bundle:
     notes: Mapping[str, Any] = field(default_factory=dict)
     scratch: tuple[Scratch, ...] = ()
     origin: Path | str | None = None
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
     def apply(
         self,
@@ -172,6 +178,8 @@ class Bundle:
             else:
                 self.model.save_pretrained(folder, max_shard_size="5GB")
             self.tokenizer.save_pretrained(folder)
+        beside = dict(self.companions) if task_of(self.model.config).embeds else {}
+        write_companions(beside, folder)
         write_bits(self.masks, self.model, self.parts, layers, folder)
         for name, source in self.exports.items():
             shutil.copytree(source, folder / name)
@@ -188,7 +196,11 @@ class Bundle:
             masked=tuple(sorted(self.masks)),
             sparse=sparse,
             storage=self.storage,
-            files={p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file()},
+            files={
+                str(p.relative_to(folder)): file_record(p)
+                for p in sorted({*folder.iterdir(), *(folder / name for name in beside)})
+                if p.is_file()
+            },
             exports=tuple(self.exports),
         )
         manifest.write(folder / MANIFEST)
@@ -257,7 +269,7 @@ class Bundle:
             if stream and (found := cls._streaming(folder, lineage, ())):
                 return found
             model, tokenizer = load_checkpoint(path)
-            return cls(model, tokenizer, lineage, origin=path)
+            return cls(model, tokenizer, lineage, origin=path, companions=companions(place_of(path)))
         manifest = Manifest.read(folder / MANIFEST)
         if manifest.kind != "huggingface":
             raise UserError(f"{folder}: an ONNX artifact; torch needs the folder it was exported from")
@@ -282,7 +294,9 @@ class Bundle:
         kept = loaded_masks(model, masked, read_bits(folder)) if masked else {}
         folders = dict.fromkeys((*EXPORTS, *manifest.exports))
         exports = {name: folder / name for name in folders if (folder / name).is_dir()}
-        return cls(model, tokenizer, manifest.lineage, kept, exports, origin=folder)
+        return cls(
+            model, tokenizer, manifest.lineage, kept, exports, origin=folder, companions=companions(folder)
+        )
 
     @classmethod
     def _streaming(cls, folder: Path, lineage: Lineage, masked: tuple[str, ...]) -> "Bundle | None":
@@ -291,7 +305,10 @@ class Bundle:
             return None
         model, reader = found
         masks = stored_masks(model, reader, masked, read_bits(folder) if masked else {})
-        return cls(model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder)
+        return cls(
+            model, tokenizer_of(model, folder), lineage, masks, shards=reader, origin=folder,
+            companions=companions(folder),
+        )  # fmt: skip
 
 
 def quantized_layers(model: nn.Module) -> dict[str, LayerRecord]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from compress.artifact.folder import MANIFEST, has_manifest
 from compress.errors import UserError
-from compress.host.files import json_value, leaves
+from compress.host.files import json_value, leaves, read_text
 from compress.records.seal import SEAL, seal_of
 
 SUMS = "SHA256SUMS"
@@ -115,7 +115,7 @@ def write_sums(folder: Path) -> None:
 
 def _in_manifest(file: Path) -> dict[str, Stated]:
     try:
-        content = json_value(_text(file).encode())
+        content = json_value(read_text(file, _LARGEST).encode())
         files = content["files"]
         found = {str(name): Stated(int(of["bytes"]), str(of["sha256"])) for name, of in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -134,7 +134,7 @@ def _in_list(file: Path) -> dict[str, Stated]:
     if not file.is_file():
         return {}
     found = {}
-    for line in _text(file).splitlines():
+    for line in read_text(file, _LARGEST).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         matched = _LINE.fullmatch(line)
@@ -148,15 +148,6 @@ def _in_list(file: Path) -> dict[str, Stated]:
             raise UserError(f"{file}: refers to '{name:.200}', which lies outside it")
         found[name] = Stated(None, digest.lower())
     return found
-
-
-def _text(file: Path) -> str:
-    if file.stat().st_size > _LARGEST:
-        raise UserError(f"{file}: too long for a list of files; copy it again")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is no text; copy it again") from None
 
 
 def _hashes(files: Iterable[Path]) -> list[str]:

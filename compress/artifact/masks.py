@@ -11,6 +11,7 @@ Artifacts that were written before there was this file are read as then: their z
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -96,14 +97,25 @@ def stored_masks(
     model: nn.Module, reader: ShardReader, names: Iterable[str], bits: Mapping[str, Tensor] | None = None
 ) -> StoredMasks:
     """Masks of the layers that `model` has of those named, read from files one by one."""
-    transposed = {name: isinstance(module, StoredTransposed) for name, module in model.named_modules()}
-    return StoredMasks(reader, {name: transposed[name] for name in names if name in transposed}, bits)
+    modules, transposed = dict(model.named_modules()), {}
+    for name in names:
+        _require_layer(modules.get(name), name)
+        transposed[name] = isinstance(modules[name], StoredTransposed)
+    return StoredMasks(reader, transposed, bits)
 
 
 def loaded_masks(model: nn.Module, names: Iterable[str], bits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the layers that `model`, which is in memory, has of those named."""
+    """Masks of the layers named, of a model that is in memory.
+
+    Raises:
+        UserError: one of them is no layer of the model, or a mask does not fit its layer.
+    """
     modules = dict(model.named_modules())
-    return {name: _checked(name, matrix(modules[name]), bits.get(name)) for name in names if name in modules}
+    found = {}
+    for name in names:
+        _require_layer(modules.get(name), name)
+        found[name] = _checked(name, matrix(modules[name]), bits.get(name))
+    return found
 
 
 def read_bits(folder: Path) -> dict[str, Tensor]:
@@ -173,6 +185,11 @@ class _Stored:
         whole = QuantizedTensor(held.format, held.shape)
         whole.load_state_dict({key.removeprefix(place): tensor for key, tensor in state.items()})
         return whole.dequantize()
+
+
+def _require_layer(module: Any, name: str) -> None:
+    if not isinstance(getattr(module, "weight", None), Tensor):
+        raise UserError(f"{MASKS}: '{name}' is masked, and no layer of the model; write the artifact again")
 
 
 def _checked(name: str, weight: Tensor, bits: Tensor | None) -> Tensor:

@@ -58,6 +58,7 @@ def measure(
     unfinished: Path | None = None,
     calibration: Windows | None = None,
     continuation: Continuation | None = None,
+    own_lengths: Sequence[int] = (),
     on_result: Callable[[Result], None] = lambda result: None,
     on_sample: Callable[[Target, list[int]], None] = lambda target, tokens: None,
     on_scores: Callable[[Target, quality.Scores, quality.Scores], None] = lambda target, own, base: None,
@@ -69,10 +70,10 @@ def measure(
     of which only quality and size are wanted; they need a `base`. `done`: earlier results; one of the same
     target, fingerprint, protocol, machine and versions is taken over. `unfinished`: a file that keeps what
     is learnt on the way; a call that was cut off goes on from it. `calibration`: text that must not overlap
-    `windows`. `on_result`: called as each target is finished; `on_sample`: with the tokens of its
-    `continuation`; `on_scores`: before that with the scores of a target and the base's, where there are two.
-    `verify`: compare the files' hashes with those stated beside them, here and not in the
-    processes that are timed.
+    `windows`. `own_lengths`: tokens of each text that encoders are for, to be timed with. `on_result`: called
+    as each target is finished; `on_sample`: with the tokens of its `continuation`; `on_scores`: before that
+    with the scores of a target and the base's, where there are two. `verify`: compare the files' hashes with
+    those stated beside them, here and not in the processes that are timed.
 
     Raises UserError (WorkerError) when an artifact cannot be loaded or is not what was written, its process
     dies, or the texts overlap.
@@ -103,7 +104,7 @@ def measure(
         work += 0 if timings is not None else len(todo) * protocol.rounds * round_tokens(protocol)
         bar = stack.enter_context(track(work, "measuring", "token"))
         together = fit_together(todo)
-        workers = Workers(protocol, reference, bar, stack)
+        workers = Workers(protocol, reference, bar, stack, own_lengths)
         if timings is None:
             timed = workers.latency_together if together else workers.latency_apart
             timings = {target.key: timing for target, timing in timed(todo).items()}
@@ -124,12 +125,13 @@ def measure(
                 on_scores(target, scores, reference.scores)
             timing = timings[target.key]
             parameters, nonzero = counts.get(target.variant, (None, None))
-            extra = {
+            extra: dict[str, Any] = {
                 "prompt_tokens": timing.prompt_tokens,
                 "processes": "kept" if timing.together else "restarted each round",
                 "threads_wait": timing.waiting,
                 "timed_rounds": len(timing.rounds),
             }
+            extra |= {"encoder_left_out": timing.cells_left_out} if timing.cells_left_out else {}
             fields = _quality_fields(scores, reference, target, protocol) | timing.summary(protocol.batch)
             results[target] = Result(
                 **_identity(target, facts, common | {"protocol": common["protocol"] | extra}),

@@ -65,6 +65,8 @@ class Timing:
         session: the name of the rounds that were taken in turn with these.
         busy: of each round, the share of the cores that other programs had.
         waiting: how threads waited for each other, "spinning" or "sleeping".
+        cells: of an encoder, the fields of an `EncoderLatency` for each batch and length.
+        cells_left_out: why there are no others.
     """
 
     rounds: list[Samples] = field(default_factory=list)
@@ -75,6 +77,8 @@ class Timing:
     session: str = ""
     busy: list[float] = field(default_factory=list)
     waiting: str = "spinning"
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    cells_left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> Samples:
@@ -94,6 +98,7 @@ class Timing:
             "busy_share": float(np.mean(self.busy)) if self.busy else None,
             "peak_rss_bytes": self.peak_rss_bytes,
             "load_seconds": float(np.median(self.load_seconds)),
+            "encoder_latency": tuple(self.cells),
         }
 
 

@@ -23,7 +23,6 @@ other).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log
 from typing import Any
 
 import numpy as np
@@ -136,26 +135,6 @@ def discounts(counts: Ints) -> Floats:
             d = k - (k + 1) * n[1] / (n[1] + 2.0 * n[2]) * n[k + 1] / n[k]
             result[k] = d if 0.0 < d <= k else 0.75
     return result
-
-
-def reference_rows(
-    train: npt.NDArray[Any], windows: npt.NDArray[Any], text_bytes: int, vocabulary: int
-) -> list[dict[str, Any]]:
-    """Rows {name, nll, perplexity, bits_per_byte} of both models.
-
-    `train`: one stream of ids; `windows`: int [n, window]; `text_bytes`: UTF-8 bytes of the predicted tokens.
-    """
-    rows = []
-    models: dict[str, Unigram | KneserNey] = {
-        "unigram": Unigram.fit(train, vocabulary),
-        "Kneser-Ney trigram": KneserNey.fit(train, vocabulary),
-    }
-    for name, model in models.items():
-        nats = model.window_nll(windows)
-        nll = float(nats.mean())
-        bits = float(nats.sum()) / (log(2.0) * text_bytes)
-        rows.append({"name": name, "nll": nll, "perplexity": exp(nll), "bits_per_byte": bits})
-    return rows
 
 
 def _stream(tokens: npt.NDArray[Any], vocabulary: int) -> Ints:

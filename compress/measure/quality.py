@@ -12,7 +12,8 @@ from those before them *inside the window*, so L - 1 predictions, and the first 
 
 A variant of a smaller vocabulary (text/translation.py) is scored on the same text in its own tokens. Its loss
 stays per predicted token of the base; KL and agreement are over the rows that both have, the base's
-distribution normalised over them, and absent where a token had to be written in pieces.
+distribution normalised over them, and absent where a token had to be written in pieces. What a model is asked
+then is told there.
 
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
@@ -159,14 +160,14 @@ def score(
     scoring, tokens, found = task.scoring, [], []
     decided: list[Decided | None] = []
     rows = None if translated is None else translated.rows
-    if translated is not None:
-        if not task.continues:
-            raise UserError("a smaller vocabulary can be measured of a model that continues text only")
-        base = base if rows is not None else None
+    if translated is not None and task.predicts and rows is None:
+        base = None  # its positions are others
+    theirs: dict[int, npt.NDArray[np.int32]] = {}  # targets in the vocabulary that tokens are counted in
 
     def ask(index: int) -> Question:
-        if translated is not None:
-            return _renumbered_question(translated, index)
+        if translated is not None and not isinstance(windows, Examples):
+            asked, theirs[index] = translated.question(task, windows[index], index, mask_token)
+            return asked
         if isinstance(windows, Examples):
             return task.asked(windows[index])
         return task.question(windows[index], index, mask_token)
@@ -176,7 +177,7 @@ def score(
     for index, (asked, answer) in zip(part, answered, strict=True):
         logits = scoring.kept(answer[asked.rows])  # [predictions, V]
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
-        if reference is not None and rows is not None:
+        if reference is not None and rows is not None and task.predicts:
             reference = np.take(reference, rows, axis=1)
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
@@ -185,8 +186,7 @@ def score(
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         found.append(sums)
         decided.append(scoring.decided(logits, asked.targets))
-        predicted = None if translated is None else int(translated.predicted[index])
-        tokens.append(scoring.counted(asked.targets) if predicted is None else predicted)
+        tokens.append(scoring.counted(theirs.get(index, asked.targets)))
         if keep is not None:
             if index == part.start:
                 _require_room(keep, len(part) * logits.nbytes)
@@ -235,13 +235,6 @@ def _ask_together(forward: Forward, questions: Sequence[Question]) -> Logits:
     types = [asked.types for asked in questions if asked.types is not None]
     given = (np.stack([asked.inputs for asked in questions]), *([np.stack(types)] if types else []))
     return forward(*given)
-
-
-def _renumbered_question(windows: TranslatedWindows, index: int) -> Question:
-    """All tokens but the pieces of the window's first one, from those before."""
-    window = windows.tokens[index]
-    window, first = window[window >= 0], int(windows.first[index])
-    return Question(window[:-1], slice(first - 1, None), window[first:])
 
 
 def score_window(

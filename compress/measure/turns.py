@@ -15,16 +15,19 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 
 from compress.artifact.folder import disk_bytes
 from compress.host.load import Load, crowded
 from compress.host.memory import available_memory_bytes
 from compress.host.progress import Tracker
 from compress.measure import latency
+from compress.measure.encoder_latency import TURNS, Grid, cells_of
 from compress.measure.process import WorkerProcess
 from compress.measure.reference import Reference
 from compress.records.protocol import WARM_DECODES, MeasureProtocol
 from compress.runtimes import process_bytes
+from compress.tasks.registry import task_named
 from compress.text.translation import Translation
 
 MODEL_FACTOR = 2.5  # memory per byte on disk: weights, what loading needs beside them, activations
@@ -54,12 +57,19 @@ class Workers:
     """The worker processes of one measurement. All of them end with `stack`."""
 
     def __init__(
-        self, protocol: MeasureProtocol, reference: Reference, bar: Tracker, stack: ExitStack
+        self,
+        protocol: MeasureProtocol,
+        reference: Reference,
+        bar: Tracker,
+        stack: ExitStack,
+        own_lengths: Sequence[int] = (),
     ) -> None:
         self.protocol, self.reference, self.bar, self.stack = protocol, reference, bar, stack
         self.workers: dict[Target, WorkerProcess] = {}
         self.facts: dict[Target, dict[str, Any]] = {}
         self.started = 0
+        self.own_lengths = own_lengths
+        self.grids: dict[Target, Grid] = {}  # of encoders
         self.sleeping = crowded()  # threads that spin would keep other programs, and each other, from cores
 
     def start(self, target: Target) -> WorkerProcess:
@@ -97,8 +107,13 @@ class Workers:
             self.workers[target].ask("ready")
         for target in targets:
             timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
-        for target, seconds in self._turns(targets):
+            self._begin_grid(target, TURNS, len(targets))
+        kept = sum(grid.left for grid in self.grids.values())
+        for target, seconds in self._turns(targets, kept):
             self._round(target, timings[target], seconds)
+        for number in range(TURNS):
+            for target in latency.round_order(list(self.grids), number):
+                self._grid_turn(target, timings[target])
         return timings
 
     def latency_apart(self, targets: Sequence[Target]) -> dict[Target, latency.Timing]:
@@ -106,7 +121,9 @@ class Workers:
         timings = self._timings(targets, together=False)
         for target, seconds in self._turns(targets):
             timings[target].load_seconds.append(self.loaded(target)[1]["load_seconds"])
+            self._begin_grid(target, self.protocol.rounds, len(targets))
             self._round(target, timings[target], seconds)
+            self._grid_turn(target, timings[target])
             self.close(target)
         return timings
 
@@ -116,9 +133,12 @@ class Workers:
             target: latency.Timing(together=together, session=session, waiting=waiting) for target in targets
         }
 
-    def _turns(self, targets: Sequence[Target]) -> Iterator[tuple[Target, float]]:
-        """Whose turn it is, and the seconds for it: whole rounds, the first, and more while there is time."""
-        began, longest, whole = time.monotonic(), 0.0, self.protocol.timing_seconds
+    def _turns(self, targets: Sequence[Target], kept: float = 0.0) -> Iterator[tuple[Target, float]]:
+        """Whose turn it is, and the seconds for it: whole rounds, the first, and more while there is time.
+
+        `kept`: seconds of the budget that are for what follows.
+        """
+        began, longest, whole = time.monotonic(), 0.0, self.protocol.timing_seconds - kept
         for number in range(self.protocol.rounds):
             start = time.monotonic()
             if number and start - began + longest > whole:
@@ -148,24 +168,68 @@ class Workers:
         timing.peak_rss_bytes = max(timing.peak_rss_bytes or 0, answer["peak_rss_bytes"] or 0) or None
         self.bar.advance(round_tokens(self.protocol), timing=str(target))
 
-    def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
-        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text.
+    def _begin_grid(self, target: Target, turns: int, among: int) -> None:
+        """The cells of an encoder, and its share of the seconds; once."""
+        facts, protocol = self.facts[target], self.protocol
+        task = task_named(facts["task"])
+        if target in self.grids or task is None or task.writes:
+            return
+        lengths = [min(length, facts["context"]) for length in self.own_lengths]
+        cells = cells_of(protocol.encoder_batches, protocol.encoder_lengths, lengths)
+        seconds = min(protocol.encoder_seconds, protocol.timing_seconds / 2)
+        if cells and seconds:
+            self.grids[target] = Grid(cells, facts["context"], seconds / among, turns)
 
-        Each row begins as the model's texts do.
-        """
+    def _grid_turn(self, target: Target, timing: latency.Timing) -> None:
+        """Each cell of the target's grid a few times, as far as its seconds and the memory go."""
+        grid = self.grids.get(target)
+        if grid is None:
+            return
+        worker, words = self.loaded(target)[0], self.reference.words(target.path)
+        load = Load([worker.pid])
+        with grid.turn() as ends:
+            for cell in grid.cells:
+                if grid.fits(cell, ends - time.monotonic(), available_memory_bytes()):
+                    self.bar.advance(0, timing=f"{target}, {cell.name}")
+                    texts = self._texts(cell.batch, max(cell.widths), words)
+                    first = len(grid.seconds.get(cell.name, ()))
+                    answer = worker.ask("time_cell", texts=texts, widths=cell.widths, first=first)
+                    grid.add(cell, answer)
+        if (others := load.others()) is not None:
+            timing.busy.append(others)
+        timing.cells, timing.cells_left_out = grid.summary(), grid.left_out
+
+    def _texts(self, batch: int, length: int, words: Translation | None) -> str:
+        """A file of tokens [batch, length] from the evaluation text."""
+        file = self.reference.folder / f"texts-{batch}-{length}{_named(words)}.npy"
+        if not file.exists():
+            np.save(file, self._rows(batch, length, words))
+        return str(file)
+
+    def _rows(self, batch: int, length: int, words: Translation | None) -> npt.NDArray[np.int32]:
+        """Tokens [batch, length] from the evaluation text; each row begins as the model's texts do."""
+        windows = self.reference.windows
+        begin, text = np.array(windows.frame.begin, dtype=np.int32), windows.text
+        if words is not None:
+            begin, text = words.stream(begin), words.stream(text)
+        rest = np.resize(text, (batch, max(0, length - len(begin))))
+        return np.concatenate([np.tile(begin, (batch, 1)), rest], axis=1)[:, :length]
+
+    def _text(self, length: int, words: Translation | None) -> tuple[str, str]:
+        """Files with `length` prompt tokens and those that follow, [batch, ...], from the evaluation text."""
         folder, batch, more = self.reference.folder, self.protocol.batch, self.protocol.decodes_per_round
-        size = "" if words is None else f"-of-{len(words.rows)}"
+        size = _named(words)
         prompt, following = folder / f"prompt-{length}{size}.npy", folder / f"following-{length}{size}.npy"
         if not following.exists():
-            windows = self.reference.windows
-            begin, text = np.array(windows.frame.begin, dtype=np.int32), windows.text
-            if words is not None:
-                begin, text = words.stream(begin), words.stream(text)
-            rest = np.resize(text, (batch, length + more - len(begin)))
-            rows = np.concatenate([np.tile(begin, (batch, 1)), rest], axis=1)
+            rows = self._rows(batch, length + more, words)
             np.save(prompt, rows[:, :length])
             np.save(following, rows[:, length:])
         return str(prompt), str(following)
+
+
+def _named(words: Translation | None) -> str:
+    """What tells files of tokens of a smaller vocabulary from the others."""
+    return "" if words is None else f"-of-{len(words.rows)}"
 
 
 def fit_together(targets: Sequence[Target]) -> bool:

@@ -29,7 +29,7 @@ from compress.errors import UserError
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
-from compress.measure import latency, quality
+from compress.measure import encoder_latency, latency, quality
 from compress.measure.process import PARENT, WAIT_POLICY
 from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
@@ -97,6 +97,10 @@ class Worker:
         )
         return asdict(samples) | {"peak_rss_bytes": peak_rss_bytes()}
 
+    def time_cell(self, texts: str, widths: list[int], first: int) -> Fields:
+        """A cell of an encoder's grid, on an .npy file of tokens [batch, widest]."""
+        return encoder_latency.time_cell(self.loaded, np.load(texts), widths, first)
+
     def score(
         self,
         windows: str,
@@ -153,7 +157,7 @@ class Worker:
         return self._runtime
 
 
-COMMANDS = ("ready", "load", "time_round", "score", "count_parameters", "generate")
+COMMANDS = ("ready", "load", "time_round", "time_cell", "score", "count_parameters", "generate")
 
 
 def main(arguments: list[str]) -> None:

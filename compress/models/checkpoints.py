@@ -25,6 +25,7 @@ from compress.host.files import (
 )
 from compress.host.tensor_files import PICKLES, entries
 from compress.host.tokenizer_files import require_short
+from compress.models.companions import with_pooling
 from compress.models.gguf import as_llama_cpp, require_tensors
 from compress.models.gguf_files import require_gguf
 from compress.models.gguf_tokenizer import cut_as_llama_cpp
@@ -259,7 +260,8 @@ def load_config(folder: Path) -> Any:
 
     require_settings(folder)
     with loading(f"{folder / 'config.json'}: no model can be made of it"):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return with_pooling(config, folder)
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
@@ -309,6 +311,7 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        config = with_pooling(config, place_of(source, options.get("revision", "main")))
         if "gguf_file" in options:
             config = as_llama_cpp(Path(source) / options["gguf_file"], config)
         stored = None if "gguf_file" in options else quantization(config)
@@ -338,6 +341,24 @@ def _load_pretrained(source: str, **options: str) -> Any:
         require_tensors(Path(source) / options["gguf_file"], model)
     require_finite(numbers_of(model), f"model: '{source}'")
     return settled(linears(in_float_now(model, stored is not None))).eval()
+
+
+def place_of(source: str | Path, revision: str = "main") -> Path:
+    """The folder of a model's small files: its own, or of a hub id that in the cache, which is asked to hold
+    what says how states are pooled."""
+    if Path(source).exists():
+        return Path(source) if Path(source).is_dir() else Path(source).with_name("no folder")
+    from transformers.utils.hub import cached_file
+
+    source = str(source)
+    config = cached_file(source, "config.json", revision=revision)
+    options = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    for name in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+        cached_file(source, name, revision=revision, **options)
+    return Path(config).parent
 
 
 def _cached(source: str, revision: str) -> list[Path]:
@@ -384,6 +405,7 @@ def meta_model(source: Any, *, for_passes: bool = False) -> Any:
             config = AutoConfig.from_pretrained(
                 place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
+            config = with_pooling(config, place_of(source, commit or "main"))
             if path.is_file():
                 config = as_llama_cpp(path, config)
             elif for_passes:

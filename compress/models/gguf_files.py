@@ -59,7 +59,7 @@ def check_gguf(path: Path) -> None:
     with door(f"{path}: truncated or damaged GGUF", _ADVICE):
         with path.open("rb") as stream:
             tensors, settings = _Header(stream, size).walk()
-        require_possible(_named(settings), path, tensors, size)
+        require_possible(_named(settings), path, tensors, size, sharing=0)
         end = 0
         for tensor in sorted(GGUFReader(path).tensors, key=lambda t: int(t.data_offset)):
             if int(tensor.data_offset) < end:

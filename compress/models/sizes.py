@@ -31,7 +31,9 @@ _MASKED = {"gpt_neo": "max_position_embeddings", "gpt_bigcode": "n_positions", "
 _MASK_ELEMENTS = 1 << 30
 
 
-def require_possible(config: Mapping[str, Any], place: object, tensors: int, size: int) -> None:
+def require_possible(
+    config: Mapping[str, Any], place: object, tensors: int, size: int, *, sharing: int = _LAYERS
+) -> None:
     """Refuse a configuration of a model that cannot be in its files.
 
     Args:
@@ -39,13 +41,14 @@ def require_possible(config: Mapping[str, Any], place: object, tensors: int, siz
         place: of the configuration.
         tensors: how many the files hold.
         size: bytes of the files.
+        sharing: layers that may have no tensors of their own; 0 in a format whose layers share none.
 
     Raises:
         UserError: names the field.
     """
     weights = _PER_BYTE * size + _SPARE
     for found in _inside(config):
-        depth = _most(found, _DEPTHS, max(_LAYERS, tensors), place, f"{tensors:,} tensors")
+        depth = _most(found, _DEPTHS, max(sharing, tensors), place, f"{tensors:,} tensors")
         held = f"{size:,} bytes of weights"
         width = _most(found, _WIDTHS, weights, place, held)
         _most(found, _COUNTS, weights, place, held)

@@ -1,16 +1,19 @@
 """prune_vocabulary: rows of embedding and head that a text never uses, and their tokens.
 
 In a small model the embedding is a quarter to a half of the file. What goes is known from the recipe's own
-text (training, calibration and held-out parts) or from files of yours; the tokenizer is rewritten so that any
-text can still be written and text like the counted one is cut as before (structured/vocabulary.py says why).
-The logits of the tokens that stay are what they were. Cost: counting the text; no computation.
+text (training, calibration and held-out parts) or from files of yours; the tokenizer (BPE with bytes,
+WordPiece, Unigram) is rewritten so that text that could be written still can and text like the counted one is
+cut as before (structured/vocabulary.py says why). All tables of a model go together: embedding, head, the
+bias of an encoder's head, the shared table of an encoder-decoder. The logits of the tokens that stay are what
+they were. Cost: counting the text; no computation.
 
 Measured afterwards on the same text: loss per token of the base, so that it is comparable even where a token
 has to be written in pieces. KL and agreement are over the rows that both have, and absent where pieces make
-the positions differ.
+the positions differ. An encoder-decoder cannot be measured on text with a token in pieces, and says so: name
+the whole text under `text`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +27,12 @@ from compress.passes.base import Kind, Need, Pass
 from compress.structured.vocabulary import (
     fewer_rows,
     kept_tokens,
-    require_bytes,
+    require_trimmable,
     special_ids,
     trimmed_tokenizer,
 )
-from compress.tasks.registry import task_of
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS, task_of
 from compress.text.documents import load_documents
 
 
@@ -38,6 +42,7 @@ class PruneVocabulary(Pass):
     kind: ClassVar[Kind] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "calibration", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    tasks: ClassVar[frozenset[Task]] = TASKS
     in_base: ClassVar[bool] = False  # the base's tokenizer is what text is cut with
 
     text: tuple[str, ...] = Field(
@@ -48,11 +53,12 @@ class PruneVocabulary(Pass):
     min_count: int = Field(1, ge=1, description="tokens used less often go, too")
 
     def layers(self, model: nn.Module) -> list[str]:
-        """Embedding and head. Raises UserError for a model that does not continue text."""
-        if not task_of(model.config).continues:
-            raise UserError("prune_vocabulary: takes models that continue text; leave it out for an encoder")
-        both = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
-        return [name for name, module in model.named_modules() if any(module is m for m in both)]
+        """Embedding and head; of two stacks, the embedding of each."""
+        whole: Any = model
+        found = [whole.get_input_embeddings(), whole.get_output_embeddings()]
+        if task_of(whole.config).stacks > 1:
+            found += [whole.get_encoder().get_input_embeddings(), whole.get_decoder().get_input_embeddings()]
+        return [name for name, module in model.named_modules() if any(module is m for m in found)]
 
     def texts(self) -> tuple[str, ...]:
         """That whose tokens stay."""
@@ -64,7 +70,7 @@ class PruneVocabulary(Pass):
         Raises:
             UserError: a tokenizer that could lose text, or one with tokens that the model has no rows for.
         """
-        require_bytes(bundle.tokenizer)
+        require_trimmable(bundle.tokenizer)
         rows = bundle.model.get_input_embeddings().weight.shape[0]
         counts = self._counts(bundle, context, rows)
         used = np.flatnonzero(counts >= self.min_count).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,15 @@ class MeasureProtocol(BaseModel):
         900, gt=0, description="for all timing: what is left after them is left out, but for a first round"
     )
     batch: int = Field(1, ge=1, description="sequences per prefill and decode step")
+    encoder_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 8, 32), description="texts at once that encoders are timed with"
+    )
+    encoder_lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 128, 512), description="tokens of each text; those beyond a model's context are left out"
+    )
+    encoder_seconds: float = Field(
+        180, ge=0, description="of timing_seconds, at most half, for all batches and lengths together"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
     provider: Literal["cpu", "cuda", "openvino", "coreml"] = Field(
         "cpu", description="what runs ONNX graphs; artifacts in torch are measured on the CPU"
@@ -53,7 +62,7 @@ class MeasureProtocol(BaseModel):
 
     def record(self, *, windows: int, window: int, text_sha256: str) -> dict[str, Any]:
         """What goes into the `protocol` field and must be equal for a result to count as already measured."""
-        return self.model_dump() | {
+        return self.model_dump(mode="json") | {
             "threads": self.pinned_threads,
             "windows": windows,
             "window": window,

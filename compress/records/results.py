@@ -13,6 +13,23 @@ from compress.host.files import RECORDS_BYTES, read_text
 from compress.records.base import Interval, Record, first_fault, write_whole
 
 
+class EncoderLatency(Record):
+    """How long an encoder takes for so many texts at once.
+
+    Attributes:
+        length: tokens of each text; None: as long as the labelled examples are, one after the other.
+        texts_per_second: by the median; tokens without those that fill a batch.
+    """
+
+    batch: int
+    length: int | None
+    seconds_p50: float | None = None
+    seconds_p95: float | None = None
+    texts_per_second: float | None = None
+    tokens_per_second: float | None = None
+    repetitions: int
+
+
 class Result(Record):
     """One line of `results.jsonl`: one variant in one runtime."""
 
@@ -66,6 +83,8 @@ class Result(Record):
     decode_round_seconds: tuple[float, ...] = ()
     timing_session: str = ""
     busy_share: float | None = None
+    # of encoders, by batch and length; those that were not timed are in the protocol
+    encoder_latency: tuple[EncoderLatency, ...] = ()
 
 
 class StepResult(Record):

@@ -1,6 +1,6 @@
 """What a run leaves besides artifacts and measured lines: `run.json`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,14 +9,39 @@ from compress.records.flips import FlipsRecord, LabelReference
 from compress.records.manifest import PassRecord
 from compress.records.results import StepResult
 
+ReferenceName = Literal["unigram", "trigram", "lstm"]
+
 
 class Reference(Record):
-    """A simple model scored on the same tokens, to keep the numbers honest."""
+    """A simple model scored on the same tokens, to keep the numbers honest.
+
+    Attributes:
+        parameters: that were trained; None of one that counts.
+        tokens: that it was fitted or trained on; None in records written before they were kept.
+        fingerprint: of what decides the numbers.
+    """
 
     name: str
     nll: float
     perplexity: float
     bits_per_byte: float
+    parameters: int | None = None
+    tokens: int | None = None
+    fingerprint: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables: its size belongs to its name."""
+        if self.parameters is None:
+            return self.name
+        unit, letter = (1e6, "M") if self.parameters >= 1e5 else (1e3, "k")
+        return f"{self.name} of {self.parameters / unit:.1f} {letter} parameters"
+
+
+class ReferenceBook(Record):
+    """References fitted so far by a call that is still running."""
+
+    references: list[Reference]
 
 
 class Sample(Record):

@@ -238,7 +238,7 @@ def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
     return [
         Sentence(
             "fact" if gap > 0 else "none",
-            f"{base.variant} {verb} the strongest reference, {strongest.name}: perplexity "
+            f"{base.variant} {verb} the strongest reference, {strongest.label}: perplexity "
             f"{units.significant(base.perplexity)} against {units.significant(strongest.perplexity)} "
             f"({units.significant(abs(gap))} nats {'better' if gap > 0 else 'worse'}).",
         )

@@ -27,6 +27,7 @@ from compress.records.run import RunRecord
 from compress.report.chains import chains
 from compress.report.curves import loss_pictures
 from compress.report.differences import differences
+from compress.report.encoder_latency import latency_rows, left_out
 from compress.report.flips import changed, labelled_facts
 from compress.report.markdown import escape_markdown, visible
 from compress.report.narrative import headlines
@@ -60,7 +61,7 @@ MOST_BYTES = 2_000_000  # of a page
 _LEFT_OUT = (
     "what the passes noted and their settings",
     "samples, and texts whose decision changed",
-    "what each pass gained (report.md tells it)",
+    "all tables but the results (report.md has them)",
     "loss curves and what the pictures can switch to",
 )
 
@@ -86,6 +87,8 @@ def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str
         "headlines": headlines(run, lines),
         "rows": table_rows(run, lines, columns),
         "reference_rows": reference_rows(run, columns),
+        "latency_rows": latency_rows(run, lines),
+        "latency_left_out": left_out(lines),
         "chains": chains(run, lines),
         "samples": samples_by_prompt(run),
         "changed": changed(run),

@@ -231,11 +231,16 @@ def reference_rows(run: RunRecord, columns: tuple[Column, ...], run_label: str |
 
 def _reference_cells(reference: Reference) -> Cells:
     return {
-        "variant": Cell(reference.name, reference.name),
+        "variant": Cell(reference.label, reference.name, hint=_fitted(reference)),
         "runtime": Cell("reference", "reference"),
+        "parameters": Cell(units.count(reference.parameters), reference.parameters),
         "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
         "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
     }
+
+
+def _fitted(reference: Reference) -> str:
+    return "" if reference.tokens is None else f"fitted on {units.count(reference.tokens)} tokens"
 
 
 def _label_reference_cells(reference: LabelReference) -> Cells:

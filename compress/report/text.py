@@ -59,7 +59,7 @@ def text_table(
         numbers.sort(key=lambda column: column[0].endswith("MB"))
     cells = [[value(r) for _, value in numbers] for r in results]
     simple: list[tuple[str, dict[str, str]]] = [
-        (r.name, {"perplexity": f"{r.perplexity:.3f}"}) for r in references
+        (r.label, {"perplexity": f"{r.perplexity:.3f}"}) for r in references
     ]
     simple += [(r.name, {shown: f"{100 * r.score:.2f}"}) for r in label_references]
     known = [title for place, (title, _) in enumerate(numbers) if any(row[place] != ABSENT for row in cells)]

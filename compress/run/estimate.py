@@ -41,6 +41,7 @@ _PAGE_BYTES = 1_000_000  # the report, records, evaluation windows
 _SECONDS_PER_BYTE = 4.5e-8  # of a step's files: written, hashed, opened again and compared
 _EXPORT_SECONDS = 4.0  # checking the file in its runtime
 _MEASURE_SECONDS = 8.0  # per variant and runtime: processes, imports, loading
+_GRID_PASSES = 24  # over each batch and length that an encoder is timed with
 _SCORING = 1.2  # of a forward pass: comparing the logits
 _PROBE_SECONDS = 0.5
 _READING = 1e10  # bytes of weights per second, decoding in torch
@@ -66,6 +67,7 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
     flops = sum(step.flops(int(part * parameters), calibration) for step, part in before)
     exports = [part for step, part in before if step.kind == "export"]
     targets = [*(_share(chain, model) for chain in ends), *exports]
+    encodes = not task_of(model.config).writes
     speed = _flops_per_second()
     left = _left(recipe, model, steps)
     return Estimate(
@@ -73,7 +75,7 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
         memory_bytes=_memory(recipe, model, steps, left, measured),
         disk_bytes=_disk(recipe, model, steps, left, speed, measured),
         pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + len(exports) * _EXPORT_SECONDS,
-        measure_seconds=_measuring(recipe, parameters, targets, speed) if measured else 0.0,
+        measure_seconds=_measuring(recipe, parameters, targets, speed, encodes) if measured else 0.0,
     )
 
 
@@ -82,14 +84,18 @@ def _share(chain: tuple[Pass, ...], model: Any) -> float:
     return prod(step.share_left(model) for step in chain)
 
 
-def _measuring(recipe: Recipe, parameters: int, targets: list[float], speed: float) -> float:
+def _measuring(recipe: Recipe, parameters: int, targets: list[float], speed: float, encodes: bool) -> float:
     """Seconds for all variants in all their runtimes, by the share of the parameters that each has: scoring
-    each window, and rounds of timing."""
+    each window, rounds of timing, and of encoders the grid of batches and lengths."""
     protocol, forward = recipe.measure, 2.0 * parameters / speed  # of a token
     scoring = recipe.data.evaluation_windows * recipe.data.window * forward * _SCORING
     prompts = protocol.rounds * (1 + protocol.prefills_per_round) * protocol.prefill_tokens * forward
     decoding = protocol.rounds * protocol.decodes_per_round * parameters * _FLOAT / _READING
-    timing = min(protocol.timing_seconds, sum(targets) * protocol.batch * (prompts + decoding))
+    timing = sum(targets) * protocol.batch * (prompts + decoding)
+    if encodes:
+        grid = sum(protocol.encoder_batches) * sum(protocol.encoder_lengths) * _GRID_PASSES * forward
+        timing += min(protocol.encoder_seconds, sum(targets) * grid)
+    timing = min(protocol.timing_seconds, timing)
     return len(targets) * _MEASURE_SECONDS + sum(targets) * scoring + timing
 
 

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.host.files import read_json
 from compress.host.reach import version_of
 from compress.models.checkpoints import hub_revision, weight_files
+from compress.models.companions import companion_files
 from compress.records.base import write_whole
 
 # of configurations, tokenizers of all kinds, templates and processors
@@ -66,8 +67,8 @@ def identity(source: str, sha256: Callable[[Path], str]) -> list[str]:
         return [sha256(path), version_of("gguf"), *_named(path.parent, beside, sha256)]
     if path.is_dir():
         settings = [file for file in path.iterdir() if file.suffix in _SETTINGS]
-        templates = (path / _TEMPLATES).glob("*.jinja")
-        return _named(path, [*weight_files(path), *code_files(path), *settings, *templates], sha256)
+        beside = [*(path / _TEMPLATES).glob("*.jinja"), *companion_files(path)]
+        return _named(path, [*weight_files(path), *code_files(path), *settings, *beside], sha256)
     return [source, hub_revision(source)]
 
 

@@ -26,6 +26,7 @@ from compress.host.yaml_files import RECIPE_BYTES, as_yaml, parse_yaml
 from compress.models.create import Architecture
 from compress.passes.base import Pass
 from compress.records.protocol import MeasureProtocol
+from compress.records.run import ReferenceName
 from compress.run.registry import pass_class, translated
 from compress.text.windows import DataConfig
 
@@ -78,6 +79,11 @@ class ReportConfig(BaseModel):
     model_config = _VALUE
     prompt: str = Field("def ", min_length=1, description="each variant continues this text")
     sample_tokens: int = Field(64, ge=0, le=1000, description="by so many tokens")
+    references: tuple[ReferenceName, ...] = Field(
+        ("unigram", "trigram"),
+        description="simple models beside a base trained here; lstm: as many parameters and tokens as the "
+        "base, and about as long to train",
+    )
 
 
 class Recipe(BaseModel):

@@ -75,6 +75,7 @@ class Task(ABC):
     continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
     stacks: ClassVar[int] = 1  # lists of blocks, one after the other
     labels: ClassVar[str | None] = None  # the kind of labels that it is judged by; None: by text
+    embeds: ClassVar[bool] = False  # a text becomes a vector
     pooled: ClassVar[bool] = False  # the answer is one row for the whole text, (batch, 1, width)
     options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 

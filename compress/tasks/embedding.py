@@ -1,6 +1,7 @@
-"""embedding: an encoder without a head (MiniLM): a text is the mean of its last hidden states.
+"""embedding: an encoder without a head (MiniLM): a text is a vector made of its last hidden states.
 
-It is judged by that mean, e, over a window:
+By default the mean of them; or that of the first token or the last, where the files beside the model say so
+(models/companions.py), each a task of its own. It is judged by that vector, e, of a window:
 
     cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
 """
@@ -22,7 +23,7 @@ class Cosine(Scoring):
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 2e-3, "weights": 1e-4, "activations": 0.01}
 
     def kept(self, rows: Rows) -> Rows:
-        """The mean state (1, width)."""
+        """The mean of the states that count (1, width)."""
         mean: Rows = rows.mean(axis=0, keepdims=True)
         return mean
 
@@ -61,20 +62,40 @@ class Embedding(Task):
     auto_class: ClassVar[str] = "AutoModel"
     output: ClassVar[Literal["logits", "last_hidden_state"]] = "last_hidden_state"
     predicts: ClassVar[bool] = False
+    embeds: ClassVar[bool] = True
     scoring: ClassVar[Scoring] = Cosine()
+    pooling: ClassVar[str] = "mean"
+    states: ClassVar[slice] = slice(None)  # that count
 
     def claims(self, config: Any, architecture: str) -> bool:
-        """A model of a kind that could have a masked-LM head, and has none."""
+        """A model of a kind that could have a masked-LM head, and has none, and is pooled so."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-        return architecture.endswith("Model") and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        headless = architecture.endswith("Model") and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        return headless and getattr(config, "pooling", "mean") == self.pooling
 
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
         """The whole window; nothing is predicted."""
-        return Question(window, slice(None), window)
+        return Question(window, self.states, window[self.states])
 
 
-EMBEDDING = Embedding()
+class EmbeddingByFirst(Embedding):
+    """To embed text by the state of its first token."""
+
+    name: ClassVar[str] = "embedding-cls"
+    pooling: ClassVar[str] = "cls"
+    states: ClassVar[slice] = slice(0, 1)
+
+
+class EmbeddingByLast(Embedding):
+    """To embed text by the state of its last token."""
+
+    name: ClassVar[str] = "embedding-last"
+    pooling: ClassVar[str] = "lasttoken"
+    states: ClassVar[slice] = slice(-1, None)
+
+
+EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST = Embedding(), EmbeddingByFirst(), EmbeddingByLast()
 
 
 def _cosine_distance(base: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]) -> float:

@@ -355,12 +355,15 @@ class _Taker:
                 unit.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
         # position of every character in bytes; one character may be split over several tokens, whose
-        # spans then coincide: each counts from the furthest end so far
+        # spans then coincide: each counts from the furthest end so far. White space that a tokenizer drops
+        # counts with what comes after it, and at the end of a text with what comes before
         widths = np.frombuffer(unit.text.encode("utf-32-le"), dtype="<u4")
         sizes = 1 + (widths > 0x7F) + (widths > 0x7FF) + (widths > 0xFFFF)
         position = np.concatenate(([0], np.cumsum(sizes)))
         ends = np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
-        ends = np.maximum.accumulate(position[ends]) if len(ends) else ends
+        if len(ends):
+            ends = np.maximum.accumulate(position[ends])
+            ends[-1] = position[-1]
         lengths = np.diff(ends, prepend=0)
         end = self._end(unit)
         ids = self._known(unit, encoded["input_ids"] + end)

@@ -145,6 +145,14 @@ def _texts(folder: Path, bundle: Bundle, text: str) -> None:
         from pyarrow import parquet
 
         parquet.write_table(pyarrow.table({"text": [row["text"] for row in rows]}), place / "rows.parquet")
+        classes = {
+            "text": [f"{row['id']} {row['text']}" for row in rows],
+            "label": [n % 3 for n in range(20)],
+        }
+        parquet.write_table(pyarrow.table(classes), place / "classes.parquet")
+    table = "".join(f'"the text, {n}",{"ab"[n % 2]}\n' for n in range(20))
+    (place / "classes.csv").write_text("text,label\n" + table, encoding="utf-8")
+    (place / "words.conll").write_text("".join(f"w{n}\tO\nv\tB-x\n\n" for n in range(20)), encoding="utf-8")
     recipes = folder / "recipe"
     shutil.copytree(folder / "hf", recipes / "model")
     (recipes / "text.txt").write_text(text, encoding="utf-8")

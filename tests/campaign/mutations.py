@@ -117,6 +117,10 @@ TARGETS: dict[str, Target] = {
     "text: labelled": Target("texts", openers.documents, {"rows.jsonl": LINES}, "rows.jsonl"),
     "text: chats": Target("texts", openers.documents, {"chat.jsonl": LINES}, "chat.jsonl"),
     "text: parquet": Target("texts", openers.documents, {"rows.parquet": RAW}, "rows.parquet"),
+    "labelled: table": Target("texts", openers.labelled, {"classes.csv": TEXT}, "classes.csv"),
+    "labelled: lines": Target("texts", openers.labelled, {"rows.jsonl": LINES}, "rows.jsonl"),
+    "labelled: words": Target("texts", openers.labelled, {"words.conll": TEXT}, "words.conll"),
+    "labelled: parquet": Target("texts", openers.labelled, {"classes.parquet": RAW}, "classes.parquet"),
     "vocabularies": Target(
         "vocabularies", openers.vocabularies, {"smaller/*.json": JSON, "larger/*.json": JSON}
     ),

@@ -25,6 +25,7 @@ from compress.cli.tables import print_plan, print_results
 from compress.errors import UserError
 from compress.generation.chat import render
 from compress.generation.generator import TextGenerator
+from compress.host.files import read_json
 from compress.measure.artifacts import _vocabulary, evaluation_windows
 from compress.measure.unfinished import Unfinished
 from compress.models.checkpoints import load_tokenizer, meta_model
@@ -39,6 +40,8 @@ from compress.runtimes.null_pass import null_pass
 from compress.tasks.base import rows_of
 from compress.text.documents import load_documents
 from compress.text.framing import require_known
+from compress.text.labelled import LabelledConfig, load_labelled
+from compress.text.labelled.duplicates import normal_form
 from compress.text.translation import translation
 from compress.text.windows import DataConfig
 from compress.training import checkpoint
@@ -113,7 +116,7 @@ def step(folder: Path) -> Facts:
         with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             if not manifest.is_file():
                 continue
-            whole = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"]
+            whole = read_json(manifest)["fingerprint"]
             if isinstance(whole, str) and store.has(whole):
                 found[name] = model_facts(Bundle.load(folder / ".steps" / name))["answer"]
     return found
@@ -236,6 +239,16 @@ def overrides(folder: Path) -> Facts:
     (folder / "again.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     if load_recipe("again.yaml").model_dump() != plan.model_dump():
         raise Wrong("the recipe does not come back as it was written")
+    return {}
+
+
+def labelled(file: Path) -> Facts:
+    """Labelled rows: whatever is read, no text is in two parts, and every label trains."""
+    data = load_labelled(LabelledConfig(source=str(file)))
+    parts = [{normal_form(row.text, row.pair) for row in part}
+             for part in (data.train, data.heldout, data.evaluation)]  # fmt: skip
+    if len(set.union(*parts)) != sum(map(len, parts)):
+        raise Wrong("a text is in two parts")
     return {}
 
 

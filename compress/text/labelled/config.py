@@ -26,7 +26,7 @@ class LabelledConfig(BaseModel):
 
     model_config = _VALUE
 
-    source: str | list[str] | list[Mixed] = Field(
+    source: str | list[str | Mixed] = Field(
         description="a file (.csv, .tsv, .jsonl, .json, .parquet, .conll), several, a folder with a file per "
         "part or laid out as GLUE ships it, 'datasets:NAME[/CONFIG][:SPLIT]', 'stdlib:package', "
         "'stdlib:kinds', 'stdlib:docstring', or a list of {source, share, proxy}"

@@ -75,7 +75,7 @@ def recognised(columns: Sequence[str], config: LabelledConfig, origin: str, wher
             return _complete(Fields(asked, context, label, kind="span"), columns, origin)
     if kind == "text" or (kind is None and not config.label and _translates(free, config)):
         text = config.text or first(_SOURCES) or first(_TEXTS)
-        label = config.label or first([name for name in _TARGETS if name != text.lower()])
+        label = config.label or first([name for name in (*_TARGETS, *_LABELS) if name != text.lower()])
         return _complete(Fields(text, "", label, kind="text"), columns, origin)
     label = config.label or ("" if kind == "pair" else first(_LABELS))
     rest = [name for name in columns if name != label]
@@ -86,7 +86,9 @@ def recognised(columns: Sequence[str], config: LabelledConfig, origin: str, wher
 
 
 def _translates(free: dict[str, str], config: LabelledConfig) -> bool:
-    """Whether the names of columns tell that a text is to be made of another."""
+    """Whether the names of columns tell that a text is to be made of another, and no label is among them."""
+    if any(name in free for name in _LABELS if name != "target"):
+        return False
     target = any(name in free for name in _TARGETS if name != "target")
     return target or ("target" in free and (config.text or "source") in (config.text, *free))
 

@@ -5,7 +5,7 @@ Values may be numbers or numbers written as text, texts, or lists. Without a kin
 - a list anywhere: `classes`, the names of each row; a text "a,b" is one name, a list is several;
 - all values numbers, not all of them whole: `number`;
 - all values whole numbers (7, "7", 7.0): `class`, named "0", "1", ...; a scale of 0.0, 1.0, ... is whole,
-  too, and needs `kind: number`;
+  too, and needs `kind: number`; true and false are 1 and 0;
 - else `class`, named as the texts are, without the spaces around them.
 
 Names stand in the order of the numbers, or of the texts; `O` of tags is first. Where a data set says what its
@@ -95,7 +95,7 @@ def ordered(found: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('O', 'B-x', 'b'))
     """
     distinct = set(found)
-    if all(re.fullmatch(r"-?\d+", one) for one in distinct):
+    if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", one) for one in distinct):
         return tuple(sorted(distinct, key=int))
     return tuple(sorted(distinct, key=lambda one: (one != "O", one)))
 

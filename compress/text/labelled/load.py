@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import UserError
-from compress.host.files import at_home
+from compress.host.files import at_home, require_regular
 from compress.text.labelled import standard
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
@@ -48,6 +48,9 @@ def load_labelled(config: LabelledConfig, seed: int = 0) -> Labelled:
         raise UserError(f"labelled.source: {config.named} holds no rows to train on")
     require_names(read["train"].rows, kind, config.named)
     given = [name for name in ("heldout", "evaluation") if read[name].rows]
+    for name in ("heldout", "evaluation"):
+        if (own := getattr(config, name)) is not None and name not in given:
+            raise UserError(f"labelled.{name}: {own} holds no rows with a label")
     notes: dict[str, Any] = {
         "read": {name: len(part.rows) for name, part in read.items()},
         "left_out": {what: count for what, count in left_out.items() if count},
@@ -120,6 +123,7 @@ def _opened(source: str, where: str, kind: str | None) -> _Opened:
         files = [*parts.train, *parts.heldout, *parts.evaluation]
         return _by_part(parts, {file: open_table(at_home(file), where, kind) for file in files})
     if path.exists():
+        require_regular(path)  # a pipe would never answer
         return _Opened([open_table(path, where, kind)])
     raise UserError(
         f"{where}: '{source}' does not exist (a file, a folder, 'datasets:NAME' or "

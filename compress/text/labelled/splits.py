@@ -3,9 +3,9 @@
 Rows that are the same text, or nearly (duplicates.py), or of one group (a file), go to one part together.
 The clusters of a label stand in an order that is drawn from the seed and their texts alone, so that the
 order of the rows decides nothing. Evaluation takes its share of each label, what rounding leaves is
-carried to the next label, then held-out; training gets the rest, and at least one cluster of every label.
-A cluster that is larger than what is still wanted of its label trains. A label that would be in another
-part and not in training, as tags can be, is brought there with its cluster.
+carried to the next label, then held-out; training gets the rest. A cluster that is larger than what is
+still wanted of its label trains. A label that would be in another part and not in training is brought
+there with its cluster.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class _Cluster:
     key: str = ""
     rows: list[int] = field(default_factory=list)
     label: str = ""
-    trains: bool = False
+    size: int = 0  # rows that are no proxies: what other parts would get
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def cut(
         seed: of the order.
         evaluation: rows wanted; there may be fewer, where clusters do not fit.
         heldout: rows wanted.
-        groups: of each row, what must stay together besides.
+        groups: of each row, what must stay together besides; an empty one is none.
         proxy: whether a row may train only; it is left out where its duplicate is in another part.
     """
     duplicates = grouped(forms)
@@ -63,7 +63,7 @@ def cut(
         strata[cluster.label].append(cluster)
     part: dict[int, str] = {}
     for name, wanted in (("evaluation", evaluation), ("heldout", heldout)):
-        _take(strata, name, wanted, part, sum(len(c.rows) for c in clusters if not c.trains))
+        _take(strata, name, wanted, part, sum(c.size for c in clusters))
     _cover(clusters, labels, part)
     by_row = {row: part.get(id(cluster), "train") for cluster in clusters for row in cluster.rows}
     found: dict[str, list[int]] = {"train": [], "heldout": [], "evaluation": [], "left_out": []}
@@ -77,15 +77,13 @@ def _take(strata: dict[str, list[_Cluster]], name: str, wanted: int, part: dict[
     """Give `name` its share of each stratum."""
     due, got = 0.0, 0
     for clusters in strata.values():
-        free = [c for c in clusters if id(c) not in part and not c.trains]
+        free = [c for c in clusters if id(c) not in part and c.size]
         # what a label could not give is not taken from the next, only what rounding left
-        due = min(due, got + 1.0) + wanted * sum(len(c.rows) for c in clusters if not c.trains) / max(rows, 1)
-        room = len([c for c in clusters if id(c) not in part]) - 1  # one trains
+        due = min(due, got + 1.0) + wanted * sum(c.size for c in clusters) / max(rows, 1)
         for cluster in free:
-            if room and got + len(cluster.rows) <= due + 0.5:
+            if got + cluster.size <= due + 0.5:
                 part[id(cluster)] = name
-                got += len(cluster.rows)
-                room -= 1
+                got += cluster.size
 
 
 def _cover(clusters: list[_Cluster], labels: Sequence[tuple[str, ...]], part: dict[int, str]) -> None:
@@ -114,7 +112,7 @@ def _clusters(
         cluster.key = min(_digest(f"{seed}\0{forms[row]}") for row in cluster.rows)
         own = {name for row in cluster.rows for name in labels[row]}
         cluster.label = min(own, key=lambda name: (counts[name], name), default="")
-        cluster.trains = bool(proxy) and all(proxy[row] for row in cluster.rows)
+        cluster.size = sum(not (proxy and proxy[row]) for row in cluster.rows)
     return sorted(found.values(), key=lambda c: c.key)
 
 
@@ -132,7 +130,7 @@ def _joined(first: list[int], groups: Sequence[str]) -> list[int]:
 
     begun: dict[str, int] = {}
     for row, other in enumerate(first):
-        for with_it in (other, begun.setdefault(groups[row], row)):
+        for with_it in (other, begun.setdefault(groups[row], row) if groups[row] else row):
             a, b = root(row), root(with_it)
             parent[max(a, b)] = min(a, b)
     return [root(row) for row in range(len(first))]

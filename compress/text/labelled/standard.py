@@ -28,8 +28,8 @@ from compress.text.labelled.tables import Table
 
 NAMES = ("stdlib:package", "stdlib:kinds", "stdlib:docstring")
 PACKAGES, SNIPPET = 10, 8  # how many; lines
-_LEAST_FILES = 6  # of a package, so that every part gets some
-_PER_PACKAGE, _PER_FILE, _ROWS = 300, 12, 3000
+_LEAST_FILES = 8  # of a package, so that every part gets some
+_PER_PACKAGE, _PER_FILE, _ROWS = 300, 16, 3000
 _LINE_WORDS, _LONGEST_WORD = (4, 40), 60
 _FILES, _FILE_CHARACTERS = 320, 40_000  # read word by word, which takes longest
 _FUNCTION_LINES = (3, 40)
@@ -154,8 +154,7 @@ def _kind(token: tokenize.TokenInfo) -> str | None:
 def _functions(documents: list[Document]) -> Iterator[_Row]:
     rows: list[_Row] = []
     for document in documents:
-        if len(document.text) <= _FILE_CHARACTERS:
-            rows += _chosen(list(_documented(document)), _PER_FILE)
+        rows += _chosen(list(_documented(document)), _PER_FILE)
     yield from _chosen(rows, _ROWS)
 
 
@@ -180,4 +179,5 @@ def _documented(document: Document) -> Iterator[_Row]:
             continue  # a docstring on the line of its function is in the text
         margin = len(before[0]) - len(before[0].lstrip())
         source = "\n".join(line[margin:] if not line[:margin].strip() else line for line in before + after)
-        yield f"{document.name}:{node.lineno}", (source.rstrip(), summary), document.name
+        if summary not in source:  # else it is there to be copied
+            yield f"{document.name}:{node.lineno}", (source.rstrip(), summary), document.name

@@ -1,9 +1,9 @@
 """Files of rows: which columns there are, and their values row by row, with the place of each.
 
-`.csv` and `.tsv` begin with a header. A field in quotes may hold the delimiter, line ends, and quotes written
-twice. A `.tsv` whose quotes do not come out even is read as text without quoting, as the files of GLUE are.
-A row of another width than the header is refused, except in files of GLUE, which hold some: there it is left
-out and counted.
+`.csv` and `.tsv` begin with a header. A field in quotes may hold the delimiter, line ends, and quotes
+written twice. A `.tsv` whose quotes do not come out even, or swallow lines that are rows by themselves,
+is read as text without quoting, as the files of GLUE are. A row of another width than the header is
+refused, except in files of GLUE, which hold some: there it is left out and counted.
 """
 
 import csv
@@ -145,16 +145,15 @@ def _quoted(content: str, delimiter: str, file: Path, where: str) -> _Lines:
 
 
 def _tabs(lines: _Lines, content: str) -> _Lines:
-    """As quoted if that gives every row the header's width, else as text that is not quoted."""
+    """As quoted or, where quotes do not come out even or swallow whole lines, as text without quoting."""
     try:
         rows = list(lines)
     except UserError:
         rows = []
-    if not rows or len({len(values) for _, values in rows}) > 1:
-        plain = list(_unquoted(content))
-        if not rows or len({len(values) for _, values in plain}) == 1:
-            rows = plain
-    return iter(rows)
+    plain = list(_unquoted(content))
+    even, plainly = ({len(values) for _, values in found} for found in (rows, plain))
+    swallowed = len(plainly) == 1 and (len(rows) < len(plain) or plainly != even)
+    return iter(plain if not rows or swallowed else rows)
 
 
 def _json_lines(file: Path, where: str) -> Iterator[tuple[str, Any]]:
