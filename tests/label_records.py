@@ -100,7 +100,7 @@ def write_model(folder: Path) -> None:
     pieces += [f"{begin}{digit}" for begin in ("", "##") for digit in range(10)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     config = transformers.BertConfig(
-        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64, initializer_range=0.1,
     )  # fmt: skip
     torch.manual_seed(0)
