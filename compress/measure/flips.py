@@ -117,11 +117,12 @@ def _decisions(ours: Judged, theirs: Judged, sets: bool) -> Iterator[_Decision]:
             told = [
                 ", ".join(n for n, on in zip(names, row, strict=True) if on) for row in (right, before, now)
             ]
-            yield _Decision(number, 0, *(each or NONE for each in told), was_sure.prod(), sure.prod())
+            label, was, is_now = (each or NONE for each in told)
+            yield _Decision(number, 0, label, was, is_now, was_sure.prod(), sure.prod())
             continue
         for place in range(len(right)):
-            told = [names[int(row[place])] for row in (right, before, now)]
-            yield _Decision(number, place, *told, was_sure[place], sure[place])
+            label, was, is_now = (names[int(row[place])] for row in (right, before, now))
+            yield _Decision(number, place, label, was, is_now, was_sure[place], sure[place])
 
 
 def _flip(found: _Decision, examples: Examples, tokenizer: Any) -> Flip:

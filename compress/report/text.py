@@ -66,18 +66,18 @@ def text_table(
     titles = [title for title, _ in numbers if title in known or any(title in own for _, own in simple)]
     titles = titles or [title for title, _ in numbers]
     rows = [["variant", "runtime", *titles]]
-    for result, row in zip(results, cells, strict=True):
-        own = dict(zip((title for title, _ in numbers), row, strict=True))
+    for result, found in zip(results, cells, strict=True):
+        own = dict(zip((title for title, _ in numbers), found, strict=True))
         rows.append([visible(result.variant), visible(result.runtime), *(own[title] for title in titles)])
     rows += [[visible(n), "reference", *(own.get(title, ABSENT) for title in titles)] for n, own in simple]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [
+        padded = [
             text.ljust(width) if place < 2 else text.rjust(width)
             for place, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
