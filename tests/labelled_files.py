@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from compress.text.labelled import Labelled, LabelledConfig, Row, load_labelled
+from compress.text.labelled.base import Labelled, Row
+from compress.text.labelled.config import LabelledConfig
+from compress.text.labelled.load import load_labelled
 
 SUBJECTS = "river engine library teacher morning garden window bicycle market doctor".split()
 VERBS = "carried forgot opened painted followed repaired described borrowed".split()

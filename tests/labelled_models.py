@@ -10,7 +10,7 @@ from export_models import word_tokenizer
 
 from compress.artifact.bundle import Bundle
 from compress.records.manifest import Lineage
-from compress.text.labelled import Row
+from compress.text.labelled.base import Row
 
 # head -> (kind of labels, names of them, problem type)
 HEADS: dict[str, tuple[str, tuple[str, ...], str | None]] = {

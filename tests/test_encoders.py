@@ -132,8 +132,15 @@ def test_what_an_encoder_cannot_do_is_said_beforehand(text, tmp_path, monkeypatc
     assert "export_onnx of an encoder needs the package 'onnxscript': pip install onnxscript" in refused(
         "run", recipe, "-o", tmp_path / "run"
     )
-    recipe = write_recipe(tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)}, base=["train"])
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml",
+        text,
+        model={"checkpoint": str(checkpoint)},
+        base=[{"prune_gradual": {"towards": "text"}}],
+    )
     line = refused("run", recipe, "-o", tmp_path / "run")  # it would see the tokens that it predicts
-    assert "base.passes.0.train: does not take an encoder (model_type 'bert'); those that do: " in line
+    assert (
+        "base.passes.0.prune_gradual: does not take an encoder (model_type 'bert'); those that do: " in line
+    )
     with pytest.raises(UserError, match="no mask token"):
         MASKED.question(np.arange(8, dtype=np.int32), 0, None)

@@ -52,7 +52,7 @@ def test_float32_passes_with_equal_continuations(name, context):
     manifest = Manifest.read(result.exports["onnx"] / "manifest.json")
     assert manifest.kind == "onnx"
     assert manifest.onnx["check"]["passed"]
-    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json", "genai_config.json"} <= set(
+    assert {"model.onnx", "model.onnx_data", "config.json", "tokenizer.json", "genai_config.json"} <= set(
         manifest.files
     )
 

@@ -78,10 +78,10 @@ def changed_by(copy: Path, edits: list[tuple[str, str, str]]) -> list[set[str]]:
 def test_what_an_edit_of_our_code_makes_again(tmp_path):
     trains = {name for name in OURS if "compress.training.loop" in modules(name)}
     gptq = {name for name in OURS if "compress.solvers.gptq" in modules(name)}
-    assert {"train", "distill", "prune_gradual"} == trains
+    assert {"train", "distill", "prune_gradual", "finetune"} == trains
     assert {"quantize_gptq", "quantize_auto"} <= gptq <= {n for n in OURS if n.startswith(("quant", "prune"))}
     reads = {name for name in EVERYTHING if "compress.text.documents" in modules(name)}
-    assert not reads & {"train", "distill", "quantize_gptq", "prune_structured", "export_gguf"}
+    assert not reads & {"train", "finetune", "distill", "quantize_gptq", "prune_structured", "export_gguf"}
     weighs = {"quantize_auto"}  # asks the writers how long their files will be
     expected: list[tuple[str, str, str, set[str]]] = [
         # comments, layout and docstrings: nothing

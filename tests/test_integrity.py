@@ -99,7 +99,7 @@ def test_an_onnx_folder_is_checked_when_it_is_opened(tmp_path):
     exported(model, tmp_path / "onnx")
     write_manifest(model, tmp_path / "onnx", {"task": "causal"})
     open_runtime(tmp_path / "onnx", "onnxruntime", 1)
-    with (tmp_path / "onnx" / "model.onnx.data").open("ab") as stream:
+    with (tmp_path / "onnx" / "model.onnx_data").open("ab") as stream:
         stream.write(b"\0" * 32)
     for place in (tmp_path / "onnx", tmp_path):  # a variant's folder holds it, too
         with pytest.raises(UserError, match=r"model\.onnx\.data: missing or not of the"):
@@ -243,7 +243,7 @@ def test_what_is_read_block_by_block_must_not_change(bundle, tmp_path):
 def test_a_graph_that_is_mapped_must_not_change(tmp_path):
     runtime = exported(tiny_export("llama"), tmp_path / "onnx")
     runtime.logits(tokens(1, 4))
-    flip(tmp_path / "onnx" / "model.onnx.data")
+    flip(tmp_path / "onnx" / "model.onnx_data")
     with pytest.raises(UserError, match=r"model\.onnx\.data: was changed while"):
         runtime.logits(tokens(1, 4))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compress.errors import UserError
-from compress.text.labelled import Row
 from compress.text.labelled.augment import Rates, Vocabulary, augmented, augmented_row, augmented_words
+from compress.text.labelled.base import Row
 from compress.text.labelled.weights import balanced_order, class_weights
 
 few = settings(max_examples=60, deadline=None)

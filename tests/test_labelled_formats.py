@@ -10,7 +10,7 @@ from labelled_files import every, found, load, rows_csv, sentence, write
 
 from compress.errors import MissingExtra, UserError
 from compress.text import rows as rows_module
-from compress.text.labelled import LabelledConfig
+from compress.text.labelled.config import LabelledConfig
 
 
 def refused(line, source, **fields):

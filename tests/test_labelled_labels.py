@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from test_labelled_formats import refused
 
 from compress.errors import UserError
-from compress.text.labelled import LabelledConfig
+from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.fields import Fields, recognised
 from compress.text.labelled.labels import kind_of, ordered
 

@@ -14,7 +14,7 @@ from compress.tasks.base import UNKNOWN
 from compress.tasks.decisions import calibration_error
 from compress.tasks.registry import task_labelled, task_of
 from compress.text.examples import Examples, encode
-from compress.text.labelled import Row
+from compress.text.labelled.base import Row
 
 
 def forward(bundle):

@@ -41,9 +41,10 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import Document, load_documents, text_hash
 from compress.text.examples import Examples
-from compress.text.labelled import Labelled, load_labelled
 from compress.text.labelled.as_text import documents_of, text_of
+from compress.text.labelled.base import Labelled
 from compress.text.labelled.encoded import encoded
+from compress.text.labelled.load import load_labelled
 from compress.text.translation import Translation, translation
 from compress.text.windows import (
     LABELLED,

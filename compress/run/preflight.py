@@ -32,7 +32,8 @@ from compress.tasks.base import longest_text
 from compress.tasks.decisions import require_metrics
 from compress.tasks.registry import task_labelled, task_of
 from compress.text.documents import load_documents
-from compress.text.labelled import Labelled, load_labelled
+from compress.text.labelled.base import Labelled
+from compress.text.labelled.load import load_labelled
 from compress.text.windows import LABELLED
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side

@@ -196,7 +196,7 @@ CASES: dict[str, tuple[str, Change, Open]] = {
         ("int4", "manifest.json", _ART), ("int4", "quantized.safetensors", _ART),
         ("recipe", "recipe.yaml", _DRY), ("recipe", "text.txt", _DRY),
         ("run", "results.jsonl", openers.results),
-        ("run", "recipe.yaml", _COMPARE), ("onnx", "model.onnx", openers.onnx), ("onnx", "model.onnx.data",
+        ("run", "recipe.yaml", _COMPARE), ("onnx", "model.onnx", openers.onnx), ("onnx", "model.onnx_data",
         openers.onnx), ("gguf F16", "model.gguf", _GGUF), ("hf", "chat_template.jinja", _CHAT),
         ("gguf with hashes", "SHA256SUMS", _HASHED),
         ("unfinished", "started", openers.unfinished),

@@ -40,8 +40,9 @@ from compress.runtimes.null_pass import null_pass
 from compress.tasks.base import rows_of
 from compress.text.documents import load_documents
 from compress.text.framing import require_known
-from compress.text.labelled import LabelledConfig, load_labelled
+from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.duplicates import normal_form
+from compress.text.labelled.load import load_labelled
 from compress.text.translation import translation
 from compress.text.windows import DataConfig
 from compress.training import checkpoint

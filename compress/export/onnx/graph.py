@@ -1,7 +1,7 @@
 """A small writer of ONNX graphs.
 
 Nodes are collected in order, values get unique names, and large weights go straight to the external file
-`model.onnx.data` while the graph is being described, so that no second copy of the model is held in
+`model.onnx_data` while the graph is being described, so that no second copy of the model is held in
 memory. Offsets are multiples of 4096 bytes, which lets ONNX Runtime map the file instead of reading it.
 Limits: no subgraphs, no functions; opset 21 of ONNX and opset 1 of `com.microsoft`.
 """
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
+DATA_FILE = "model.onnx_data"
 
 OPSET = 21
 _IR_VERSION = 10
