@@ -19,15 +19,17 @@ from compress.host.processes import on_this_machine
 from compress.measure import harness
 from compress.measure.artifacts import measure_artifacts
 from compress.measure.baselines import references_beside
+from compress.measure.flips import Flips
+from compress.measure.inner_steps import InnerSteps
+from compress.measure.label_references import label_references
 from compress.measure.places import exports_in, not_measured, targets_of
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
-from compress.records.manifest import PassRecord
 from compress.records.protocol import MeasureProtocol
-from compress.records.results import Result, StepResult, read_results, write_results
-from compress.records.run import RunRecord, Sample, SampleBook, VariantRecord
+from compress.records.results import Result, read_results, write_results
+from compress.records.run import RunRecord, Sample, SampleBook
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight
@@ -187,15 +189,20 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     targets = [t for variant in made.variants for t in targets_of(folder, variant)]
     tokenizer = load_tokenizer(base)
     config = load_config(base)
-    continues = task_of(config).continues
-    prompt = prompt_of(tokenizer, recipe.report.prompt, continues=continues)
+    task = task_of(config)
+    prompt = prompt_of(tokenizer, recipe.report.prompt, continues=task.continues)
     earlier = _readable(RunRecord.read, folder / "run.json")
     work = StepStore(folder).working  # what a kill leaves here, the next call sweeps up
     work.mkdir(exist_ok=True)
     book = work / "samples.json"
     kept = [s for record in (earlier, _readable(SampleBook.read, book)) if record for s in record.samples]
     samples = {(s.variant, s.runtime): s for s in kept if s.prompt == recipe.report.prompt}
-    done = [r for r in _readable(read_results, path) or [] if (r.variant, r.runtime) in samples]
+    flips = Flips(work / "flips.json", windows, tokenizer, earlier.flips if earlier else ())
+    done = [
+        r
+        for r in _readable(read_results, path) or []
+        if (not task.writes or (r.variant, r.runtime) in samples) and flips.covers(r)
+    ]
     write_results(path, done)
 
     def keep_sample(target: Target, tokens: list[int]) -> None:
@@ -205,18 +212,18 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         )
         SampleBook(samples=list(samples.values())).write(book)
 
-    inner, ends = _inner_steps(made.variants)
+    inner = InnerSteps.of(made.variants)
     known = earlier is not None and earlier.variants == made.variants
     known = known and len(harness.taken_over(targets, windows, protocol, done)) == len(targets)
     unfinished = work / "measured.json"
     found = harness.measure(
-        targets, base, windows, protocol, steps=[] if known else _step_targets(made, inner, ends), done=done,
+        targets, base, windows, protocol, steps=[] if known else inner.targets(made.steps), done=done,
         workdir=work, unfinished=unfinished,
         continuation=harness.Continuation(prompt, recipe.report.sample_tokens), on_sample=keep_sample,
-        on_result=lambda result: harness.save_result(path, result),
+        on_scores=flips.keep, on_result=lambda result: harness.save_result(path, result),
     )  # fmt: skip
     results = found[: len(targets)]
-    steps = earlier.step_results if earlier and known else _step_results(made, inner, ends, found)
+    steps = earlier.step_results if earlier and known else inner.results(made.steps, found)
     write_results(path, results)
     simple = work / "references.json"
     references = references_beside(
@@ -234,10 +241,17 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         samples=[samples[t.variant, t.runtime] for t in targets if (t.variant, t.runtime) in samples],
         step_results=steps,
         not_measured=missing,
+        flips=flips.of(results),
+        label_references=label_references(
+            made.data.labelled if task.labels else None,
+            seed=protocol.seed,
+            earlier=earlier.label_references if earlier else (),
+        ),
     )
     record.write(folder / "run.json")
     book.unlink(missing_ok=True)
     unfinished.unlink(missing_ok=True)
+    flips.forget()
     simple.unlink(missing_ok=True)
     return record
 
@@ -321,50 +335,6 @@ def measure(
     first = paths[0] if base is not None else None
     found = list(dict.fromkeys(found))
     return bench(found, data, first, protocol, labelled=labelled, verify=verify)
-
-
-_Inner = list[tuple[str, int, PassRecord]]  # variant, index in its chain, step
-
-
-def _inner_steps(variants: Sequence[VariantRecord]) -> tuple[_Inner, dict[str, str]]:
-    """The steps that change weights and are not the end of their chain; and, of the ends, fingerprint ->
-    variant: what is the end of another chain has been measured with that."""
-    inner: _Inner = []
-    ends: dict[str, str] = {}
-    for variant in variants:
-        changing = [(i, s) for i, s in enumerate(variant.steps) if not s.is_export]
-        if changing:
-            ends.setdefault(changing[-1][1].fingerprint, variant.name)
-        if variant.name != "base":
-            inner += [(variant.name, i, s) for i, s in changing[:-1]]
-    return inner, ends
-
-
-def _step_targets(made: Made, inner: _Inner, ends: dict[str, str]) -> list[Target]:
-    """What of the inner steps is to be scored, each once."""
-    found = dict.fromkeys(s.fingerprint for _, _, s in inner if s.fingerprint not in ends)
-    return [Target(step, "torch", made.steps[step], step) for step in found]
-
-
-def _step_results(
-    made: Made, inner: _Inner, ends: dict[str, str], results: Sequence[Result]
-) -> list[StepResult]:
-    """Quality and size after each inner step, from the results of variants and steps."""
-    scored = {r.variant: r for r in results if r.runtime == "torch"}
-    return [
-        StepResult(
-            variant=name, step_index=index, pass_name=step.name,
-            nll=result.nll,
-            delta_nll=result.delta_nll,
-            delta_nll_ci95=result.delta_nll_ci95,
-            kl_to_base=result.kl_to_base,
-            kl_ci95=result.kl_ci95,
-            weight_bytes=result.weight_bytes,
-            file_bytes=disk_bytes(made.steps[step.fingerprint]),
-        )
-        for name, index, step in inner
-        for result in [scored[ends.get(step.fingerprint, step.fingerprint)]]
-    ]  # fmt: skip
 
 
 def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:

@@ -117,3 +117,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import report_records
 
     return report_records.load(cli_helpers.built_once(tmp_path_factory, "report", report_records.make))
+
+
+@pytest.fixture(scope="session")
+def labelled_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two real tiny runs that are judged by labels, made once; see `label_records`."""
+    import cli_helpers
+    import label_records
+
+    return cli_helpers.built_once(tmp_path_factory, "labels", label_records.make)

@@ -189,7 +189,7 @@ def test_running_again_does_nothing_new(place, run, monkeypatch):
 def test_a_changed_field_recomputes_only_its_chain(place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path / "copy")
     before = digests(tmp_path / "copy" / "run")
-    told = SimpleNamespace(references=[], variants=[])
+    told = SimpleNamespace(references=[], label_references=[], variants=[])
     monkeypatch.setattr("compress.api.tell", lambda recipe, made, say: told)  # measuring has tests of its own
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     outcome = invoke(*demo(tmp_path / "copy", "variants.int4.passes.quantize_gptq.damping=0.05"))
@@ -206,7 +206,8 @@ def test_files_that_are_gone_are_made_again(place, tmp_path, monkeypatch):
     folder = tmp_path / "copy" / "run"
     before = digests(folder)
     monkeypatch.setattr(
-        "compress.api.tell", lambda recipe, made, say: SimpleNamespace(references=[], variants=[])
+        "compress.api.tell",
+        lambda recipe, made, say: SimpleNamespace(references=[], label_references=[], variants=[]),
     )
     monkeypatch.setattr("compress.api.write_report", lambda folder: None)
     graph = folder / "int8" / "onnx" / "model.onnx"

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +13,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compress import api
 from compress.artifact.folder import disk_bytes
 from compress.errors import UserError
 from compress.host import machine
 from compress.host.memory import peak_rss_bytes
 from compress.measure import harness, reference, turns
 from compress.measure.harness import Continuation, measure, save_result
+from compress.measure.inner_steps import InnerSteps
 from compress.measure.process import WorkerError, WorkerProcess
 from compress.measure.reference import Reference
 from compress.measure.turns import Target
@@ -238,12 +237,12 @@ def test_a_step_that_is_the_end_of_another_chain_is_not_scored_again():
     prune, heal, export = step("prune", "p"), step("distill", "h"), step("export_onnx", "e")
     base = variant("base", step("create", "c"), step("train", "t"))
     variants = [base, variant("cut", prune, export), variant("healed", prune, heal)]
-    inner, ends = api._inner_steps(variants)
-    assert inner == [("healed", 0, prune)]
-    assert ends == {"t": "base", "p": "cut", "h": "healed"}
-    made = SimpleNamespace(steps={"p": Path("p")})
-    assert api._step_targets(made, inner, ends) == []
-    assert [t.path for t in api._step_targets(made, inner, {})] == [Path("p")]
+    inner = InnerSteps.of(variants)
+    assert inner.steps == (("healed", 0, prune),)
+    assert inner.ends == {"t": "base", "p": "cut", "h": "healed"}
+    places = {"p": Path("p")}
+    assert inner.targets(places) == []
+    assert [t.path for t in InnerSteps(inner.steps, {}).targets(places)] == [Path("p")]
 
 
 def test_an_artifact_that_does_not_load_is_named(base, windows, tmp_path):

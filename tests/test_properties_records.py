@@ -20,6 +20,7 @@ from compress.formats import Format
 from compress.formats.registry import FORMATS
 from compress.measure.quality import Scores, summarise
 from compress.records.base import Record
+from compress.records.flips import FlipBook
 from compress.records.manifest import Manifest, PassRecord
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, StepResult, read_results, write_results
@@ -28,7 +29,7 @@ from compress.run.recipe import Recipe, load_recipe
 from compress.run.registry import names, pass_class
 
 few = settings(max_examples=25)
-RECORDS = [Manifest, RunRecord, SampleBook, Result, StepResult, PassRecord]
+RECORDS = [Manifest, RunRecord, SampleBook, FlipBook, Result, StepResult, PassRecord]
 
 # what YAML or JSON could take for something else, and what breaks lines
 HARD = ["", "null", "~", "yes", "1e5", "0x10", "1_000", ".nan", "12:30:45", "2001-01-01", "<<", "=", "- a",

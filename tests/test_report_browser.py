@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import label_records
 import pytest
 from report_records import Records
 
@@ -33,8 +34,10 @@ DARK = "--blink-settings=preferredColorScheme=0"
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, records: Records) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory, records: Records, labelled_runs: Path) -> Path:
     folder = tmp_path_factory.mktemp("pages")
+    for name in ("topics", "words"):
+        (folder / f"{name}.html").write_text(render(*label_records.load(labelled_runs, name))[0], "utf-8")
     (folder / "report.html").write_text(render(*records)[0], encoding="utf-8")
     (folder / "compare.html").write_text(
         compare([records.named("one"), records.named("two")]), encoding="utf-8"
@@ -155,7 +158,7 @@ def test_a_point_is_told_of_and_a_series_is_switched_off(
     assert noted(html, "shown") == noted(html, "still") == "none"
 
 
-@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("name", ["report", "compare", "topics"])
 @pytest.mark.parametrize("width", [420, 1280])
 def test_nothing_but_tables_scrolls_sideways(pages: Path, tmp_path: Path, name: str, width: int) -> None:
     script = """
@@ -176,8 +179,9 @@ def test_nothing_but_tables_scrolls_sideways(pages: Path, tmp_path: Path, name: 
     assert int(noted(html, "chart")) >= 300
 
 
+@pytest.mark.parametrize("name", ["report", "words"])
 @pytest.mark.parametrize("flag", ["", DARK], ids=["light", "dark"])
-def test_all_text_is_legible(pages: Path, tmp_path: Path, flag: str) -> None:
+def test_all_text_is_legible(pages: Path, tmp_path: Path, flag: str, name: str) -> None:
     """WCAG 2's contrast of at least 4.5 between each text and what it stands on."""
     script = """
       document.querySelectorAll("details").forEach((element) => { element.open = true; });
@@ -207,8 +211,9 @@ def test_all_text_is_legible(pages: Path, tmp_path: Path, flag: str) -> None:
       document.body.dataset.poor = Array.from(poor).join("; ");
       document.body.dataset.surface = getComputedStyle(document.body).backgroundColor;
     """
-    html = dom(with_script(pages / "report.html", script), tmp_path / "profile", "", *filter(None, [flag]))
+    html = dom(with_script(pages / f"{name}.html", script), tmp_path / "profile", "", *filter(None, [flag]))
     assert int(noted(html, "count")) > 100
+    assert ("<mark>" in html) == (name == "words")
     assert noted(html, "poor") == ""
     assert noted(html, "surface") == ("rgb(20, 24, 28)" if flag else "rgb(255, 255, 255)")
 
@@ -217,3 +222,15 @@ def test_comparison_is_drawn(pages: Path, tmp_path: Path) -> None:
     html = dom(pages / "compare.html", tmp_path / "profile")
     for series in ("one, PyTorch", "two, ONNX Runtime"):
         assert html.count(f"</svg>{series}</button>") == 2
+
+
+def test_a_text_that_is_code_does_not_run(pages: Path, tmp_path: Path) -> None:
+    """Labelled texts with a tag that would open a box, which would say so on the console."""
+    script = """
+      window.alert = () => console.error("ran");
+      document.querySelectorAll("details").forEach((element) => { element.open = true; });
+      document.body.dataset.scripts = document.querySelectorAll("main script").length;
+    """
+    html = dom(with_script(pages / "topics.html", script), tmp_path / "profile")
+    assert noted(html, "scripts") == "0"
+    assert "&lt;script&gt;alert(" in html

@@ -121,7 +121,7 @@ def run(
         print("not measured: the same command without --no-measure does that, and writes the report")
         return
     record = api.run(plan, folder, _say)
-    print_results(api.load_run(folder)[1], record.references)
+    print_results(api.load_run(folder)[1], record)
     print_left(record)
     print(f"report: {folder / 'report.html'}")
 
@@ -193,7 +193,7 @@ def bench(
     results = api.bench(artifacts, data, base, protocol, labelled=labelled, verify=verify, say=_say)
     if output is not None:
         write_results(output, results)
-    print_results(results, [])
+    print_results(results)
 
 
 @app.command()

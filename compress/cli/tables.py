@@ -17,7 +17,7 @@ from compress.errors import one_line, staying
 from compress.host.progress import clock
 from compress.passes.base import Pass
 from compress.records.results import Result
-from compress.records.run import Reference, RunRecord
+from compress.records.run import RunRecord
 from compress.report.narrative import left_lines
 from compress.report.text import text_table
 from compress.run.preflight import Plan
@@ -70,9 +70,12 @@ def print_fields() -> None:
     _console().print(_table(Recipe))
 
 
-def print_results(results: list[Result], references: list[Reference]) -> None:
+def print_results(results: list[Result], run: RunRecord | None = None) -> None:
     """The table a run ends with; the report has all of it."""
-    print(text_table(results, references))
+    if run is None:
+        print(text_table(results))
+    else:
+        print(text_table(results, run.references, run.label_references))
 
 
 def print_left(run: RunRecord) -> None:

@@ -61,6 +61,7 @@ def measure(
     own_lengths: Sequence[int] = (),
     on_result: Callable[[Result], None] = lambda result: None,
     on_sample: Callable[[Target, list[int]], None] = lambda target, tokens: None,
+    on_scores: Callable[[Target, quality.Scores, quality.Scores], None] = lambda target, own, base: None,
     verify: bool = True,
 ) -> list[Result]:
     """Everything in DESIGN section 6 for each target, in the order of `targets`, and then of the `steps`.
@@ -70,8 +71,9 @@ def measure(
     target, fingerprint, protocol, machine and versions is taken over. `unfinished`: a file that keeps what
     is learnt on the way; a call that was cut off goes on from it. `calibration`: text that must not overlap
     `windows`. `own_lengths`: tokens of each text that encoders are for, to be timed with. `on_result`: called
-    as each target is finished; `on_sample`: with the tokens of its `continuation`. `verify`: compare the
-    files' hashes with those stated beside them, here and not in the processes that are timed.
+    as each target is finished; `on_sample`: with the tokens of its `continuation`; `on_scores`: before that
+    with the scores of a target and the base's, where there are two. `verify`: compare the files' hashes with
+    those stated beside them, here and not in the processes that are timed.
 
     Raises UserError (WorkerError) when an artifact cannot be loaded or is not what was written, its process
     dies, or the texts overlap.
@@ -119,6 +121,8 @@ def measure(
                 written = worker.ask("generate", **_as_command(continuation, words))["tokens"]
                 if written is not None:
                     on_sample(target, written if words is None else words.back(written))
+            if reference.scores is not None and not reference.is_base(target.path, target.runtime):
+                on_scores(target, scores, reference.scores)
             timing = timings[target.key]
             parameters, nonzero = counts.get(target.variant, (None, None))
             extra: dict[str, Any] = {

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from compress.records.base import SCHEMA_VERSION, Record
+from compress.records.flips import FlipsRecord, LabelReference
 from compress.records.manifest import PassRecord
 from compress.records.results import StepResult
 
@@ -97,6 +98,8 @@ class RunRecord(Record):
     """`run.json`: everything of a run but the measured lines.
 
     Attributes:
+        flips: of tasks with labels, what each variant decides otherwise than the base in torch, by runtime.
+        label_references: simple models of the training texts, of labels with names.
         not_measured: export folder -> why nothing was measured of it, "not measured in llama.cpp: ...".
     """
 
@@ -111,3 +114,5 @@ class RunRecord(Record):
     samples: list[Sample] = Field(default_factory=list)
     step_results: list[StepResult] = Field(default_factory=list)
     not_measured: dict[str, str] = Field(default_factory=dict)
+    flips: list[FlipsRecord] = Field(default_factory=list)
+    label_references: list[LabelReference] = Field(default_factory=list)

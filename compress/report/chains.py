@@ -16,11 +16,13 @@ from compress.records.results import Result
 from compress.records.run import RunRecord, VariantRecord
 from compress.report import units
 from compress.report.rows import base_name, with_base_as_zero
+from compress.report.scores import hundredths, interval_hundredths
 from compress.report.verdicts import (
     Finding,
     Snapshot,
     Verdict,
     change_of_nll,
+    change_of_score,
     judge,
     runtime_name,
     significance,
@@ -36,7 +38,8 @@ class ChainStep:
     """One row of a chain's table: all text, ready to print.
 
     `changed` are the settings that differ from the pass's defaults, as far as the record tells; `settings`
-    are all.
+    are all. `quality` is the score where labels are judged, in hundredths, else the NLL in nats; `change` is
+    in the same unit.
     """
 
     number: int
@@ -44,7 +47,7 @@ class ChainStep:
     changed: str
     settings: tuple[tuple[str, str], ...]
     size: str
-    nll: str
+    quality: str
     change: str
     change_interval: str
     change_word: str
@@ -132,6 +135,7 @@ def _total(
 def _snapshots(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, Snapshot]:
     """Fingerprint -> what was measured there."""
     snapshots: dict[str, Snapshot] = {}
+    score_name = next((result.score_name for result in results if result.score_name), "")
     by_name = {variant.name: variant for variant in run.variants}
     for result in with_base_as_zero(run, results):
         variant = by_name.get(result.variant)
@@ -163,6 +167,12 @@ def _snapshots(run: RunRecord, results: list[Result], ways: Ways) -> dict[str, S
             delta_nll=measured.delta_nll if compared else known.delta_nll,
             delta_ci=measured.delta_nll_ci95 if compared else known.delta_ci,
             kl=measured.kl_to_base if compared else known.kl,
+            score_name=score_name if measured.score is not None else known.score_name,
+            score=known.score if measured.score is None else measured.score,
+            delta_score=known.delta_score if measured.delta_score is None else measured.delta_score,
+            delta_score_ci=(
+                known.delta_score_ci if measured.delta_score is None else measured.delta_score_ci95
+            ),
         )
     return snapshots
 
@@ -181,8 +191,11 @@ def _step(
     verdict = None if before is None else judge(before, after or Snapshot())
     if step.is_export and after is None:
         verdict = _unmeasured(run, step) or verdict
-    change, bounds = change_of_nll(before, after) if before and after else (None, None)
     shown = after or Snapshot()
+    quality, change, bounds = shown.nll, *(change_of_nll(before, after) if before and after else (None, None))
+    if shown.score is not None:
+        quality = hundredths(shown.score)
+        change, bounds = change_of_score(before, shown) if before else (None, None)
     notes, warnings = _notes(step.notes)
     tokens = _tokens_per_parameter(run, results, variant, step)
     if tokens:
@@ -194,9 +207,11 @@ def _step(
         changed=", ".join(f"{key}={_compact(value)}" for key, value in (step.changed or {}).items()),
         settings=tuple((key, _compact(value)) for key, value in step.config.items()),
         size=units.size(shown.bytes),
-        nll=units.significant(shown.nll),
-        change=units.signed(change),
-        change_interval=units.interval(bounds, with_sign=True),
+        quality=units.significant(quality),
+        change=units.signed(change if shown.score is None else hundredths(change)),
+        change_interval=units.interval(
+            bounds if shown.score is None else interval_hundredths(bounds), with_sign=True
+        ),
         change_word=significance(bounds),
         kl=units.significant(shown.kl),
         seconds=units.duration(step.seconds),

@@ -1,14 +1,16 @@
 """The pictures of loss curves: what each pass that trained was asked to minimise, and the held-out loss.
 
 Method: a pass of the kind "train" minimises the cross-entropy of its text, in nats per token as the held-out
-NLL is: one picture holds both. Any other minimises what its settings make of a teacher's distribution,
-temperatures and weights, which is another quantity: it has a picture of its own, beside that of the held-out
-NLL, since on one axis two units look like overfitting.
+NLL is: one picture holds both. One that learns labels minimises the loss of the right label; what is held out
+is that, too, or one minus the score that it stops by. Any other minimises what its settings make of a
+teacher's distribution, temperatures and weights. Two quantities have two pictures, since on one axis two
+units look like overfitting.
 
 Limits: a long curve is thinned to `_POINTS` points, the last one among them.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from compress.records.manifest import CurvePoint, PassRecord
 from compress.report import units
@@ -19,27 +21,48 @@ _POINTS = 120
 _SAME_UNIT = "loss on training text, and held-out NLL (nats per token)"
 _OBJECTIVE = "what the pass minimises (a unit of its own)"
 _HELDOUT = "held-out NLL (nats per token)"
+_OF_LABELS = "loss of the right label on training text"
+_LOST_SCORE = "1 − score on held-out text"
+_LABELS_BOTH = "loss of the right label, on training and on held-out text"
+
+
+class _Titles(NamedTuple):
+    """What stands beside the axis: `both` where one picture holds the objective and the held-out loss."""
+
+    both: str
+    objective: str
+    heldout: str
+
 
 Line = list[tuple[float, float]]  # (tokens, value)
 
 
 def loss_pictures(steps: Iterable[tuple[str, PassRecord]]) -> list[tuple[str, Picture]]:
     """(pass, picture) of every pass that left a loss curve; each curve is labelled by its variant."""
-    kinds: dict[tuple[str, bool], list[tuple[str, PassRecord]]] = {}
+    kinds: dict[tuple[str, _Titles], list[tuple[str, PassRecord]]] = {}
     for label, step in steps:
         if len(step.curve()) > 1:
-            kinds.setdefault((step.name, step.kind == "train"), []).append((label, step))
+            kinds.setdefault((step.name, _titles(step)), []).append((label, step))
     pictures = []
-    for (name, same_unit), labelled in kinds.items():
+    for (name, titles), labelled in kinds.items():
         objective = [(label, _thinned(_objective(step.curve()))) for label, step in labelled]
         heldout = [(label, _thinned(_heldout(step))) for label, step in labelled]
-        if same_unit:
-            pictures.append((name, _picture(_SAME_UNIT, objective, heldout)))
+        if titles.both:
+            pictures.append((name, _picture(titles.both, objective, heldout)))
             continue
-        pictures.append((name, _picture(_OBJECTIVE, objective, [])))
+        pictures.append((name, _picture(titles.objective, objective, [])))
         if any(line for _, line in heldout):
-            pictures.append((name, _picture(_HELDOUT, [], heldout)))
+            pictures.append((name, _picture(titles.heldout, [], heldout)))
     return pictures
+
+
+def _titles(step: PassRecord) -> _Titles:
+    judged_by = step.notes.get("stop_by")
+    if judged_by == "score":
+        return _Titles("", _OF_LABELS, _LOST_SCORE)
+    if judged_by == "loss":
+        return _Titles(_LABELS_BOTH, "", "")
+    return _Titles(_SAME_UNIT if step.kind == "train" else "", _OBJECTIVE, _HELDOUT)
 
 
 def _objective(curve: list[CurvePoint]) -> Line:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from compress.records.results import Result
 from compress.records.run import RunRecord
 from compress.report.rows import base_name
+from compress.report.scores import score_name
 
 _TOLD_APART = (
     "evaluation_sha256",
@@ -46,12 +47,22 @@ def differences(runs: list[tuple[str, RunRecord, list[Result]]]) -> list[Differe
             Difference("quality", f"The windows differ ({values}). Do not compare quality across runs.")
         )
     if _distinct(_base(run, results) for _, run, results in runs):
+        scored = score_name(result for _, _, results in runs for result in results)
+        against, alone = (
+            (f"Δ {scored}, flips and KL", f"{scored} itself")
+            if scored
+            else ("Δ NLL, KL and top-1", "perplexity and bits per byte")
+        )
         found.append(
             Difference(
                 "quality",
-                "The bases differ. Δ NLL, KL and top-1 are each against the run's own base: "
-                "do not compare them across runs; perplexity and bits per byte may be.",
+                f"The bases differ. {against} are each against the run's own base: "
+                f"do not compare them across runs; {alone} may be.",
             )
+        )
+    if _distinct(sorted({r.score_name or "" for r in results}) for _, _, results in runs):
+        found.append(
+            Difference("quality", "The runs are judged by different scores: do not compare quality.")
         )
     protocols = [_facts(result.protocol for result in results) for _, _, results in runs]
     if _distinct(protocols):

@@ -1,10 +1,11 @@
 """The headline: one plain sentence for each trade-off worth having, and for each that is not.
 
-Method: every measured line becomes a point (bytes on disk, quality lost, decode seconds per token).
-A variant is worth having when one of its lines is on the Pareto front of all lines in the same runtime and
-is smaller or faster than the base there: what a runtime does is no merit of a variant. The sentence speaks of
-the fastest such line; "faster" is of decoding. What is left is reported too: a variant with neither a smaller
-file nor more speed has "no gain", and one that another beats on every count is named together with that.
+Method: every measured line becomes a point (bytes on disk, quality lost, seconds per token: of decoding, or
+of reading where nothing was decoded). Quality lost is the score's where labels are judged. A variant is worth
+having when one of its lines is on the Pareto front of all lines in the same runtime and is smaller or faster
+than the base there: what a runtime does is no merit of a variant. The sentence speaks of the fastest such
+line; "faster" is of those seconds. What is left is reported too: a variant with neither a smaller file nor
+more speed has "no gain", and one that another beats on every count is named together with that.
 
 Limits: fronts compare point estimates; the sentences carry the interval's verdict in words.
 """
@@ -12,14 +13,17 @@ Limits: fronts compare point estimates; the sentences carry the interval's verdi
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.records.flips import LabelReference
 from compress.records.results import Result
 from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.frontier import dominates, pareto_front
 from compress.report.rows import base_name, base_result, ordered
+from compress.report.scores import hundredths, lost, name_of, points
 from compress.report.verdicts import (
     Finding,
     decode_of,
+    prefill_of,
     rate_finding,
     runtime_name,
     significance,
@@ -57,7 +61,7 @@ def headlines(run: RunRecord, results: list[Result], most: int = 5) -> list[Sent
         paying = [line for line in own if _pays(run, lines, line)]
         winners = [line for line in paying if id(line) in front]
         if winners:
-            best = max(winners, key=lambda line: line.decode_tokens_per_second or 0.0)
+            best = max(winners, key=_pace)
             good.append((_size_ratio(run, lines, best), name, Sentence("good", _trade(run, lines, best))))
         elif not paying and any(base_result(run, lines, line.runtime) for line in own):
             rest.append(Sentence("none", _no_gain(run, lines, own)))
@@ -82,21 +86,28 @@ def _busy(lines: list[Result]) -> list[Sentence]:
 
 def _point(line: Result) -> tuple[float, float, float] | None:
     """(bytes, quality lost, seconds per token); a line without quality or size cannot be placed."""
-    measured = (line.kl_to_base, line.delta_nll, line.cosine_distance)
-    lost = next((value for value in measured if value is not None), None)
-    if lost is None or line.disk_bytes is None:
+    measured = (lost(line), line.kl_to_base, line.delta_nll, line.cosine_distance)
+    worse = next((value for value in measured if value is not None), None)
+    if worse is None or line.disk_bytes is None:
         return None
-    rate = line.decode_tokens_per_second
-    return (float(line.disk_bytes), lost, 1 / rate if rate else float("inf"))
+    rate = _pace(line)
+    return (float(line.disk_bytes), worse, 1 / rate if rate else float("inf"))
+
+
+def _pace(line: Result) -> float:
+    """Tokens/s of decoding, or of reading where nothing was decoded; 0 where nothing was timed."""
+    return line.decode_tokens_per_second or line.prefill_tokens_per_second or 0.0
 
 
 def _comparison(run: RunRecord, lines: list[Result], line: Result) -> tuple[Finding, Finding]:
     base = base_result(run, lines, line.runtime)
     if base is None:
         return Finding("unknown", "size not comparable"), Finding("unknown", "speed not comparable")
+    decoded = decode_of(base) or decode_of(line)
+    rate_of = decode_of if decoded else prefill_of  # an encoder reads, and that is all
     return (
         size_finding(base.disk_bytes, line.disk_bytes),
-        rate_finding(decode_of(base), decode_of(line), "decode"),
+        rate_finding(rate_of(base), rate_of(line), "decode" if decoded else "prefill"),
     )
 
 
@@ -120,12 +131,17 @@ def _size_words(finding: Finding) -> str:
 
 
 def _speed_words(finding: Finding) -> str:
-    return "no faster" if finding.direction == "same" else finding.text.removeprefix("decode ")
+    return "no faster" if finding.direction == "same" else finding.text.split(" ", 1)[1]
 
 
 def _at(line: Result) -> str:
     if line.cosine_distance is not None:
         return f"at a cosine similarity of {1 - line.cosine_distance:.4f} to the base's embeddings"
+    if line.delta_score is not None:
+        flips = f"flips {units.percent(line.flips)}" if line.flips is not None else ""
+        inside = ", ".join(filter(None, (significance(line.delta_score_ci95), flips)))
+        name = name_of(line.score_name or "")
+        return f"at {points(line.delta_score)} of {name}" + (f" ({inside})" if inside else "")
     if line.delta_nll is None:
         return f"at KL {units.significant(line.kl_to_base)} nats"
     word = significance(line.delta_nll_ci95)
@@ -150,7 +166,7 @@ def _no_gain(run: RunRecord, lines: list[Result], own: list[Result]) -> str:
 
 
 def _beaten(run: RunRecord, lines: list[Result], paying: list[Result], measured: list[Result]) -> str:
-    best = max(paying, key=lambda line: line.decode_tokens_per_second or 0.0)
+    best = max(paying, key=_pace)
     point = _point(best)
     if point is None:
         return f"{best.variant}: quality was not measured."
@@ -212,6 +228,8 @@ def left_lines(run: RunRecord) -> list[str]:
 def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
     """Whether the base beats the simple models scored on the same tokens."""
     base = next((line for line in lines if line.variant == base_name(run) and line.nll is not None), None)
+    if base is not None and base.score is not None and run.label_references:
+        return [_label_reference_fact(base, base.score, run.label_references)]
     if base is None or base.nll is None or not run.references:
         return []
     strongest = min(run.references, key=lambda reference: reference.nll)
@@ -225,3 +243,17 @@ def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
             f"({units.significant(abs(gap))} nats {'better' if gap > 0 else 'worse'}).",
         )
     ]
+
+
+def _label_reference_fact(base: Result, score: float, references: list[LabelReference]) -> Sentence:
+    """Whether the base beats the simple models of the training texts."""
+    strongest = max(references, key=lambda reference: reference.score)
+    gap = score - strongest.score
+    ours, theirs = (units.significant(hundredths(value)) for value in (score, strongest.score))
+    verb = "beats" if gap > 0 else "does NOT beat"
+    return Sentence(
+        "fact" if gap > 0 else "none",
+        f"{base.variant} {verb} the strongest reference, {strongest.name}: "
+        f"{name_of(strongest.score_name)} {ours} against {theirs} "
+        f"({units.significant(abs(100 * gap))} points {'better' if gap > 0 else 'worse'}).",
+    )

@@ -28,12 +28,16 @@ from compress.report.chains import chains
 from compress.report.curves import loss_pictures
 from compress.report.differences import differences
 from compress.report.encoder_latency import latency_rows, left_out
+from compress.report.flips import changed, labelled_facts
 from compress.report.markdown import escape_markdown, visible
 from compress.report.narrative import headlines
 from compress.report.pictures import Picture, percent
 from compress.report.plots import (
+    SIZE_AXES,
+    SPEED_AXES,
     Point,
     hover_lines,
+    measured_axes,
     measured_qualities,
     run_points,
     runtime_points,
@@ -44,17 +48,19 @@ from compress.report.rows import (
     RUN_COLUMN,
     Column,
     base_name,
+    markdown_columns,
     ordered,
     reference_rows,
     shown_columns,
     table_rows,
 )
+from compress.report.scores import quality_words
 
 MOST_BYTES = 2_000_000  # of a page
 # what a page that would be larger leaves out, one after the other
 _LEFT_OUT = (
     "what the passes noted and their settings",
-    "samples",
+    "samples, and texts whose decision changed",
     "all tables but the results (report.md has them)",
     "loss curves and what the pictures can switch to",
 )
@@ -65,25 +71,31 @@ Runs = list[tuple[RunRecord, list[Result], str]]
 def render(run: RunRecord, results: list[Result], recipe_yaml: str) -> tuple[str, str]:
     """The report of one run: (HTML, Markdown)."""
     lines = ordered(run, results)
+    columns = shown_columns(lines, run.references, run.label_references)
     points = runtime_points(lines)
     losses = _losses([("", run)])
     context: dict[str, Any] = {
         "title": run.recipe_name,
         "run": run,
         "base": base_name(run),
-        "columns": shown_columns(lines),
+        "columns": columns,
+        "markdown_columns": markdown_columns(columns),
         "qualities": measured_qualities(lines),
+        "sizes": measured_axes(lines, SIZE_AXES),
+        "speeds": measured_axes(lines, SPEED_AXES),
+        "quality": quality_words(lines),
         "headlines": headlines(run, lines),
-        "rows": table_rows(run, lines, shown_columns(lines)),
-        "reference_rows": reference_rows(run.references, shown_columns(lines)),
+        "rows": table_rows(run, lines, columns),
+        "reference_rows": reference_rows(run, columns),
         "latency_rows": latency_rows(run, lines),
         "latency_left_out": left_out(lines),
         "chains": chains(run, lines),
         "samples": samples_by_prompt(run),
-        "data_facts": facts(run, lines),
+        "changed": changed(run),
+        "data_facts": facts(run, lines) + labelled_facts(run.data.labelled),
         "machine_facts": machine_facts(run, lines),
         "protocol_facts": protocol_facts(lines),
-        "definitions": definitions(),
+        "definitions": definitions(lines),
         "recipe": recipe_yaml,
         "losses": [name for name, _ in losses],
     }
@@ -100,31 +112,35 @@ def compare(runs: Runs) -> str:
     found = differences(labelled)
     comparable = not any(difference.affects != "note" for difference in found)
     everything = [result for _, _, results in labelled for result in results]
-    columns = shown_columns(everything)
+    columns = shown_columns(
+        everything,
+        [reference for run, _, _ in runs for reference in run.references],
+        [reference for run, _, _ in runs for reference in run.label_references],
+    )
     points = run_points([(label, results) for label, _, results in labelled])
     losses = _losses([(label, run) for label, run, _ in labelled])
     context: dict[str, Any] = {
         "title": " / ".join(labels),
         "columns": (RUN_COLUMN, *columns),
         "qualities": measured_qualities(everything),
+        "sizes": measured_axes(everything, SIZE_AXES),
+        "speeds": measured_axes(everything, SPEED_AXES),
         "differences": found,
         "comparable": comparable,
         "rows": [row for label, run, results in labelled for row in table_rows(run, results, columns, label)],
-        "reference_rows": [
-            row for label, run, _ in labelled for row in reference_rows(run.references, columns, label)
-        ],
+        "reference_rows": [row for label, run, _ in labelled for row in reference_rows(run, columns, label)],
         "sections": [
             {
                 "label": label,
                 "headlines": headlines(run, results),
-                "data_facts": facts(run, results),
+                "data_facts": facts(run, results) + labelled_facts(run.data.labelled),
                 "machine_facts": machine_facts(run, results),
                 "protocol_facts": protocol_facts(results),
                 "recipe": recipe,
             }
             for (label, run, results), (_, _, recipe) in zip(labelled, runs, strict=True)
         ],
-        "definitions": definitions(),
+        "definitions": definitions(everything),
         "losses": [name for name, _ in losses],
     }
     return _html("compare.html.j2", points, tradeoff_pictures(points, comparable), losses, context)

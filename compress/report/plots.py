@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from compress.records.base import Interval
 from compress.records.results import Result
-from compress.report import units
+from compress.report import scores, units
 from compress.report.frontier import pareto_front
 from compress.report.pictures import Mark, Picture, Series, both_labels, stairs
 from compress.report.scales import Scale, linear_scale, log_scale
+from compress.report.scores import hundredths, interval_hundredths, lost, lost_interval, name_of, score_name
 from compress.report.verdicts import runtime_name, significance
 
 
@@ -35,6 +36,7 @@ class Axis:
     """What lies along x: value and interval of a result, and which way is better."""
 
     key: str
+    name: str
     title: str
     value: Callable[[Result], float | None]
     low: Callable[[Result], float | None]
@@ -60,31 +62,69 @@ def _rate_at_p95(kind: str) -> Callable[[Result], float | None]:
 
 
 SIZE_AXES = (
-    Axis("disk", "on disk (MB)", _megabytes("disk_bytes"), lambda _: None, False),
-    Axis("weights", "weights resident (MB)", _megabytes("weight_bytes"), lambda _: None, False),
-    Axis("rss", "peak RSS (MB)", _megabytes("peak_rss_bytes"), lambda _: None, False),
+    Axis("disk", "disk", "on disk (MB)", _megabytes("disk_bytes"), lambda _: None, False),
+    Axis("weights", "weights", "weights resident (MB)", _megabytes("weight_bytes"), lambda _: None, False),
+    Axis("rss", "peak RSS", "peak RSS (MB)", _megabytes("peak_rss_bytes"), lambda _: None, False),
 )
 SPEED_AXES = (
-    Axis("decode", "decode (tokens/s)", lambda r: r.decode_tokens_per_second, _rate_at_p95("decode"), True),
     Axis(
-        "prefill", "prefill (tokens/s)", lambda r: r.prefill_tokens_per_second, _rate_at_p95("prefill"), True
+        "decode",
+        "decode",
+        "decode (tokens/s)",
+        lambda r: r.decode_tokens_per_second,
+        _rate_at_p95("decode"),
+        True,
+    ),
+    Axis(
+        "prefill",
+        "prefill",
+        "prefill (tokens/s)",
+        lambda r: r.prefill_tokens_per_second,
+        _rate_at_p95("prefill"),
+        True,
     ),
 )
-QUALITIES: dict[str, tuple[str, str, str]] = {
-    "kl": ("KL to base (nats)", "kl_to_base", "kl_ci95"),
-    "delta": ("Δ NLL (nats)", "delta_nll", "delta_nll_ci95"),
-    "nll": ("NLL (nats)", "nll", "nll_ci95"),
-    "cosine": ("1 − cosine to base", "cosine_distance", "cosine_ci95"),
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What lies upward, low being good: value and interval of a result. `by_decades`: a logarithm shows more;
+    a loss spans less than a decade, and of a score as much may be won as lost."""
+
+    name: str
+    title: str
+    value: Callable[[Result], float | None]
+    interval: Callable[[Result], Interval | None]
+    by_decades: bool = True
+    from_zero: bool = True
+    below: str = "0"  # what a logarithmic scale cannot show
+
+
+QUALITIES: dict[str, Quality] = {
+    "score": Quality("lost", "{} lost (points)", lost, lost_interval, by_decades=False),
+    "kl": Quality("KL to base", "KL to base (nats)", lambda r: r.kl_to_base, lambda r: r.kl_ci95),
+    "delta": Quality("Δ NLL", "Δ NLL (nats)", lambda r: r.delta_nll, lambda r: r.delta_nll_ci95, below="≤ 0"),
+    "nll": Quality("NLL", "NLL (nats)", lambda r: r.nll, lambda r: r.nll_ci95, False, False),
+    "cosine": Quality(
+        "1 − cosine", "1 − cosine to base", lambda r: r.cosine_distance, lambda r: r.cosine_ci95
+    ),
 }
-QUALITY_NAMES = {"kl": "KL to base", "delta": "Δ NLL", "nll": "NLL", "cosine": "1 − cosine"}
 
 
 def measured_qualities(results: list[Result]) -> list[tuple[str, str]]:
     """(key, name) of the measures of quality that any line has, the first one to be shown first."""
-    measured = {
-        key for key, (_, field, _) in QUALITIES.items() if any(getattr(r, field) is not None for r in results)
-    }
-    return [(key, name) for key, name in QUALITY_NAMES.items() if key in measured]
+    name = score_name(results)
+    return [
+        (key, f"{name} {quality.name}" if key == "score" else quality.name)
+        for key, quality in QUALITIES.items()
+        if any(quality.value(result) is not None for result in results)
+    ]
+
+
+def measured_axes(results: list[Result], axes: tuple[Axis, ...]) -> list[tuple[str, str]]:
+    """(key, name) of what any line has of these, the first one to be shown first; all where none has any."""
+    found = [axis for axis in axes if any(axis.value(result) is not None for result in results)]
+    return [(axis.key, axis.name) for axis in found or axes]
 
 
 def runtime_points(results: list[Result]) -> list[Point]:
@@ -123,24 +163,24 @@ def tradeoff_picture(
     points: list[Point], axis: Axis, quality: str, logarithmic: bool, with_front: bool = True
 ) -> Picture | None:
     """Quality lost (up) against size or speed (right); None without a point to draw."""
-    title, value_name, interval_name = QUALITIES[quality]
+    shown = QUALITIES[quality]
+    title = shown.title.format(score_name(point.result for point in points))
     placed = [
         (number, x, y)
         for number, point in enumerate(points)
-        if (x := axis.value(point.result)) is not None
-        and (y := getattr(point.result, value_name)) is not None
+        if (x := axis.value(point.result)) is not None and (y := shown.value(point.result)) is not None
     ]
     if not placed:
         return None
     intervals: dict[int, Interval | None] = {
-        number: getattr(points[number].result, interval_name) for number, _, _ in placed
+        number: shown.interval(points[number].result) for number, _, _ in placed
     }
     heights = [y for _, _, y in placed]
     ends = [end for interval in intervals.values() if interval for end in interval]
-    if logarithmic and quality != "nll":  # the NLL spans less than a decade: a logarithm would only hide it
-        vertical = log_scale(heights, "0" if quality in ("kl", "cosine") else "≤ 0")
+    if logarithmic and shown.by_decades:
+        vertical = log_scale(heights, shown.below)
     else:
-        vertical = linear_scale([*heights, *ends, *([] if quality == "nll" else [0.0])])
+        vertical = linear_scale([*heights, *ends, *([0.0] if shown.from_zero else [])])
     across = linear_scale([0.0, max(x for _, x, _ in placed)])
     sign = -1.0 if axis.bigger_is_better else 1.0
     front = pareto_front([(sign * x, y) for _, x, y in placed]) if with_front else []
@@ -186,15 +226,36 @@ def _mark(
 def hover_lines(point: Point) -> list[str]:
     """What the page tells of a point that is asked."""
     result = point.result
+    decode = f"decode {units.significant(result.decode_tokens_per_second)} tokens/s, "
     return [
         f"{result.variant} · {point.series}",
         f"{units.size(result.disk_bytes)} on disk, {units.size(result.weight_bytes)} weights",
+        *(_text_lines(result) if result.score is None else _label_lines(result)),
+        ("" if result.score is not None and result.decode_tokens_per_second is None else decode)
+        + f"prefill {units.significant(result.prefill_tokens_per_second)} tokens/s",
+        f"peak RSS {units.size(result.peak_rss_bytes)}",
+    ]
+
+
+def _text_lines(result: Result) -> list[str]:
+    return [
         f"perplexity {units.significant(result.perplexity)}",
         f"Δ NLL {units.signed(result.delta_nll)} {units.interval(result.delta_nll_ci95, True)} nats"
         f" {significance(result.delta_nll_ci95)}",
         f"KL {units.significant(result.kl_to_base)} {units.interval(result.kl_ci95)} nats,"
         f" top-1 {units.percent(result.top1_agreement)}",
-        f"decode {units.significant(result.decode_tokens_per_second)} tokens/s,"
-        f" prefill {units.significant(result.prefill_tokens_per_second)} tokens/s",
-        f"peak RSS {units.size(result.peak_rss_bytes)}",
     ]
+
+
+def _label_lines(result: Result) -> list[str]:
+    own, change = (
+        units.interval(interval_hundredths(bounds), with_sign)
+        for bounds, with_sign in ((result.score_ci95, False), (result.delta_score_ci95, True))
+    )
+    lines = [
+        f"{name_of(result.score_name or '')} {units.significant(hundredths(result.score))} {own}",
+        f"{scores.points(result.delta_score)} {change} {significance(result.delta_score_ci95)}",
+    ]
+    if result.flips is not None:
+        lines.append(f"flips {units.percent(result.flips)}, KL {units.significant(result.kl_to_base)} nats")
+    return lines

@@ -14,6 +14,7 @@ from compress.records.results import Result
 from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.rows import base_name
+from compress.report.scores import name_of
 from compress.report.verdicts import runtime_name
 
 Facts = list[tuple[str, str]]
@@ -57,37 +58,79 @@ def machine_facts(run: RunRecord, results: list[Result]) -> Facts:
 
 def protocol_facts(results: list[Result]) -> Facts:
     """How it was measured, merged over the lines."""
-    return _merge(result.protocol for result in results)
+    return _merge(
+        # what labels are averaged over stands among the definitions
+        {key: value for key, value in r.protocol.items() if key != "normaliser" or r.score is None}
+        for r in results
+    )
 
 
-def definitions() -> Facts:
-    """One definition each, as the measuring code holds them."""
+def definitions(results: list[Result]) -> Facts:
+    """One definition each, as the measuring code holds them: of text, of labels, and of both."""
+    scored = any(result.score is not None for result in results)
+    texts = not scored or any(result.perplexity is not None for result in results)
+    return (_OF_TEXT if texts else []) + (_of_labels(results) if scored else []) + _OF_ALL
+
+
+_OF_TEXT = [
+    (
+        "NLL",
+        "mean over predicted tokens, in nats; windows do not overlap, nor is their first token predicted",
+    ),
+    ("perplexity", "exp(NLL), per token: not comparable across tokenizers"),
+    ("bits per byte", "total nats / (ln 2 × bytes of the text): comparable across tokenizers"),
+    ("Δ NLL", "NLL minus the base's on the same tokens; positive is worse"),
+    ("KL to base", "mean over positions of KL(p_base ‖ p_variant), from full-vocabulary logits"),
+    ("top-1", "share of positions where variant and base have the same most likely token"),
+]
+_OF_ALL = [
+    (
+        "intervals",
+        "95 %, paired block bootstrap over windows or labelled texts; “not significant” where one holds 0",
+    ),
+    (
+        "change by a step",
+        "Δ NLL or Δ score after minus before; its interval adds the two half-widths in quadrature",
+    ),
+    (
+        "ratio, faster, smaller",
+        "against the base in the same runtime; size counts above 1 %, speed above 20 %",
+    ),
+    ("prefill, decode", "timed apart after warm-up, variants interleaved; p50 and p95 over repetitions"),
+    (
+        "memory",
+        "never mixed: bytes on disk, bytes of weights resident, peak RSS of a fresh process",
+    ),
+    (
+        "Pareto front",
+        "the lines that no other line beats in both quantities of the picture, by point estimate",
+    ),
+    ("units", "1 MB = 10⁶ bytes; – means not measured"),
+]
+
+_SCORES = {
+    "accuracy": "share of decisions that are right",
+    "micro_f1": "2 TP / (2 TP + FP + FN) over all labels of all texts; a label holds from 0.5 on",
+    "span_f1": "2 TP / (spans found + spans that are there), each right as a whole or not",
+    "spearman": "rank correlation of the numbers with those that are right, × 100",
+}
+
+
+def _of_labels(results: list[Result]) -> Facts:
+    names = dict.fromkeys(result.score_name for result in results if result.score_name)
     return [
+        *((name_of(name), _SCORES[name]) for name in names if name in _SCORES),
+        ("Δ score", "minus the base’s on the same texts, in points of 0.01; negative is worse"),
         (
-            "NLL",
-            "mean over predicted tokens, in nats; windows do not overlap, nor is their first token predicted",
-        ),
-        ("perplexity", "exp(NLL), per token: not comparable across tokenizers"),
-        ("bits per byte", "total nats / (ln 2 × bytes of the text): comparable across tokenizers"),
-        ("Δ NLL", "NLL minus the base's on the same tokens; positive is worse"),
-        ("KL to base", "mean over positions of KL(p_base ‖ p_variant), from full-vocabulary logits"),
-        ("top-1", "share of positions where variant and base have the same most likely token"),
-        ("intervals", "95 %, paired block bootstrap over windows; “not significant” where one holds 0"),
-        ("change by a step", "Δ NLL after minus before; its interval adds the two half-widths in quadrature"),
-        (
-            "ratio, faster, smaller",
-            "against the base in the same runtime; size counts above 1 %, speed above 20 %",
-        ),
-        ("prefill, decode", "timed apart after warm-up, variants interleaved; p50 and p95 over repetitions"),
-        (
-            "memory",
-            "never mixed: bytes on disk, bytes of weights resident, peak RSS of a fresh process",
+            "flips",
+            "share of decisions that are not the base’s; lost: right before, wrong now; gained: the reverse",
         ),
         (
-            "Pareto front",
-            "the lines that no other line beats in both quantities of the picture, by point estimate",
+            "calibration error",
+            "over 15 bins of confidence, the share right minus the mean confidence, weighted; 0 is best",
         ),
-        ("units", "1 MB = 10⁶ bytes; – means not measured"),
+        ("NLL", "mean over texts or words of −ln p(right label), in nats; of numbers half the squared error"),
+        ("KL to base", "mean over decisions of KL(p_base ‖ p_variant) of the labels’ probabilities"),
     ]
 
 

@@ -5,12 +5,26 @@ by (None sorts last) and a second line for the interval. Ratios and speed-ups ar
 the same runtime, so that a runtime's own merit is never credited to a compression method.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
+from compress.records.base import Interval
+from compress.records.flips import LabelReference
 from compress.records.results import Result
 from compress.records.run import Reference, RunRecord
 from compress.report import units
+from compress.report.scores import (
+    factor_of,
+    hundredths,
+    interval_hundredths,
+    metric_keys,
+    name_of,
+    score_name,
+    score_unit,
+    unit_of,
+)
 from compress.report.verdicts import is_significant, runtime_name
 
 
@@ -34,6 +48,7 @@ class Cell:
     value: float | str | None = None
     sub: str = ""
     hint: str = ""
+    word: str = ""  # a third line
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class Row:
     cells: tuple[Cell, ...]
     is_base: bool = False
 
+
+Cells = dict[str, Cell]  # by the key of their column
 
 COLUMNS = (
     Column("variant", "Variant", "", "", "The chain of passes this line measured", numeric=False),
@@ -69,13 +86,64 @@ COLUMNS = (
     Column("rss", "Peak RSS", "MB", "Memory", "Of a fresh process that loads and runs it"),
     Column("cosine", "1 − cosine", "", "Embeddings", "Mean cosine distance to the base's; 95 % interval"),
 )
+_QUALITY = next(place for place, column in enumerate(COLUMNS) if column.group == "Quality")
 RUN_COLUMN = Column("run", "Run", "", "", "The run this line is from", numeric=False)
 
 
-def shown_columns(results: list[Result]) -> tuple[Column, ...]:
-    """All columns; that of models that embed where there is one."""
-    embeds = any(result.cosine_distance is not None for result in results)
-    return tuple(column for column in COLUMNS if embeds or column.key != "cosine")
+def shown_columns(
+    results: list[Result],
+    references: Sequence[Reference] = (),
+    label_references: Sequence[LabelReference] = (),
+) -> tuple[Column, ...]:
+    """The columns in which any line has something; all of them where nothing at all was measured."""
+    columns = [*COLUMNS[:_QUALITY], *_score_columns(results, label_references), *COLUMNS[_QUALITY:]]
+    rows: list[Cells] = [_cells(result, None) for result in results]
+    rows += [_reference_cells(reference) for reference in references]
+    rows += [_label_reference_cells(reference) for reference in label_references]
+    scored = any(result.score is not None for result in results)
+    filled = {key for row in rows for key, cell in row.items() if cell.value is not None} | {"ratio"}
+    if scored:  # what it says the flips say, which are told apart besides
+        filled.discard("top1")
+    if filled <= {"variant", "runtime", "ratio"}:
+        return tuple(column for column in columns if column.key != "cosine")
+    return tuple(column for column in columns if column.key in filled)
+
+
+def _score_columns(results: list[Result], references: Sequence[LabelReference]) -> list[Column]:
+    """Those of labels, in the words of the score that they are judged by."""
+    name = score_name(results)
+    if not name:
+        return []
+    metrics = list(dict.fromkeys([*metric_keys(results), *(key for r in references for key in r.metrics)]))
+    return [
+        Column("score", capital(name), score_unit(results), "Labels", f"{capital(name)}; 95 % interval"),
+        Column("delta_score", f"Δ {name}", "points", "Labels", "Minus the base's, same texts; 95 % interval"),
+        Column("flips", "Flips", "%", "Labels", "Decisions that are not the base's; lost: right before"),
+        *(
+            Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
+            for key in metrics
+        ),
+    ]
+
+
+_IN_MARKDOWN = (
+    "variant", "runtime", "file", "ratio", "score", "delta_score", "flips", "perplexity", "delta", "kl",
+    "top1", "prefill", "decode", "rss", "cosine",
+)  # fmt: skip
+_WITH_INTERVAL = ("score", "delta_score", "flips", "delta", "kl", "cosine")
+
+
+def markdown_columns(columns: Sequence[Column]) -> list[tuple[int, str, bool]]:
+    """Of the columns that a Markdown table has: number, heading, and whether what is below is shown, too."""
+    found = []
+    for number, column in enumerate(columns):
+        if column.key not in _IN_MARKDOWN and not column.key.startswith("metric-"):
+            continue
+        interval = column.key in _WITH_INTERVAL
+        title = f"{column.title}, {column.unit}" if column.unit.strip("×") else column.title
+        title += " [95 %]" if interval and column.key != "flips" else ""
+        found.append((number, title, interval))
+    return found
 
 
 def base_name(run: RunRecord) -> str:
@@ -115,17 +183,24 @@ def with_base_as_zero(run: RunRecord, results: list[Result]) -> list[Result]:
         "kl_ci95": (0.0, 0.0),
         "top1_agreement": 1.0,
     }
+    labels = {"delta_score": 0.0, "delta_score_ci95": (0.0, 0.0)}
+    flips = {"flips": 0.0, "flips_lost": 0.0, "flips_gained": 0.0}
+    distances = any(result.kl_to_base is not None for result in results)
     compared = any(result.delta_nll is not None for result in results)
-    return [
-        r.model_copy(update=itself)
-        if compared
-        and r.variant == name
-        and r.runtime == "torch"
-        and r.nll is not None
-        and r.delta_nll is None
-        else r
-        for r in results
-    ]
+    scored = any(result.delta_score is not None for result in results)
+    flipped = any(result.flips is not None for result in results)
+
+    def filled(result: Result) -> Result:
+        if result.variant != name or result.runtime != "torch":
+            return result
+        update: dict[str, Any] = {}
+        if compared and result.nll is not None and result.delta_nll is None:
+            update |= itself if distances else {key: itself[key] for key in ("delta_nll", "delta_nll_ci95")}
+        if scored and result.score is not None and result.delta_score is None:
+            update |= labels | (flips if flipped else {})
+        return result.model_copy(update=update)
+
+    return [filled(result) for result in results]
 
 
 def table_rows(
@@ -142,33 +217,92 @@ def table_rows(
     ]
 
 
-def _shown(cells: list[Cell], columns: tuple[Column, ...]) -> list[Cell]:
-    return [cell for cell, column in zip(cells, COLUMNS, strict=True) if column in columns]
+def _shown(cells: Cells, columns: tuple[Column, ...]) -> list[Cell]:
+    return [cells.get(column.key, Cell(units.ABSENT)) for column in columns]
 
 
-def reference_rows(
-    references: list[Reference], columns: tuple[Column, ...], run_label: str | None = None
-) -> list[Row]:
+def reference_rows(run: RunRecord, columns: tuple[Column, ...], run_label: str | None = None) -> list[Row]:
     """A row per reference model: what it has of quality, dashes elsewhere."""
     first = () if run_label is None else (Cell(run_label, run_label),)
-    rows = []
-    for reference in references:
-        shown = {
-            "variant": Cell(reference.label, reference.name, hint=_fitted(reference)),
-            "runtime": Cell("reference", "reference"),
-            "parameters": Cell(units.count(reference.parameters), reference.parameters),
-            "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
-            "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
-        }
-        rows.append(Row((*first, *(shown.get(column.key, Cell(units.ABSENT)) for column in columns))))
-    return rows
+    rows = [_reference_cells(reference) for reference in run.references]
+    rows += [_label_reference_cells(reference) for reference in run.label_references]
+    return [Row((*first, *_shown(cells, columns))) for cells in rows]
+
+
+def _reference_cells(reference: Reference) -> Cells:
+    return {
+        "variant": Cell(reference.label, reference.name, hint=_fitted(reference)),
+        "runtime": Cell("reference", "reference"),
+        "parameters": Cell(units.count(reference.parameters), reference.parameters),
+        "perplexity": Cell(units.significant(reference.perplexity), reference.perplexity),
+        "bits": Cell(units.significant(reference.bits_per_byte), reference.bits_per_byte),
+    }
 
 
 def _fitted(reference: Reference) -> str:
     return "" if reference.tokens is None else f"fitted on {units.count(reference.tokens)} tokens"
 
 
-def _cells(result: Result, base: Result | None) -> list[Cell]:
+def _label_reference_cells(reference: LabelReference) -> Cells:
+    return {
+        "variant": Cell(reference.name, reference.name, hint=f"fitted on {reference.rows:,} texts"),
+        "runtime": Cell("reference", "reference"),
+        "score": _score_cell(reference.score_name, reference.score, reference.score_ci95),
+        **_metric_cells(reference.metrics),
+    }
+
+
+def _score_cell(name: str | None, score: float | None, bounds: Interval | None) -> Cell:
+    sub = units.interval(interval_hundredths(bounds))
+    return Cell(units.significant(hundredths(score)), score, sub=sub, hint=name_of(name) if name else "")
+
+
+def _metric_cells(metrics: dict[str, float] | None) -> Cells:
+    return {
+        f"metric-{key}": Cell(units.significant(factor_of(key) * value), value)
+        for key, value in (metrics or {}).items()
+    }
+
+
+def _difference_cell(change: float | None, bounds: Interval | None) -> Cell:
+    """In points; of what is the same decision by decision the number alone."""
+    shown = Cell(units.signed(hundredths(change)), change)
+    if change == 0 and bounds == (0.0, 0.0):
+        return shown
+    word = "not significant" if is_significant(bounds) is False else ""
+    return replace(shown, sub=units.interval(interval_hundredths(bounds), with_sign=True), word=word)
+
+
+def _flips_cell(result: Result) -> Cell:
+    shown = Cell(units.percent(result.flips).removesuffix(" %"), result.flips)
+    if not result.flips:
+        return shown
+    lost, gained = (
+        units.percent(share).removesuffix(" %") for share in (result.flips_lost, result.flips_gained)
+    )
+    return replace(shown, sub=f"lost {lost}", word=f"gained {gained}")
+
+
+def capital(name: str) -> str:
+    """With a capital in front, and the others as they are.
+
+    >>> capital("micro F1")
+    'Micro F1'
+    """
+    return name[:1].upper() + name[1:]
+
+
+def _cells(result: Result, base: Result | None) -> Cells:
+    cells = _plain_cells(result, base)
+    return {column.key: cell for column, cell in zip(COLUMNS, cells, strict=True)} | {
+        "score": _score_cell(result.score_name, result.score, result.score_ci95),
+        "delta_score": _difference_cell(result.delta_score, result.delta_score_ci95),
+        "flips": _flips_cell(result),
+        **_metric_cells(result.metrics),
+    }
+
+
+def _plain_cells(result: Result, base: Result | None) -> list[Cell]:
     ratio = base.disk_bytes / result.disk_bytes if base and base.disk_bytes and result.disk_bytes else None
     nonzero, total = result.nonzero_parameters, result.parameters
     sparse = nonzero is not None and total is not None and nonzero < total

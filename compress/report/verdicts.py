@@ -9,7 +9,8 @@ a gain, a loss, no change, or unknown because it was not measured.
   holds the median ratio with probability 1 - 2^(1-n), 94 % for five rounds. A gain when all of them are gains
   and the whole rises by more than 20 % (equal computations, in two processes, were seen to differ by 17 %).
   Below three rounds, or where the two were not timed in turn, there is no verdict.
-- Quality: the change of NLL in nats per token. It counts only when its 95 % interval leaves out 0 and
+- Quality: the change of NLL in nats per token, or, where labels are judged, of their score in points (a point
+  is 0.01). It counts only when its 95 % interval leaves out 0 and
   reaches beyond 0.00001; otherwise it is "not significant". Each snapshot's interval is for its difference
   to the base; for a change between two snapshots the half-widths are added in quadrature, which errs on the
   wide side as long as the two differences, taken over the same windows, rise and fall together.
@@ -25,6 +26,7 @@ from typing import Literal
 from compress.records.base import Interval
 from compress.records.results import Result
 from compress.report import units
+from compress.report.scores import name_of
 
 SIZE_TOLERANCE = 0.01
 SPEED_TOLERANCE = 0.20
@@ -55,6 +57,10 @@ class Snapshot:
     delta_ci: Interval | None = None
     kl: float | None = None
     cosine_distance: float | None = None
+    score_name: str = ""
+    score: float | None = None
+    delta_score: float | None = None
+    delta_score_ci: Interval | None = None
     decode: Mapping[str, Rate] = field(default_factory=dict)
     prefill: Mapping[str, Rate] = field(default_factory=dict)
 
@@ -89,8 +95,7 @@ def snapshot_of(result: Result, speed_key: str | None = None) -> Snapshot:
     """The snapshot that a measured line describes; `speed_key` replaces the runtime as key of the speeds."""
     key = result.runtime if speed_key is None else speed_key
     decode = decode_of(result)
-    session = result.timing_session
-    prefill = _rate(result.prefill_tokens_per_second, result.prefill_round_seconds, session)
+    prefill = prefill_of(result)
     return Snapshot(
         bytes=result.disk_bytes,
         nll=result.nll,
@@ -98,6 +103,10 @@ def snapshot_of(result: Result, speed_key: str | None = None) -> Snapshot:
         delta_ci=result.delta_nll_ci95,
         kl=result.kl_to_base,
         cosine_distance=result.cosine_distance,
+        score_name=result.score_name or "",
+        score=result.score,
+        delta_score=result.delta_score,
+        delta_score_ci=result.delta_score_ci95,
         decode={} if decode is None else {key: decode},
         prefill={} if prefill is None else {key: prefill},
     )
@@ -106,6 +115,11 @@ def snapshot_of(result: Result, speed_key: str | None = None) -> Snapshot:
 def decode_of(result: Result) -> Rate | None:
     """The pace of decoding of a measured line, if it was timed."""
     return _rate(result.decode_tokens_per_second, result.decode_round_seconds, result.timing_session)
+
+
+def prefill_of(result: Result) -> Rate | None:
+    """The pace of reading."""
+    return _rate(result.prefill_tokens_per_second, result.prefill_round_seconds, result.timing_session)
 
 
 def _rate(tokens: float | None, rounds: tuple[float, ...], session: str) -> Rate | None:
@@ -205,14 +219,25 @@ def speed_findings(before: Snapshot, after: Snapshot) -> list[Finding]:
 
 def change_of_nll(before: Snapshot, after: Snapshot) -> tuple[float | None, Interval | None]:
     """The change in nats and its 95 % interval (see the module's note on quadrature)."""
-    if after.delta_nll is None or before.delta_nll is None:
+    return _change(before.delta_nll, before.delta_ci, after.delta_nll, after.delta_ci)
+
+
+def change_of_score(before: Snapshot, after: Snapshot) -> tuple[float | None, Interval | None]:
+    """The same of the score of labels, 1 and not points."""
+    return _change(before.delta_score, before.delta_score_ci, after.delta_score, after.delta_score_ci)
+
+
+def _change(
+    before: float | None, before_ci: Interval | None, after: float | None, after_ci: Interval | None
+) -> tuple[float | None, Interval | None]:
+    if after is None or before is None:
         return None, None
-    change = after.delta_nll - before.delta_nll
-    if after.delta_ci is None:
+    change = after - before
+    if after_ci is None:
         return change, None
-    earlier = before.delta_ci or (before.delta_nll, before.delta_nll)
-    low = hypot(after.delta_nll - after.delta_ci[0], earlier[1] - before.delta_nll)
-    high = hypot(after.delta_ci[1] - after.delta_nll, before.delta_nll - earlier[0])
+    earlier = before_ci or (before, before)
+    low = hypot(after - after_ci[0], earlier[1] - before)
+    high = hypot(after_ci[1] - after, before - earlier[0])
     return change, (change - low, change + high)
 
 
@@ -224,10 +249,31 @@ def quality_finding(change: float | None, bounds: Interval | None) -> Finding:
     >>> quality_finding(0.001, (-0.01, 0.01))
     Finding(direction='same', text='quality +0.00100 nats (not significant)')
     """
+    return _worse(change, bounds, "quality", "nats")
+
+
+def score_finding(name: str, change: float | None, bounds: Interval | None) -> Finding:
+    """The change of a score, which should be high: a fall is a loss.
+
+    >>> score_finding("accuracy", -0.012, (-0.02, -0.004)).text
+    'accuracy worse by 1.20 points (significant)'
+    >>> score_finding("accuracy", -0.002, (-0.01, 0.006))
+    Finding(direction='same', text='accuracy −0.200 points (not significant)')
+    """
     if change is None:
-        return Finding("unknown", "quality not measured")
+        return Finding("unknown", f"{name} not measured")
+    flipped = None if bounds is None else (0.0 - bounds[1], 0.0 - bounds[0])
+    return _worse(0.0 - change, flipped, name, "points", -100.0)
+
+
+def _worse(
+    change: float | None, bounds: Interval | None, what: str, unit: str, factor: float = 1.0
+) -> Finding:
+    """A change for the worse where it is positive; shown `factor` times as large."""
+    if change is None:
+        return Finding("unknown", f"{what} not measured")
     if bounds == (0.0, 0.0) and change == 0:
-        return Finding("same", "quality unchanged")
+        return Finding("same", f"{what} unchanged")
     known = is_significant(bounds)
     word = "no interval" if known is None else significance(bounds)
     if known is None:
@@ -235,9 +281,9 @@ def quality_finding(change: float | None, bounds: Interval | None) -> Finding:
     else:
         direction = "same" if not known else "loss" if change > 0 else "gain"
     if direction == "same":
-        return Finding(direction, f"quality {units.signed(change)} nats ({word})")
+        return Finding(direction, f"{what} {units.signed(factor * change)} {unit} ({word})")
     way = "worse" if direction == "loss" else "better"
-    return Finding(direction, f"quality {way} by {units.significant(abs(change))} nats ({word})")
+    return Finding(direction, f"{what} {way} by {units.significant(abs(factor * change))} {unit} ({word})")
 
 
 def embedding_finding(distance: float) -> Finding:
@@ -257,6 +303,8 @@ def judge(before: Snapshot, after: Snapshot) -> Verdict:
     quality = quality_finding(*change_of_nll(before, after))
     if after.cosine_distance is not None:
         quality = embedding_finding(after.cosine_distance)
+    if after.score is not None:
+        quality = score_finding(name_of(after.score_name), *change_of_score(before, after))
     asked = {"size": [size], "speed": speeds, "quality": [quality]}
     answered = [
         name for name, found in asked.items() if any(finding.direction in _KNOWN for finding in found)

@@ -87,6 +87,10 @@ class Decisions(Scoring):
     def metrics(self, judged: Judged) -> dict[str, float]:
         """Other metrics, by their names."""
 
+    def name_for(self, names: tuple[str, ...]) -> str:
+        """What the score of such labels is called."""
+        return self.score_name
+
     def right(self, judged: Judged) -> Booleans:
         """Which decisions are right."""
         decisions, targets, _ = judged.flat
@@ -123,7 +127,7 @@ class Decisions(Scoring):
         if judged is None:
             return found
         ours, all_alike = self.statistic(judged), np.ones((1, len(judged.decisions)))
-        found |= {"score_name": self.score_name, "score": float(ours(all_alike)[0])}
+        found |= {"score_name": self.name_for(judged.names), "score": float(ours(all_alike)[0])}
         found |= {"score_ci95": interval.of(ours), "metrics": self.metrics(judged)}
         if base is not None and (before := Judged.of(base)) is not None:
             theirs = self.statistic(before)

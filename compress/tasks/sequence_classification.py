@@ -65,9 +65,11 @@ class OneLabel(Decisions):
         from sklearn.metrics import f1_score, matthews_corrcoef
 
         decisions, targets, confidences = judged.flat
+        several = len({*decisions.tolist(), *targets.tolist()}) > 1
         return {
             "macro_f1": float(f1_score(targets, decisions, average="macro", zero_division=0)),
-            "matthews": float(matthews_corrcoef(targets, decisions)),
+            # of one label alone it is 0, of which scikit-learn warns
+            "matthews": float(matthews_corrcoef(targets, decisions)) if several else 0.0,
             "calibration_error": calibration_error(decisions == targets, confidences),
         }
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from compress.tasks.base import UNKNOWN, Example, Question, Task, Window
 from compress.tasks.decisions import Floats, Judged, calibration_error, share
-from compress.tasks.scoring import Columns, Intervals, Scoring, Weighted
+from compress.tasks.scoring import Scoring, Weighted
 from compress.tasks.sequence_classification import OneLabel
 
 _HEAD = "ForTokenClassification"
@@ -49,14 +49,9 @@ class Spans(OneLabel):
             metrics["span_recall"] = float(recall_score(right, own, zero_division=0))
         return metrics
 
-    def summary(
-        self, scores: Columns, base: Columns | None, text_bytes: int | None, interval: Intervals
-    ) -> Columns:
-        """As of all labels; the score by its name."""
-        found = dict(super().summary(scores, base, text_bytes, interval))
-        if "score" in found and marks_spans(tuple(scores["names"])):
-            found["score_name"] = "span_f1"
-        return found
+    def name_for(self, names: tuple[str, ...]) -> str:
+        """Of labels that mark spans it is theirs."""
+        return "span_f1" if marks_spans(names) else self.score_name
 
 
 class TokenClassification(Task):

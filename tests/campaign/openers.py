@@ -305,7 +305,7 @@ def results(folder: Path) -> Facts:
             raise Wrong(f"{len(found)} results of {len(lines)} lines")
         for result, line in zip(found, lines, strict=True):
             require_said(result.model_dump(mode="json"), json.loads(line, object_pairs_hook=no_twins))
-    print_results(found, [])
+    print_results(found)
     return {}
 
 

@@ -1,0 +1,163 @@
+"""What changed beside the base: the confusion of decisions, and the worst of those that were lost.
+
+A decision is a text's label, its set of labels, or a word's label. It has changed where it is not the
+base's; it is lost where the base's was right and this one is not. The worst are those with the largest
+product of both confidences, the base's in what was right and the variant's in what is wrong: there nothing
+warns. Of a set of labels the confidence is the product over labels, which are independent sigmoids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compress.errors import UserError
+from compress.host.tokenizer_files import encoding
+from compress.measure.quality import Scores
+from compress.measure.turns import Target
+from compress.records.flips import Change, Flip, FlipBook, FlipsRecord
+from compress.records.results import Result
+from compress.tasks.decisions import Judged
+from compress.text.examples import Examples, LabelledRow
+from compress.text.windows import Windows
+
+MOST_CHANGES = 20
+WORST = 10
+CHARACTERS = 300  # of a text
+_CUT = "…"
+NONE = "none"  # of a set without labels
+
+
+class _Decision(NamedTuple):
+    text: int  # number of the example
+    place: int  # which of the text's decisions
+    label: str
+    before: str
+    now: str
+    confidence_before: float
+    confidence_now: float
+
+
+class Flips:
+    """What was found so far, of this call and of earlier ones.
+
+    It is kept in a file and outlives a call that is cut off.
+    """
+
+    def __init__(
+        self, file: Path, windows: Windows | Examples, tokenizer: Any, earlier: Iterable[FlipsRecord]
+    ) -> None:
+        self._file, self._tokenizer = file, tokenizer
+        self._examples = windows if isinstance(windows, Examples) else None
+        kept: list[FlipsRecord] = []
+        with suppress(UserError):  # of another version, or absent
+            kept = FlipBook.read(file).flips
+        self._found = {(each.variant, each.runtime): each for each in (*earlier, *kept)}
+
+    def keep(self, target: Target, scores: Scores, base: Scores) -> None:
+        """A target has been scored."""
+        if self._examples is None:
+            return
+        found = flips_of(target, scores, base, self._examples, self._tokenizer)
+        if found is not None:
+            self._found[target.variant, target.runtime] = found
+            FlipBook(flips=list(self._found.values())).write(self._file)
+
+    def covers(self, result: Result) -> bool:
+        """Whether what a result counts as flips is known one by one."""
+        found = self._found.get((result.variant, result.runtime))
+        return result.flips is None or (found is not None and found.fingerprint == result.fingerprint)
+
+    def of(self, results: Sequence[Result]) -> list[FlipsRecord]:
+        """Those of these results, in their order."""
+        keys = [(r.variant, r.runtime) for r in results if r.flips is not None]
+        return [self._found[key] for key in keys if key in self._found]
+
+    def forget(self) -> None:
+        """The file has served."""
+        self._file.unlink(missing_ok=True)
+
+
+def flips_of(
+    target: Target, scores: Scores, base: Scores, examples: Examples, tokenizer: Any
+) -> FlipsRecord | None:
+    """What a target decides otherwise than the base on the same texts; None where nothing can flip.
+
+    `tokenizer`: the one that cut the examples, which tells what words carry a label.
+    """
+    ours, theirs = (Judged.of(asdict(each)) for each in (scores, base))
+    if ours is None or theirs is None or examples.kind not in ("class", "classes", "tags"):
+        return None
+    decisions = list(_decisions(ours, theirs, examples.kind == "classes"))
+    changed = [each for each in decisions if each.before != each.now]
+    lost = [each for each in changed if each.before == each.label]
+    gained = sum(each.now == each.label for each in changed)
+    counts = Counter((each.label, each.before, each.now) for each in changed)
+    most = sorted(counts.items(), key=lambda found: (-found[1], found[0]))[:MOST_CHANGES]
+    worst = sorted(lost, key=lambda each: -each.confidence_before * each.confidence_now)[:WORST]
+    return FlipsRecord(
+        variant=target.variant, runtime=target.runtime, fingerprint=target.fingerprint,
+        decisions=len(decisions), lost=len(lost), gained=gained,
+        otherwise=len(changed) - len(lost) - gained,
+        changes=[Change(label=a, before=b, now=c, count=count) for (a, b, c), count in most],
+        worst=[_flip(each, examples, tokenizer) for each in worst],
+    )  # fmt: skip
+
+
+def _decisions(ours: Judged, theirs: Judged, sets: bool) -> Iterator[_Decision]:
+    names = ours.names
+    for number, right in enumerate(ours.targets):
+        now, before = (each.decisions[number] for each in (ours, theirs))
+        sure, was_sure = (each.confidences[number] for each in (ours, theirs))
+        if sets:
+            told = [
+                ", ".join(n for n, on in zip(names, row, strict=True) if on) for row in (right, before, now)
+            ]
+            label, was, is_now = (each or NONE for each in told)
+            yield _Decision(number, 0, label, was, is_now, was_sure.prod(), sure.prod())
+            continue
+        for place in range(len(right)):
+            label, was, is_now = (names[int(row[place])] for row in (right, before, now))
+            yield _Decision(number, place, label, was, is_now, was_sure[place], sure[place])
+
+
+def _flip(found: _Decision, examples: Examples, tokenizer: Any) -> Flip:
+    row = examples.rows[examples.order[found.text]]
+    text, word = _cut(row.text), None
+    if examples.kind == "tags":
+        text, word = marked(row.words, _word(row, found.place, tokenizer))
+    return Flip(
+        text=text, pair=None if row.pair is None else _cut(row.pair), word=word,
+        label=found.label, before=found.before, now=found.now,
+        confidence_before=float(found.confidence_before), confidence_now=float(found.confidence_now),
+    )  # fmt: skip
+
+
+def _word(row: LabelledRow, place: int, tokenizer: Any) -> int:
+    """Which word a decision is of: a word of which the tokenizer makes nothing carries no label."""
+    with encoding():
+        words = tokenizer([list(row.words)], is_split_into_words=True, verbose=False).word_ids(0)
+    return int(list(dict.fromkeys(word for word in words if word is not None))[place])
+
+
+def marked(words: Sequence[str], place: int) -> tuple[str, tuple[int, int]]:
+    """A sentence of at most `CHARACTERS`, and where the word numbered `place` stands in it.
+
+    >>> marked(["to", "New", "York"], 1)
+    ('to New York', (3, 6))
+    """
+    text, start = " ".join(words), sum(len(word) + 1 for word in words[:place])
+    end = start + len(words[place])
+    first = max(0, min(start - CHARACTERS // 2, len(text) - CHARACTERS)) if end > CHARACTERS else 0
+    shown, before = text[first : first + CHARACTERS], _CUT if first else ""
+    after = _CUT if first + CHARACTERS < len(text) else ""
+    shift = len(before) - first
+    return f"{before}{shown}{after}", (start + shift, min(end, first + CHARACTERS) + shift)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + _CUT
