@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from cli_helpers import invoke, refused, write_text
 from encoder_models import write_encoder
 
 from compress.artifact.bundle import Bundle
+from compress.errors import UserError
 from compress.models.heads import labels_of
+from compress.passes.distill import Distill
+from compress.passes.finetune import Finetune
+from compress.text.windows import DataConfig
 
 FEW = {"epochs": 1, "batch": 8, "heldout_points": 1, "optimizer": "adamw", "learning_rate": 1e-3}
 
@@ -76,6 +81,22 @@ def test_a_classifier_is_cut_taught_and_judged_by_its_labels(tmp_path):
     again = invoke("run", recipe, "-o", tmp_path / "run", "--no-measure")
     assert again.code == 0
     assert "done before" in again.out + again.err
+
+
+def test_a_step_that_is_called_is_lent_labels_beside_text(tmp_path):
+    recipe = yaml.safe_load(write_run(tmp_path).read_text())
+    data = recipe["data"]
+    few = {**FEW, "window": 16}
+    encoder = Bundle.load(tmp_path / "encoder")
+    labels = data["labelled"]["source"]
+    base = encoder.apply(Finetune(**FEW), labelled=labels)
+    step = Distill(**few, unlabelled=0.5)
+    text = DataConfig(text=data["text"], window=16, calibration_windows=4, heldout_windows=4)
+    taught = base.apply(step, text=text, labelled=labels, base=base)
+    notes = taught.lineage.steps[-1].notes
+    assert (notes["unlabelled"], notes["examples"]) == (0.5, 63)
+    with pytest.raises(UserError, match="distill: a classifier learns from labelled texts"):
+        base.apply(step, text=text, base=base)
 
 
 def test_a_classifier_without_labelled_texts_is_told_before_any_work(tmp_path):

@@ -171,15 +171,16 @@ def _cut(bundle: Any, step: Step, text: Text | None, labelled: GivenLabels | Non
         raise UserError(f"labelled: {step.name()} needs texts with labels; give labelled='FILE'")
     own_text = isinstance(text, DataConfig) and text.text == LABELLED
     reads = sorted(step.requires() - {"teacher", "labelled"})
-    data = None
-    if labelled is not None and (learns or (reads and (text is None or own_text))):
+    data, heeds = None, learns or getattr(step, "uses_labels", False)
+    if labelled is not None and (heeds or (reads and (text is None or own_text))):
         data = labelled_for(bundle.model, bundle.tokenizer, rows_of_labels(labelled))
     if not reads:
         return replace(TextData.of_tokens(8, source=""), labelled=data)
     if data is not None and (text is None or own_text):
         settings = text if isinstance(text, DataConfig) else DataConfig(window=_window(bundle.model))
         return text_of(settings, data, bundle.tokenizer)
-    return replace(_windows(bundle, step, text, reads), labelled=data)
+    windows = _windows(bundle, step, text, reads)
+    return windows if data is None else replace(windows, labelled=data)
 
 
 def _windows(bundle: Any, step: Step, text: Text | None, reads: list[str]) -> TextData:
