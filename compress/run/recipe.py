@@ -45,6 +45,10 @@ class ModelConfig(BaseModel):
         None, description="folder of a LoRA adapter of the checkpoint (safetensors), merged into its weights"
     )
     create: Architecture | None = Field(None, description="dimensions of a model to train from scratch")
+    passes: tuple[Any, ...] = Field(
+        (), exclude=True, description="what a created model begins with, before those of the base; --model "
+        "takes their place"
+    )  # fmt: skip
 
     @field_validator("checkpoint", "adapter")
     @classmethod
@@ -139,6 +143,7 @@ class Recipe(BaseModel):
         """
         content = dict(content)
         try:
+            content |= _beginning(content)
             if "base" in content:
                 content["base"] = _chain(content["base"], "base")
             if isinstance(content.get("variants"), dict):
@@ -263,6 +268,20 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
         members = models or members
         current = named[0] if named else models[0] if models else current
     return [f.alias or name for name, f in current.model_fields.items()]
+
+
+def _beginning(content: dict[str, Any]) -> dict[str, Any]:
+    """Model and base, in which the model's own passes have come to stand before those of the base."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not model.get("passes"):
+        return {}
+    own, rest = model["passes"], {name: value for name, value in model.items() if name != "passes"}
+    if not isinstance(own, list) or "create" not in rest:
+        raise UserError(f"model.passes: {own!r} is not valid; a list of passes, beside 'create'")
+    base = content.get("base") or []
+    if isinstance(base, dict):
+        return {"model": rest, "base": {**base, "passes": [*own, *(base.get("passes") or [])]}}
+    return {"model": rest, "base": [*own, *base] if isinstance(base, list) else base}
 
 
 def _chain(value: Any, where: str) -> Any:
