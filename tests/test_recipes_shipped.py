@@ -10,28 +10,66 @@ import pytest
 import torch
 import yaml
 from doc_pages import run_page
-from tiny_recipes import BUDGET
+from tiny_recipes import BUDGET, DATA, tiny
 
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import weight_file_bytes
+from compress.models.heads import labels_of
 from compress.records.manifest import Manifest
-from compress.run.recipe import load_recipe, shipped
+from compress.run.pipeline import make
+from compress.run.preflight import preflight
+from compress.run.recipe import Recipe, load_recipe, shipped
+from compress.tasks.registry import task_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "recipes"
 # test_cli_demo.py runs the demo, test_cli_commands.py smollm2
 DOCUMENTED = [name for name in shipped() if name not in ("demo", "smollm2")]
+LABELLED = ["classifier", "entities"]
 
 
 def source(name: str) -> str:
     return (files("compress.run.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def test_there_are_ten_beside_the_demo_and_the_first() -> None:
-    assert len(DOCUMENTED) == 10
+def test_there_are_ten_for_a_model_and_text_and_two_for_labels() -> None:
+    assert len(DOCUMENTED) == 12
+    assert set(LABELLED) < set(DOCUMENTED)
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_are_learnt_small_from_a_model_made_here(name: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(source(name))
+    content["model"]["create"] |= {"hidden": 64, "heads": 4, "intermediate": 128, "vocab_size": 450}
+    content["model"]["passes"] = [{"train": {"tokens": 512, "batch": 4}}]
+    small = tiny(content, tmp_path / "no model", tmp_path / "no text")
+    small["data"] = {**DATA, "window": 64}
+    small["data"]["labelled"] = {
+        **content["data"]["labelled"], "train_rows": 60, "evaluation_rows": 20, "heldout_rows": 20,
+    }  # fmt: skip
+    recipe = Recipe.parse({**small, "model": content["model"]})
+    assert [step.name() for step in recipe.base.passes] == ["train", "finetune", "export_onnx"]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    preflight(recipe, folder)
+    made = make(recipe, folder)
+    for variant in recipe.ordered():
+        bundle = Bundle.load(folder / variant)
+        assert str(task_of(bundle.model.config)).endswith("-classification")
+        assert labels_of(bundle.model.config) == made.evaluation.names
+        assert (folder / variant / "onnx" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_model_and_rows_take_the_places_of_what_is_made_here(name: str) -> None:
+    recipe = load_recipe(name, model={"checkpoint": "m"}, data={"labelled": "rows.csv"})
+    assert [step.name() for step in recipe.base.passes] == ["finetune", "export_onnx"]
+    assert (recipe.data.labelled.source, recipe.model.checkpoint) == ("rows.csv", "m")
+    again = Recipe.parse(yaml.safe_load(load_recipe(name).to_yaml()))
+    assert again.base == load_recipe(name).base, "written out, the passes are the base's"
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if name not in LABELLED])
 def test_its_page_runs_tiny_to_the_last_artifact(name: str, page_folder: Path) -> None:
     content: dict[str, Any] = yaml.safe_load(source(name))
     assert content["model"] == {"checkpoint": None}, "the model is given with --model"
