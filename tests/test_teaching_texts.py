@@ -35,6 +35,9 @@ def test_embeddings_are_means_of_what_is_text():
     expected = torch.stack([states[0, :3].mean(0), states[1].mean(0)])
     torch.testing.assert_close(pooled(states, mask), expected)
     torch.testing.assert_close(pooled(states, None), states.mean(1))
+    first, last = pooled(states, mask, slice(0, 1)), pooled(states, mask, slice(-1, None))
+    torch.testing.assert_close(first, states[:, 0])
+    torch.testing.assert_close(last, torch.stack([states[0, 2], states[1, 4]]))
 
 
 def test_distances_of_embeddings_equal_their_definitions():

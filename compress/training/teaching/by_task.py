@@ -14,7 +14,6 @@ from compress.context import Context, Original
 from compress.errors import UserError
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
-from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
 from compress.tasks.registry import TASKS, task_of
 from compress.tasks.seq2seq import SEQ2SEQ
@@ -28,17 +27,18 @@ from compress.training.teaching.filling import hidden_taught
 from compress.training.teaching.soft_labels import labels_taught
 
 _LABELLED = frozenset(task for task in TASKS if task.labels is not None)
+_EMBEDS = frozenset(task for task in TASKS if task.embeds)
 _INNER = ("hidden", "hidden_pairs", "relations", "relation_blocks", "relation_heads", "fade")
 # field -> the tasks that it means something to
 _OF: Mapping[str, frozenset[Task]] = {
-    **dict.fromkeys(("unlabelled",), _LABELLED | {EMBEDDING}),
+    **dict.fromkeys(("unlabelled",), _LABELLED | _EMBEDS),
     **dict.fromkeys(("stop_by",), _LABELLED),
     **dict.fromkeys(("masked", "whole_words"), frozenset({MASKED})),
     **dict.fromkeys(("spans",), frozenset({SEQ2SEQ})),
-    **dict.fromkeys(("cosine", "similarity"), frozenset({EMBEDDING})),
+    **dict.fromkeys(("cosine", "similarity"), _EMBEDS),
     **dict.fromkeys(("targets", "samples", "on_policy", "prompt"), frozenset({CAUSAL})),
-    **dict.fromkeys(("divergence", "temperature"), TASKS - {REGRESSION, EMBEDDING}),
-    **dict.fromkeys(("cross_entropy",), TASKS - {EMBEDDING}),
+    **dict.fromkeys(("divergence", "temperature"), TASKS - _EMBEDS - {REGRESSION}),
+    **dict.fromkeys(("cross_entropy",), TASKS - _EMBEDS),
     **dict.fromkeys(_INNER, TASKS - {SEQ2SEQ}),
 }
 
@@ -73,6 +73,6 @@ def teaching_objective(settings: Teaching, student: Original, context: Context) 
         CAUSAL: distillation_objective,
         MASKED: hidden_taught,
         SEQ2SEQ: answers_taught,
-        EMBEDDING: embeddings_taught,
+        **dict.fromkeys(_EMBEDS, embeddings_taught),
     }
     return special.get(task, labels_taught)(settings, student, context)

@@ -4,10 +4,11 @@
          + b mean over pairs i != j of [cos(s_i, s_j) - cos(t_i, t_j)]^2
          + what is matched inside
 
-s and t are the means of a text's last hidden states, padding left out; W is learnt beside where the widths
-differ, and then thrown away, so that there the similarity matrix alone fixes what the student itself gives
-(Tung & Mori 2019, similarity-preserving distillation; Reimers & Gurevych 2020). Texts are the labelled ones,
-where there are any, or windows of plain text. The held-out loss is the first two terms on held-out texts.
+s and t are what the model's task makes of a text's last hidden states, their mean by default; W is learnt
+beside where the widths differ, and then thrown away, so that there the similarity matrix alone fixes what the
+student itself gives (Tung & Mori 2019, similarity-preserving distillation; Reimers & Gurevych 2020). Texts are
+the labelled ones, where there are any, or windows of plain text. The held-out loss is the first two terms on
+held-out texts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from compress.context import Context, Original
 from compress.errors import UserError
 from compress.models.running import Precision, autocast, evaluating
+from compress.tasks.embedding import Embedding
+from compress.tasks.registry import task_of
 from compress.training.example_batches import padded
 from compress.training.objectives.base import Asked, Moment, Objective
 from compress.training.teaching.fields import Teaching
@@ -49,6 +52,9 @@ def embeddings_taught(settings: Teaching, student: Original, context: Context) -
     precision = settings.precision_on(context.precision)
     teachers = Teachers(student, loaded, context.device, precision, name, found.longest)
     inner = Inner(settings, student.model, teachers, context.seed)
+    task = task_of(student.model.config)
+    assert isinstance(task, Embedding)
+    states = task.states
     small, large = (model.config.hidden_size for model in (student.model, teachers.models[0]))
     generator = torch.Generator().manual_seed(context.seed)
     through = nn.Identity() if small == large else linear_map(small, large, generator)
@@ -66,7 +72,7 @@ def embeddings_taught(settings: Teaching, student: Original, context: Context) -
     def outer(output: Any, inputs: Mapping[str, Any]) -> Tensor:
         mask = inputs.get("attention_mask")
         teacher = teachers.outputs(inputs)[0]
-        return apart(pooled(output[0], mask), pooled(teacher[0], mask))
+        return apart(pooled(output[0], mask, states), pooled(teacher[0], mask, states))
 
     def loss(outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
         total = outer(outputs, inputs)
@@ -103,14 +109,20 @@ def embeddings_taught(settings: Teaching, student: Original, context: Context) -
     )  # fmt: skip
 
 
-def pooled(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean state of each text, (texts, length, width) -> (texts, width), where the mask (texts, length)
-    is nonzero; of all positions while None."""
+def pooled(states: Tensor, mask: Tensor | None, chosen: slice = slice(None)) -> Tensor:
+    """The mean of the states of each text that count, (texts, length, width) -> (texts, width).
+
+    Args:
+        states: last hidden states.
+        mask: (texts, length), nonzero where a text is, beginning on the left; None: everywhere.
+        chosen: of a text's states those that count: all, the first, or the last.
+    """
     states = states.float()
-    if mask is None:
-        return states.mean(1)
-    counted = mask.unsqueeze(-1).float()
-    return (states * counted).sum(1) / counted.sum(1)
+    mask = torch.ones(states.shape[:2], device=states.device) if mask is None else mask
+    counted = torch.zeros_like(mask, dtype=torch.float32)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        counted[row, : int(length)][chosen] = 1.0
+    return (states * counted.unsqueeze(-1)).sum(1) / counted.sum(1, keepdim=True)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
