@@ -5,10 +5,10 @@
          + what is matched inside
 
 s and t are what the model's task makes of a text's last hidden states, their mean by default; W is learnt
-beside where the widths differ, and then thrown away, so that there the similarity matrix alone fixes what the
-student itself gives (Tung & Mori 2019, similarity-preserving distillation; Reimers & Gurevych 2020). Texts are
-the labelled ones, where there are any, or windows of plain text. The held-out loss is the first two terms on
-held-out texts.
+beside where the widths differ, and then thrown away, so that there the similarity matrix alone fixes what
+the student itself gives (Tung & Mori 2019, similarity-preserving distillation; Reimers & Gurevych 2020).
+Texts are the labelled ones, where there are any, or windows of plain text. The held-out loss is the first
+two terms on held-out texts.
 """
 
 from collections.abc import Iterator, Mapping
