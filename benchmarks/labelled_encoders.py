@@ -25,19 +25,19 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 import typer
+from transformers import AutoConfig, AutoTokenizer
 
-from compress import machine, versions
-from compress.artifact.folder import disk_bytes
-from compress.host.memory import peak_rss_bytes
-from compress.measure.statistics import paired_interval
-from compress.models.checkpoints import load_config, load_tokenizer, meta_model
-from compress.models.heads import labels_of
-from compress.records.run import RunRecord
-from compress.run.recipe import load_recipe
-from compress.tasks.base import longest_text
-from compress.tasks.registry import task_of
-from compress.text.examples import Examples, encode
-from compress.text.labelled.load import load_labelled
+from compress import (
+    Examples,
+    RunRecord,
+    encode,
+    load_labelled,
+    load_recipe,
+    machine,
+    open_runtime,
+    peak_rss_bytes,
+    versions,
+)
 
 RESULTS = Path(__file__).parent / "results" / "labelled-encoders.jsonl"
 WARM_UP, CALLS = 5, 30
@@ -83,7 +83,7 @@ def main(
             "seed": load_recipe(str(run / "recipe.yaml")).seed, "file_bytes": points[name][0],
             "accuracy": float(right.mean()), "macro_f1": facts["macro_f1"],
             "delta": float(right.mean() - before.mean()),
-            "ci95": paired_interval(right, before, np.ones(len(right))),
+            "ci95": interval(right - before),
             "flips": float(1 - same.mean()), "texts_per_second_b1": 1 / one_,
             "texts_per_second_b8": batch / many, "ratio_b8": float_many / many,
             "peak_rss_bytes": facts["peak_rss_bytes"], "batch": batch, "tokens": tokens, "threads": threads,
@@ -98,13 +98,22 @@ def main(
             file.write(json.dumps(line | {"machine": machine(), "versions": versions()}) + "\n")
 
 
+def interval(differences: Any) -> tuple[float, float]:
+    """95 % of the mean of paired differences, by resampling the texts."""
+    rng = np.random.default_rng(0)
+    draws = [float(rng.choice(differences, len(differences)).mean()) for _ in range(2000)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def examples(run: Path) -> Examples:
     """The run's evaluation texts, as its base reads them."""
     recipe, base = load_recipe(str(run / "recipe.yaml")), run / "base"
     assert recipe.data.labelled is not None, "the recipe has no labels"
-    rows = load_labelled(recipe.data.labelled, recipe.seed)
-    longest = longest_text(meta_model(str(base)))
-    return encode(rows.evaluation, rows.kind, labels_of(load_config(base)), load_tokenizer(base), longest)
+    rows, config = load_labelled(recipe.data.labelled, recipe.seed), AutoConfig.from_pretrained(base)
+    names = [config.id2label[number] for number in sorted(config.id2label)]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return encode(rows.evaluation, rows.kind, names, tokenizer, config.max_position_embeddings)
 
 
 def ours(run: Path) -> dict[str, tuple[int, str]]:
@@ -112,7 +121,7 @@ def ours(run: Path) -> dict[str, tuple[int, str]]:
     record = RunRecord.read(run / "run.json")
     return {
         f"ours {variant.name}": (
-            disk_bytes(run / variant.artifact / "onnx"),
+            sum(file.stat().st_size for file in (run / variant.artifact / "onnx").iterdir()),
             " + ".join(s.name for s in variant.steps),
         )
         for variant in record.variants
@@ -240,7 +249,7 @@ def scored(answer: Answer, found: Examples, run: Path) -> dict[str, Any]:
     """The decisions of every text alone, by the task's own rule."""
     from sklearn.metrics import f1_score
 
-    task = task_of(load_config(run / "base"))
+    task = open_runtime(run / "base" / "onnx", "onnxruntime", 1).task
     decisions: list[float] = []
     targets: list[float] = []
     right: list[bool] = []
@@ -262,12 +271,9 @@ def opened(run: Path, work: Path, point: str, threads: int) -> Answer:
     """A point, ready to answer."""
     tool, _, name = point.partition(" ")
     if tool == "ours":
-        from compress.runtimes.onnx_encoder import OnnxEncoder
-
-        graph = OnnxEncoder(run / name / "onnx", threads)
-        return lambda ids, mask: (
-            graph.masked(ids, mask)[:, 0] if graph.task.pooled else graph.masked(ids, mask)
-        )
+        graph = open_runtime(run / name / "onnx", "onnxruntime", threads)
+        pooled = graph.task.pooled
+        return lambda ids, mask: graph.logits(ids)[:, 0] if pooled else graph.logits(ids)
     if tool == "onnxruntime":
         import onnxruntime
 

@@ -16,11 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from transformers import AutoConfig, AutoTokenizer
 
-from compress.models.checkpoints import load_config, load_tokenizer
-from compress.runtimes.onnx_encoder import OnnxEncoder
-from compress.text.labelled.config import LabelledConfig
-from compress.text.labelled.load import load_labelled
+from compress import LabelledConfig, load_labelled, open_runtime
 
 TEXTS = 20
 SCRIPT = """
@@ -45,8 +43,8 @@ def main(
     """Compare label and probability of each text."""
     rows = load_labelled(LabelledConfig(source=labelled)).evaluation[:TEXTS]
     texts = [row.text for row in rows]
-    tokenizer, names = load_tokenizer(variant), load_config(variant).id2label
-    graph = OnnxEncoder(variant / "onnx")
+    tokenizer, names = AutoTokenizer.from_pretrained(variant), AutoConfig.from_pretrained(variant).id2label
+    graph = open_runtime(variant / "onnx", "onnxruntime")
     apart, worst = 0, 0.0
     for text, theirs in zip(texts, in_node(variant, texts, node_modules), strict=True):
         ids = tokenizer(text, truncation=True, max_length=graph.context)["input_ids"]

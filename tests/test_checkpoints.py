@@ -89,7 +89,7 @@ class TestDirectories:
         with pytest.raises(UserError, match="cannot be loaded: .+"):  # the preflight says so too
             meta_model(str(folder))
 
-    @pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "BertForQuestionAnswering"])
+    @pytest.mark.parametrize("name", ["LlamaForQuestionAnswering", "BertForQuestionAnswering"])
     def test_a_model_that_writes_no_text(self, folder, name):
         edit(folder / "config.json", architectures=[name])
         refused(folder, f"architectures: {name} is neither a decoder nor an encoder-decoder")

@@ -128,6 +128,13 @@ def test_an_unknown_recipe(tmp_path):
     assert not tree(tmp_path)
 
 
+def test_what_is_said_of_a_name_without_end_is_short(recipe, tmp_path):
+    """What the system could not open is told with its name, be that 100,000 letters long."""
+    line = refused("run", recipe, "--text", "t" * 100_000, "-o", tmp_path / "run")
+    assert len(line) < 1100
+    assert line.startswith("error: ")
+
+
 def test_an_unusable_text(refuse, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 100)
     (tmp_path / "bad.jsonl").write_text('{"txt": "a"}\n')

@@ -129,5 +129,3 @@ def test_what_cannot_be_trained_so_is_refused():
     bundle.tokenizer.mask_token = None
     with pytest.raises(UserError, match="no mask token"):
         bundle.apply(Train(tokens=100), text=data())
-    with pytest.raises(UserError, match="whole_words: pieces of a WordLevel tokenizer"):
-        tiny_encoder("bert").apply(Train(tokens=100, whole_words=True), text=data())

@@ -125,7 +125,7 @@ def test_a_runtime_that_is_missing_is_named_with_what_brings_it(bundle, text, tm
         **EXPORTED,
         "gguf": Exported("llama.cpp", "model.gguf", "nowhere", "llama-x"),
     }
-    monkeypatch.setattr("compress.api.EXPORTED", missing)
+    monkeypatch.setattr("compress.measure.places.EXPORTED", missing)
     monkeypatch.setattr("compress.run.request.EXPORTED", missing)
     bundle.save(tmp_path / "model")
     said: list[str] = []

@@ -65,7 +65,7 @@ def one_batch(kind, longer=0):
     """Inputs and targets of four texts, padded to the longest and `longer` more."""
     items = list(labelled_examples(kind, 40).items)[8::9][:4]
     ids, mask, _ = padded(items, 3)
-    targets = padded_targets(items, ids.shape[1])
+    targets = padded_targets(items, ids.shape[1], kind)
     ids, mask = np.pad(ids, ((0, 0), (0, longer)), constant_values=3), np.pad(mask, ((0, 0), (0, longer)))
     if kind == "tags":
         targets = np.pad(targets, ((0, 0), (0, longer)), constant_values=UNKNOWN)

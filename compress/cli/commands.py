@@ -393,5 +393,5 @@ def _fail(line: str, code: int) -> None:
     if not is_main():
         time.sleep(_HEADSTART_SECONDS)  # a launcher ends the others when one ends: the main one speaks first
         sys.exit(code)
-    print(one_line(line), file=sys.stderr)
+    print(one_line(line, UserError.longest + len("error: ")), file=sys.stderr)
     sys.exit(code)

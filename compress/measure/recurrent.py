@@ -167,7 +167,7 @@ def _rate(step: int, steps: int) -> float:
     """Share of the learning rate: up to 1 over the warm-up, then a cosine that ends near 0.
 
     >>> [round(_rate(step, 10), 2) for step in (0, 1, 5, 9)]
-    [1.0, 0.97, 0.5, 0.03]
+    [1.0, 0.98, 0.5, 0.02]
     """
     warm = max(1, round(_WARM_UP * steps))
     if step < warm:

@@ -312,7 +312,7 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
     with loading(f"model: '{source}' cannot be loaded"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-        config = with_pooling(config, place_of(source, options.get("revision", "main")))
+        config = _pooled(config, source, options.get("revision", "main"))
         if "gguf_file" in options:
             config = as_llama_cpp(Path(source) / options["gguf_file"], config)
         stored = None if "gguf_file" in options else quantization(config)
@@ -345,21 +345,30 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
 
 def place_of(source: str | Path, revision: str = "main") -> Path:
-    """The folder of a model's small files: its own, or of a hub id that in the cache, which is asked to hold
-    what says how states are pooled."""
-    if Path(source).exists():
-        return Path(source) if Path(source).is_dir() else Path(source).with_name("no folder")
-    from transformers.utils.hub import cached_file
+    """The folder of a model's small files: its own, or of a hub id that in the cache."""
+    path, nowhere = Path(source), Path(source).with_name("no folder")
+    if path.exists():
+        return path if path.is_dir() else nowhere
+    from huggingface_hub import try_to_load_from_cache
 
-    source = str(source)
-    config = cached_file(source, "config.json", revision=revision)
-    options = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    for name in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
-        cached_file(source, name, revision=revision, **options)
-    return Path(config).parent
+    config = try_to_load_from_cache(str(source), "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else nowhere
+
+
+def _pooled(config: Any, source: str, revision: str) -> Any:
+    """A configuration that says how states are pooled, of an encoder that embeds; of a hub id, the files that
+    say so are fetched."""
+    if not str((getattr(config, "architectures", None) or [""])[0]).endswith("Model"):
+        return config
+    if not Path(source).exists():
+        from transformers.utils.hub import cached_file
+
+        options = dict.fromkeys(
+            ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+        )
+        for name in ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+            cached_file(source, name, revision=revision, **options)
+    return with_pooling(config, place_of(source, revision))
 
 
 def _cached(source: str, revision: str) -> list[Path]:
@@ -406,7 +415,7 @@ def meta_model(source: Any, *, for_passes: bool = False) -> Any:
             config = AutoConfig.from_pretrained(
                 place, gguf_file=file, revision=commit or "main", trust_remote_code=False
             )
-            config = with_pooling(config, place_of(source, commit or "main"))
+            config = _pooled(config, source, commit or "main")
             if path.is_file():
                 config = as_llama_cpp(path, config)
             elif for_passes:
