@@ -40,6 +40,7 @@ from compress.passes.distill import Distill as Distill
 from compress.passes.export_compressed_tensors import ExportCompressedTensors as ExportCompressedTensors
 from compress.passes.export_gguf import ExportGguf as ExportGguf
 from compress.passes.export_onnx import ExportOnnx as ExportOnnx
+from compress.passes.finetune import Finetune as Finetune
 from compress.passes.fold_scales import FoldScales as FoldScales
 from compress.passes.prune_alps import PruneAlps as PruneAlps
 from compress.passes.prune_gradual import PruneGradual as PruneGradual
@@ -72,6 +73,8 @@ from compress.run.registry import pass_class as pass_class
 from compress.runtimes import open_runtime as open_runtime
 from compress.tasks.causal import CAUSAL as CAUSAL
 from compress.text.documents import load_documents as load_documents
+from compress.text.labelled.base import Labelled as Labelled
+from compress.text.labelled.config import LabelledConfig as LabelledConfig
 from compress.text.windows import DataConfig as DataConfig
 from compress.text.windows import TextData as TextData
 from compress.version import __version__ as __version__

@@ -11,6 +11,7 @@ from typing import TypeVar
 from compress import report
 from compress.artifact.applied import Given, windows_of
 from compress.artifact.folder import disk_bytes
+from compress.artifact.labels import GivenLabels
 from compress.errors import UserError
 from compress.host.files import read_text
 from compress.host.machine import machine, usable_cores, versions
@@ -21,6 +22,7 @@ from compress.measure.baselines import references_beside
 from compress.measure.flips import Flips
 from compress.measure.inner_steps import InnerSteps
 from compress.measure.label_references import label_references
+from compress.measure.places import exports_in, not_measured, targets_of
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
@@ -34,7 +36,6 @@ from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import DESTINATIONS, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
-from compress.runtimes.exported import EXPORTED
 from compress.tasks.registry import task_of
 from compress.text.framing import prompt_of
 from compress.text.windows import DataConfig
@@ -174,7 +175,7 @@ def threads_for(recipe: Recipe) -> int:
 
 def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     """Measure everything that was made; results of an earlier, interrupted call are taken over."""
-    missing = _not_measured(made.variants)
+    missing = not_measured(made.variants)
     for name, reason in missing.items():
         say(f"{name}: written, {reason}")
     folder, windows = made.folder, made.evaluation
@@ -185,7 +186,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     )
     path = folder / "results.jsonl"
     base = folder / "base"
-    targets = [t for variant in made.variants for t in _targets(folder, variant)]
+    targets = [t for variant in made.variants for t in targets_of(folder, variant)]
     tokenizer = load_tokenizer(base)
     config = load_config(base)
     task = task_of(config)
@@ -285,12 +286,16 @@ def bench(
     base: Path | None = None,
     protocol: MeasureProtocol | None = None,
     *,
+    labelled: GivenLabels | None = None,
     verify: bool = True,
     say: Say = lambda line: None,
 ) -> Results:
     """Measure existing artifacts or plain model directories, these and no others; see `measure_artifacts`."""
     with unchanged_process():
-        return Results(measure_artifacts(artifacts, data, base, protocol, verify=verify, say=say))
+        results = measure_artifacts(
+            artifacts, data, base, protocol, labelled=labelled, verify=verify, say=say
+        )
+        return Results(results)
 
 
 def measure(
@@ -298,6 +303,7 @@ def measure(
     *,
     base: Path | str | None = None,
     text: Given = "stdlib",
+    labelled: GivenLabels | None = None,
     protocol: MeasureProtocol | None = None,
     verify: bool = True,
 ) -> Results:
@@ -307,6 +313,8 @@ def measure(
         artifact: folders or `.gguf` files; exports inside a folder are measured, too.
         base: the model that they are compared with; it comes first.
         text: as a recipe's; a `DataConfig` says how many windows, and how long.
+        labelled: texts with labels to judge by in the place of text: a file, of which the part counts that a
+            recipe leaves out of training, a `LabelledConfig`, or rows.
         protocol: how speed and memory are measured.
         verify: compare the SHA-256 of every file with the one that is stated beside it.
 
@@ -321,41 +329,12 @@ def measure(
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such artifact")
-    found = [p for path in paths for p in (path, *_exports_in(path))]
+    found = [p for path in paths for p in (path, *exports_in(path))]
     with unchanged_process():
         data = windows_of(text, meta_model(str(paths[0])))
-    return bench(
-        list(dict.fromkeys(found)), data, paths[0] if base is not None else None, protocol, verify=verify
-    )
-
-
-def _exports_in(artifact: Path) -> list[Path]:
-    """What lies in an artifact for other runtimes that are installed."""
-    places = [artifact / name / export.file for name, export in EXPORTED.items() if export.installed]
-    return [place for place in places if place.exists()]
-
-
-def _targets(folder: Path, variant: VariantRecord) -> list[Target]:
-    """A variant in torch, and each of its exports in the runtime that it is for, where that is installed."""
-    places = [("torch", variant.artifact)]
-    for name in variant.exports:
-        if (export := EXPORTED.get(name)) is not None and export.installed:
-            places.append((export.runtime, "/".join(filter(None, (variant.artifact, name, export.file)))))
-    return [
-        Target(variant.name, runtime, folder / artifact, variant.fingerprint, artifact)
-        for runtime, artifact in places
-    ]
-
-
-def _not_measured(variants: Sequence[VariantRecord]) -> dict[str, str]:
-    """Why, of each kind of export that no runtime here can open."""
-    found = {name: EXPORTED.get(name) for variant in variants for name in variant.exports}
-    reasons = {name: "not measured: no runtime of ours opens it" for name, e in found.items() if e is None}
-    return reasons | {
-        name: f"not measured in {export.runtime}: pip install {export.package}"
-        for name, export in found.items()
-        if export is not None and not export.installed
-    }
+    first = paths[0] if base is not None else None
+    found = list(dict.fromkeys(found))
+    return bench(found, data, first, protocol, labelled=labelled, verify=verify)
 
 
 def _readable(read: Callable[[Path], _T], path: Path) -> _T | None:

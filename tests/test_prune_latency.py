@@ -9,7 +9,7 @@ import pytest
 import torch
 import training_set
 from pydantic import ValidationError
-from test_prune_structured import encoder, few_tokens, livelier
+from test_prune_structured import encoder, livelier
 
 from compress.artifact.bundle import Bundle
 from compress.errors import UserError
@@ -21,7 +21,7 @@ from compress.structured.procedure import ModelShape
 from compress.structured.slicing import UnitCounts
 from compress.structured.structure import find_structure
 from compress.structured.target import CostTarget
-from compress.structured.timing import decode_shares
+from compress.structured.timing import decode_shares, timed
 
 
 @pytest.fixture
@@ -169,14 +169,14 @@ def test_a_loss_that_is_no_number_is_beyond_every_bound(
         PruneStructured(target={"latency": 0.8}, multiple_of=1)(small, make_context(small))
 
 
-def test_an_encoder_that_predicts_nothing_cannot_be_judged(make_context):
-    import transformers
-
-    bundle = encoder()
-    bundle = bundle.evolve(model=transformers.BertModel(bundle.model.config).eval())
-    bundle.model.config.architectures = ["BertModel"]
-    with pytest.raises(UserError, match=r"target.latency: what is lost is judged by the tokens"):
-        PruneStructured(target={"latency": 0.8, "shapes": 1}).layers(bundle.model)
-    few = few_tokens(make_context)
-    result = PruneStructured(target={"parameters": 0.9, "shapes": 1}, multiple_of=1)(bundle, few)
-    assert torch.isfinite(result.model(torch.arange(9)[None])[0]).all()
+def test_an_encoder_is_timed_by_a_text():
+    bundle = training_set.tiny_bundle(layers=1)
+    assert timed(bundle.model) == "decode"
+    clock = FakeClock()
+    models = [encoder().model for _ in range(2)]
+    for model, seconds in zip(models, (2.0, 5.0), strict=True):
+        model.register_forward_hook(clock.of(seconds, False))
+    share, rounds = decode_shares(*models, rounds=6, clock=clock)
+    assert share == pytest.approx(0.4, rel=0.02)
+    assert len(rounds) == 6
+    assert timed(models[0]) == "a text of 64 tokens"

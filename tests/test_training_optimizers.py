@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from training_set import tiny_bundle
 from transformers.pytorch_utils import Conv1D
 
 from compress.models.conv1d import StoredTransposed
-from compress.training.optimizers import Muon, build, orthogonalise, schedule_factor, split
+from compress.training.optimizers import Muon, ScheduleName, build, orthogonalise, schedule_factor, split
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 16), (16, 5), (3, 6, 12)])
@@ -70,7 +71,7 @@ def test_frozen_parameters_stay_out():
 
 
 @given(
-    schedule=st.sampled_from(["wsd", "cosine", "linear", "constant"]),
+    schedule=st.sampled_from(get_args(ScheduleName)),
     steps=st.integers(1, 300),
     warmup=st.floats(0, 1),
     decay=st.floats(0, 1),
@@ -192,6 +193,28 @@ def test_adamw_steps_are_those_of_the_paper(factor):
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def of_the_paper(name, sums, gradient, step):
+    """The direction of an update, from the sums so far: Adam's, Adagrad's, RMSprop's."""
+    m, v = sums
+    if name == "adam":
+        sums[:] = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        return sums[0] / (1 - 0.9**step) / ((sums[1] / (1 - 0.95**step)).sqrt() + 1e-8)
+    sums[1] = v + gradient**2 if name == "adagrad" else 0.99 * v + 0.01 * gradient**2
+    return gradient / (sums[1].sqrt() + (1e-10 if name == "adagrad" else 1e-8))
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad", "rmsprop"])
+def test_other_steps_are_those_of_their_papers(name):
+    after, starts, gradients = stepped(name, factors={"linear.weight": 0.25})
+    for parameter, expected in starts.items():
+        rate, decay = (0.05 * 0.25, 0.3) if parameter == "linear.weight" else (0.05, 0.0)
+        sums = [torch.zeros_like(expected)] * 2
+        for step, each in enumerate(gradients, 1):
+            gradient = each[parameter] + decay * expected  # the decay is part of the gradient
+            expected = expected - rate * of_the_paper(name, sums, gradient, step)
+        torch.testing.assert_close(after[parameter], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_sgd_steps_are_nesterovs(momentum):
     after, starts, gradients = stepped("sgd", momentum=momentum)
@@ -233,11 +256,13 @@ def by_the_book(schedule, step, steps, warmup, decay):
         "linear": 1 - share,
         "cosine": (1 + math.cos(math.pi * share)) / 2,
         "wsd": min(1.0, (steps - step) / last),
+        "polynomial": (1 - share) ** 2,
+        "exponential": math.exp(share * math.log(0.01)),
     }[schedule]
 
 
 @given(
-    schedule=st.sampled_from(["wsd", "cosine", "linear", "constant"]),
+    schedule=st.sampled_from(get_args(ScheduleName)),
     steps=st.integers(1, 60),
     warmup=st.floats(0, 1),
     decay=st.floats(0, 1),

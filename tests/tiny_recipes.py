@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "export_gguf": {"check_tokens": 64},
     "export_compressed_tensors": {"check_tokens": 64},
 }
+LABELLED = {"source": "stdlib:package", "train_rows": 40, "evaluation_rows": 20, "heldout_rows": 20}
 BUDGET = 140_000  # bytes: as many for the tiny model as the recipe asks for a real one
 
 
@@ -51,8 +52,12 @@ def tiny(content: dict[str, Any], model: Path, text: Path) -> dict[str, Any]:
         for place, entry in enumerate(passes):
             (name, fields) = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             fields = {**(fields or {}), **SMALL.get(name, {})}
+            if fields.get("epochs"):
+                fields["epochs"] = 0.1
             if fields.get("budget_bytes"):
                 fields["budget_bytes"] = BUDGET
             passes[place] = {name: fields}
     given = {"threads": 1, "model": {"checkpoint": str(model)}, "data": {**DATA, "text": str(text)}}
+    if "labelled" in (content.get("data") or {}):
+        given["data"] |= {"labelled": LABELLED}
     return {"name": "tiny", **content, **given}

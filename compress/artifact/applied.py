@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from compress.artifact.labels import GivenLabels as GivenLabels
+from compress.artifact.labels import labelled_for, rows_of_labels
 from compress.context import Context, Original, lend
 from compress.errors import UserError, staying
 from compress.host.memory import peak_rss_bytes, reset_peak
@@ -18,7 +21,8 @@ from compress.models.unchanged import unchanged_process
 from compress.records.manifest import Coverage, PassRecord, changed_settings
 from compress.tasks.base import longest_text, rows_of
 from compress.text.documents import load_documents
-from compress.text.windows import DataConfig, TextData, prepare
+from compress.text.labelled.as_text import text_of
+from compress.text.windows import LABELLED, DataConfig, TextData, prepare
 
 Given = str | Path | list[str] | DataConfig
 Text = Given | TextData
@@ -56,7 +60,12 @@ class Step(Protocol):
 
 
 def applied(
-    bundle: _Bundle, step: Step, text: Text | None, teacher: Callable[[], Original], seed: int
+    bundle: _Bundle,
+    step: Step,
+    text: Text | None,
+    teacher: Callable[[], Original],
+    seed: int,
+    labelled: GivenLabels | None = None,
 ) -> _Bundle:
     """A copy of `bundle` that `step` has changed, with the step in its lineage.
 
@@ -69,9 +78,11 @@ def applied(
             length, and a `TextData` is taken as it is.
         teacher: loads the model to stay close to.
         seed: of all that is drawn by chance.
+        labelled: texts with labels, of which the text is cut where none is given; a file is divided as a
+            recipe of the seed 0 divides it, whatever `seed` is.
 
     Raises:
-        UserError: the pass needs text and there is none, or whatever it refuses.
+        UserError: the pass needs text or labels and there is none, or whatever it refuses.
     """
     if not callable(getattr(step, "layers", None)):
         raise UserError(f"step: {step!r} is no pass; give a value of one, as compress.QuantizeGPTQ()")
@@ -81,7 +92,7 @@ def applied(
     require_finite(numbers_of(bundle.model), "model")
     with unchanged_process(), staying(step.name()):
         lent, context = lend(
-            step.kind, bundle, _cut(bundle, step, text), teacher,
+            step.kind, bundle, _cut(bundle, step, text, labelled), teacher,
             seed=seed, workdir=scratch.path, precision=native_precision(),
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )  # fmt: skip
@@ -144,15 +155,34 @@ def windows_of(text: Given, model: Any) -> DataConfig:
     """A text without settings, for a model: windows of 1024 tokens, or of all that it takes."""
     if isinstance(text, DataConfig):
         return text
-    window = min(1024, longest_text(model))
-    return DataConfig(text=str(text) if isinstance(text, Path) else text, window=window)
+    return DataConfig(text=str(text) if isinstance(text, Path) else text, window=_window(model))
 
 
-def _cut(bundle: Any, step: Step, text: Text | None) -> TextData:
-    """The windows of a recipe with these settings; none where the pass reads none."""
-    reads = sorted(step.requires() - {"teacher"})
+def _window(model: Any) -> int:
+    return min(1024, longest_text(model))
+
+
+def _cut(bundle: Any, step: Step, text: Text | None, labelled: GivenLabels | None) -> TextData:
+    """The windows of a recipe with these settings, and its labels; none where the pass reads none."""
+    if labelled is None and isinstance(text, DataConfig):
+        labelled = text.labelled
+    learns = "labelled" in step.requires()
+    if learns and labelled is None:
+        raise UserError(f"labelled: {step.name()} needs texts with labels; give labelled='FILE'")
+    own_text = isinstance(text, DataConfig) and text.text == LABELLED
+    reads = sorted(step.requires() - {"teacher", "labelled"})
+    data = None
+    if labelled is not None and (learns or (reads and (text is None or own_text))):
+        data = labelled_for(bundle.model, bundle.tokenizer, rows_of_labels(labelled))
     if not reads:
-        return TextData.of_tokens(8, source="")
+        return replace(TextData.of_tokens(8, source=""), labelled=data)
+    if data is not None and (text is None or own_text):
+        settings = text if isinstance(text, DataConfig) else DataConfig(window=_window(bundle.model))
+        return text_of(settings, data, bundle.tokenizer)
+    return replace(_windows(bundle, step, text, reads), labelled=data)
+
+
+def _windows(bundle: Any, step: Step, text: Text | None, reads: list[str]) -> TextData:
     if text is None:
         raise UserError(f"text: {step.name()} needs text ({', '.join(reads)}); give text='FILE' or 'stdlib'")
     if isinstance(text, TextData):

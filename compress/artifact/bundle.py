@@ -16,7 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.artifact.applied import Step, Text, applied
+from compress.artifact.adapted import adapted
+from compress.artifact.applied import GivenLabels, Step, Text, applied
 from compress.artifact.coded import with_streams
 from compress.artifact.counts import file_record, unique_state
 from compress.artifact.folder import CODES, EXPORTS, MANIFEST, has_manifest
@@ -64,7 +65,7 @@ class Bundle:
         storage: how `save` writes matrices with many zeros; a bundle that was loaded is dense again.
         notes: what the last pass reports; the pipeline moves it into the lineage.
         scratch: temporary folders that `exports` or `parts` lie in, removed with the last that holds them.
-        origin: what `load` was given.
+        origin: what `load` was given, with `adapter` what it merged.
         companions: small files by name that say how an encoder's states become a vector; they are saved with
             a model that embeds.
     """
@@ -80,6 +81,7 @@ class Bundle:
     notes: Mapping[str, Any] = field(default_factory=dict)
     scratch: tuple[Scratch, ...] = ()
     origin: Path | str | None = None
+    adapter: Path | None = None
     companions: Mapping[str, bytes] = field(default_factory=dict)
 
     def apply(
@@ -87,6 +89,7 @@ class Bundle:
         step: Step,
         *,
         text: Text | None = None,
+        labelled: GivenLabels | None = None,
         base: "Path | str | Bundle | None" = None,
         seed: int = 0,
     ) -> "Bundle":
@@ -96,6 +99,8 @@ class Bundle:
             step: a pass, such as `QuantizeGPTQ(format=Int4(group=64))`.
             text: where the pass needs some, as in recipes; a `DataConfig` also says how many windows of what
                 length, a `TextData` has them. What `compress.measure` scores by default is left out.
+            labelled: texts with labels, where the pass learns them, or reads text and none is given: a file,
+                a `LabelledConfig`, or rows; what `compress.measure` judges by is left out.
             base: the model to stay close to; by default the one that was loaded.
             seed: of all that is drawn by chance.
 
@@ -107,9 +112,11 @@ class Bundle:
             origin = self.origin if base is None else base
             if origin is None:
                 raise UserError(f"base: {step.name()} learns from a model, and none was loaded; give base=")
-            return origin.clone() if isinstance(origin, Bundle) else Bundle.load(origin)
+            if isinstance(origin, Bundle):
+                return origin.clone()
+            return Bundle.load(origin, adapter=None if base is not None else self.adapter)
 
-        return applied(self, step, text, teacher, seed)
+        return applied(self, step, text, teacher, seed, labelled)
 
     def __post_init__(self) -> None:
         settled(linears(self.model))  # one that was made elsewhere comes in here
@@ -241,6 +248,7 @@ class Bundle:
         cls,
         path: Path | str,
         *,
+        adapter: Path | str | None = None,
         masks: bool = True,
         stream: bool = False,
         packed: bool = False,
@@ -250,6 +258,8 @@ class Bundle:
 
         Args:
             path: where it is.
+            adapter: folder of a LoRA adapter of this model, merged into its weights (models/adapters.py);
+                what is pruned stays zero.
             masks: False leaves the masks out, for those who only run the model and count its memory.
             stream: leave the weights on disk where that is possible (float weights in safetensors), for
                 passes that take one block at a time.
@@ -261,6 +271,8 @@ class Bundle:
             UserError: as `load_checkpoint`, or the artifact is not whole, or not what was written.
         """
         folder = Path(path)
+        if adapter is not None:
+            return adapted(cls.load(path, verify=verify), Path(adapter))
         stream = stream and folder.is_dir()
         if not has_manifest(folder):
             lineage = Lineage(source=str(path))

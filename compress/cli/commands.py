@@ -50,6 +50,9 @@ Verify = Annotated[
     bool,
     typer.Option("--verify/--no-verify", help="Compare files with the SHA-256 stated beside them, or not."),
 ]
+LabelledOption = Annotated[
+    str | None, typer.Option("--labelled", help="Texts with labels: a file, a folder, 'datasets:NAME'.")
+]
 TextOption = Annotated[
     list[str] | None, typer.Option("--text", help="Text files or folders, 'stdlib', or 'datasets:NAME'.")
 ]
@@ -80,6 +83,7 @@ def run(
         str | None, typer.Option("--model", help="Start from this checkpoint: directory, .gguf or hub id.")
     ] = None,
     text: TextOption = None,
+    labelled: LabelledOption = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; run nothing.")] = False,
     measured: Annotated[
@@ -89,11 +93,13 @@ def run(
     """Run a recipe: train or load, compress, export, measure, report. Run again to resume."""
     from compress.run.recipe import load_recipe
 
-    sections: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {}
     if model is not None:
         sections["model"] = {"checkpoint": model}
     if text:
         sections["data"] = {"text": text if len(text) > 1 else text[0]}
+    if labelled is not None:
+        sections.setdefault("data", {})["labelled"] = {"source": labelled}
     plan = load_recipe(recipe, overrides, **sections)
     folder = output or Path("runs") / plan.name
     if dry_run:
@@ -161,6 +167,7 @@ def quantize(
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts or plain model directories.")],
     text: TextOption = None,
+    labelled: LabelledOption = None,
     base: Annotated[Path | None, typer.Option(help="Compare with this one (KL, loss difference).")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
@@ -183,7 +190,7 @@ def bench(
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
     protocol = _checked(MeasureProtocol, threads=threads, provider=provider)
-    results = api.bench(artifacts, data, base, protocol, verify=verify, say=_say)
+    results = api.bench(artifacts, data, base, protocol, labelled=labelled, verify=verify, say=_say)
     if output is not None:
         write_results(output, results)
     print_results(results)

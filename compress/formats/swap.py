@@ -10,7 +10,9 @@ from torch import nn
 from compress.errors import about
 from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
-from compress.models.layers import matrix, replace_module, selected
+from compress.models.layers import is_linear, matrix, replace_module, selected
+from compress.models.stacks import block_lists
+from compress.tasks.registry import task_of
 
 
 def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
@@ -20,7 +22,8 @@ def put_codes(model: nn.Module, name: str, quantized: QuantizedTensor) -> None:
 
 
 def quantize_embeddings(model: Any, format: Format) -> list[str]:
-    """Round the token embedding and the head to `format`; returns the names of what was changed."""
+    """Round what lies outside the blocks to `format`: the token embedding, the head, and an encoder's pooler
+    and head for labels; returns the names of what was changed."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     found = tables(model)
@@ -35,6 +38,10 @@ def quantize_embeddings(model: Any, format: Format) -> list[str]:
         replace_module(model, changed[-1], QuantizedLinear(held, head.bias))
     for name, module in found.items():
         replace_module(model, name, QuantizedEmbedding(table, embedding_scale(module)))
+    for name in _ends(model):
+        with about(name):
+            put_codes(model, name, QuantizedTensor.round(format, matrix(model.get_submodule(name))))
+        changed.append(name)
     return changed
 
 
@@ -56,10 +63,23 @@ def tables(model: Any) -> dict[str, nn.Module]:
 
 
 def embedding_names(model: Any) -> list[str]:
-    """Names of the token embedding, of those tied to it, and of the head, if there is one."""
+    """Names of the token embedding, of those tied to it, of the head, if there is one, and of an encoder's
+    other layers outside the blocks."""
     head = model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    return [*tables(model), *([] if head is None else [names[id(head)]])]
+    return [*tables(model), *([] if head is None else [names[id(head)]]), *_ends(model)]
+
+
+def _ends(model: Any) -> list[str]:
+    """Linear layers of an encoder outside the blocks that are no table's: pooler, transform, labels."""
+    if task_of(model.config).writes:
+        return []
+    blocks, head = block_lists(model), model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not head and not name.startswith(blocks)
+    ]
 
 
 def embedding_scale(embedding: nn.Module) -> float:

@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact.folder import whole
+from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.measure import harness
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model
+from compress.models.heads import labels_of
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result
 from compress.runtimes import detect_runtime
 from compress.runtimes.null_pass import null_pass
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text, rows_of
+from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
+from compress.text.examples import Examples
+from compress.text.labelled.config import LabelledConfig
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
 
@@ -26,32 +31,28 @@ def measure_artifacts(
     base: Path | None,
     protocol: MeasureProtocol | None,
     *,
+    labelled: GivenLabels | None = None,
     verify: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
-    """Measure artifacts or plain model directories on a text, against `base` where given.
+    """Measure artifacts or plain model directories on a text, or by `labelled` ones, against a `base`.
 
     The windows are cut with the tokenizer of `base`, or of the first artifact; the others must have the
     same vocabulary, or with a `base` fewer of its tokens, since perplexities over different tokens cannot
-    be compared. `verify`: compare the files' hashes with those stated beside them;
+    be compared. Labelled texts are those to judge by, of a file the part that a recipe leaves out of
+    training; every artifact cuts them with its own tokenizer, and must have the labels of the first, in their
+    order.
+    `verify`: compare the files' hashes with those stated beside them;
     `say`: gets a line for what cannot be compared with the stock loader's model.
 
     Raises:
         UserError: an artifact that cannot be loaded, or is not what was written, text that is too short,
-            another vocabulary, an execution provider that is absent, windows beyond an artifact's context.
+            another vocabulary, other labels, an execution provider that is absent, windows beyond an
+            artifact's context.
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
-    windows = evaluation_windows(first, data)
-    known = _vocabulary(first)
-    for path in artifacts:
-        if _vocabulary(path) != known and not _trimmed(path, base):
-            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
-    for path in artifacts:
-        if not (path / "config.json").is_file():
-            continue
-        if data.window > (longest := longest_text(meta_model(str(path)))):
-            raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
+    windows = _windows(artifacts, data, base) if labelled is None else _texts(artifacts, labelled, first, say)
     for path in artifacts:
         # a GGUF that llama.cpp runs is read by us only as a base
         if detect_runtime(path) != "torch" and path != base:
@@ -64,6 +65,61 @@ def measure_artifacts(
         for runtime in _runtimes(path, base)
     ]
     return harness.measure(targets, base, windows, protocol, verify=verify)
+
+
+def _windows(artifacts: Sequence[Path], data: DataConfig, base: Path | None) -> Windows:
+    """The windows that all are scored on."""
+    first = base or artifacts[0]
+    windows = evaluation_windows(first, data)
+    known = _vocabulary(first)
+    for path in artifacts:
+        if _vocabulary(path) != known and not _trimmed(path, base):
+            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    for path in artifacts:
+        if not (path / "config.json").is_file():
+            continue
+        if data.window > (longest := longest_text(meta_model(str(path)))):
+            raise UserError(f"window: {data.window} tokens, but {path} takes at most {longest}")
+    return windows
+
+
+def _texts(
+    artifacts: Sequence[Path], labelled: GivenLabels, first: Path, say: Callable[[str], None]
+) -> Examples:
+    """The texts that all are judged by, as the first one's tokenizer cuts them."""
+    seeds = {seed for path in (first, *artifacts) if (seed := seed_of(whole(path))) is not None}
+    if len(seeds) > 1:
+        say(
+            f"the artifacts come of runs of the seeds {sorted(seeds)}, "
+            "which may have trained on some of these rows"
+        )
+    rows, model = rows_of_labels(labelled, min(seeds, default=0)), meta_model(str(whole(first)))
+    known = _labels(model, rows.kind, first)
+    for path in artifacts:
+        if (own := _labels(meta_model(str(whole(path))), rows.kind, path)) != known:
+            raise UserError(
+                f"{path}: has other labels than {first}, or in another order ({_few(own)}; {_few(known)}); "
+                "measure it on its own"
+            )
+    examples = labelled_for(model, _tokenizer(first), rows).evaluation
+    if isinstance(labelled, str | Path | LabelledConfig):
+        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+    return examples
+
+
+def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:
+    """Those of a model's head, which is for labels of a kind."""
+    task = task_of(model.config)
+    if task.labels != kind:
+        raise UserError(
+            f"{path}: is {task.noun} ({task}), which labels of the kind '{kind}' do not judge; give one "
+            "that was fine-tuned on such labels"
+        )
+    return labels_of(model.config)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def evaluation_windows(artifact: Path, data: DataConfig) -> Windows:

@@ -39,7 +39,8 @@ _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_m
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken")
 # settings of weights that their `config.json` knows nothing of, and what they are of
 _ELSEWHERE = {
-    "adapter_config.json": "an adapter, which goes on top of another model; merge it into that first",
+    "adapter_config.json": "an adapter, which goes on top of another model; give both, as "
+    "model: {checkpoint: BASE, adapter: FOLDER}, or compress.load(BASE, adapter=FOLDER)",
     "quantize_config.json": "a GPTQ quantization; take the original checkpoint",
     "quant_config.json": "an AWQ quantization; take the original checkpoint",
     "hf_quant_config.json": "a ModelOpt quantization; take the original checkpoint",
@@ -114,10 +115,10 @@ def _is_path(source: str) -> bool:
 
 def check_directory(path: Path) -> None:
     """Refuse a directory that is no checkpoint, is a pickle, wants remote code, or is not whole."""
-    refuse_remote_code(path)
-    for name, what in _ELSEWHERE.items():
+    for name, what in _ELSEWHERE.items():  # a lone adapter has no configuration beside it
         if (path / name).exists():
             raise UserError(f"{path / name}: the settings of {what}")
+    refuse_remote_code(path)
     require_settings(path)
     weights = list(weight_files(path))
     if not weights:

@@ -94,5 +94,12 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return () if task_of(config).labels == "number" else found
 
 
+def outside_body(model: Any) -> list[Any]:
+    """The parameters of a model's head, and of the pooler before it."""
+    body = {id(p) for p in _body(model).parameters()}
+    pooler = {id(p) for name, p in model.named_parameters() if ".pooler." in f".{name}"}
+    return [p for p in model.parameters() if id(p) not in body or id(p) in pooler]
+
+
 def _body(model: Any) -> Any:
     return getattr(model, model.base_model_prefix, model)

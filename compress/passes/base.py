@@ -33,6 +33,7 @@ class Pass(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[Kind]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    uses_labels: ClassVar[bool] = False  # reads labelled texts where there are any
     not_after: ClassVar[frozenset[Kind]] = frozenset()
     only_after: ClassVar[frozenset[Kind]] = frozenset()  # one of each must have come before
     together: ClassVar[bool] = False  # all processes take part; else the main one alone
@@ -69,6 +70,10 @@ class Pass(BaseModel):
     def requires(self) -> frozenset[Need]:
         """What it needs with its settings: `needs`, or less."""
         return self.needs
+
+    def wants_labels(self, task: Task) -> bool:
+        """Whether it cannot take a model of this task without labelled texts."""
+        return False
 
     def reads(self) -> tuple[str, ...]:
         """Models it reads besides the bundle and the base: what they are decides the result, too."""

@@ -5,31 +5,56 @@ masked-LM head or none, a new head is put on the body. Losses: training/objectiv
 the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after the other,
 averages, early stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
 
-Cost: 6 operations per parameter and token of the texts, `epochs` times. Limits: one head; texts longer than
-the model takes are cut off, which the run says.
+With `lora` only small matrices beside the weights learn, and the head: they are merged into the weights when
+the pass ends (models/adapters.py), so that what comes out is a model as any other. What they would put where
+weights are pruned is left out in the end; the notes say how much that was, and what it cost. With `augment`
+the texts of a share of the examples are changed, anew in every epoch (training/augmentation.py).
+
+Which weights to keep is decided by the held-out rows of the data; where there are none, by those to train on,
+which the plan and the notes say: there early stopping sees no overfitting.
+
+Cost: 6 operations per parameter and token of the texts, `epochs` times; 4 with `lora`. Limits: one head;
+texts longer than the model takes are cut off, which the run says.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
-from compress.models.heads import with_head
+from compress.models import adapters
+from compress.models.heads import outside_body, with_head
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.base import Task
+from compress.tasks.base import Task, longest_text
 from compress.tasks.registry import TASKS, task_labelled
 from compress.text.labelled.encoded import LabelledData
+from compress.training.augmentation import Augment, Augmented
 from compress.training.example_batches import ExampleBatches
 from compress.training.loop import optimise
+from compress.training.masking import Masks
+from compress.training.objectives.base import Objective
 from compress.training.objectives.labelled import StopBy, labelled_examples
 from compress.training.optimizers import OptimizerName, ScheduleName
 from compress.training.plan import Optimization
+
+
+class Lora(BaseModel):
+    """Adapters that learn in the place of the weights: W + (alpha / rank) B A."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(8, ge=1, le=4096, description="of B A")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="over the rank: what B A is multiplied by")
+    targets: tuple[str, ...] | None = Field(
+        None, description="wildcards of linear layers in the blocks; null: all of them"
+    )
 
 
 class Finetune(Pass, Optimization):
@@ -44,7 +69,7 @@ class Finetune(Pass, Optimization):
     epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
     batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
     optimizer: OptimizerName = Field("adamw", description="muon: matrices by Muon, the rest by AdamW")
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="AdamW's or SGD's")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="of every optimizer but Muon")
     weight_decay: float = Field(0.01, ge=0, le=1, description="on the matrices in the blocks")
     schedule: ScheduleName = Field("linear", description="of the rates, after warm-up")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
@@ -57,11 +82,28 @@ class Finetune(Pass, Optimization):
         "none", description="balanced: texts of rare labels are drawn more often"
     )
     stop_by: StopBy = Field("score", description="of the held-out texts, what decides which weights to keep")
+    lora: Lora | None = Field(None, description="learn adapters, merged in the end; null: learn the weights")
+    augment: Augment | None = Field(
+        None, description="change words of texts, anew in every epoch; null: none"
+    )
 
     def layers(self, model: nn.Module) -> list[str]:
-        """All linear layers of the blocks (and embeddings, norms and the head besides)."""
+        """All linear layers of the blocks (and embeddings, norms and the head besides); or the targets of
+        adapters.
+
+        Raises UserError where these fit none.
+        """
         self.check(model)
-        return linear_layers(model)
+        if self.lora is None:
+            return linear_layers(model)
+        adapters.require_peft("finetune.lora")
+        found = linear_layers(model, self.lora.targets or ("*",))
+        if not found:
+            raise UserError(
+                f"finetune.lora.targets: {list(self.lora.targets or ())} fits no linear layer in the blocks; "
+                f"they are called {', '.join(linear_layers(model)[:2])} ..."
+            )
+        return found
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """Not foreseen: it depends on the texts."""
@@ -84,15 +126,49 @@ class Finetune(Pass, Optimization):
         padding = bundle.tokenizer.pad_token_id or 0
         if model.config.pad_token_id is None:
             model.config.pad_token_id = padding
-        batches = ExampleBatches(data.train, self.windows, context.seed, padding, self._shares(data))
+        augmented = None
+        if self.augment is not None:
+            longest = longest_text(model)
+            augmented = Augmented(data.train, self.augment, bundle.tokenizer, longest, context.seed)
+        batches = ExampleBatches(
+            data.train, self.windows, context.seed, padding, self._shares(data), augmented
+        )
         objective = labelled_examples(
             task, batches, data.heldout if len(data.heldout) else data.train, padding,
             smoothing=self.label_smoothing, weights=self._weights(data), stop_by=self.stop_by,
         )  # fmt: skip
-        notes = optimise(model, self, objective, context, masks=bundle.masks, what="fine-tuning")
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
         facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
+        facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
+        if self.lora is None:
+            notes = optimise(model, self, objective, context, masks=bundle.masks, what="fine-tuning")
+        else:
+            notes = self._adapt(model, self.lora, objective, context, bundle.masks)
         return result.evolve(model=model, exports={}, notes={**facts, **notes})
+
+    def _adapt(
+        self, model: Any, lora: Lora, objective: Objective, context: Context, masks: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Train adapters and the head, and merge; the notes."""
+        names = self.layers(model)
+        tuner = adapters.adapted(model, names, lora.rank, lora.alpha, context.seed)
+        for parameter in outside_body(model):
+            parameter.requires_grad_(True)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
+        told: dict[str, Any] = {"rank": lora.rank, "layers": len(names), "trained": trained}
+        moved = {name: adapters.delta(model, name).square() for name in names if name in masks}
+        adapters.merged(tuner)
+        if moved:
+            dropped = sum(float(square[~masks[name]].sum()) for name, square in moved.items())
+            told["masked_share"] = dropped / max(sum(float(s.sum()) for s in moved.values()), 1e-30)
+            told["heldout_before_masking"] = notes["heldout_after"]
+            Masks(model, masks).weights()
+            assert objective.heldout is not None
+            notes["heldout_after"] = objective.heldout(model, self.precision_on(context.precision))
+        parameters = sum(p.numel() for p in model.parameters())
+        notes |= {"parameters": parameters, "tokens_per_parameter": round(notes["tokens"] / parameters, 3)}
+        return {**notes, "lora": told}
 
     def _weights(self, data: LabelledData) -> NDArray[np.float64] | None:
         if self.class_weights == "none":

@@ -49,7 +49,7 @@ class PruneGradual(Pass, Distillation, ScopedSparsity):
     every: int = Field(10, ge=1, le=100_000, description="steps between updates")
     towards: Literal["text", "teacher"] = Field("teacher", description="what the weights that stay learn")
     tokens: int = Field(500_000, ge=1, description="tokens to train on, rounded up to whole steps")
-    learning_rate: float = Field(2e-3, gt=0, le=10, description="AdamW's or SGD's")
+    learning_rate: float = Field(2e-3, gt=0, le=10, description="of every optimizer but Muon")
     muon_learning_rate: float = Field(0.01, gt=0, le=1, description="Muon's, for the matrices in the blocks")
 
     @model_validator(mode="after")

@@ -15,6 +15,9 @@ A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;
 by taylor 0.69, with refit 0.71; eight whole blocks 1.11; neurons by magnitude, without refit, 11.3.
 
+Encoders keep their heads, and are judged by what these are for: labelled training texts, hidden tokens,
+embeddings (structured/probes.py); a latency is that of a text of 128 tokens.
+
 Papers and equations: structured/structure.py, structured/importance.py, solvers/least_squares.py.
 Cost: two passes over the calibration windows, and about in^3 per reader for choosing by reconstruction.
 Limits: blocks of one kind (attention and a dense MLP); no mixture of experts.
@@ -34,13 +37,13 @@ from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
 from compress.structured.costs import Costs
 from compress.structured.judging import Judge, shape_for
+from compress.structured.probes import Prober
 from compress.structured.procedure import How, ModelShape, prune
 from compress.structured.selection import Importance, Refit
 from compress.structured.slicing import UnitCounts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
 from compress.structured.target import CostTarget
 from compress.structured.width import require_free_width
-from compress.tasks.registry import task_of
 
 
 class PruneStructured(Pass):
@@ -49,6 +52,7 @@ class PruneStructured(Pass):
     kind: ClassVar[Kind] = "prune"
     resizes: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
+    uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
 
     heads: float = Field(0.0, ge=0, lt=1, description="share of the key-value heads, with their query heads")
@@ -76,25 +80,11 @@ class PruneStructured(Pass):
         """All linear layers of the blocks: each loses rows or columns, or is gone.
 
         Raises:
-            UserError: torch-pruning is absent, or the model's width has to stay, or it predicts no
-                tokens to judge shapes by.
+            UserError: torch-pruning is absent, or the model's width has to stay.
         """
         require_torch_pruning()
         if self.width:
             require_free_width(model, f"{self.name()}.width")
-        target = self.target
-        if target is not None and not task_of(model.config).predicts:
-            if target.shapes > 1:
-                raise UserError(
-                    f"{self.name()}.target.shapes: shapes are judged by the tokens they predict, and an "
-                    "encoder that embeds predicts none; take 1, or give shares"
-                )
-            if target.bounded:
-                field = "latency" if target.largest_loss is None else "largest_loss"
-                raise UserError(
-                    f"{self.name()}.target.{field}: what is lost is judged by the tokens that are predicted, "
-                    "and an encoder that embeds predicts none; give parameters, bytes or shares"
-                )
         return linear_layers(model)
 
     def share_left(self, model: nn.Module) -> float:
@@ -129,7 +119,8 @@ class PruneStructured(Pass):
         structure = find_structure(model)
         _, blocks = decoder_blocks(model)
         whole = ModelShape(len(blocks), UnitCounts.of(structure))
-        how = How(self.importance, self.refit, self.kl_windows, context.precision)
+        prober = Prober(context.data.labelled, bundle.tokenizer.mask_token_id)
+        how = How(self.importance, self.refit, self.kl_windows, context.precision, prober)
         notes: dict[str, Any] = {}
         if self.target is None:
             shape = self._shares(whole)
@@ -179,7 +170,7 @@ class PruneStructured(Pass):
 
         def judge() -> Judge:
             if not judges:
-                judges.append(Judge(trial, model, windows, target))
+                judges.append(Judge(trial, model, windows, target, how.prober))
             return judges[0]
 
         return shape_for(target, costs, self.multiple_of, judge)

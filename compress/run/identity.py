@@ -14,6 +14,7 @@ from compress.artifact.counts import code_files, file_record
 from compress.errors import UserError
 from compress.host.files import read_json
 from compress.host.reach import version_of
+from compress.models.adapters import FILES
 from compress.models.checkpoints import hub_revision, weight_files
 from compress.models.companions import companion_files
 from compress.records.base import write_whole
@@ -70,6 +71,12 @@ def identity(source: str, sha256: Callable[[Path], str]) -> list[str]:
         beside = [*(path / _TEMPLATES).glob("*.jinja"), *companion_files(path)]
         return _named(path, [*weight_files(path), *code_files(path), *settings, *beside], sha256)
     return [source, hub_revision(source)]
+
+
+def identity_of_adapter(source: str, sha256: Callable[[Path], str]) -> list[str]:
+    """What tells a LoRA adapter from any other: its settings and its weights."""
+    path = Path(source)
+    return _named(path, [path / name for name in FILES], sha256)
 
 
 def _named(folder: Path, files: list[Path], sha256: Callable[[Path], str]) -> list[str]:

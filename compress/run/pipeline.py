@@ -31,7 +31,7 @@ from compress.models.running import native_precision
 from compress.passes.base import Need, Pass
 from compress.records.manifest import Lineage, Manifest, PassRecord
 from compress.records.run import DataRecord, VariantRecord
-from compress.run.identity import FileHashes, identity
+from compress.run.identity import FileHashes, identity, identity_of_adapter
 from compress.run.lending import parent_of
 from compress.run.recipe import Recipe
 from compress.run.store import StepStore, code_of, earlier_seconds, fingerprint, pass_version
@@ -148,10 +148,15 @@ class _Maker:
                 return Bundle(*create(architecture, documents, self.recipe.seed), Lineage(source=label))
 
             return self._begin(found, "create", label, config, new)
-        checkpoint = str(self.recipe.model.checkpoint)
-        found = fingerprint("checkpoint", identity(checkpoint, self.hashes), code_of())
+        checkpoint, adapter = str(self.recipe.model.checkpoint), self.recipe.model.adapter
+        more: list[Any] = []
+        if adapter is not None:
+            more = [identity_of_adapter(adapter, self.hashes), code_of("compress.models.adapters")]
+        found = fingerprint("checkpoint", identity(checkpoint, self.hashes), *more, code_of())
+        label = checkpoint if adapter is None else f"{checkpoint} with {adapter} merged"
+        named = {"checkpoint": checkpoint} | ({} if adapter is None else {"adapter": adapter})
         return self._begin(
-            found, "checkpoint", checkpoint, {"checkpoint": checkpoint}, lambda: Bundle.load(checkpoint)
+            found, "checkpoint", label, named, lambda: Bundle.load(checkpoint, adapter=adapter)
         )
 
     @cached_property
@@ -332,7 +337,8 @@ class _Maker:
         """Compare what all chains start from with the model that it was made of, before any work."""
         place = self.store.path(found)
         try:
-            reason = null_pass(source if name == "checkpoint" else place, place)
+            stock = name == "checkpoint" and self.recipe.model.adapter is None
+            reason = null_pass(source if stock else place, place)
         except UserError:
             shutil.rmtree(place, ignore_errors=True)  # the next run must not take it for finished
             raise
@@ -355,5 +361,8 @@ class _Maker:
             "teacher": lambda: self._without_exports("base"),
             "labelled": lambda: "" if self.data.labelled is None else self.data.labelled.sha256,
         }
-        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(step.requires())}
+        needs: set[Need] = {*step.requires()}
+        if step.uses_labels and self.data.labelled is not None:
+            needs.add("labelled")
+        hashes: dict[str, str | int] = {need: parts[need]() for need in sorted(needs)}
         return hashes | {"window": self.data.window} if hashes else hashes

@@ -18,6 +18,7 @@ from compress.formats import Format
 from compress.host.files import read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
+from compress.models.adapters import check_adapter
 from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
 from compress.models.heads import numbering, with_head
 from compress.models.stacks import not_walked
@@ -35,6 +36,7 @@ from compress.text.documents import load_documents
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.load import load_labelled
 from compress.text.windows import LABELLED
+from compress.training.teaching.fields import TaskFields
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
 
@@ -86,6 +88,7 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         now, found = model if parent is None else ends[parent], []
         for i, step in enumerate(chain.passes):
             found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
+            _check_labels(recipe, labels, step, now, f"{_where(name)}.{step.name()}")
             if "labelled" in step.requires():
                 now = _headed(now, labels, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
@@ -108,6 +111,9 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     steps = [step for _, chain in chains.values() for step, _ in chain]
     shares = {id(step): coverage_of(step, model) for step in steps}
     said = {key: words for key, share in shares.items() if share and (words := share.words())}
+    if labels is not None and not labels.heldout:
+        learn = [id(step) for step in steps if "labelled" in step.requires()]
+        said |= dict.fromkeys(learn, "stops by the texts it trains on, since none are held out")
     return Plan(chains, size, said)
 
 
@@ -119,6 +125,30 @@ def _labels(recipe: Recipe, model: Any) -> Labelled | None:
     labelled = load_labelled(recipe.data.labelled, recipe.seed)
     numbering(model.config, labelled.kind, labelled.names)
     return labelled
+
+
+def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: Any, where: str) -> None:
+    """Refuse a step that cannot take this model without labelled texts, or without other text besides."""
+    task = task_of(model.config)
+    if labels is None and step.wants_labels(task):
+        raise UserError(
+            f"{where}: {task.noun} learns from labelled texts, and there are none; give data.labelled"
+        )
+    if labels is not None and step.wants_labels(task) and task.labels != labels.kind:
+        raise UserError(
+            f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
+            f"{task.noun} ({task}); give labels that fit its head"
+        )
+    if (
+        labels is not None
+        and recipe.data.text == LABELLED
+        and isinstance(step, TaskFields)
+        and step.unlabelled
+    ):
+        raise UserError(
+            f"{where}.unlabelled: there is no text but that of the labelled rows; give another as data.text, "
+            "or leave it at 0"
+        )
 
 
 def _headed(model: Any, labels: Labelled | None, where: str) -> Any:
@@ -291,7 +321,10 @@ def _meta(recipe: Recipe) -> Any:
     if recipe.model.create is not None:
         return meta_model(recipe.model.create.config())
     _check_model(str(recipe.model.checkpoint), "model")
-    return meta_model(str(recipe.model.checkpoint), for_passes=True)
+    model = meta_model(str(recipe.model.checkpoint), for_passes=True)
+    if recipe.model.adapter is not None:
+        check_adapter(model, Path(recipe.model.adapter))
+    return model
 
 
 def _existing(folder: Path) -> Path:

@@ -41,18 +41,22 @@ class ModelConfig(BaseModel):
 
     model_config = _VALUE
     checkpoint: str | None = Field(None, description="a directory, a .gguf file or a hub id")
+    adapter: str | None = Field(
+        None, description="folder of a LoRA adapter of the checkpoint (safetensors), merged into its weights"
+    )
     create: Architecture | None = Field(None, description="dimensions of a model to train from scratch")
 
-    @field_validator("checkpoint")
+    @field_validator("checkpoint", "adapter")
     @classmethod
-    def _at_home(cls, checkpoint: str | None) -> str | None:
-        home = checkpoint is not None and checkpoint.startswith("~")
-        return str(at_home(str(checkpoint))) if home else checkpoint
+    def _at_home(cls, place: str | None) -> str | None:
+        return str(at_home(place)) if place is not None and place.startswith("~") else place
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
         if (self.checkpoint is None) == (self.create is None):
             raise ValueError("give a checkpoint (or --model PATH), or dimensions under 'create'; exactly one")
+        if self.adapter is not None and self.checkpoint is None:
+            raise ValueError(f"adapter: '{self.adapter}' goes on a checkpoint; give the one it was made for")
         return self
 
 
@@ -218,10 +222,15 @@ def load_recipe(source: str, overrides: list[str] | None = None, **sections: Any
         if section == "model":
             content[section] = value
         elif isinstance(given, dict):  # what is no mapping is refused below
-            content[section] = {**given, **value}
+            content[section] = {**given, **{name: _inside(given.get(name), v) for name, v in value.items()}}
     for override in overrides or []:
         _override(content, override)
     return Recipe.parse(content, source)
+
+
+def _inside(given: Any, value: Any) -> Any:
+    """A section in a section: its other fields stay as they are given."""
+    return {**given, **value} if isinstance(given, dict) and isinstance(value, dict) else value
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:

@@ -94,7 +94,8 @@ class OnnxEncoder:
 
         `types` (batch, length): which of two texts each token is of.
         """
-        return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64), types)
+        more = () if types is None else (types,)
+        return self.masked(tokens, np.ones(tokens.shape, dtype=np.int64), *more)
 
     def masked(self, tokens: Tokens | Ids, mask: Ids, types: Tokens | None = None) -> Logits:
         """The same for rows of which `mask` (batch, length) is 0 where they are padded.

@@ -1,8 +1,9 @@
 """What shapes of a model cost: known without making them (parameters, bytes of the file), or measured (share
-of the seconds per decoded token, in torch on this machine: structured/timing.py).
+of the seconds per decoded token or text, in torch on this machine: structured/timing.py).
 """
 
 import copy
+from itertools import chain
 from math import prod
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from compress.structured.blocks import keep_blocks
 from compress.structured.procedure import ModelShape
 from compress.structured.slicing import Kept, UnitCounts, slice_model
 from compress.structured.structure import Structure
-from compress.structured.timing import CAREFUL, decode_shares
+from compress.structured.timing import CAREFUL, decode_shares, timed
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
 
@@ -27,9 +28,10 @@ class Costs:
         self.prefix, blocks = decoder_blocks(model)
         self.whole = ModelShape(len(blocks), UnitCounts.of(structure))
         self._known: dict[ModelShape, float] = {}
+        self.timed = timed(model)
 
     def __call__(self, shape: ModelShape) -> float:
-        """Parameters, bytes, or the share of the whole model's time per token."""
+        """Parameters, bytes, or the share of the whole model's time."""
         if shape not in self._known:
             self._known[shape] = self._cost(shape)
         return self._known[shape]
@@ -53,7 +55,7 @@ class Costs:
                 sizes[part.parameter][part.axis] = (
                     getattr(shape.counts, sublayer.kind) * part.entries.shape[1]
                 )
-        for part in structure.stream:
+        for part in (*structure.stream, *chain.from_iterable(structure.inside_heads)):
             sizes[part.parameter][part.axis] = shape.counts.width * part.entries.shape[1]
         return {name: tuple(size) for name, size in sizes.items()}
 
@@ -78,4 +80,7 @@ def first_of(model: Any, structure: Structure, shape: ModelShape) -> Any:
         keep_blocks(model, prefix, list(range(shape.layers)))
         structure = structure.of_blocks(prefix, list(range(shape.layers)))
     units = {s.reader: torch.arange(getattr(counts, s.kind)) for s in structure.sublayers}
-    return slice_model(model, structure, counts, Kept(units, torch.arange(counts.width)))
+    channels = torch.arange(counts.width)
+    return slice_model(
+        model, structure, counts, Kept(units, channels, [channels] * len(structure.inside_heads))
+    )

@@ -4,7 +4,9 @@
     activation  sum over its columns j of E[x_j^2] |W_:j|^2: what it adds to the reader's output, as if no
                 other input went with it
     taylor      mean over positions of |sum_j x_j dL/dx_j|: first-order change of the loss without it
-    kl          KL(model || model without it) on a few windows; neurons in groups of alike activation
+    kl          KL(model || model without it) on a few texts; neurons in groups of alike activation
+
+The loss is the task's own, and so is what stands for KL where nothing is predicted (structured/probes.py).
 
 Magnitude over a group: Fang et al. 2023 (arXiv 2301.12900). Activation: Sun et al. 2023 (Wanda, arXiv
 2306.11695), summed over a column. Taylor: Molchanov et al. 2019 (arXiv 1906.10771), per head Michel et al.
@@ -13,19 +15,18 @@ pass; taylor a forward and a backward pass without gradients of weights; kl a fo
 group of neurons on `kl_windows` windows. (solvers/least_squares.py has the fifth, by reconstruction.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.errors import UserError
 from compress.host.progress import track
 from compress.models.layers import matrix
 from compress.models.running import gradients_of_activations
 from compress.models.stacks import decoder_blocks
+from compress.structured.probes import Text, answer, distance, loss
 from compress.structured.structure import Part, Structure, Sublayer
 from compress.tasks.registry import task_of
 
@@ -49,9 +50,12 @@ def activation(weight: Tensor, hessian: Tensor, columns: Tensor) -> Tensor:
     return (hessian.diagonal() * weight.square().sum(0))[columns].sum(1)
 
 
-def taylor(model: Any, windows: Tensor, structure: Structure) -> tuple[dict[str, Tensor], Tensor]:
-    """(reader -> scores (units,), scores of the stream's channels (width,))."""
-    _require_causal(model, "taylor")
+def taylor(model: Any, texts: Sequence[Text], structure: Structure) -> tuple[dict[str, Tensor], Tensor]:
+    """(reader -> scores (units,), scores of the stream's channels (width,)).
+
+    Raises:
+        UserError: the model has no loss.
+    """
     scores = {s.reader: torch.zeros(s.units) for s in structure.sublayers}
     stream = torch.zeros(structure.width)
     _, blocks = decoder_blocks(model)
@@ -81,10 +85,9 @@ def taylor(model: Any, windows: Tensor, structure: Structure) -> tuple[dict[str,
                 with_kwargs=True,
             )
             stack.callback(hook.remove)
-        with track(len(windows), "first-order importance", "windows") as bar:
-            for window in windows:
-                logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
-                F.cross_entropy(logits.float(), window[1:]).backward()
+        with track(len(texts), "first-order importance", "texts") as bar:
+            for text in texts:
+                loss(model, text).backward()
                 bar.advance()
     return scores, stream
 
@@ -108,15 +111,14 @@ def stream_activation(model: Any, windows: Tensor, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def kl(model: Any, windows: Tensor, structure: Structure, kinds: tuple[str, ...]) -> dict[str, Tensor]:
-    """Reader -> KL in nats per token when a unit is masked out, (units,).
+def kl(model: Any, texts: Sequence[Text], structure: Structure, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """Reader -> how far the answers are apart when a unit is masked out, (units,).
 
     Neurons are ranked by activation first and masked in groups of neighbours; a group's KL is shared out to
     them in proportion to activation, so that the groups are ranked by what was measured.
     """
-    _require_causal(model, "kl")
-    base = [_log_probabilities(model, window) for window in windows]
-    energies = _energies(model, windows, structure)
+    base = [answer(model, text) for text in texts]
+    energies = _energies(model, texts, structure)
     wanted = [s for s in structure.sublayers if s.kind in kinds]
     scores = {}
     with track(len(wanted), "measuring KL", "sublayers") as bar:
@@ -125,7 +127,7 @@ def kl(model: Any, windows: Tensor, structure: Structure, kinds: tuple[str, ...]
             score = torch.zeros(sublayer.units)
             for group in groups:
                 with _masked(model, sublayer, group):
-                    found = _mean_kl(model, windows, base)
+                    found = _mean_distance(model, texts, base)
                 share = energies[sublayer.reader][group].clamp(min=1e-12)
                 score[group] = found * share / share.sum()
             scores[sublayer.reader] = score
@@ -133,7 +135,7 @@ def kl(model: Any, windows: Tensor, structure: Structure, kinds: tuple[str, ...]
     return scores
 
 
-def _energies(model: Any, windows: Tensor, structure: Structure) -> dict[str, Tensor]:
+def _energies(model: Any, texts: Sequence[Text], structure: Structure) -> dict[str, Tensor]:
     """`activation` of every sublayer of the unchanged model, from one forward pass."""
     squares: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -145,8 +147,8 @@ def _energies(model: Any, windows: Tensor, structure: Structure) -> dict[str, Te
 
             reader = model.get_submodule(sublayer.reader)
             stack.callback(reader.register_forward_pre_hook(watch).remove)
-        for window in windows:
-            model(input_ids=window[None], use_cache=False)
+        for text in texts:
+            model(**text.inputs)
     return {
         s.reader: (squares[s.reader] * matrix(model.get_submodule(s.reader)).square().sum(0).cpu())[
             s.columns
@@ -175,25 +177,11 @@ def _masked(model: Any, sublayer: Sublayer, units: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _mean_kl(model: Any, windows: Tensor, base: list[Tensor]) -> float:
-    total = 0.0
-    for window, wanted in zip(windows, base, strict=True):
-        found = _log_probabilities(model, window)
-        total += float((wanted.exp() * (wanted - found)).sum(-1).mean())
-    return total / len(base)
-
-
-def _log_probabilities(model: Any, window: Tensor) -> Tensor:
-    return model(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
+def _mean_distance(model: Any, texts: Sequence[Text], base: list[Tensor]) -> float:
+    task = task_of(model.config)
+    pairs = zip(texts, base, strict=True)
+    return sum(distance(task, wanted, answer(model, text)) for text, wanted in pairs) / len(base)
 
 
 def _hidden(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor:
     return inputs[0] if inputs else keywords["hidden_states"]
-
-
-def _require_causal(model: Any, importance: str) -> None:
-    if not task_of(model.config).continues:
-        raise UserError(
-            f"prune_structured.importance: '{importance}' needs a model that continues text; "
-            "take activation, magnitude or reconstruction"
-        )

@@ -10,7 +10,7 @@ The steps in their order, each on the model that the one before left:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from compress.errors import UserError
 from compress.models.running import Precision
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_blocks, most_influential, renamed
-from compress.structured.importance import kl, taylor
+from compress.structured.importance import kl, magnitude, taylor
+from compress.structured.probes import Prober
 from compress.structured.selection import Importance, Refit, select
 from compress.structured.slicing import Kept, UnitCounts, cut_masks, cuts_of, slice_model, smaller_config
 from compress.structured.structure import Structure
@@ -46,6 +47,7 @@ class How:
     refit: Refit | None
     kl_windows: int
     precision: Precision
+    prober: Prober = field(default_factory=Prober)
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,12 @@ def prune(
         model, windows, structure, {"heads": counts.heads, "neurons": counts.neurons}, how.importance,
         scores, how.refit, masks=masks, precision=how.precision,
     )  # fmt: skip
-    channels = torch.arange(whole.width)
+    channels, inside = torch.arange(whole.width), []
     if stream is not None and counts.width < whole.width:
         channels = kept_channels(stream, counts.width)
         match_norms(model, windows, structure, channels)
-    kept = Kept(chosen.units, channels)
+        inside = [kept_channels(magnitude(model, parts), counts.width) for parts in structure.inside_heads]
+    kept = Kept(chosen.units, channels, inside)
     smaller = slice_model(model, structure, counts, kept)
     if counts.width == whole.width:
         _check(model, smaller, windows)
@@ -117,11 +120,12 @@ def _scores(
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """What is known before the walk: of units, and of the stream's channels."""
     if how.importance == "taylor":
-        return taylor(model, windows, structure)
+        return taylor(model, how.prober.texts(model, windows), structure)
     if how.importance == "kl":
         whole = vars(UnitCounts.of(structure))
         kinds = tuple(kind for kind in ("heads", "neurons") if getattr(counts, kind) < whole[kind])
-        return kl(model, windows[: how.kl_windows], structure, kinds), None
+        few = windows[: how.prober.windows_for(model, how.kl_windows, windows.shape[1])]
+        return kl(model, how.prober.texts(model, few), structure, kinds), None
     return {}, None
 
 

@@ -47,10 +47,12 @@ class UnitCounts:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which units stay: of every reader by its name, and of the stream; all ascending."""
+    """Which units stay: of every reader by its name, of the stream, and of layers inside heads, one after the
+    other, where the stream loses any; all ascending."""
 
     units: Mapping[str, Tensor]
     stream: Tensor
+    inside_heads: Sequence[Tensor] = ()
 
 
 def smaller_config(config: Any, structure: Structure, counts: UnitCounts) -> Any:
@@ -132,6 +134,9 @@ def cuts_of(structure: Structure, kept: Kept) -> Cuts:
     for sublayer in structure.sublayers:
         add(sublayer.parts, kept.units[sublayer.reader])
     add(structure.stream, kept.stream)
+    if len(kept.stream) < structure.width:
+        for parts, channels in zip(structure.inside_heads, kept.inside_heads, strict=True):
+            add(parts, channels)
     return cuts
 
 

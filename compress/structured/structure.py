@@ -74,11 +74,20 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Structure:
-    """All units: those of the sublayers, block by block, and the channels of the residual stream."""
+    """All units: those of the sublayers, block by block, and the channels of the residual stream.
+
+    Attributes:
+        sublayers: of the blocks.
+        stream: all that reads or writes the residual stream, a unit per channel.
+        width: of the stream.
+        inside_heads: of each layer outside the blocks that configurations make as wide as the stream (a
+            pooler, the dense layer before a classifier), all that holds its channels, a unit per channel.
+    """
 
     sublayers: tuple[Sublayer, ...]
     stream: tuple[Part, ...]
     width: int
+    inside_heads: tuple[tuple[Part, ...], ...] = ()
 
     def of(self, kind: UnitKind) -> tuple[Sublayer, ...]:
         """The sublayers of one kind."""
@@ -108,7 +117,7 @@ class Structure:
             for s in self.sublayers
             if s.block in kept
         )
-        return Structure(sublayers, parts(self.stream), self.width)
+        return Structure(sublayers, parts(self.stream), self.width, self.inside_heads)
 
 
 def require_torch_pruning() -> None:
@@ -189,7 +198,17 @@ class _Reader:
                     sublayers.append(self._sublayer(index, full, module, written))
         if not sublayers:
             raise _Unclear("no layer writes to the residual stream")
-        return Structure(tuple(sublayers), _one_channel_each(stream), width)
+        inside = tuple(self._inside_heads(prefix, stream, width))
+        return Structure(tuple(sublayers), _one_channel_each(stream), width, inside)
+
+    def _inside_heads(self, prefix: str, stream: tuple[Part, ...], width: int) -> Iterator[tuple[Part, ...]]:
+        """The channels of layers outside the blocks that are as wide as the stream, and no part of it."""
+        reading = {part.parameter for part in stream if part.axis == 1}
+        for module, name in self.modules.items():
+            if name.startswith(f"{prefix}.") or not is_linear(module) or self._writes(module, stream):
+                continue
+            if module.weight.shape[0] == width and self._named(module.weight) in reading:
+                yield _one_channel_each(self._parts(module, "out", torch.arange(width)[None]))
 
     def _sublayer(self, block: int, name: str, module: Any, written: set[str]) -> Sublayer:
         columns = int(module.in_features)
@@ -290,8 +309,14 @@ def _one_channel_each(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return tuple(Part(p.parameter, int(p.axis), p.entries.view(-1, channels).T.contiguous()) for p in parts)
 
 
-def _forward(model: Any, ids: Tensor) -> Tensor:
-    return task_of(model.config).answers(model, ids)
+def _forward(model: Any, ids: Tensor) -> Any:
+    """All that the graph should know: what the task asks, and a pooler's output that is saved beside it."""
+    task = task_of(model.config)
+    if task.output == "logits":
+        return task.answers(model, ids)
+    output = model(input_ids=ids)
+    pooled = getattr(output, "pooler_output", None)
+    return output[0] if pooled is None else (output[0], pooled)
 
 
 def _join_plainly(graph: Any) -> None:

@@ -26,8 +26,14 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.models.checkpoints import quiet_transformers
 from compress.models.conv1d import of_config
-from compress.models.stacks import decoder_blocks
-from compress.structured.blocks import keep_in_config, renamed
+from compress.structured.blocks import (
+    KeptBlocks,
+    handed_on,
+    keep_in_config,
+    lists_of_blocks,
+    renamed,
+    require_first,
+)
 from compress.structured.slicing import Cuts, assembled, cut, cut_masks, held
 from compress.structured.width import require_free_width
 
@@ -63,18 +69,20 @@ class Widths:
         )
 
 
-def check(model: Any, blocks: list[int], widths: Widths) -> None:
+def check(model: Any, blocks: KeptBlocks, widths: Widths) -> None:
     """Refuse what the model does not have or this file cannot slice.
 
     Raises:
         UserError: names the field.
     """
-    _, found = decoder_blocks(model)
-    if not blocks:
-        raise UserError("student.blocks: names none; name some, or leave it out to keep all")
-    for block in blocks:
-        if not 0 <= block < len(found):
-            raise UserError(f"student.blocks: {block}, but the model has blocks 0 to {len(found) - 1}")
+    for (name, found), field in zip(lists_of_blocks(model), ("blocks", "decoder_blocks"), strict=False):
+        kept = blocks[name]
+        if not kept:
+            raise UserError(f"student.{field}: names none; name some, or leave it out to keep all")
+        for block in kept:
+            if not 0 <= block < len(found):
+                raise UserError(f"student.{field}: {block}, but the model has blocks 0 to {len(found) - 1}")
+        require_first(found, kept, f"student.{field}")
     own = Widths.of(model.config)
     for field, asked, has in (
         ("hidden", widths.hidden, own.hidden), ("intermediate", widths.neurons, own.neurons),
@@ -104,10 +112,10 @@ def check(model: Any, blocks: list[int], widths: Widths) -> None:
         ) from None
 
 
-def _config(own: Any, blocks: list[int], widths: Widths) -> Any:
+def _config(own: Any, blocks: KeptBlocks, widths: Widths) -> Any:
     """The student's, from the model's."""
     config = copy.deepcopy(own)
-    keep_in_config(config, blocks)
+    keep_in_config(config, *blocks.values())
     if widths != Widths.of(own):
         config.hidden_size, config.intermediate_size = widths.hidden, widths.neurons
         config.num_attention_heads, config.num_key_value_heads = widths.heads, widths.kv
@@ -115,7 +123,7 @@ def _config(own: Any, blocks: list[int], widths: Widths) -> Any:
     return config
 
 
-def random(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
+def random(model: Any, blocks: KeptBlocks, widths: Widths, seed: int) -> Any:
     """A model of that shape with random weights, a function of the seed; torch's generator is left alone."""
     config = _config(model.config, blocks, widths)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -128,25 +136,30 @@ def random(model: Any, blocks: list[int], widths: Widths, seed: int) -> Any:
 
 @torch.no_grad()
 def subclone(
-    model: Any, blocks: list[int], widths: Widths, masks: Mapping[str, Tensor]
+    model: Any, blocks: KeptBlocks, widths: Widths, masks: Mapping[str, Tensor]
 ) -> tuple[Any, dict[str, Tensor]]:
     """A model of that shape with weights taken from `model`, and the masks of what it took.
+
+    `blocks`: which stay, of each list of blocks by its name, an encoder's first.
 
     Raises:
         UserError: a parameter of another shape that is not known.
     """
-    prefix, _ = decoder_blocks(model)
-    cuts, gain = ({}, 1.0) if widths == Widths.of(model.config) else _choose(model, prefix, blocks, widths)
+    cuts, gain = ({}, 1.0) if widths == Widths.of(model.config) else _choose(model, blocks, widths)
     taken = cut(held(model), cuts)
     if gain != 1.0:
         norms = [name for name in taken if _leaf(name) in _NORMS]
         taken |= {name: taken[name] * gain for name in norms}
-    student = assembled(model, _config(model.config, blocks, widths), renamed(taken, prefix, blocks))
-    return student, renamed(cut_masks(masks, cuts), prefix, blocks)
+    masks = cut_masks(masks, cuts)
+    for (prefix, found), kept in zip(lists_of_blocks(model), blocks.values(), strict=True):
+        taken = renamed(handed_on(taken, prefix, found, kept), prefix, kept)
+        masks = renamed(masks, prefix, kept)
+    return assembled(model, _config(model.config, blocks, widths), taken), masks
 
 
-def _choose(model: Any, prefix: str, blocks: list[int], widths: Widths) -> tuple[Cuts, float]:
+def _choose(model: Any, kept_blocks: KeptBlocks, widths: Widths) -> tuple[Cuts, float]:
     """What is kept of every parameter, and the factor on the gains of norms."""
+    ((prefix, blocks),) = kept_blocks.items()
     channels, gain = _channels(model, prefix, widths)
     inside = {f"{prefix}.{block}.": _inside(model, f"{prefix}.{block}", widths) for block in blocks}
     cuts = {}

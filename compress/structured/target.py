@@ -19,7 +19,7 @@ from compress.structured.costs import Costs, Measure
 from compress.structured.procedure import ModelShape
 from compress.structured.slicing import possible
 
-Dimension = Literal["neurons", "heads", "layers"]
+Dimension = Literal["neurons", "heads", "layers", "width"]
 _LEAST = 0.25  # of the neurons: a shape with fewer is not tried while there are others
 
 
@@ -42,10 +42,20 @@ class CostTarget(BaseModel):
         description="KL from the original before healing, nats per token, beyond which there is no result; "
         "null: with latency half of what one answer to every text would lose, with others any",
     )
-    take: tuple[Dimension, ...] = Field(("neurons", "heads"), min_length=1, description="what may be taken")
+    take: tuple[Dimension, ...] = Field(
+        ("neurons", "heads"),
+        min_length=1,
+        description="what may be taken; width: with heads, where a configuration derives it from them (BERT)",
+    )
     shapes: int = Field(4, ge=1, le=64, description="shapes that are tried out; 1: neurons first")
     fit_windows: int = Field(2, ge=1, description="calibration windows to prune a shape with")
     judge_windows: int = Field(1, ge=1, description="other calibration windows to judge it on")
+
+    @model_validator(mode="after")
+    def _width_goes_with_heads(self) -> "CostTarget":
+        if "width" in self.take and "heads" not in self.take:
+            raise ValueError("take: width goes with heads; allow both, or neither")
+        return self
 
     @model_validator(mode="after")
     def _one_measure(self) -> "CostTarget":
@@ -102,12 +112,8 @@ def shapes_within(
     step = multiple if whole.counts.neurons % multiple == 0 else 1
     heads, layers = [whole.counts.heads], [whole.layers]
     if "heads" in target.take:
-        able = [
-            n
-            for n in range(1, whole.counts.heads + 1)
-            if possible(costs.model.config, costs.structure, with_counts(whole, heads=n).counts)
-        ]
-        heads = _down_to(able, lambda n: costs(with_counts(whole, heads=n)) <= limit)
+        able = [n for n in range(1, whole.counts.heads + 1) if with_heads(target, costs, n) is not None]
+        heads = _down_to(able, lambda n: costs(with_heads(target, costs, n) or whole) <= limit)
     if "layers" in target.take:
         layers = _down_to(
             list(range(1, whole.layers + 1)), lambda n: costs(replace(whole, layers=n)) <= limit
@@ -115,7 +121,7 @@ def shapes_within(
     found: list[ModelShape] = []
     for blocks in spread(list(layers), target.shapes):
         for count in spread(list(heads), target.shapes):
-            shape = with_counts(ModelShape(blocks, whole.counts), heads=count)
+            shape = replace(with_heads(target, costs, count) or whole, layers=blocks)
             within = _most_neurons(shape, costs, limit, step, "neurons" in target.take)
             if within is not None:
                 found.append(within)
@@ -124,7 +130,8 @@ def shapes_within(
     found = [s for s in found if s.counts.neurons >= _LEAST * whole.counts.neurons] or found
     if not found:
         neurons = step if "neurons" in target.take else whole.counts.neurons
-        least = ModelShape(min(layers), replace(whole.counts, heads=min(heads), neurons=neurons))
+        fewest = with_heads(target, costs, min(heads)) or whole
+        least = ModelShape(min(layers), replace(fewest.counts, neurons=neurons))
         raise Unmet(
             f"prune_structured.target.{target.measure}: {target.value:g} cannot be met by taking "
             f"{', '.join(target.take)} (what is left costs {costs(least):g} at least); "
@@ -132,6 +139,19 @@ def shapes_within(
             least,
         )
     return spread(found, target.shapes)
+
+
+def with_heads(target: CostTarget, costs: Costs, heads: int) -> ModelShape | None:
+    """The whole model with so many heads, and the width that goes with them; None where it cannot be said."""
+    whole = costs.whole
+    shape = with_counts(whole, heads=heads)
+    if possible(costs.model.config, costs.structure, shape.counts):
+        return shape
+    if "width" in target.take:
+        shape = with_counts(shape, width=whole.counts.width // whole.counts.heads * heads)
+        if possible(costs.model.config, costs.structure, shape.counts):
+            return shape
+    return None
 
 
 def with_counts(shape: ModelShape, **counts: int) -> ModelShape:

@@ -1,7 +1,8 @@
 """The time of a decoded token in two models, as a share: what a latency target is about.
 
 The whole model is timed, as `compress.measure` times it: one token at a time after a prompt of 512, or what
-the context has room for, with the cache that it left; garbage collection off. The two models take turns of a
+the context has room for, with the cache that it left; garbage collection off. A model that gives no text is
+timed by a text of 128 tokens, batch 1. The two models take turns of a
 few steps, the first to go changing, so that a machine that slows down slows both, and the first turn of each
 is not counted. On a CPU the clock is that of the calling thread, which takes part in all the work, so that
 time that other programs have is not counted. What they do only ever adds to a step; so the share is that of
@@ -21,18 +22,22 @@ import torch
 
 from compress.host.memory import no_garbage_collection
 from compress.tasks.base import longest_text
+from compress.tasks.registry import task_of
 
 Clock = Callable[[], float]
 ROUNDS, CAREFUL = 8, 30  # while searching, and of what is taken
 _PROMPT, _STEPS = 512, 8
+_TEXT = 128  # tokens
 
 
 def decode_shares(
     model: Any, whole: Any, rounds: int = ROUNDS, clock: Clock | None = None
 ) -> tuple[float, list[float]]:
-    """The seconds a decoded token takes in `model` over those in `whole`: of all rounds, and of each."""
+    """The seconds a decoded token, or a text, takes in `model` over those in `whole`: of all rounds, and of
+    each."""
     clock = clock or (time.thread_time if whole.device.type == "cpu" else time.perf_counter)
-    pair = _Decoder(model, clock), _Decoder(whole, clock)
+    kind = _Decoder if task_of(whole.config).writes else _Reader
+    pair = kind(model, clock), kind(whole, clock)
     steps: tuple[list[list[float]], list[list[float]]] = ([], [])
     with no_garbage_collection():
         for number in range(rounds + 1):
@@ -41,6 +46,34 @@ def decode_shares(
     own, others = steps[0][1:], steps[1][1:]
     share = _quartile([*chain(*own)]) / _quartile([*chain(*others)])
     return share, [_quartile(mine) / _quartile(its) for mine, its in zip(own, others, strict=True)]
+
+
+def timed(model: Any) -> str:
+    """What is timed of a model, in words."""
+    if task_of(model.config).writes:
+        return "decode"
+    return f"a text of {min(_TEXT, longest_text(model))} tokens"
+
+
+class _Reader:
+    """A model that reads a text, batch 1, always the same one."""
+
+    def __init__(self, model: Any, clock: Clock) -> None:
+        self.model, self.clock = model, clock
+        length = min(_TEXT, longest_text(model))
+        # no token of padding, which some models look for
+        padding = getattr(model.config, "pad_token_id", None)
+        self.ids = torch.full((1, length), 0 if padding else 1, dtype=torch.long, device=model.device)
+
+    @torch.inference_mode()
+    def steps(self) -> list[float]:
+        """Seconds of a few texts."""
+        seconds = []
+        for _ in range(_STEPS):
+            started = self.clock()
+            self.model(input_ids=self.ids)[0].flatten()[0].item()
+            seconds.append(self.clock() - started)
+        return seconds
 
 
 class _Decoder:

@@ -1,8 +1,9 @@
 """The state of an optimisation on disk, so that a killed run ends with the same weights.
 
-One safetensors file: parameters, optimiser states, and in its header's metadata a JSON text with the step
-and the curve so far, and the SHA-256 of all of it: what a disk has damaged is not gone on with. One file,
-replaced in one rename after an fsync, cannot be torn; and safetensors, unlike pickle, cannot run code.
+One safetensors file: the parameters that learn, optimiser states, and in its header's metadata a JSON text
+with the step and the curve so far, and the SHA-256 of all of it: what a disk has damaged is not gone on with.
+One file, replaced in one rename after an fsync, cannot be torn; and safetensors, unlike pickle, cannot run
+code.
 """
 
 import json
@@ -41,7 +42,7 @@ def save(
 
     Args:
         path: of the file.
-        model: its parameters are saved.
+        model: its parameters that learn are saved; what the others are is part of the identity.
         optimizers: their states are saved, by the names of the parameters.
         progress: JSON.
         others: more tensors, by name.
@@ -51,7 +52,7 @@ def save(
         UserError: the disk is full or the folder cannot be written.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {f"other.{name}": value for name, value in (others or {}).items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state.items():

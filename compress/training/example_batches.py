@@ -2,7 +2,8 @@
 
 An epoch takes every example once, in an order of its own; with `weights` it takes as many, drawn with these
 shares. Of a few batches at a time examples of like length come together, so that little is padded; what is
-padded, on the right, the mask says. Nothing is remembered between steps.
+padded, on the right, the mask says. Texts may be changed anew in every epoch (augmentation.py). Nothing is
+remembered between steps.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example
 from compress.text.examples import Examples
+from compress.training.augmentation import Augmented
 from compress.training.batches import MicroBatch
 
 _POOL = 16  # batches whose examples are sorted together
@@ -33,6 +35,7 @@ class ExampleBatches:
         seed: of the order.
         padding: the token that fills rows.
         shares: how often each is drawn, (examples,), summing to 1; None: each once in an epoch.
+        augmented: changes texts; None: they stay as they are.
     """
 
     examples: Examples
@@ -40,6 +43,7 @@ class ExampleBatches:
     seed: int
     padding: int
     shares: NDArray[np.float64] | None = field(default=None, repr=False)
+    augmented: Augmented | None = field(default=None, repr=False)
 
     @property
     def windows(self) -> int:
@@ -68,33 +72,45 @@ class ExampleBatches:
         """SHA-256 over JSON values, the examples and their order."""
         shares = None if self.shares is None else hashlib.sha256(self.shares.tobytes()).hexdigest()
         values = [facts, self.examples.sha256, self.size, self.seed, self.padding, shares]
+        values += [] if self.augmented is None else [self.augmented.identity]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def numbers(self, step: int) -> NDArray[np.int64]:
         """The examples of a step, (batch,); fewer at the end of an epoch."""
-        per_epoch = -(-self.windows // self.batch)
-        epoch, index = divmod(step, per_epoch)
+        epoch, index = self._place(step)
         return self._epoch(epoch)[index]
+
+    def items(self, step: int, numbers: NDArray[np.int64]) -> list[Example]:
+        """Examples as a step has them."""
+        epoch, _ = self._place(step)
+        if self.augmented is not None and self._kept.get("changed_in") != epoch:
+            self._kept.update(changed_in=epoch, changed=self.augmented.changed(epoch))
+        changed = self._kept.get("changed", {})
+        return [changed.get(number) or self.examples[number] for number in numbers.tolist()]
 
     def micro_batches(self, step: int, parts: int, rank: int = 0, count: int = 1) -> Iterator[MicroBatch]:
         """What process `rank` of `count` computes in a step: at most `parts`, equal but for the last."""
         step_numbers = self.numbers(step)
         numbers = step_numbers[rank::count]
         if not len(numbers):  # the last of an epoch, too few for all: its own weigh nothing
-            yield self._rows(step_numbers[:1], 0.0, True)
+            yield self._rows(step, step_numbers[:1], 0.0, True)
             return
         size = -(-len(numbers) // parts)
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size]
-            yield self._rows(part, len(part) / len(step_numbers), start + size >= len(numbers))
+            yield self._rows(step, part, len(part) / len(step_numbers), start + size >= len(numbers))
 
-    def _rows(self, numbers: NDArray[np.int64], share: float, last: bool) -> MicroBatch:
-        items = [self.examples[int(number)] for number in numbers]
+    def _rows(self, step: int, numbers: NDArray[np.int64], share: float, last: bool) -> MicroBatch:
+        items = self.items(step, numbers)
         ids, mask, types = padded(items, self.padding)
-        more = {"attention_mask": mask, "targets": padded_targets(items, ids.shape[1])}
+        more = {"attention_mask": mask, "targets": padded_targets(items, ids.shape[1], self.examples.kind)}
         if types is not None:
             more["token_type_ids"] = types
         return MicroBatch(ids, numbers, share, last, more)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and its number in that."""
+        return divmod(step, -(-self.windows // self.batch))
 
     def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         """The batches of an epoch."""
@@ -139,10 +155,9 @@ def padded(
     return ids, mask, types if any(item.types is not None for item in items) else None
 
 
-def padded_targets(items: list[Example], longest: int) -> NDArray[Any]:
-    """Targets of examples as an array (examples, width): those of tokens padded with UNKNOWN."""
-    lengths = {len(item.targets) for item in items}
-    if len(lengths) == 1 and lengths != {len(items[0].ids)}:
+def padded_targets(items: list[Example], longest: int, kind: str) -> NDArray[Any]:
+    """Targets of examples of a kind as an array (examples, width): those of tokens padded with UNKNOWN."""
+    if kind != "tags":
         return np.stack([item.targets for item in items])
     found = np.full((len(items), longest), UNKNOWN, dtype=np.int64)
     for row, item in enumerate(items):

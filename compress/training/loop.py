@@ -96,6 +96,7 @@ def _train(run: Run, what: str) -> None:
             # update; pruned weights have no share in the norm, and stay zero
             devices.summed(model)
             masks.gradients()
+            run.gradients.prepare(step, masks.by_parameter())
             devices.clip(model, run.extra, plan.clip)
             run.optimisers.step(step)
             masks.weights()

@@ -57,6 +57,10 @@ class Masks:
             if gradient is not None:
                 gradient.masked_fill_(dropped, 0.0)
 
+    def by_parameter(self) -> dict[int, Tensor]:
+        """The id of a weight -> True where it is pruned, (out, in)."""
+        return {id(self._weight(name)): dropped for name, dropped in self.dropped.items()}
+
     def _weight(self, name: str) -> nn.Parameter:
         weight = self.modules[name].weight  # looked up each time: sharding puts another in its place
         assert isinstance(weight, nn.Parameter)

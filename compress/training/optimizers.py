@@ -1,7 +1,8 @@
 """Optimisers and schedules.
 
-AdamW (Loshchilov & Hutter 2019) or SGD with Nesterov's momentum for everything, or Muon for the matrices
-inside the blocks and AdamW for the rest (embeddings, head, norms, biases).
+AdamW (Loshchilov & Hutter 2019), Adam (Kingma & Ba 2015), Adagrad (Duchi et al. 2011), RMSprop (Hinton 2012)
+or SGD with Nesterov's momentum for everything, all of them torch's own; or Muon for the matrices inside the
+blocks and AdamW for the rest (embeddings, head, norms, biases). The decays of the Adams are 0.9 and 0.95.
 
 Muon (Keller Jordan 2024, https://kellerjordan.github.io/posts/muon): the update is the momentum's nearest
 semi-orthogonal matrix, U V^T of its SVD, found by five Newton-Schulz steps
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 
 from compress.training import sharding
 
-ScheduleName = Literal["wsd", "cosine", "linear", "constant"]
-OptimizerName = Literal["adamw", "muon", "sgd"]
+ScheduleName = Literal["wsd", "cosine", "linear", "constant", "exponential", "polynomial"]
+OptimizerName = Literal["adamw", "muon", "sgd", "adam", "adagrad", "rmsprop"]
+_LAST = 0.01  # of the rate, where an exponential schedule ends
+_POWER = 2  # of a polynomial schedule
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -33,11 +36,20 @@ def schedule_factor(schedule: ScheduleName, step: int, steps: int, warmup: float
     """The factor on the learning rate for step 0 .. steps - 1.
 
     Warm-up is linear over the first `warmup` share of the steps. After it `wsd` (warm-up, stable, decay;
-    Hu et al. 2024) stays at 1 and falls linearly towards 0 over the last `decay` share; `cosine` and
-    `linear` fall over the whole rest.
+    Hu et al. 2024) stays at 1 and falls linearly towards 0 over the last `decay` share. The others fall over
+    the whole rest; with x, from 0 to 1, the share of it that is done:
+
+        cosine        (1 + cos(pi x)) / 2
+        linear        1 - x
+        polynomial    (1 - x)^2
+        exponential   0.01^x: by the same factor every step, towards a hundredth
 
     >>> [round(schedule_factor("wsd", s, 10, 0.2, 0.4), 2) for s in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> [round(schedule_factor("polynomial", s, 6, 0.3, 0), 4) for s in range(6)]
+    [0.5, 1.0, 1.0, 0.5625, 0.25, 0.0625]
+    >>> [round(schedule_factor("exponential", s, 6, 0.3, 0), 4) for s in range(6)]
+    [0.5, 1.0, 1.0, 0.3162, 0.1, 0.0316]
     """
     warm = round(warmup * steps)
     if step < warm:
@@ -48,7 +60,11 @@ def schedule_factor(schedule: ScheduleName, step: int, steps: int, warmup: float
         falling = max(1, round(decay * steps))
         return min(1.0, (steps - step) / falling)
     progress = (step - warm) / max(1, steps - warm)
-    return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0 - progress
+    if schedule == "exponential":
+        return float(_LAST**progress)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return float((1.0 - progress) ** _POWER) if schedule == "polynomial" else 1.0 - progress
 
 
 def build(
@@ -62,6 +78,7 @@ def build(
     momentum: float = 0.9,
     factors: Mapping[str, float] | None = None,
     extra: nn.Module | None = None,
+    together: bool = True,
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a model, covering each trainable parameter once.
 
@@ -69,14 +86,15 @@ def build(
 
     Args:
         model: the model; parameters with `requires_grad=False` stay out.
-        optimizer: `adamw`, `sgd`, or `muon` for matrices and AdamW for the rest.
-        learning_rate: AdamW's or SGD's.
+        optimizer: which, for all; or `muon` for matrices and AdamW for the rest.
+        learning_rate: of all but Muon.
         muon_learning_rate: Muon's, in units of the update's spectral norm.
-        weight_decay: decoupled (SGD: added to the gradient), times the learning rate.
+        weight_decay: AdamW's and Muon's decoupled, times the rate; the others' added to the gradient.
         dtype: what Newton-Schulz computes in; bfloat16 where the machine is fast at it.
         momentum: SGD's.
         factors: parameter name -> factor on its rate; 1 for those not named.
         extra: a module that learns beside the model, by AdamW at `learning_rate`.
+        together: whether all parameters begin to learn at once; torch's fused SGD takes no others.
     """
     matrices, rest = split(model)
     scale = {id(p): (factors or {}).get(name, 1.0) for name, p in model.named_parameters()}
@@ -92,9 +110,16 @@ def build(
         groups += _groups(rest, scale, learning_rate, 0.0)
         if optimizer == "sgd":
             sgd: dict[str, Any] = {"lr": learning_rate, "momentum": momentum, "nesterov": momentum > 0}
-            parts.append(torch.optim.SGD(groups, **sgd, fused=not any(map(sharding.is_sharded, rest))))
+            parts.append(
+                torch.optim.SGD(groups, **sgd, fused=together and not any(map(sharding.is_sharded, rest)))
+            )
+        elif optimizer == "adagrad":
+            parts.append(torch.optim.Adagrad(groups, lr=learning_rate))
+        elif optimizer == "rmsprop":
+            parts.append(torch.optim.RMSprop(groups, lr=learning_rate))
         else:
-            parts.append(torch.optim.AdamW(groups, **adamw))
+            kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+            parts.append(kind(groups, **adamw))
     beside = [] if extra is None else list(extra.parameters())
     if beside:
         parts.append(torch.optim.AdamW(beside, weight_decay=0.0, **adamw))

@@ -10,7 +10,7 @@ from compress.errors import UserError
 from compress.host.processes import process
 from compress.models.running import Precision
 from compress.tasks.base import longest_text
-from compress.training import optimizers, rates
+from compress.training import depths, optimizers, rates
 from compress.training import trackers as tracking
 from compress.training.averaging import AverageName
 from compress.training.batches import Material
@@ -34,16 +34,37 @@ class Optimization(BaseModel):
     optimizer: optimizers.OptimizerName = Field(
         "muon", description="muon: matrices by Muon, the rest by AdamW"
     )
-    learning_rate: float = Field(4e-3, gt=0, le=10, description="AdamW's or SGD's")
+    learning_rate: float = Field(4e-3, gt=0, le=10, description="of every optimizer but Muon")
     muon_learning_rate: float = Field(0.012, gt=0, le=1, description="Muon's, for the matrices in the blocks")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's (Nesterov)")
     weight_decay: float = Field(0.0, ge=0, le=1, description="on the matrices in the blocks")
-    schedule: optimizers.ScheduleName = Field("wsd", description="wsd: warm-up, stable, linear decay to 0")
+    schedule: optimizers.ScheduleName = Field(
+        "wsd", description="of the rates; wsd: warm-up, stable, linear decay to 0"
+    )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
     decay: float = Field(0.5, ge=0, le=1, description="share of the steps (wsd only)")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     freeze: tuple[str, ...] = Field((), description="wildcards of modules that do not learn")
     slower: tuple[rates.Slower, ...] = Field((), description="modules with a factor on their learning rate")
+    last_blocks: int | None = Field(
+        None, ge=0, le=10_000, description="only so many blocks, the last, and what comes after them learn"
+    )
+    unfreeze: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps over which blocks begin to learn, the last ones first",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the rate per block away from the head; embeddings learn slowest",
+    )
+    centralise: bool = Field(False, description="take off each matrix's gradient its mean over the inputs")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="of all dropout layers while it trains; null: what the model has"
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again for the gradient: less memory, a third more time"
     )
@@ -95,9 +116,14 @@ class Optimization(BaseModel):
         settings = self.model_dump(mode="json", exclude=set(Optimization.incidental))
         return settings | {"precision": precision}
 
+    def held(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that do not learn at all."""
+        names = {name for pattern in self.freeze for name in rates.chosen(model, pattern)}
+        return names | depths.below(model, self.last_blocks)
+
     def check(self, model: nn.Module) -> None:
         """Refuse what can be known to fail: too long windows, a batch that cannot be shared, no such tracker,
-        no such module.
+        no such module, nothing that learns.
 
         Raises:
             UserError: in one line. The model may hold no data.
@@ -112,3 +138,20 @@ class Optimization(BaseModel):
             )
         tracking.check(self.trackers)
         rates.check(model, self.freeze, self.slower)
+        depths.require_dropout(model, self.dropout)
+        depths.require_blocks(model, self.last_blocks)
+        if self.last_blocks is not None and self._holds_all(model):
+            raise UserError(
+                f"last_blocks: {self.last_blocks} with freeze: {list(self.freeze)} leaves nothing to train; "
+                "take more blocks, or freeze fewer modules"
+            )
+
+    def _holds_all(self, model: nn.Module) -> bool:
+        """Whether nothing learns; False of a model without data that cannot be called so."""
+        try:
+            held = self.held(model)
+        except (RuntimeError, NotImplementedError):
+            if next(model.parameters()).is_meta:
+                return False
+            raise
+        return held == {name for name, _ in model.named_parameters()}

@@ -4,7 +4,7 @@ A pattern that fits a module takes every parameter inside it. A parameter that s
 embeddings) is taken when any of them is. Where several `slower` entries fit, the last one decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,9 +40,9 @@ def factors(model: nn.Module, slower: tuple[Slower, ...]) -> dict[str, float]:
 
 
 @contextmanager
-def frozen(model: nn.Module, patterns: tuple[str, ...]) -> Iterator[None]:
-    """Keep the chosen parameters as they are while the block runs."""
-    names = {name for pattern in patterns for name in chosen(model, pattern)}
+def frozen(model: nn.Module, patterns: tuple[str, ...], others: Collection[str] = ()) -> Iterator[None]:
+    """Keep the chosen parameters, and others by name, as they are while the block runs."""
+    names = {*others, *(name for pattern in patterns for name in chosen(model, pattern))}
     held = [p for name, p in model.named_parameters() if name in names and p.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)

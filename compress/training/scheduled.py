@@ -33,6 +33,7 @@ class Scheduled:
             momentum=plan.momentum,
             factors=factors,
             extra=extra,
+            together=not plan.unfreeze,
         )
         self.rates = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 

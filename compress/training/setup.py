@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import TrainingContext
+from compress.errors import UserError
 from compress.models.running import backward_passes, gradient_checkpointing, heldout_nll
-from compress.training import checkpoint, rates, sharding
+from compress.training import checkpoint, depths, rates, sharding
 from compress.training.averaging import Average
 from compress.training.batches import Batches, Material
 from compress.training.devices import Devices
+from compress.training.gradients import Gradients
 from compress.training.identity import digest_of
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
@@ -53,6 +55,8 @@ class Run:
             devices,
             batches,
         )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(f"freeze: {list(plan.freeze)} leaves nothing to train; name fewer modules")
         self.device, self.precision = context.device, plan.precision_on(context.precision)
         self.steps, self.step_tokens = plan.steps(batches), batches.step_tokens
         self.heldout = torch.from_numpy(context.data.heldout.tokens.astype(np.int64)).to(self.device)
@@ -61,10 +65,14 @@ class Run:
         digests = [checkpoint.digest(model), digest_of(self.masks.kept().items()), objective.identity]
         found = batches.identity([plan.deciding(self.precision), *digests])
         factors = rates.factors(model, plan.slower)
+        levels = depths.levels(model) if plan.unfreeze or plan.layer_decay != 1 else {}
+        for name, decay in depths.decays(levels, plan.layer_decay).items():
+            factors[name] = decay * factors.get(name, 1.0)
         self.wrapped = devices.wrap(model)  # sharding puts others in the place of the model's parameters
         self.masks.refresh()
         self.extra = objective.extra.to(self.device)
         self.optimisers = Scheduled(model, self.extra, plan, self.steps, factors, self.precision)
+        self.gradients = Gradients(model, plan, levels, self.steps)
         self.average = Average(model, plan.average, plan.average_share, self.steps)
         self.keeper = Keeper(model, plan.patience)
         self._path = context.workdir / "training.safetensors"
@@ -96,6 +104,7 @@ class Run:
     def _restored(self, found: str) -> Progress | None:
         values = checkpoint.restore(self._path, self._trained, self.optimisers.parts, found, self._others)
         self.masks.refresh()
+        self.masks.weights()  # of what does not learn, too, which no checkpoint holds
         return None if values is None else Progress.read(values)
 
     def _beginning(self, found: str) -> Progress:
@@ -136,7 +145,8 @@ def ready(
         during.enter_context(backward_passes(own))
         during.enter_context(summed_in_float32(own, plan.precision_on(context.precision)))
         during.enter_context(_random_numbers(context.device))
-        during.enter_context(rates.frozen(own, plan.freeze))
+        during.enter_context(rates.frozen(own, plan.freeze, depths.below(own, plan.last_blocks)))
+        during.enter_context(depths.dropping(own, plan.dropout))
         during.enter_context(gradient_checkpointing(own, plan.gradient_checkpointing))
         during.enter_context(objective.watch(own))
         during.enter_context(tracking(devices.accelerator, logs, plan.trackers, settings))

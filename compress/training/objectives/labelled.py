@@ -105,7 +105,7 @@ def heldout_loss(
             ids, mask, types = padded(items, padding)
             given = {"attention_mask": mask} | ({} if types is None else {"token_type_ids": types})
             more = {name: torch.from_numpy(value).to(device) for name, value in given.items()}
-            targets = torch.from_numpy(padded_targets(items, ids.shape[1])).to(device)
+            targets = torch.from_numpy(padded_targets(items, ids.shape[1], examples.kind)).to(device)
             with autocast(device, precision):
                 answers = task.answers(model, torch.from_numpy(ids).to(device), **more).float()
             weight = int((targets != UNKNOWN).sum()) if task.labels == "tags" else len(items)

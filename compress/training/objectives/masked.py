@@ -38,6 +38,8 @@ def masked_text(
     *,
     share: float = HIDDEN,
     whole_words: bool = False,
+    chosen: "Chosen | None" = None,
+    where: str = "train",
 ) -> Objective:
     """The objective of filling in hidden tokens.
 
@@ -48,36 +50,38 @@ def masked_text(
         context: the text.
         share: of a window's tokens that are hidden.
         whole_words: hide all pieces of a word together.
+        chosen: told which positions are hidden, from a question to its loss; one of its own while None.
+        where: the pass's name, for errors.
 
     Raises:
         UserError: no mask token; no pieces that tell which word they are of.
     """
     mask_token = MASKED.mask_token(tokenizer)
     if mask_token is None:
-        raise UserError("train: the tokenizer has no mask token, and a masked-LM is trained with one")
+        raise UserError(f"{where}: the tokenizer has no mask token, and a masked-LM is trained with one")
     vocabulary = rows_of(model.config) or len(tokenizer)
     text = context.data
     batches = Batches(
         text.train, plan.window or text.window, plan.windows, context.seed, True, text.begin, text.end, 0
     )
     specials = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-    follows = _follows(tokenizer, vocabulary) if whole_words else None
+    continuing = follows(tokenizer, vocabulary, f"{where}.whole_words") if whole_words else None
 
-    chosen = _Chosen()
+    heads = chosen or Chosen()
 
     def ask(rows: Tensor, more: Mapping[str, Tensor], moment: Moment) -> Asked:
         tokens = rows.cpu().numpy()
         draws = [np.random.default_rng([context.seed, moment.step, int(n)]) for n in moment.windows]
         kept = np.isin(tokens, specials)
-        words = None if follows is None else np.cumsum(~follows[tokens], axis=1)
+        words = None if continuing is None else np.cumsum(~continuing[tokens], axis=1)
         inputs, targets = hide(tokens, draws, mask_token, vocabulary, share, kept, words)
         ids, wanted = (torch.from_numpy(each).to(rows.device) for each in (inputs, targets))
-        chosen.places = wanted != UNKNOWN
+        heads.places = wanted != UNKNOWN
         return Asked({"input_ids": ids}, wanted)
 
     def loss(outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
         hidden, logits = targets != UNKNOWN, outputs.logits
-        chosen.places = None
+        heads.places = None
         logits = logits if logits.dim() == 2 else logits[hidden]
         return chunked(cross_entropy, logits, targets[hidden])
 
@@ -85,11 +89,11 @@ def masked_text(
         return heldout_masked(model, text.heldout.tokens, mask_token, precision)
 
     return Objective(
-        loss, ask=ask, watch=chosen.watch, material=batches, heldout=heldout, notes={"hidden": share}
+        loss, ask=ask, watch=heads.watch, material=batches, heldout=heldout, notes={"hidden": share}
     )
 
 
-class _Chosen:
+class Chosen:
     """The positions (rows, length) that a head is given; all while it is None."""
 
     places: Tensor | None = None
@@ -131,15 +135,17 @@ def heldout_masked(model: Any, windows: Any, mask_token: int, precision: Precisi
     return total / count
 
 
-def _follows(tokenizer: Any, vocabulary: int) -> Any:
-    """Which tokens go on with the word of the one before: (vocabulary,)."""
+def follows(tokenizer: Any, vocabulary: int, field: str) -> Any:
+    """Which tokens go on with the word of the one before: (vocabulary,); none where every token is a word."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     kind = type(tokenizer.backend_tokenizer.model).__name__
     begins = {"BPE": ("Ġ", "▁"), "Unigram": ("▁",)}.get(kind, ())
     found = np.zeros(max(vocabulary, len(pieces)), dtype=bool)
     for number, piece in enumerate(pieces):
-        found[number] = piece.startswith("##") if kind == "WordPiece" else not piece.startswith(begins)
+        found[number] = (
+            piece.startswith("##") if kind in ("WordPiece", "WordLevel") else not piece.startswith(begins)
+        )
     found[tokenizer.all_special_ids] = False
-    if kind not in ("WordPiece", "BPE", "Unigram") or found[: len(pieces)].all():
-        raise UserError(f"train.whole_words: pieces of a {kind} tokenizer do not tell words; leave it false")
+    if kind not in ("WordPiece", "WordLevel", "BPE", "Unigram") or found[: len(pieces)].all():
+        raise UserError(f"{field}: pieces of a {kind} tokenizer do not tell words; leave it out")
     return found

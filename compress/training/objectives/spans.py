@@ -27,9 +27,17 @@ _TOGETHER = 8  # held-out windows per forward pass
 
 
 def spans_of_text(
-    plan: Optimization, model: Any, tokenizer: Any, context: TrainingContext, *, share: float = 0.5
+    plan: Optimization,
+    model: Any,
+    tokenizer: Any,
+    context: TrainingContext,
+    *,
+    share: float = 0.5,
+    where: str = "train",
 ) -> Objective:
     """The objective; steps with spans and others alternate by chance, as their share says.
+
+    `where`: the pass's name, for errors.
 
     Raises:
         UserError: the tokenizer has fewer sentinels than a window has spans.
@@ -39,7 +47,7 @@ def spans_of_text(
     sentinels = _sentinels(tokenizer)
     if share and len(sentinels) < spans_of(window)[1]:
         raise UserError(
-            f"train.spans: windows of {window} tokens have {spans_of(window)[1]} spans, and the tokenizer "
+            f"{where}.spans: windows of {window} tokens have {spans_of(window)[1]} spans, and the tokenizer "
             f"has {len(sentinels)} sentinels (<extra_id_0> ...); take a shorter window, or spans: 0"
         )
     batches = Batches(text.train, window, plan.windows, context.seed, True, text.begin, text.end, 0)

@@ -8,6 +8,7 @@ Relations (Wang et al. 2020, MiniLMv2, arXiv 2012.15828): the queries of one blo
 are cut anew into A relation heads of width d; R_QQ = softmax(Q Q^T / sqrt(d)) says how positions relate, and
 L = sum over Q, K, V of the mean over heads and positions of KL(R_teacher || R_student). Student and teacher
 need not have the same width or number of heads. A decoder's relations look back only, as its attention does.
+Positions of padding neither count nor are related to.
 
 Cost: a few products per pair; relations: three (rows, A, window, window) per model.
 """
@@ -24,22 +25,29 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.models.stacks import decoder_blocks
 
-_SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
-_PACKED = ("c_attn",)  # queries, keys and values side by side, one third each
+_SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+_PACKED = ("c_attn", "Wqkv")  # queries, keys and values side by side, one third each
 _NEVER = -1e4  # a score whose softmax is 0 in float32, and whose logarithm is still a number
 
 
-def hidden_distance(student: Tensor, teacher: Tensor, through: nn.Module) -> Tensor:
+def hidden_distance(
+    student: Tensor, teacher: Tensor, through: nn.Module, mask: Tensor | None = None
+) -> Tensor:
     """Mean over positions of |W h_s - h_t|^2 / |h_t|^2: (..., d_s), (..., d_t) -> scalar.
+
+    `mask`: (...), nonzero at the positions that count; all while None.
 
     1 for a student that says 0. Each position counts alike, however large a few of the teacher's states are.
     """
     wanted = teacher.float()
     distances = (through(student.float()) - wanted).pow(2).sum(-1)
-    return (distances / wanted.pow(2).sum(-1).clamp(min=1e-12)).mean()
+    shares = distances / wanted.pow(2).sum(-1).clamp(min=1e-12)
+    return shares.mean() if mask is None else shares[mask.bool()].mean()
 
 
-def relation_divergence(student: Tensor, teacher: Tensor, heads: int, causal: bool) -> Tensor:
+def relation_divergence(
+    student: Tensor, teacher: Tensor, heads: int, causal: bool, mask: Tensor | None = None
+) -> Tensor:
     """Mean over relation heads and positions of KL(R_teacher || R_student), in nats.
 
     Args:
@@ -47,18 +55,24 @@ def relation_divergence(student: Tensor, teacher: Tensor, heads: int, causal: bo
         teacher: the same, (rows, window, d_t).
         heads: A, dividing both widths.
         causal: a position relates to itself and those before only.
+        mask: (rows, window), nonzero where there is text; all while None.
     """
-    log_s, log_t = _log_relations(student, heads, causal), _log_relations(teacher, heads, causal)
-    return F.kl_div(log_s, log_t, reduction="sum", log_target=True) / log_s[..., 0].numel()
+    log_s, log_t = (_log_relations(x, heads, causal, mask) for x in (student, teacher))
+    if mask is None:
+        return F.kl_div(log_s, log_t, reduction="sum", log_target=True) / log_s[..., 0].numel()
+    divergences = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)  # (rows, heads, window)
+    return divergences.transpose(1, 2)[mask.bool()].mean()
 
 
-def _log_relations(x: Tensor, heads: int, causal: bool) -> Tensor:
+def _log_relations(x: Tensor, heads: int, causal: bool, mask: Tensor | None) -> Tensor:
     rows, window, width = x.shape
     x = x.float().view(rows, window, heads, width // heads).transpose(1, 2)  # (rows, heads, window, d)
     scores = x @ x.mT / math.sqrt(width // heads)  # (rows, heads, window, window)
     if causal:
         later = torch.ones(window, window, dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(later, _NEVER)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.bool()[:, None, None], _NEVER)
     return F.log_softmax(scores, dim=-1)
 
 
@@ -115,6 +129,12 @@ def block_names(model: Any) -> list[str]:
     """The names of a model's blocks."""
     name, blocks = decoder_blocks(model)
     return [f"{name}.{i}" for i in range(len(blocks))]
+
+
+def looks_back(model: Any) -> bool:
+    """Whether the blocks attend to what came before only, whatever the head is for."""
+    blocks = decoder_blocks(model)[1]
+    return any(getattr(module, "is_causal", False) is True for module in blocks.modules())
 
 
 def attention_inputs(model: Any, block: int) -> list[str]:

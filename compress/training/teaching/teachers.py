@@ -19,6 +19,7 @@ from compress.errors import UserError
 from compress.models.attention import panel_attention
 from compress.models.running import Precision, autocast
 from compress.tasks.base import longest_text
+from compress.tasks.registry import task_of
 from compress.training import checkpoint
 
 
@@ -48,9 +49,11 @@ class Teachers:
         """Check and place them.
 
         Raises:
-            UserError: a teacher has another vocabulary than the student, or takes only shorter windows.
+            UserError: a teacher is for another task or has another vocabulary than the student, or takes only
+                shorter windows.
         """
         for bundle, _ in bundles:
+            _require_same_task(name, student, bundle)
             require_teaches(name, _side(student), _side(bundle), window)
         total = sum(weight for _, weight in bundles)
         self.models = [bundle.model.to(device).eval() for bundle, _ in bundles]
@@ -80,6 +83,16 @@ class Teachers:
         with autocast(self.device, self.precision):
             answers = [m(input_ids=tokens, use_cache=False).logits.flatten(0, 1) for m in self.models]
         answers = [y if y.shape[1] == self.rows else y[:, : self.rows].contiguous() for y in answers]
+        return self.mixed(answers, temperature)
+
+    @torch.no_grad()
+    def outputs(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """What each of them gives for the inputs of a call."""
+        with autocast(self.device, self.precision):
+            return [model(**inputs) for model in self.models]
+
+    def mixed(self, answers: list[Tensor], temperature: float) -> Tensor:
+        """y with softmax(y / T) the mean of the teachers' distributions, of their logits (n, v) each."""
         if len(answers) == 1:
             return answers[0]
         logs = [
@@ -87,6 +100,16 @@ class Teachers:
             for y, weight in zip(answers, self.weights, strict=True)
         ]
         return temperature * torch.logsumexp(torch.stack(logs), dim=0)
+
+
+def _require_same_task(name: str, student: Original, teacher: Original) -> None:
+    """Refuse a teacher that answers another question than the student."""
+    own, other = task_of(student.model.config), task_of(teacher.model.config)
+    if own is not other:
+        raise UserError(
+            f"{name}: the teacher '{teacher.lineage.source}' is {other.noun} ({other}) and the student "
+            f"{own.noun} ({own}); take a teacher of the same task"
+        )
 
 
 class Side(NamedTuple):
