@@ -29,7 +29,7 @@ from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, read_results, write_results
-from compress.records.run import RunRecord, Sample, SampleBook, VariantRecord
+from compress.records.run import RunRecord, Sample, SampleBook
 from compress.report.text import Results
 from compress.run.pipeline import Made, join, make
 from compress.run.preflight import preflight

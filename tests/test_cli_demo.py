@@ -23,8 +23,8 @@ FIELDS = (
     "prefill_tokens_per_second decode_tokens_per_second prefill_seconds_p50 prefill_seconds_p95 "
     "decode_seconds_p50 decode_seconds_p95 decode_seconds_p99 load_seconds protocol machine versions "
     "fingerprint cosine_distance cosine_ci95 score_name score score_ci95 delta_score delta_score_ci95 "
-    "metrics flips flips_lost flips_gained prefill_round_seconds decode_round_seconds timing_session busy_share "
-    "encoder_latency"
+    "metrics flips flips_lost flips_gained prefill_round_seconds decode_round_seconds timing_session "
+    "busy_share encoder_latency"
 ).split()
 
 
