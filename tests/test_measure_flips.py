@@ -22,9 +22,10 @@ from compress.records.flips import Change
 from compress.records.results import Result
 from compress.records.run import RunRecord
 from compress.text.examples import encode
-from compress.text.labelled import LabelledConfig, Row, load_labelled
-from compress.text.labelled.base import Labelled
+from compress.text.labelled.base import Labelled, Row
+from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.encoded import encoded
+from compress.text.labelled.load import load_labelled
 
 TARGET = Target("small", "torch", Path("small"), "print")
 
