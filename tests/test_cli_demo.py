@@ -22,8 +22,9 @@ FIELDS = (
     "perplexity bits_per_byte nll nll_ci95 delta_nll delta_nll_ci95 kl_to_base kl_ci95 top1_agreement "
     "prefill_tokens_per_second decode_tokens_per_second prefill_seconds_p50 prefill_seconds_p95 "
     "decode_seconds_p50 decode_seconds_p95 decode_seconds_p99 load_seconds protocol machine versions "
-    "fingerprint cosine_distance cosine_ci95 prefill_round_seconds decode_round_seconds timing_session "
-    "busy_share"
+    "fingerprint cosine_distance cosine_ci95 score_name score score_ci95 delta_score delta_score_ci95 "
+    "metrics flips flips_lost flips_gained prefill_round_seconds decode_round_seconds timing_session "
+    "busy_share encoder_latency"
 ).split()
 
 
