@@ -27,6 +27,7 @@ from compress.run.registry import names, pass_class
 FIELDS: dict[str, dict[str, Any]] = {
     "train": {"tokens": 128, "batch": 4},
     "distill": {"tokens": 128, "batch": 4},
+    "finetune": {"epochs": 0.2, "batch": 4},
     "prune_gradual": {"tokens": 512, "batch": 4, "every": 1},
     "student": {"blocks": 2},
     "prune_structured": {"neurons": 0.25, "multiple_of": 4},

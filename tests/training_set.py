@@ -12,6 +12,8 @@ from compress.context import Context
 from compress.models.create import Architecture, create
 from compress.records.manifest import Lineage
 from compress.text.documents import Document
+from compress.text.labelled.base import Labelled, Row
+from compress.text.labelled.encoded import LabelledData, encoded
 from compress.text.windows import TextData, Windows, digest
 
 WINDOW = 32
@@ -44,7 +46,7 @@ def tiny_context(bundle: Bundle, workdir: Path, teacher: Bundle | None = None, s
     windows = [Windows(p, 8 * WINDOW, digest(p)) for p in parts]
     train = stream[3 * 8 * WINDOW :]
     return Context(
-        data=TextData("tiny", WINDOW, train, digest(train), *windows),
+        data=TextData("tiny", WINDOW, train, digest(train), *windows, labelled=tiny_labels(bundle)),
         teacher=lambda: teacher or bundle,
         seed=seed,
         workdir=workdir,
@@ -52,6 +54,15 @@ def tiny_context(bundle: Bundle, workdir: Path, teacher: Bundle | None = None, s
         threads=1,
         precision="float32",
     )
+
+
+def tiny_labels(bundle: Bundle) -> LabelledData:
+    """Lines with the function that they define as their label."""
+    lines = [line for document in documents(4) for line in document.text.splitlines()]
+    rows = tuple(Row(line, line.split("(")[0].removeprefix("def ")) for line in lines)
+    names = tuple(sorted({str(row.label) for row in rows}))
+    labelled = Labelled("tiny", "class", names, rows[:60], rows[60:70], rows[70:])
+    return encoded(labelled, names, bundle.tokenizer, TINY.context)
 
 
 def weights(bundle: Bundle) -> dict[str, torch.Tensor]:
