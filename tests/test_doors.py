@@ -309,6 +309,12 @@ class TestSizes:
             {**albert, "embedding_size": 128, "vocab_size": 30000}, "config.json", 25, 890_000_000
         )
 
+    def test_no_number_is_none(self):
+        """An infinite one may be meant: a limit that there is none of."""
+        require_possible({"time_step_limit": [0.0, float("inf")]}, "c", 1, 100)
+        line = said(require_possible, {"text_config": {"attention_dropout": float("nan")}}, "c", 1, 100)
+        assert line == "c: attention_dropout: is not a number (NaN); copy the file again"
+
     def test_in_a_format_whose_layers_share_nothing(self):
         require_possible({"num_hidden_layers": 200}, "m.gguf", 255, 10**6)
         require_possible({"num_hidden_layers": 38}, "m.gguf", 38, 10**6, sharing=0)

@@ -143,3 +143,16 @@ def test_what_is_no_text_in_a_graph_is_one_line(damaged, tmp_path):
     file.write_bytes(model.SerializeToString().replace(damaged, b"\xfd" * len(damaged)))
     with pytest.raises(UserError, match=r"model\.onnx: ONNX Runtime cannot load it: .*; export it again"):
         open_session(file, 1)
+
+
+def test_a_graph_whose_output_has_another_name_is_refused_in_one_line(tmp_path):
+    exported(tiny_bundle("llama"), tmp_path)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for place, name in enumerate(node.output):
+            if name == "logits":
+                node.output[place] = "lo'its"
+    next(value for value in model.graph.output if value.name == "logits").name = "lo'its"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="logits"):
+        OnnxRuntime(tmp_path, threads=1).logits(tokens(batch=1, length=8))

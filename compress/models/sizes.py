@@ -48,6 +48,9 @@ def require_possible(
     """
     weights = _PER_BYTE * size + _SPARE
     for found in _inside(config):
+        for field, value in found.items():
+            if isinstance(value, float) and value != value:
+                raise UserError(f"{place}: {field}: is not a number (NaN); copy the file again")
         depth = _most(found, _DEPTHS, max(sharing, tensors), place, f"{tensors:,} tensors")
         held = f"{size:,} bytes of weights"
         width = _most(found, _WIDTHS, weights, place, held)

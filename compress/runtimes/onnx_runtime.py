@@ -22,7 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import UserError, door
-from compress.runtimes.base import Logits, State, Tokens, Waiting
+from compress.runtimes.base import Ids, Logits, State, Tokens, Waiting
 from compress.runtimes.onnx_session import (
     facts_of,
     files_of,
@@ -255,13 +255,23 @@ class OnnxRuntime:
         already stays.
         """
         lengths = cache.lengths + tokens.shape[1]
-        binding = cache.binding
-        binding.bind_cpu_input("input_ids", tokens.astype(np.int64))
         # (batch, longest): the graph takes a row's length from how many ones it has
         longest = int(lengths.max())
         mask = np.ones((len(lengths), longest), dtype=np.int64)
         if len(lengths) > 1:
             mask *= np.arange(longest) < lengths[:, None]
+        self._files.require()
+        try:  # a damaged graph may have no such input or output
+            self._bind_all(cache, tokens, mask, logits)
+            self._session.run_with_iobinding(cache.binding)
+        except Exception as error:
+            raise refused_at_run(error, self._path) from None
+        cache.lengths = lengths
+
+    @staticmethod
+    def _bind_all(cache: Cache, tokens: Tokens, mask: Ids, logits: Logits) -> None:
+        binding = cache.binding
+        binding.bind_cpu_input("input_ids", tokens.astype(np.int64))
         binding.bind_cpu_input("attention_mask", mask)
         # the caller's memory is bound as the output: nothing is copied
         place = (logits.ctypes.data, logits.shape)
@@ -271,9 +281,3 @@ class OnnxRuntime:
             binding.bind_ortvalue_input("logits_to_keep", keep)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             cache.bound = place
-        self._files.require()
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise refused_at_run(error, self._path) from None
-        cache.lengths = lengths
