@@ -87,6 +87,12 @@ def test_they_are_part_of_what_a_checkpoint_is(folder):
     assert before != identity(str(folder), lambda file: file.read_text() if file.suffix == ".json" else "")
 
 
+def test_the_current_folder_is_a_folder_like_any_other(folder, monkeypatch):
+    pool(folder, pooling_mode="cls")
+    monkeypatch.chdir(folder)
+    assert task_of(Bundle.load(".").model.config).name == "embedding-cls"
+
+
 def test_what_is_not_applied_is_refused(folder):
     pool(folder, pooling_mode_max_tokens=True)
     with pytest.raises(UserError, match=r"1_Pooling/config\.json: pools by max_tokens; what is applied"):

@@ -69,7 +69,12 @@ def test_a_page_runs(page: Path, place: Path) -> None:
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
     marked = [block for page in PAGES for block in blocks(page) if block.reason is not None]
-    assert len(marked) <= NOT_RUN, [str(block) for block in marked]
+    nowhere = [
+        block for block in marked if not str(block.reason).startswith("tests/")
+    ]  # others run elsewhere
+    assert len(nowhere) <= NOT_RUN, [str(block) for block in nowhere]
+    for block in marked:
+        assert block in nowhere or (ROOT / str(block.reason).split()[0]).is_file(), str(block)
     written = sum(page.read_text(encoding="utf-8").count("<!-- not run") for page in PAGES)
     assert written == len(marked), "a mark that stands before no block"
 

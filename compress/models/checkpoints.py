@@ -346,7 +346,7 @@ def _load_pretrained(source: str, **options: str) -> Any:
 
 def place_of(source: str | Path, revision: str = "main") -> Path:
     """The folder of a model's small files: its own, or of a hub id that in the cache."""
-    path, nowhere = Path(source), Path(source).with_name("no folder")
+    path, nowhere = Path(source), Path(source) / "no folder"
     if path.exists():
         return path if path.is_dir() else nowhere
     from huggingface_hub import try_to_load_from_cache
