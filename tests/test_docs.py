@@ -69,9 +69,7 @@ def test_a_page_runs(page: Path, place: Path) -> None:
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
     marked = [block for page in PAGES for block in blocks(page) if block.reason is not None]
-    nowhere = [
-        block for block in marked if not str(block.reason).startswith("tests/")
-    ]
+    nowhere = [block for block in marked if not str(block.reason).startswith("tests/")]
     assert len(nowhere) <= NOT_RUN, [str(block) for block in nowhere]
     for block in marked:
         assert block in nowhere or (ROOT / str(block.reason).split()[0]).is_file(), str(block)
