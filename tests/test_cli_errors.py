@@ -128,11 +128,14 @@ def test_an_unknown_recipe(tmp_path):
     assert not tree(tmp_path)
 
 
-def test_what_is_said_of_a_name_without_end_is_short(recipe, tmp_path):
-    """What the system could not open is told with its name, be that 100,000 letters long."""
-    line = refused("run", recipe, "--text", "t" * 100_000, "-o", tmp_path / "run")
-    assert len(line) < 1100
-    assert line.startswith("error: ")
+@pytest.mark.parametrize(
+    "options",
+    [("--text", "t" * 5000), ("--text", "a/" * 5000), ("--model", "m" * 300), ("--labelled", "r" * 5000)],
+)
+def test_a_name_that_no_file_can_have_is_told_in_a_short_line(recipe, tmp_path, options):
+    line = refused("run", recipe, *options, "-o", tmp_path / "run")
+    assert "is too long for the name of a file; shorten it" in line
+    assert len(line) < 300
 
 
 def test_an_unusable_text(refuse, tmp_path):

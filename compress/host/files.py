@@ -125,18 +125,25 @@ def json_depth(data: bytes) -> int:
     return deepest
 
 
+_NAME, _PATH = 255, 4095  # bytes of a name, and of a path
+
+
 def leaves(name: str) -> bool:
     """Whether a name that somebody else wrote is none of a file in the folder where it is written.
 
     By the name alone: links are followed, since the hub's cache is made of them.
     """
     parts = Path(name).parts
-    odd = not parts or "\0" in name or any(len(part.encode("utf-8", "replace")) > 255 for part in parts)
+    odd = not parts or "\0" in name or any(len(part.encode("utf-8", "replace")) > _NAME for part in parts)
     return odd or Path(name).is_absolute() or ".." in parts
 
 
 def at_home(path: str | Path) -> Path:
-    """A path in which `~` is somebody's home; raises UserError where nobody has that name."""
+    """A path in which `~` is somebody's home; raises UserError where nobody has that name, or no file can be
+    called so."""
+    long = next((p for p in Path(path).parts if len(p.encode("utf-8", "replace")) > _NAME), None)
+    if long is not None or len(str(path).encode("utf-8", "replace")) > _PATH:
+        raise UserError(f"'{str(path)[:80]}...' is too long for the name of a file; shorten it")
     try:
         return Path(path).expanduser()
     except RuntimeError:

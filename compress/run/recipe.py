@@ -53,7 +53,8 @@ class ModelConfig(BaseModel):
     @field_validator("checkpoint", "adapter")
     @classmethod
     def _at_home(cls, place: str | None) -> str | None:
-        return str(at_home(place)) if place is not None and place.startswith("~") else place
+        found = None if place is None else at_home(place)
+        return str(found) if place is not None and place.startswith("~") else place
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
