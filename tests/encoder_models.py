@@ -41,6 +41,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny_encoder(name: str, seed: int = 0) -> Bundle:
     """A model with random weights far enough from nothing for a mix-up to be seen."""
     kind, changes = ENCODERS[name]
+    return tiny_model(kind, seed, **changes)
+
+
+def tiny_model(kind: str, seed: int = 0, **changes: Any) -> Bundle:
+    """The same of any class, with what differs from the sizes above."""
     model_class = getattr(transformers, kind)
     torch.manual_seed(seed)
     config = model_class.config_class(**{**_SIZES, **changes})

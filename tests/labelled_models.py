@@ -3,13 +3,9 @@
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from encoder_models import _SIZES, ENCODERS
-from export_models import word_tokenizer
+from encoder_models import ENCODERS, tiny_model
 
 from compress.artifact.bundle import Bundle
-from compress.records.manifest import Lineage
 from compress.text.labelled.base import Row
 
 # head -> (kind of labels, names of them, problem type)
@@ -24,22 +20,9 @@ HEADS: dict[str, tuple[str, tuple[str, ...], str | None]] = {
 def tiny_labeller(kind: str, family: str = "bert", seed: int = 0) -> Bundle:
     """A model with random weights far enough from nothing for a mix-up to be seen."""
     head, names, problem = HEADS[kind]
-    architecture = ENCODERS[family][0].replace("MaskedLM", head)
-    model_class = getattr(transformers, architecture)
-    torch.manual_seed(seed)
-    config = model_class.config_class(
-        **{**_SIZES, **ENCODERS[family][1]},
-        id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}, problem_type=problem,
-    )  # fmt: skip
-    config.architectures = [architecture]
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    tokenizer = word_tokenizer(mask_token="w4", pad_token="w3")
-    if getattr(config, "type_vocab_size", 0) > 1:
-        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
-    return Bundle(model, tokenizer, Lineage(source="tiny"))
+    own, changes = ENCODERS[family]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    return tiny_model(own.replace("MaskedLM", head), seed, **changes, **labels, problem_type=problem)
 
 
 def rows_for(kind: str, count: int = 60, seed: int = 0) -> list[Row]:

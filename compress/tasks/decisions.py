@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.errors import MissingExtra
+from compress.tasks.likelihood import mean_kl
 from compress.tasks.scoring import Columns, Decided, Intervals, Rows, Scoring, Weighted
 
 _BINS = 15
@@ -148,8 +149,6 @@ class Decisions(Scoring):
 
     def distance(self, expected: Rows, found: Rows) -> float:
         """Mean KL of the labels' distributions."""
-        from compress.tasks.likelihood import mean_kl
-
         return mean_kl(expected, found)
 
 
@@ -182,8 +181,6 @@ def calibration_error(right: Booleans, confidences: Floats) -> float:
     return float(sum(gaps) / len(right))
 
 
-def log_softmax(logits: Rows) -> Floats:
-    """Over the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    normalised: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return normalised
+def label_count(config: Any) -> int:
+    """How many labels a configuration has."""
+    return len(getattr(config, "id2label", None) or ()) or int(getattr(config, "num_labels", 2))

@@ -92,12 +92,13 @@ def mean_kl(expected: Rows, found: Rows) -> float:
     """Mean KL(expected || found) over positions, from logits (positions, vocabulary), in float64."""
     total = 0.0
     for start in range(0, len(expected), _ROWS):
-        p, q = (_log_softmax(logits[start : start + _ROWS]) for logits in (expected, found))
+        p, q = (log_softmax(logits[start : start + _ROWS]) for logits in (expected, found))
         total += float((np.exp(p) * (p - q)).sum())
     return total / len(expected)
 
 
-def _log_softmax(logits: Rows) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Rows) -> npt.NDArray[np.float64]:
+    """Over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result

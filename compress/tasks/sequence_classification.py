@@ -22,9 +22,10 @@ from compress.tasks.decisions import (
     Floats,
     Judged,
     calibration_error,
-    log_softmax,
+    label_count,
     share,
 )
+from compress.tasks.likelihood import log_softmax
 from compress.tasks.scoring import Decided, Rows, Scoring, Weighted
 
 _HEAD = "ForSequenceClassification"
@@ -210,7 +211,7 @@ class SequenceClassification(Task):
         if not architecture.endswith(_HEAD) or getattr(config, "is_encoder_decoder", False):
             return False
         problem = getattr(config, "problem_type", None)
-        return self.problem == (problem or ("regression" if _count(config) == 1 else _ONE_LABEL))
+        return self.problem == (problem or ("regression" if label_count(config) == 1 else _ONE_LABEL))
 
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
         """The whole window; what is right about it nobody knows."""
@@ -223,7 +224,7 @@ class SequenceClassification(Task):
 
     def width(self, config: Any) -> int:
         """The number of labels."""
-        return _count(config)
+        return label_count(config)
 
 
 class MultiLabel(SequenceClassification):
@@ -253,10 +254,6 @@ class Regression(SequenceClassification):
 _ONE_LABEL = SequenceClassification.problem
 
 SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION = SequenceClassification(), MultiLabel(), Regression()
-
-
-def _count(config: Any) -> int:
-    return len(getattr(config, "id2label", None) or ()) or int(getattr(config, "num_labels", 2))
 
 
 def _log_sigmoids(logits: Rows) -> tuple[Floats, Floats]:

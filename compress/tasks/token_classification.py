@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.tasks.base import UNKNOWN, Example, Question, Task, Window
-from compress.tasks.decisions import Floats, Judged, calibration_error, share
+from compress.tasks.decisions import Floats, Judged, calibration_error, label_count, share
 from compress.tasks.scoring import Scoring, Weighted
 from compress.tasks.sequence_classification import OneLabel
 
@@ -79,7 +79,7 @@ class TokenClassification(Task):
 
     def width(self, config: Any) -> int:
         """The number of labels."""
-        return len(getattr(config, "id2label", None) or ()) or int(getattr(config, "num_labels", 2))
+        return label_count(config)
 
 
 TOKEN_CLASSIFICATION = TokenClassification()
