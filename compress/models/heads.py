@@ -5,8 +5,8 @@ a seed. A body whose pooler was not saved gets a new one of those too.
 """
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from compress.models.tying import settled
 from compress.tasks.base import Task
 from compress.tasks.registry import task_of
 
+_T = TypeVar("_T")
 _PROBLEMS = {
     "class": "single_label_classification",
     "classes": "multi_label_classification",
@@ -65,6 +66,12 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
         )
     _body(made).load_state_dict({name: body[name] for name in own if name in body}, strict=False)
     return settled(made).eval()
+
+
+def renamed(found: Mapping[str, _T], before: Any, after: Any) -> dict[str, _T]:
+    """What belongs to modules of a body, by the names that they have under another head."""
+    old, new = (f"{m.base_model_prefix}." if hasattr(m, m.base_model_prefix) else "" for m in (before, after))
+    return {new + name.removeprefix(old) if name.startswith(old) else name: v for name, v in found.items()}
 
 
 def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:

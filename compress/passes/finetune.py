@@ -29,7 +29,7 @@ from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.models import adapters
-from compress.models.heads import outside_body, with_head
+from compress.models.heads import outside_body, renamed, with_head
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task, longest_text
@@ -123,6 +123,7 @@ class Finetune(Pass, Optimization):
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
         result = bundle.clone()
         model = with_head(result.model, task, data.names, context.seed)
+        masks = renamed(bundle.masks, result.model, model)
         padding = bundle.tokenizer.pad_token_id or 0
         if model.config.pad_token_id is None:
             model.config.pad_token_id = padding
@@ -139,12 +140,14 @@ class Finetune(Pass, Optimization):
         )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
         facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
+        if model is not result.model:  # how states became a vector means nothing under it
+            facts |= {"head": "new", "left_behind": sorted(bundle.companions)}
         facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
         if self.lora is None:
-            notes = optimise(model, self, objective, context, masks=bundle.masks, what="fine-tuning")
+            notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
         else:
-            notes = self._adapt(model, self.lora, objective, context, bundle.masks)
-        return result.evolve(model=model, exports={}, notes={**facts, **notes})
+            notes = self._adapt(model, self.lora, objective, context, masks)
+        return result.evolve(model=model, masks=masks, exports={}, notes={**facts, **notes})
 
     def _adapt(
         self, model: Any, lora: Lora, objective: Objective, context: Context, masks: Mapping[str, Tensor]
