@@ -92,8 +92,8 @@ class TextGenerator:
         self.first = None if self.continues else forced_first_token(self.folder)
         if self.first is not None and self.rows is not None and not 0 <= self.first < self.rows:
             raise UserError(
-                f"{self.folder}: forced_bos_token_id: {self.first} is none of the {self.rows} tokens that the "
-                "model has rows for; give the number of one"
+                f"{self.folder}: forced_bos_token_id: {self.first} is none of the {self.rows} tokens "
+                "that the model has rows for; give the number of one"
             )
         self.counts = Counts()
 

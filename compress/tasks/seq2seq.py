@@ -91,7 +91,7 @@ def start_token(model: Any) -> int:
     start, rows = int(getattr(model.config, field, None) or 0), rows_of(model.config)
     if start < 0 or (rows is not None and start >= rows):
         raise UserError(
-            f"config.json: {field}: {start}, which a decoder's text begins with, is none of the {rows} tokens "
+            f"config.json: {field}: {start}, that a decoder begins with, is none of the {rows} tokens "
             "that the model has rows for; give the number of one"
         )
     return start
