@@ -40,6 +40,8 @@ from compress.training.teaching.fields import TaskFields
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
 
+_CHARACTERS = 4  # of a token, about
+
 
 @dataclass(frozen=True)
 class Plan:
