@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.host.float32 import fast_float32
@@ -74,12 +74,20 @@ def gradients(model: Any, wanted: bool) -> Iterator[None]:
 def gradients_of_activations(model: Any) -> Iterator[None]:
     """Everything that is computed from the tokens has a gradient, and no weight, while the block runs."""
     embedding = model.get_input_embeddings()
-    with gradients(model, False), torch.enable_grad():
-        hook = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-        try:
-            yield
-        finally:
-            hook.remove()
+    # an encoder-decoder looks up rows in other modules that hold the same table
+    tables = [m for m in model.modules() if m is embedding or _looks_up(m, embedding)]
+    with ExitStack() as stack:
+        stack.enter_context(gradients(model, False))
+        stack.enter_context(torch.enable_grad())
+        for table in tables:
+            hook = table.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+            stack.callback(hook.remove)
+        yield
+
+
+def _looks_up(module: nn.Module, embedding: Any) -> bool:
+    """Whether a module looks up rows of another one's table."""
+    return isinstance(module, nn.Embedding) and module.weight is getattr(embedding, "weight", None)
 
 
 @contextmanager

@@ -15,10 +15,14 @@ A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;
 by taylor 0.69, with refit 0.71; eight whole blocks 1.11; neurons by magnitude, without refit, 11.3.
 
-An encoder of BERT's kind has no field for fewer heads of the same width: they are closed, that is zero in the
-checkpoint, and left out of its ONNX graph (structured/closing.py). A target keeps them, since files would not
+BERT's kind and BART have no field for fewer heads of the same width: they are closed, that is zero in the
+checkpoint, and left out of ONNX graphs (structured/closing.py). A target keeps them, since files would not
 be smaller. Encoders are judged by what their heads are for: labelled training texts, hidden tokens,
 embeddings (structured/probes.py); a latency is that of a text of 128 tokens.
+
+An encoder-decoder keeps the same number of heads and neurons in both lists of blocks, and one width; where
+T5's blocks share relative positions, the same heads. A latency is that of a token of its answer, once the
+source is read.
 
 Papers and equations: structured/structure.py, structured/importance.py, solvers/least_squares.py.
 Cost: two passes over the calibration windows, and about in^3 per reader for choosing by reconstruction.
@@ -36,17 +40,20 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.models.attention_layers import closable
 from compress.models.layers import linear_layers
-from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
+from compress.structured.blocks import lists_of_blocks
 from compress.structured.costs import Costs
+from compress.structured.importance import Importance
 from compress.structured.judging import Judge, shape_for
 from compress.structured.probes import Prober
 from compress.structured.procedure import How, ModelShape, prune
-from compress.structured.selection import Importance, Refit
+from compress.structured.selection import Refit
 from compress.structured.slicing import UnitCounts
 from compress.structured.structure import Structure, find_structure, require_torch_pruning
 from compress.structured.target import CostTarget
 from compress.structured.width import require_free_width
+from compress.tasks.base import Task
+from compress.tasks.registry import TASKS, task_of
 
 
 class PruneStructured(Pass):
@@ -57,11 +64,17 @@ class PruneStructured(Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
     uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     heads: float = Field(0.0, ge=0, lt=1, description="share of the key-value heads, with their query heads")
     neurons: float = Field(0.0, ge=0, lt=1, description="share of the MLP's neurons")
     width: float = Field(0.0, ge=0, lt=1, description="share of the residual stream's channels")
-    blocks: float = Field(0.0, ge=0, lt=1, description="share of the blocks")
+    blocks: float = Field(
+        0.0, ge=0, lt=1, description="share of the blocks; of an encoder-decoder, of its encoder's"
+    )
+    decoder_blocks: float = Field(
+        0.0, ge=0, lt=1, description="of an encoder-decoder, share of its decoder's blocks"
+    )
     target: CostTarget | None = Field(None, description="what may be left, in the place of shares")
     importance: Importance = Field("reconstruction", description="how units are chosen")
     refit: Refit | None = Field(
@@ -74,7 +87,7 @@ class PruneStructured(Pass):
 
     @model_validator(mode="after")
     def _shares_or_target(self) -> "PruneStructured":
-        shares = bool(self.heads or self.neurons or self.width or self.blocks)
+        shares = bool(self.heads or self.neurons or self.width or self.blocks or self.decoder_blocks)
         if shares == (self.target is not None):
             raise ValueError("give shares of heads, neurons, width or blocks, or a target, and not both")
         return self
@@ -83,9 +96,14 @@ class PruneStructured(Pass):
         """All linear layers of the blocks: each loses rows or columns, or is gone.
 
         Raises:
-            UserError: torch-pruning is absent, or the model's width has to stay.
+            UserError: torch-pruning is absent, the model's width has to stay, or it has no decoder beside.
         """
         require_torch_pruning()
+        if self.decoder_blocks and len(lists_of_blocks(model)) == 1:
+            raise UserError(
+                f"{self.name()}.decoder_blocks: is for encoder-decoders, and this is "
+                f"{task_of(model.config).noun}; give blocks"
+            )
         if self.width:
             require_free_width(model, f"{self.name()}.width")
         return linear_layers(model)
@@ -93,11 +111,14 @@ class PruneStructured(Pass):
     def share_left(self, model: nn.Module) -> float:
         """As the target has it, or roughly by the shares: heads are a third of a block, neurons the rest."""
         whole = sum(p.numel() for p in model.parameters())
-        blocks = sum(p.numel() for block in decoder_blocks(model)[1] for p in block.parameters())
+        sizes = [sum(p.numel() for p in found.parameters()) for _, found in lists_of_blocks(model)]
+        blocks = sum(sizes)
         if self.target is None:
             stay = closable(model) and self.width != self.heads  # as zeros
             heads = 0.0 if stay else self.heads
-            left = (1 - self.blocks) * (1 - (heads + 2 * self.neurons) / 3)
+            shares = (self.blocks, self.decoder_blocks)
+            kept = sum(size * (1 - gone) for size, gone in zip(sizes, shares, strict=False))
+            left = kept / blocks * (1 - (heads + 2 * self.neurons) / 3)
             return (1 - self.width) * (1 - blocks / whole * (1 - left))
         size = {"block_parameters": blocks, "bytes": 4 * whole}.get(self.target.measure, whole)
         left = self.target.value if self.target.value <= 1 else self.target.value / size
@@ -122,8 +143,7 @@ class PruneStructured(Pass):
         windows = torch.from_numpy(context.data.calibration.tokens).long().to(context.device)
         before = sum(p.numel() for p in model.parameters())
         structure = find_structure(model)
-        _, blocks = decoder_blocks(model)
-        whole = ModelShape(len(blocks), UnitCounts.of(structure))
+        whole = ModelShape.of(model, structure)
         prober = Prober(context.data.labelled, bundle.tokenizer.mask_token_id)
         how = How(self.importance, self.refit, self.kl_windows, context.precision, prober)
         notes: dict[str, Any] = {}
@@ -142,9 +162,9 @@ class PruneStructured(Pass):
                 "heads of the same width; graphs of ONNX leave them out, torch and the checkpoint do not",
             }
         notes |= {
-            "left": {"blocks": shape.layers, **vars(shape.counts)},
-            "of": {"blocks": whole.layers, **vars(whole.counts)},
-            "kept_blocks": pruned.blocks,
+            "left": _told(shape),
+            "of": _told(whole),
+            **dict(zip(("kept_blocks", "kept_decoder_blocks"), pruned.blocks, strict=False)),
             "parameters_removed": before - after,
             "parameters": after,
         }
@@ -154,15 +174,24 @@ class PruneStructured(Pass):
         return result.evolve(model=pruned.model.cpu(), masks=pruned.masks, exports={}, notes=notes)
 
     def _shares(self, whole: ModelShape) -> ModelShape:
+        for kind in ("heads", "neurons"):
+            if getattr(self, kind) and not getattr(whole.counts, kind):
+                raise UserError(
+                    f"prune_structured.{kind}: blocks differ in their number of {kind}, of which each has to "
+                    "keep as many as the others; take out other parts"
+                )
         counts = UnitCounts(
-            max(1, round((1 - self.heads) * whole.counts.heads)),
+            min(whole.counts.heads, max(1, round((1 - self.heads) * whole.counts.heads))),
             _multiple((1 - self.neurons) * whole.counts.neurons, whole.counts.neurons, self.multiple_of),
             _multiple((1 - self.width) * whole.counts.width, whole.counts.width, self.multiple_of),
         )
-        shape = ModelShape(max(1, round((1 - self.blocks) * whole.layers)), counts)
+        shares = zip(whole.blocks, (self.blocks, self.decoder_blocks), strict=False)
+        layers, *others = (max(1, round((1 - share) * count)) for count, share in shares)
+        shape = ModelShape(layers, counts, *others)
         if shape == whole:
+            blocks = " and ".join(map(str, whole.blocks))
             raise UserError(
-                f"prune_structured: the shares remove nothing of {whole.layers} blocks of "
+                f"prune_structured: the shares remove nothing of {blocks} blocks of "
                 f"{whole.counts.heads} key-value heads and {whole.counts.neurons} neurons; "
                 "give larger ones, or a smaller multiple_of"
             )
@@ -186,6 +215,11 @@ class PruneStructured(Pass):
             return judges[0]
 
         return shape_for(target, costs, self.multiple_of, judge)
+
+
+def _told(shape: ModelShape) -> dict[str, int]:
+    blocks = dict(zip(("blocks", "decoder_blocks"), shape.blocks, strict=False))
+    return {**blocks, **vars(shape.counts)}
 
 
 def _multiple(wanted: float, whole: int, multiple: int) -> int:

@@ -21,6 +21,8 @@ Optimal brain surgeon (Hassibi, Stork 1993), for structures ZipLM (Kurtic et al.
 equations 2 to 4; lazy batches as in GPTQ. Cost: in^3 for the inverse, out * in per column that goes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -103,6 +105,45 @@ def removal_order(
         _eliminate(w, inverse, units[taken].flatten())
         alive[taken] = False
         gone += taken.tolist()
+    return torch.tensor(gone, dtype=torch.long)
+
+
+def shared_removal_order(
+    weights: Sequence[Tensor],
+    units: Tensor,
+    hessians: Sequence[Tensor],
+    count: int,
+    damping: float = 0.01,
+) -> Tensor:
+    """Which `count` units several layers are to lose alike, the cheapest for all of them together first.
+
+    What each layer loses adds up, as `removal_order` has it for one.
+
+    Args:
+        weights: W (out, in) of each layer.
+        units: the columns of each unit, the same in every layer, int64 (units, width).
+        hessians: H (in, in) of each layer's inputs.
+        count: fewer than there are units.
+        damping: as in `refit`.
+
+    >>> w, h = torch.tensor([[3.0, 1.0, 2.0]]), torch.eye(3)
+    >>> shared_removal_order([w, w.flip(1)], torch.arange(3)[:, None], [h, h], 1).tolist()
+    [1]
+    """
+    state = []
+    for weight, hessian in zip(weights, hessians, strict=True):
+        h = hessian.double().clone()
+        h.diagonal().add_(_ridge(h, damping))
+        state.append((weight.double().clone(), torch.cholesky_inverse(_cholesky(h))))
+    gone: list[int] = []
+    while len(gone) < count:
+        left = torch.tensor([unit for unit in range(len(units)) if unit not in gone], device=units.device)
+        costs = sum(_costs(w, inverse, units[left]) for w, inverse in state)
+        assert isinstance(costs, Tensor)
+        taken = int(left[costs.argmin()])
+        for w, inverse in state:
+            _eliminate(w, inverse, units[taken])
+        gone.append(taken)
     return torch.tensor(gone, dtype=torch.long)
 
 

@@ -41,6 +41,11 @@ def lists_of_blocks(model: Any) -> list[tuple[str, nn.ModuleList]]:
     return [(prefix[:-1], model.get_submodule(prefix[:-1])) for prefix in block_lists(model)]
 
 
+def all_blocks(model: Any) -> list[nn.Module]:
+    """The blocks, of all lists."""
+    return [block for _, blocks in lists_of_blocks(model) for block in blocks]
+
+
 @torch.no_grad()
 def block_influence(model: Any, blocks: nn.ModuleList, tokens: Tensor) -> list[float]:
     """1 - cos(input, output) of each block, averaged over the positions of (n, window) tokens."""

@@ -2,7 +2,6 @@
 of the seconds per decoded token or text, in torch on this machine: structured/timing.py).
 """
 
-import copy
 from itertools import chain
 from math import prod
 from typing import Any, Literal
@@ -10,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from compress.artifact.sizes import float_file_bytes
-from compress.models.stacks import decoder_blocks
-from compress.structured.blocks import keep_blocks
+from compress.structured.blocks import lists_of_blocks
 from compress.structured.procedure import ModelShape
-from compress.structured.slicing import Kept, UnitCounts, slice_model
+from compress.structured.slicing import Kept, held, slice_model
 from compress.structured.structure import Structure
+from compress.structured.subcloning import Widths, subclone
 from compress.structured.timing import CAREFUL, decode_shares, timed
 
 Measure = Literal["parameters", "block_parameters", "bytes", "latency"]
@@ -25,8 +24,9 @@ class Costs:
 
     def __init__(self, model: Any, structure: Structure, measure: Measure) -> None:
         self.model, self.structure, self.measure = model, structure, measure
-        self.prefix, blocks = decoder_blocks(model)
-        self.whole = ModelShape(len(blocks), UnitCounts.of(structure))
+        self.lists = [name for name, _ in lists_of_blocks(model)]
+        self.whole = ModelShape.of(model, structure)
+        self._stored = held(model).keys()
         self._known: dict[ModelShape, float] = {}
         self.timed = timed(model)
 
@@ -41,14 +41,18 @@ class Costs:
             return self._latency(shape)
         shapes = self._shapes(shape)
         if self.measure == "bytes":
-            return float_file_bytes(shapes)
-        inside = self.prefix + "." if self.measure == "block_parameters" else ""
+            buffers = {name: tuple(b.shape) for name, b in self.model.named_buffers() if name in self._stored}
+            return float_file_bytes(shapes | buffers)
+        inside = tuple(f"{name}." for name in self.lists) if self.measure == "block_parameters" else ""
         return sum(prod(size) for name, size in shapes.items() if name.startswith(inside))
 
     def _shapes(self, shape: ModelShape) -> dict[str, tuple[int, ...]]:
         """Of every parameter, tied ones once."""
-        structure = self.structure.of_blocks(self.prefix, list(range(shape.layers)))
-        last = tuple(f"{self.prefix}.{i}." for i in range(shape.layers, self.whole.layers))
+        structure = self.structure
+        last: tuple[str, ...] = ()
+        for name, kept, count in zip(self.lists, shape.blocks, self.whole.blocks, strict=True):
+            structure = structure.of_blocks(name, list(range(kept)))
+            last += tuple(f"{name}.{i}." for i in range(kept, count))
         sizes = {n: list(p.shape) for n, p in self.model.named_parameters() if not n.startswith(last)}
         for sublayer in structure.sublayers:
             for part in sublayer.parts:
@@ -74,11 +78,14 @@ class Costs:
 def first_of(model: Any, structure: Structure, shape: ModelShape) -> Any:
     """A model of the shape, of whatever comes first: for what its numbers do not matter to."""
     counts = shape.counts
-    prefix, blocks = decoder_blocks(model)
-    if shape.layers < len(blocks):
-        model = copy.deepcopy(model)
-        keep_blocks(model, prefix, list(range(shape.layers)))
-        structure = structure.of_blocks(prefix, list(range(shape.layers)))
+    kept = {
+        name: list(range(count))
+        for (name, _), count in zip(lists_of_blocks(model), shape.blocks, strict=True)
+    }
+    if shape.blocks != ModelShape.of(model, structure).blocks:
+        model, _ = subclone(model, kept, Widths.of(model.config), {})
+        for name, numbers in kept.items():
+            structure = structure.of_blocks(name, numbers)
     units = {s.reader: torch.arange(getattr(counts, s.kind)) for s in structure.sublayers}
     channels = torch.arange(counts.width)
     return slice_model(

@@ -17,7 +17,7 @@ group of neurons on `kl_windows` windows. (solvers/least_squares.py has the fift
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from compress.host.progress import track
 from compress.models.layers import matrix
 from compress.models.running import gradients_of_activations
-from compress.models.stacks import decoder_blocks
+from compress.structured.blocks import all_blocks
 from compress.structured.probes import Text, answer, distance, loss
 from compress.structured.structure import Part, Structure, Sublayer
 from compress.tasks.registry import task_of
 
+Importance = Literal["magnitude", "activation", "taylor", "kl", "reconstruction"]
 _GROUPS = 8  # of neurons, for KL
 
 
@@ -58,7 +59,6 @@ def taylor(model: Any, texts: Sequence[Text], structure: Structure) -> tuple[dic
     """
     scores = {s.reader: torch.zeros(s.units) for s in structure.sublayers}
     stream = torch.zeros(structure.width)
-    _, blocks = decoder_blocks(model)
 
     def watch(x: Tensor, columns: Tensor, total: Tensor) -> None:
         kept = x.detach()
@@ -79,7 +79,7 @@ def taylor(model: Any, texts: Sequence[Text], structure: Structure) -> tuple[dic
             )
             stack.callback(hook.remove)
         channels = torch.arange(structure.width)[:, None]
-        for block in blocks:
+        for block in all_blocks(model):
             hook = block.register_forward_pre_hook(
                 lambda module, inputs, keywords: watch(_hidden(inputs, keywords), channels, stream),
                 with_kwargs=True,
@@ -95,7 +95,7 @@ def taylor(model: Any, texts: Sequence[Text], structure: Structure) -> tuple[dic
 @torch.no_grad()
 def stream_activation(model: Any, windows: Tensor, width: int) -> Tensor:
     """E[h_j^2] of the blocks' inputs, each block's relative to its mean, summed over blocks; (width,)."""
-    _, blocks = decoder_blocks(model)
+    blocks = all_blocks(model)
     totals = torch.zeros(len(blocks), width)
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
@@ -106,7 +106,7 @@ def stream_activation(model: Any, windows: Tensor, width: int) -> Tensor:
 
             stack.callback(block.register_forward_pre_hook(watch, with_kwargs=True).remove)
         for rows in windows.split(4):
-            model(input_ids=rows)
+            task_of(model.config).answers(model, rows)
     return (totals / totals.mean(1, keepdim=True)).sum(0)
 
 

@@ -12,7 +12,6 @@ model and that one, with both numbers.
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,9 +160,10 @@ def _between(costs: Costs, least: ModelShape) -> list[ModelShape]:
         while not possible(costs.model.config, costs.structure, with_counts(whole, heads=heads).counts):
             heads += 1  # the whole model's are possible
         neurons = at(whole.counts.neurons, least.counts.neurons)
-        shape = replace(
-            with_counts(whole, heads=heads, neurons=neurons), layers=at(whole.layers, least.layers)
-        )
+        blocks = (at(most, fewest) for most, fewest in zip(whole.blocks, least.blocks, strict=True))
+        layers, *others = blocks
+        counts = with_counts(whole, heads=heads, neurons=neurons).counts
+        shape = ModelShape(layers, counts, *others)
         if shape not in (whole, least, *found) and part < 1:
             found.append(shape)
     return [*found, least]
@@ -179,4 +179,5 @@ def _or_infinity(loss: float) -> float:
 
 
 def _label(shape: ModelShape) -> str:
-    return f"{shape.layers} blocks, {shape.counts.heads} heads, {shape.counts.neurons} neurons"
+    blocks = " and ".join(map(str, shape.blocks))
+    return f"{blocks} blocks, {shape.counts.heads} heads, {shape.counts.neurons} neurons"

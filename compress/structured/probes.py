@@ -1,6 +1,7 @@
 """What a model is asked when parts of it are judged: texts, their losses, how far two answers are apart.
 
     a decoder               next tokens of the calibration windows
+    an encoder-decoder      the second half of each window, after the first
     a masked-LM             those of its tokens that are hidden (tasks/masked.py), where there is a mask token
     a model with labels     labelled training texts, where there are any of its kind, by its own loss; else
                             the windows, by what it says of them itself: its likeliest label for the right one
@@ -24,6 +25,7 @@ from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example, Task
 from compress.tasks.masked import MASKED
 from compress.tasks.registry import task_of
+from compress.tasks.seq2seq import halves, shifted, start_token
 from compress.text.labelled.encoded import LabelledData
 
 _FEWEST = 64  # labelled texts, where there are as many
@@ -66,7 +68,7 @@ class Prober:
         task = task_of(model.config)
         if self.labelled is not None and task.labels == self.labelled.kind:
             return self._labelled(self.labelled, windows, last)
-        return [self._window(task, window, number) for number, window in enumerate(windows)]
+        return [self._window(model, window, number) for number, window in enumerate(windows)]
 
     def _labelled(self, labelled: LabelledData, windows: Tensor, last: bool) -> list[Text]:
         examples = labelled.train
@@ -75,7 +77,13 @@ class Prober:
         chosen = order[-count:] if last else order[:count]
         return [_of_example(examples[int(number)], labelled.kind, windows.device) for number in chosen]
 
-    def _window(self, task: Task, window: Tensor, number: int) -> Text:
+    def _window(self, model: Any, window: Tensor, number: int) -> Text:
+        task = task_of(model.config)
+        if task.stacks == 2:
+            source, target = halves(window)
+            text = shifted(target[None], start_token(model))
+            inputs = {"input_ids": source[None], "decoder_input_ids": text, "use_cache": False}
+            return Text(inputs, targets=target)
         inputs = {"input_ids": window[None], **task.options}
         if task is not MASKED or self.mask_token is None:
             return Text(inputs, targets=window[1:] if task.continues else None)

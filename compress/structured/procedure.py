@@ -19,15 +19,16 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.running import Precision
-from compress.models.stacks import decoder_blocks
-from compress.structured.blocks import keep_blocks, most_influential, renamed
+from compress.structured.blocks import keep_blocks, lists_of_blocks, most_influential, renamed
 from compress.structured.closing import close, closes
-from compress.structured.importance import kl, magnitude, taylor
+from compress.structured.importance import Importance, kl, magnitude, taylor
 from compress.structured.probes import Prober
-from compress.structured.selection import Importance, Refit, select
+from compress.structured.selection import Refit, select
 from compress.structured.slicing import Kept, UnitCounts, cut_masks, cuts_of, slice_model, smaller_config
-from compress.structured.structure import Structure
+from compress.structured.structure import Structure, find_structure
+from compress.structured.subcloning import Widths, subclone
 from compress.structured.width import channel_scores, kept_channels, match_norms
+from compress.tasks.registry import task_of
 
 _CHECK_TOKENS = 64
 _CLOSE = 1e-3  # of the largest logit: what two ways to compute the same may differ by
@@ -35,10 +36,34 @@ _CLOSE = 1e-3  # of the largest logit: what two ways to compute the same may dif
 
 @dataclass(frozen=True)
 class ModelShape:
-    """How many blocks there are, and what each has."""
+    """How many blocks there are, and what each has.
+
+    Attributes:
+        layers: of an encoder-decoder those of its encoder.
+        counts: of every block.
+        decoder_layers: of an encoder-decoder's decoder; else 0.
+    """
 
     layers: int
     counts: UnitCounts
+    decoder_layers: int = 0
+
+    @classmethod
+    def of(cls, model: Any, structure: Structure) -> "ModelShape":
+        """That of a whole model."""
+        first, *second = (len(blocks) for _, blocks in lists_of_blocks(model))
+        return cls(first, UnitCounts.of(structure), *second)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Of each list of blocks."""
+        return (self.layers, self.decoder_layers) if self.decoder_layers else (self.layers,)
+
+    def with_layers(self, count: int) -> "ModelShape":
+        """With so many blocks in the longer list, and as large a share of the other."""
+        most = max(self.blocks)
+        layers, *others = (max(1, round(count * own / most)) for own in self.blocks)
+        return ModelShape(layers, self.counts, *others)
 
 
 @dataclass(frozen=True)
@@ -54,12 +79,12 @@ class How:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The smaller model, its masks, the numbers of its blocks in the old one, its readers' errors, and how
-    many closed heads each block has."""
+    """The smaller model, its masks, the numbers of its blocks in the old one (of each list), its readers'
+    errors, and how many closed heads each block has."""
 
     model: Any
     masks: dict[str, Tensor]
-    blocks: list[int]
+    blocks: list[list[int]]
     errors: dict[str, float]
     closed: int = 0
 
@@ -89,7 +114,7 @@ def prune(
     closed = closes(model, structure, counts)
     made = UnitCounts(whole.heads if closed else counts.heads, counts.neurons, counts.width)
     smaller_config(model.config, structure, made)  # refuses before any work
-    structure, blocks, masks = _fewer_blocks(model, structure, shape.layers, windows, masks)
+    model, structure, blocks, masks = _fewer_blocks(model, structure, shape, windows, masks)
     scores, stream = _scores(model, windows, structure, counts, how)
     if counts.width < whole.width:
         stream = channel_scores(model, windows, structure, how.importance, stream)
@@ -115,15 +140,22 @@ def prune(
 
 
 def _fewer_blocks(
-    model: Any, structure: Structure, keep: int, windows: Tensor, masks: Mapping[str, Tensor]
-) -> tuple[Structure, list[int], Mapping[str, Tensor]]:
-    """Take out the blocks that change their input least; structure, numbers and masks of the others."""
-    name, blocks = decoder_blocks(model)
-    if keep == len(blocks):
-        return structure, list(range(keep)), masks
-    kept = most_influential(model, blocks, windows, keep)
-    keep_blocks(model, name, kept)
-    return structure.of_blocks(name, kept), kept, renamed(masks, name, kept)
+    model: Any, structure: Structure, shape: ModelShape, windows: Tensor, masks: Mapping[str, Tensor]
+) -> tuple[Any, Structure, list[list[int]], Mapping[str, Tensor]]:
+    """Take out the blocks that change their input least; model, structure, numbers, masks of the others."""
+    lists = lists_of_blocks(model)
+    if shape.blocks == tuple(len(blocks) for _, blocks in lists):
+        return model, structure, [list(range(count)) for count in shape.blocks], masks
+    kept = {
+        name: most_influential(model, blocks, windows, keep)
+        for (name, blocks), keep in zip(lists, shape.blocks, strict=True)
+    }
+    if len(lists) > 1 or any(s.table for s in structure.sublayers):  # a table may belong to a block that goes
+        model, masks = subclone(model, kept, Widths.of(model.config), masks)
+        return model, find_structure(model), list(kept.values()), masks
+    ((name, numbers),) = kept.items()
+    keep_blocks(model, name, numbers)
+    return model, structure.of_blocks(name, numbers), [numbers], renamed(masks, name, numbers)
 
 
 def _scores(
@@ -144,7 +176,7 @@ def _scores(
 def _check(masked: Any, smaller: Any, windows: Tensor) -> None:
     """Refuse a result that computes something else than the model with zeros in the place of what went."""
     ids = windows[:1, :_CHECK_TOKENS]
-    wanted, found = masked(input_ids=ids)[0], smaller(input_ids=ids)[0]
+    wanted, found = (task_of(model.config).answers(model, ids) for model in (masked, smaller))
     difference = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-30))
     if not difference < _CLOSE:
         raise UserError(

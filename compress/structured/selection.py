@@ -9,13 +9,16 @@ Per reader (o_proj, down_proj), its inputs taken through the blocks already prun
 Where readers aim at the original model, those that lose nothing are refitted, too: what went before them has
 moved the stream, and heads that go alone would otherwise leave every MLP to answer inputs it does not know.
 
+Where the heads of several blocks share a table of relative positions (T5), they go together, by what all of
+them are worth in the original model (structured/shared.py); all else is as above.
+
 The columns that went are zero for the rest of the walk, so that the model runs in its old shape as the
 smaller one will, until slicing.py makes that one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,10 +29,10 @@ from compress.calibration.walk import walk
 from compress.models.layers import matrix, put_weight
 from compress.models.running import Precision
 from compress.solvers.least_squares import refit, removal_order
-from compress.structured.importance import activation, magnitude
+from compress.structured.importance import Importance, activation, magnitude
+from compress.structured.shared import shared_orders
 from compress.structured.structure import Structure, Sublayer
 
-Importance = Literal["magnitude", "activation", "taylor", "kl", "reconstruction"]
 _BATCHES = 128  # in so many steps neurons are taken away
 
 
@@ -88,12 +91,17 @@ def select(
     fewer = {s.reader: s for s in structure.sublayers if kept[s.kind] < s.units}
     if not fewer:
         return result
+    settings = refitting or Refit()
+    orders = shared_orders(
+        model, windows, list(fewer.values()), kept, importance, scores,
+        damping=settings.damping, batch=settings.batch, precision=precision,
+    )  # fmt: skip
     if refitting is None and importance in ("magnitude", "taylor", "kl"):  # no statistic is needed
         for name, sublayer in fewer.items():
             score = scores[name] if name in scores else magnitude(model, sublayer.parts)
-            _keep(model, sublayer, kept[sublayer.kind], score.argsort(stable=True), result)
+            order = orders.get(name, score.argsort(stable=True))
+            _keep(model, sublayer, kept[sublayer.kind], order, result)
         return result
-    settings = refitting or Refit()
     aims = refitting is not None and settings.asymmetric > 0
     visited = {s.reader: s for s in structure.sublayers} if aims else fewer
     for visit in walk(
@@ -110,7 +118,7 @@ def select(
             sublayer = visited[name]
             mask = (masks or {}).get(name)
             _prune(model, sublayer, kept[sublayer.kind], visit.covariance, importance, scores, refitting,
-                   mask, result)  # fmt: skip
+                   mask, result, orders.get(name))  # fmt: skip
         del visit
     return result
 
@@ -125,14 +133,17 @@ def _prune(
     refitting: Refit | None,
     mask: Tensor | None,
     result: Selection,
+    order: Tensor | None,
 ) -> None:
-    """One reader."""
+    """One reader; `order`: in which its units go, where that is settled."""
     reader = model.get_submodule(sublayer.reader)
     weight, hessian = matrix(reader).clone(), seen.hessian / seen.count
     columns = sublayer.columns.to(weight.device)
     settings = refitting or Refit()
     gone = sublayer.units - count
-    if importance == "reconstruction":
+    if order is not None:
+        pass
+    elif importance == "reconstruction":
         batch = max(1, sublayer.units // _BATCHES)
         order = removal_order(weight, columns, hessian, gone, settings.damping, batch)
     else:

@@ -2,9 +2,10 @@
 
 Nothing is cut in place. The kept entries are copied into a new model, made from the new configuration as
 stock `from_pretrained` makes it, so what cannot be said in that configuration cannot come out. It holds one
-number per kind for the whole model: key-value heads, query heads, neurons, width. Most architectures also
-derive the width of a head from width and heads; where no field can hold it (GPT-2, OPT, BERT), heads and
-width can only go together. Rotary tables depend on the width of a head alone, which never changes.
+number per kind for the whole model: key-value heads, query heads, neurons, width; BART's holds two, which
+stay equal. Most architectures also derive the width of a head from width and heads; where no field can hold
+it (GPT-2, OPT, BERT, BART), heads and width can only go together. Rotary tables depend on the width of a head
+alone, which never changes.
 """
 
 import copy
@@ -24,8 +25,18 @@ from compress.models.tying import tied_like
 from compress.structured.structure import Part, Structure
 
 # what configurations call the width of the MLP
-_NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
+_NEURONS = (
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "hidden_dim",
+    "ffn_hidden_size",
+    "d_ff",
+    "encoder_ffn_dim",
+)
 _WIDTHS = ("hidden_size", "word_embed_proj_dim")
+_HEAD_WIDTHS = {"head_dim", "d_kv"}
+_OF_DECODER = {"neurons": "decoder_ffn_dim", "heads": "decoder_attention_heads"}  # beside an encoder's own
 
 # parameter -> axes, and the entries that are kept of each, ascending
 Cuts = Mapping[str, Sequence[tuple[int, Tensor]]]
@@ -67,6 +78,8 @@ def smaller_config(config: Any, structure: Structure, counts: UnitCounts) -> Any
     head = structure.width // heads
     if counts.heads != whole.heads:
         new.num_attention_heads = heads // whole.heads * counts.heads
+        if _OF_DECODER["heads"] in known:
+            setattr(new, _OF_DECODER["heads"], new.num_attention_heads)
         if "num_key_value_heads" in known:
             new.num_key_value_heads = counts.heads
     if counts.width != whole.width:
@@ -75,7 +88,7 @@ def smaller_config(config: Any, structure: Structure, counts: UnitCounts) -> Any
                 setattr(new, name, counts.width)
     if counts.heads != whole.heads or counts.width != whole.width:
         own = getattr(config, "head_dim", None)
-        if "head_dim" in known or "num_key_value_heads" in known:
+        if (_HEAD_WIDTHS | {"num_key_value_heads"}) & known.keys():
             new.head_dim = own or head
         elif counts.width != new.num_attention_heads * head:
             raise UserError(
@@ -91,6 +104,8 @@ def smaller_config(config: Any, structure: Structure, counts: UnitCounts) -> Any
                 "of neurons; take out heads or blocks only"
             )
         setattr(new, field, counts.neurons)
+        if _OF_DECODER["neurons"] in known:
+            setattr(new, _OF_DECODER["neurons"], counts.neurons)
     try:
         new.validate()
     except Exception as error:  # what is wrong is the last line of a chain of validators

@@ -10,6 +10,10 @@ al. 2023, DepGraph, arXiv 2301.12900), built from one traced forward pass, with 
 What the graph says is checked: the units of a reader must share nothing, and must together be every tensor
 they touch. A layer of k stacked parts (GPT-2's query, key and value in one) appears in the graph as its
 first part; the others follow it. The cost is one forward pass of a few tokens and lists of indices.
+
+An encoder-decoder has two lists of blocks and one table of tokens, so that both streams keep the same
+channels. T5's relative positions have a column per head, in the first block of each list, for all of its
+blocks: the graph is made without them, and the heads that share a table are chosen together.
 """
 
 import warnings
@@ -25,12 +29,13 @@ from torch import Tensor, nn
 from compress.errors import MissingExtra, UserError
 from compress.models.layers import is_linear
 from compress.models.running import gradients
-from compress.models.stacks import decoder_blocks
+from compress.structured.blocks import lists_of_blocks
 from compress.tasks.registry import task_of
 
 UnitKind = Literal["heads", "neurons"]
 _TOKENS = 5
-_HEAD_WIDTHS = ("head_dim", "attention_head_size")  # what attention modules call it
+_HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what attention modules call it
+_PLACES, _TABLE = "has_relative_attention_bias", "relative_attention_bias"  # T5's relative positions
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Sublayer:
         reader: full name of the linear layer that reads them.
         columns: of the reader's inputs, int64 (units, columns per unit).
         parts: every parameter that holds something of them, the reader's weight among them.
+        stack: the name of its list of blocks.
+        table: the parameter with a column for each of its units, where several blocks use one (T5's relative
+            positions): they keep the same units.
     """
 
     block: int
@@ -65,6 +73,8 @@ class Sublayer:
     reader: str
     columns: Tensor
     parts: tuple[Part, ...]
+    stack: str = ""
+    table: str | None = None
 
     @property
     def units(self) -> int:
@@ -94,7 +104,7 @@ class Structure:
         return tuple(s for s in self.sublayers if s.kind == kind)
 
     def units(self, kind: UnitKind) -> int:
-        """Units per block; 0 where blocks differ, since the configuration holds one number for all."""
+        """Units per block; 0 where blocks differ, which are given one number together or none."""
         counts = {s.units for s in self.of(kind)}
         return counts.pop() if len(counts) == 1 else 0
 
@@ -114,8 +124,10 @@ class Structure:
 
         sublayers = tuple(
             replace(s, block=kept.index(s.block), reader=str(rename(s.reader)), parts=parts(s.parts))
+            if s.stack == prefix
+            else s
             for s in self.sublayers
-            if s.block in kept
+            if s.stack != prefix or s.block in kept
         )
         return Structure(sublayers, parts(self.stream), self.width, self.inside_heads)
 
@@ -162,10 +174,15 @@ def _traceable(model: Any) -> Iterator[None]:
     """Attention in plain operations, which the graph can follow, and gradients, which it is made of."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    placed = [m for m in model.modules() if getattr(m, _PLACES, False)]
+    for module in placed:
+        setattr(module, _PLACES, False)
     try:
         with gradients(model, True):
             yield
     finally:
+        for module in placed:
+            setattr(module, _PLACES, True)
         model.set_attn_implementation(before)
 
 
@@ -185,39 +202,57 @@ class _Reader:
         _join_plainly(self.graph)
 
     def structure(self) -> Structure:
-        embedding = self.model.get_input_embeddings()
-        width = int(embedding.embedding_dim)
-        stream = self._parts(embedding, "out", torch.arange(width)[None])
-        written = {part.parameter for part in stream}
-        prefix, blocks = decoder_blocks(self.model)
+        width = int(self.model.get_input_embeddings().embedding_dim)
+        stream = self._stream(width)
         sublayers = []
-        for index, block in enumerate(blocks):
-            for name, module in block.named_modules():
-                full = f"{prefix}.{index}.{name}"
-                if is_linear(module) and self._writes(module, stream):
-                    sublayers.append(self._sublayer(index, full, module, written))
+        lists = lists_of_blocks(self.model)
+        for prefix, blocks in lists:
+            for index, block in enumerate(blocks):
+                for name, module in block.named_modules():
+                    if is_linear(module) and self._writes(module, stream):
+                        sublayers.append(self._sublayer(prefix, index, name, module))
         if not sublayers:
             raise _Unclear("no layer writes to the residual stream")
-        inside = tuple(self._inside_heads(prefix, stream, width))
+        inside = tuple(self._inside_heads(tuple(f"{prefix}." for prefix, _ in lists), stream, width))
         return Structure(tuple(sublayers), _one_channel_each(stream), width, inside)
 
-    def _inside_heads(self, prefix: str, stream: tuple[Part, ...], width: int) -> Iterator[tuple[Part, ...]]:
+    def _stream(self, width: int) -> tuple[Part, ...]:
+        """All that reads or writes what begins with a row of the token table."""
+        table = self.model.get_input_embeddings().weight
+        looked_up = [
+            module
+            for module in self.modules
+            if isinstance(module, nn.Embedding)
+            and module.weight is table
+            and module in self.graph.module2node
+        ]
+        found: dict[tuple[str, int], Part] = {}
+        for module in looked_up:  # an encoder's and its decoder's, each with a stream of its own
+            for part in self._parts(module, "out", torch.arange(width)[None]):
+                known = found.setdefault((part.parameter, part.axis), part)
+                if not torch.equal(known.entries, part.entries):
+                    raise _Unclear(f"'{part.parameter}' has other channels in one stream than in the other")
+        return tuple(found.values())
+
+    def _inside_heads(
+        self, blocks: tuple[str, ...], stream: tuple[Part, ...], width: int
+    ) -> Iterator[tuple[Part, ...]]:
         """The channels of layers outside the blocks that are as wide as the stream, and no part of it."""
         reading = {part.parameter for part in stream if part.axis == 1}
         for module, name in self.modules.items():
-            if name.startswith(f"{prefix}.") or not is_linear(module) or self._writes(module, stream):
+            if name.startswith(blocks) or not is_linear(module) or self._writes(module, stream):
                 continue
             if module.weight.shape[0] == width and self._named(module.weight) in reading:
                 yield _one_channel_each(self._parts(module, "out", torch.arange(width)[None]))
 
-    def _sublayer(self, block: int, name: str, module: Any, written: set[str]) -> Sublayer:
-        columns = int(module.in_features)
+    def _sublayer(self, stack: str, block: int, inner: str, module: Any) -> Sublayer:
+        name, columns = f"{stack}.{block}.{inner}", int(module.in_features)
         everything = torch.arange(columns)
         feeding = self._group(module, "in", everything[:1])
         widths = {w for name, _ in feeding if (w := self._head_width(name)) is not None}
         if not widths:
             parts = self._parts(module, "in", everything[None])
-            return Sublayer(block, "neurons", name, everything[:, None], _one_channel_each(parts))
+            return Sublayer(block, "neurons", name, everything[:, None], _one_channel_each(parts), stack)
         head = widths.pop()
         # of key-value heads there are as many as the narrowest layer that makes them has room for
         units = (
@@ -227,7 +262,21 @@ class _Reader:
         if widths or not units or columns % (units * head):
             raise _Unclear(f"'{name}' reads {columns} columns, not {units} groups of whole heads")
         own = everything.view(units, -1)
-        return Sublayer(block, "heads", name, own, self._parts(module, "in", own, head))
+        table, more = self._table(stack, block, inner.rpartition(".")[0], units)
+        parts = (*self._parts(module, "in", own, head), *more)
+        return Sublayer(block, "heads", name, own, parts, stack, table)
+
+    def _table(
+        self, stack: str, block: int, attention: str, heads: int
+    ) -> tuple[str | None, tuple[Part, ...]]:
+        """The table of relative positions that an attention uses, and the part of it, where it is its own."""
+        owners = (f"{stack}.{number}.{attention}.{_TABLE}" for number in range(block, -1, -1))
+        name = next((f"{owner}.weight" for owner in owners if f"{owner}.weight" in self.sizes), None)
+        if name is None or not name.startswith(f"{stack}.{block}."):
+            return name, ()
+        if self.sizes[name][1] != heads:
+            raise _Unclear(f"'{name}' has {self.sizes[name][1]} columns, not one for each of {heads} heads")
+        return name, (Part(name, 1, torch.arange(heads)[:, None]),)
 
     def _parts(self, module: Any, side: str, units: Tensor, head: int | None = None) -> tuple[Part, ...]:
         """Of every parameter that goes with the units (units, channels) of a module's inputs or outputs.

@@ -110,18 +110,18 @@ def shapes_within(
             "give a smaller number"
         )
     step = multiple if whole.counts.neurons % multiple == 0 else 1
-    heads, layers = [whole.counts.heads], [whole.layers]
+    heads, layers = [whole.counts.heads], [max(whole.blocks)]
     if "heads" in target.take:
         able = [n for n in range(1, whole.counts.heads + 1) if with_heads(target, costs, n) is not None]
         heads = _down_to(able, lambda n: costs(with_heads(target, costs, n) or whole) <= limit)
     if "layers" in target.take:
         layers = _down_to(
-            list(range(1, whole.layers + 1)), lambda n: costs(replace(whole, layers=n)) <= limit
+            list(range(1, max(whole.blocks) + 1)), lambda n: costs(whole.with_layers(n)) <= limit
         )
     found: list[ModelShape] = []
     for blocks in spread(list(layers), target.shapes):
         for count in spread(list(heads), target.shapes):
-            shape = replace(with_heads(target, costs, count) or whole, layers=blocks)
+            shape = (with_heads(target, costs, count) or whole).with_layers(blocks)
             within = _most_neurons(shape, costs, limit, step, "neurons" in target.take)
             if within is not None:
                 found.append(within)
@@ -131,7 +131,7 @@ def shapes_within(
     if not found:
         neurons = step if "neurons" in target.take else whole.counts.neurons
         fewest = with_heads(target, costs, min(heads)) or whole
-        least = ModelShape(min(layers), replace(fewest.counts, neurons=neurons))
+        least = with_counts(fewest.with_layers(min(layers)), neurons=neurons)
         raise Unmet(
             f"prune_structured.target.{target.measure}: {target.value:g} cannot be met by taking "
             f"{', '.join(target.take)} (what is left costs {costs(least):g} at least); "
@@ -192,7 +192,8 @@ def _limit(value: float, costs: Costs) -> float:
 def _contains(larger: ModelShape, smaller: ModelShape) -> bool:
     """Whether one shape has at least as much of everything."""
     a, b = larger.counts, smaller.counts
-    return larger.layers >= smaller.layers and a.heads >= b.heads and a.neurons >= b.neurons
+    blocks = all(x >= y for x, y in zip(larger.blocks, smaller.blocks, strict=True))
+    return blocks and a.heads >= b.heads and a.neurons >= b.neurons
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
