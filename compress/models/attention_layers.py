@@ -1,4 +1,4 @@
-"""The attention layers of encoders whose configuration has no field for the width of a head (BERT's kind).
+"""The attention layers of models whose configuration has no field for the width of a head (BERT, BART).
 
 Such a checkpoint cannot say that a block has fewer heads. A head that is *closed*, its columns of the layer
 that reads it all zero, computes nothing and stays in the file; what is made for one runtime may leave it out.
@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from compress.tasks.registry import task_of
 
 # query, key, value and what reads them, under the names of an attention module
 _NAMES = (
     ("self.query", "self.key", "self.value", "output.dense"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
 )
+# of encoder-decoders; a decoder's (OPT's) may be called so, too, but no graph leaves heads of it out
+_OF_TWO_STACKS = (("q_proj", "k_proj", "v_proj", "out_proj"),)
+_HEAD_WIDTHS = ("attention_head_size", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,18 @@ class AttentionLayers:
     head: int
 
 
-def attention_layers(model: nn.Module) -> Iterator[AttentionLayers]:
+def attention_layers(model: Any) -> Iterator[AttentionLayers]:
     """Those of a model, in their order; none of other kinds."""
     modules = dict(model.named_modules())
+    kinds = _OF_TWO_STACKS if task_of(model.config).stacks == 2 else _NAMES
     for name, module in modules.items():
-        for names in _NAMES:
+        for names in kinds:
             query, key, value, reader = (f"{name}.{part}" for part in names)
             if not {query, key, value, reader} <= modules.keys():
                 continue
-            owner = module if hasattr(module, "attention_head_size") else modules[query.rpartition(".")[0]]
-            yield AttentionLayers((query, key, value), reader, int(owner.attention_head_size))
+            owners = (module, modules[query.rpartition(".")[0]])
+            width = next(int(getattr(m, w)) for m in owners for w in _HEAD_WIDTHS if hasattr(m, w))
+            yield AttentionLayers((query, key, value), reader, width)
 
 
 def open_heads(weight: Tensor, head: int) -> Tensor:

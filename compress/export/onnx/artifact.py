@@ -90,15 +90,20 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
             facts["mask_token"] = str(mask_token)
         graph.save(model.config.model_type, facts | _needs(forms) | right_only(either))
     facts_of_all = _facts(_forms(used, forms), forms, weight_bytes, longest)
-    left_out = {"closed_heads_left_out": closed} if closed else {}
-    return {**facts_of_all, "inputs": inputs, "padded_left": either, **left_out}
+    return {**facts_of_all, "inputs": inputs, "padded_left": either, **_left_out(closed)}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:
     model, task, longest = bundle.model, task_of(bundle.model.config), longest_text(bundle.model)
     facts = {"task": task.name, "context": str(longest), "start_token": str(start_token(model))}
-    used, weight_bytes, either = write_seq2seq(folder, model, forms, facts | _needs(forms))
-    return {**_facts(_forms(used, forms), forms, weight_bytes, longest), "padded_left": either}
+    used, weight_bytes, either, closed = write_seq2seq(folder, model, forms, facts | _needs(forms))
+    facts_of_all = _facts(_forms(used, forms), forms, weight_bytes, longest)
+    return {**facts_of_all, "padded_left": either, **_left_out(closed)}
+
+
+def _left_out(closed: int) -> dict[str, int]:
+    """What is noted of heads that are no part of a graph."""
+    return {"closed_heads_left_out": closed} if closed else {}
 
 
 def write_manifest(bundle: Bundle, folder: Path, facts: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ decoder_model.onnx   input_ids (batch, sequence), the text's next tokens; encode
 
 The names are those of `optimum`, which has three graphs: what a decoder computes of the source once is a
 graph of its own there, with the whole decoder in it again. Both graphs read one file of weights, in which
-what they share (the token table) lies once.
+what they share (the token table) lies once. Heads that compute nothing are no part of them (closed_heads.py).
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from compress.export.onnx.architecture import Linear
+from compress.export.onnx.closed_heads import without_closed_heads
 from compress.export.onnx.encoder import layers
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import Dimensions, GraphBuilder
@@ -41,13 +42,14 @@ _TEXT: Dimensions = ("batch", "sequence")
 
 def write_seq2seq(
     folder: Path, model: Any, forms: Forms, metadata: dict[str, str]
-) -> tuple[list[Linear], int, bool]:
-    """Write both graphs; returns the layers they have, the bytes of their weights, and whether sources may be
-    padded on the left.
+) -> tuple[list[Linear], int, bool, int]:
+    """Write both graphs; returns the layers they have, the bytes of their weights, whether sources may be
+    padded on the left, and how many closed heads were left out.
 
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
     """
+    model, closed = without_closed_heads(model)
     held, looked_up = layers(model), tables(model)
     kind = str(model.config.model_type)
     heads = {layer.name for name, layer in held.items() if name not in looked_up}
@@ -77,7 +79,7 @@ def write_seq2seq(
             weight_bytes = encoder.weight_bytes + decoder.weight_bytes
             decoder.save(kind, metadata | {"weight_bytes": str(weight_bytes)})
             progress.advance()
-    return used, weight_bytes, either
+    return used, weight_bytes, either, closed
 
 
 def _cache(prefix: str, side: str, sizes: list[tuple[int, int]], length: str) -> dict[str, Dimensions]:
