@@ -8,9 +8,11 @@ import pytest
 import torch
 import training_set
 import transformers
-from export_models import quantized, tokens
-from seq2seq_models import PADDING, tiny_seq2seq
+from cli_helpers import invoke, results, write_recipe, write_text
+from export_models import quantized, tokens, traced_once
+from seq2seq_models import PADDING, tiny_seq2seq, write_seq2seq
 from test_prune_structured import IMPORTANCES, kill
+from tokenizers import ByteLevelBPETokenizer
 
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import weight_file_bytes
@@ -25,6 +27,7 @@ from compress.models.tying import untie
 from compress.passes.distill import Distill
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.prune_structured import PruneStructured
+from compress.records.manifest import Manifest
 from compress.runtimes.onnx_seq2seq import OnnxSeq2Seq
 from compress.structured import costs as costs_module
 from compress.structured import probes
@@ -249,7 +252,8 @@ def test_heads_of_bart_are_closed_and_left_out_of_both_graphs(make_context, tmp_
     assert result.notes["parameters_removed"] == 0, "the file keeps its zeros"
     assert torch.equal(answer(stock(result, tmp_path / "out")), answer(result.model))
     for held in (result, quantized(result, Int8())):
-        facts = write_artifact(held, tmp_path / "onnx", Forms("token"))
+        with traced_once():
+            facts = write_artifact(held, tmp_path / "onnx", Forms("token"))
         assert facts["closed_heads_left_out"] == 2 * 5  # of one attention in the encoder, four in the decoder
         runtime = OnnxSeq2Seq(tmp_path / "onnx", 1)
         kind = "float32" if held is result else "activations"
@@ -257,14 +261,6 @@ def test_heads_of_bart_are_closed_and_left_out_of_both_graphs(make_context, tmp_
         state = runtime.prefill(tokens(1, 9))
         cache = [kept.shape() for kept in (*state.source.values(), *state.text.values())]
         assert {shape[1] for shape in cache if len(shape) == 4} == {2}
-
-
-def test_what_is_left_is_exported(make_context, tmp_path):
-    shares = {"neurons": 0.5, "heads": 0.5, "width": 0.5, "blocks": 0.67, "decoder_blocks": 0.5}
-    result = PruneStructured(**shares, multiple_of=16)(model_of("t5"), few_tokens(make_context))
-    write_artifact(result, tmp_path, Forms("token"))
-    runtime = OnnxSeq2Seq(tmp_path, 1)
-    assert compare_encoder(result.model, runtime, tokens(2, 20), "float32", padding=PADDING).measure < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["gated", "bart"])
@@ -298,7 +294,8 @@ def test_a_target_of_time_is_that_of_an_answers_tokens(make_context, monkeypatch
     asked = []
 
     def shares(model: Any, whole: Any, rounds: int = 8) -> tuple[float, list[float]]:
-        asked.append(decode_shares(model, whole, rounds=1)[0])
+        if not asked:
+            asked.append(decode_shares(model, whole, rounds=1)[0])
         sizes = [sum(p.numel() for p in each.parameters()) for each in (model, whole)]
         return sizes[0] / sizes[1], [sizes[0] / sizes[1]] * rounds
 
@@ -306,8 +303,7 @@ def test_a_target_of_time_is_that_of_an_answers_tokens(make_context, monkeypatch
     target = {"latency": 0.75, "take": ["neurons", "layers"], "largest_loss": 50.0, "shapes": 2}
     notes = PruneStructured(target=target, multiple_of=1)(model_of("t5"), few_tokens(make_context)).notes
     assert notes["target"]["measured"].startswith("a token of an answer, the source read, in torch")
-    assert asked
-    assert all(share > 0 for share in asked)
+    assert asked[0] > 0
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
@@ -376,3 +372,32 @@ def test_what_cannot_be_is_refused(kind, fields, message, make_context):
 def test_a_decoder_has_no_blocks_of_a_second_stack():
     with pytest.raises(UserError, match=r"prune_structured.decoder_blocks: is for encoder-decoders.*blocks"):
         PruneStructured(decoder_blocks=0.5).layers(training_set.tiny_bundle().model)
+
+
+def test_a_whole_run_with_its_report(tmp_path):
+    text = write_text(tmp_path / "text")
+    pieces = ByteLevelBPETokenizer()
+    pieces.train([str(p) for p in sorted(text.iterdir())], vocab_size=300, show_progress=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer)
+    checkpoint = write_seq2seq(tmp_path / "model", "t5", tokenizer)
+    shares = ["heads", "neurons", "width", "blocks", "decoder_blocks"]
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml", text, model={"checkpoint": str(checkpoint)},
+        variants={
+            "half": [
+                {"prune_structured": {**dict.fromkeys(shares, 0.5), "multiple_of": 8}},
+                {"distill": {"tokens": 512, "batch": 4, "spans": 0}},
+                {"export_onnx": {"check_tokens": 64}},
+            ],
+        },
+    )  # fmt: skip
+    outcome = invoke("run", recipe, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "run")
+    assert set(found) == {("base", "torch"), ("half", "torch"), ("half", "onnxruntime")}
+    half, graph = found["half", "torch"], found["half", "onnxruntime"]
+    assert half["parameters"] < found["base", "torch"]["parameters"]
+    assert graph["nll"] == pytest.approx(half["nll"], abs=1e-3)
+    assert graph["decode_tokens_per_second"] > 0
+    assert Manifest.read(tmp_path / "run" / "half" / "onnx" / "manifest.json").onnx["check"]["passed"]
+    assert (tmp_path / "run" / "report.html").is_file()

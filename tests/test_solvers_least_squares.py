@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import UserError
-from compress.solvers.least_squares import refit, removal_order
+from compress.solvers.least_squares import refit, removal_order, shared_removal_order
 
 
 def inputs(columns: int, rows: int = 400, seed: int = 0) -> torch.Tensor:
@@ -173,6 +173,24 @@ def test_units_go_in_the_order_of_what_they_cost_when_the_others_are_refitted(se
     # 8 candidates for a batch of 2: all of them are looked at, so a batch loses nothing
     found = removal_order(w, units, h, 6, damping=0.02, batch=batch).tolist()
     assert found == by_refitting(w, units, h, 6, 0.02)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_that_lose_units_alike_are_one_layer_whose_inputs_are_apart(seed, width):
+    """W = [W_1 W_2 W_3] with H = diag(H_1, H_2, H_3) has the error that the three have together."""
+    units = torch.arange(6 * width).view(6, width)
+    layers = [
+        torch.randn(4, 6 * width, generator=torch.Generator().manual_seed(10 * seed + i)) for i in range(3)
+    ]
+    moments = []
+    for number in range(3):
+        x = inputs(6 * width, seed=10 * seed + number)
+        h = x.T @ x
+        moments.append(h / h.diagonal().mean())  # the ridge is then the same for all
+    together = torch.cat([units + 6 * width * number for number in range(3)], dim=1)
+    expected = by_refitting(torch.cat(layers, dim=1), together, torch.block_diag(*moments), 4, 0.02)
+    assert shared_removal_order(layers, units, moments, 4, damping=0.02).tolist() == expected
 
 
 def test_a_batch_looks_at_the_likely_ones_only():
