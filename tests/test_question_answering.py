@@ -256,6 +256,53 @@ def test_where_every_question_has_an_answer_none_is_never_said():
     assert metrics["no_answer_accuracy"] == 1
 
 
+def told(*rows):
+    """Scores by hand: question, first, last, logits of answer and of none, exact, F1, answerable, how sure."""
+    decisions = [list(map(float, row[:7])) for row in rows]
+    count = [1.0] * len(rows)
+    names = (
+        QUESTION_ANSWERING.name,
+        decisions,
+        [[float(row[7])] for row in rows],
+        [list(row[8]) for row in rows],
+    )
+    return Scores(count, [2] * len(rows), None, None, None, *names)
+
+
+def test_of_several_texts_the_surest_answer_counts_and_the_least_sure_of_none():
+    """Question 0 stands in two texts: only one of them is sure that there is no answer in it."""
+    found = Answers.of(
+        judged_of(
+            told(
+                (0, 3, 9, 4.0, 7.0, 0, 0.5, 1, (0.2, 0.9)),
+                (1, 1, 2, 1.0, 2.0, 0, 0.0, 0, (0.1, 0.6)),
+                (0, 30, 39, 5.0, 1.0, 1, 1.0, 1, (0.7, 0.01)),
+            )
+        )
+    )
+    assert found.text.tolist() == [0, 1]
+    assert found.first.tolist() == [30, NO_PLACE]
+    assert found.last.tolist() == [39, NO_PLACE]
+    assert found.exact.tolist() == [True, True]
+    assert found.confidence.tolist() == [0.7, 0.6]
+
+
+def test_answers_that_are_right_in_both_have_not_changed():
+    base = told((0, 0, 9, 4.0, 0.0, 1, 1.0, 1, (0.5, 0.1)), (1, 0, 9, 4.0, 0.0, 0, 0.4, 1, (0.5, 0.1)))
+    ours = told((0, 4, 9, 4.0, 0.0, 1, 1.0, 1, (0.5, 0.1)), (1, 4, 9, 4.0, 0.0, 0, 0.4, 1, (0.5, 0.1)))
+    differ = QUESTION_ANSWERING.scoring.differ(judged_of(ours), judged_of(base))
+    assert differ.tolist() == [False, True]
+
+
+def test_how_sure_a_model_is_is_the_probability_of_both_ends():
+    (item,) = encoded(questions(1, none=0)).items
+    rows = np.random.default_rng(0).normal(size=(2, len(item.ids))).astype(np.float32)
+    decided = QUESTION_ANSWERING.scoring.chosen(rows, item.passage)
+    p = torch.from_numpy(rows).softmax(-1)
+    i, j = best_span(rows, item.passage.inside)
+    assert decided.confidences == pytest.approx([float(p[0, i] * p[1, j]), float(p[0, 0] * p[1, 0])])
+
+
 def test_the_loss_is_that_of_the_stock_model():
     bundle = finder()
     cut = encoded(questions(12))

@@ -79,18 +79,15 @@ def passages(asked: Sequence[Asked], tokenizer: Any, longest: int, *, once: bool
     texts: dict[int, list[int]] = {}  # those of each of `asked`
     for text, number in enumerate(cut["overflow_to_sample_mapping"]):
         texts.setdefault(number, []).append(text)
-    for number, found_in in texts.items():
+    for number, own in texts.items():
         each, whole = asked[number], False
-        own = sorted(
-            found_in, key=lambda text: _places(cut, text)[:, 1].max()
-        )  # a tokenizer may cut the front
-        kept = own[:1] if once else own
-        found.cut |= {each.number} if len(kept) < len(own) else set()
-        for example, here in _examples(each, kept, own[-1], cut):
+        parts = [(text, _places(cut, text)) for text in own]
+        parts.sort(key=lambda part: part[1][:, 1].max())  # some tokenizers cut the front
+        for example, here in _examples(each, parts[:1] if once else parts, parts[-1][0], cut):
             whole = whole or here
             found.items.append(example)
             found.of.append(each.number)
-        if each.label and not whole and not once:
+        if len(parts) > 1 if once else each.label and not whole:
             found.cut.add(each.number)
     return found
 
@@ -120,17 +117,18 @@ def _shortened(asked: Sequence[Asked], tokenizer: Any, most: int, cut: set[int])
     return questions
 
 
-def _examples(each: Asked, texts: Sequence[int], last: int, cut: Any) -> Iterable[tuple[Example, bool]]:
-    """The texts of a question, of which `last` has the end of the context, and whether an answer stands whole
-    in each."""
-    places = [_places(cut, text) for text in texts]
-    known = [own[own[:, 0] != NO_PLACE] for own in places]
-    if not len(known[0]):
-        raise UserError(f"labelled: the context {each.context!r:.80} has no token; leave it out")
-    for number, (text, own) in enumerate(zip(texts, places, strict=True)):
+def _examples(
+    each: Asked, parts: Sequence[tuple[int, NDArray[np.int64]]], last: int, cut: Any
+) -> Iterable[tuple[Example, bool]]:
+    """The texts of a question with their places, and whether an answer stands whole in each; `last` is the
+    one with the end of the context."""
+    for number, (text, own) in enumerate(parts):
+        known = own[own[:, 0] != NO_PLACE]
+        if not len(known):
+            raise UserError(f"labelled: the context {each.context!r:.80} has no token; leave it out")
         # blanks at the ends of the context, which no token has, belong to the first and the last part
-        start = int(known[number][0, 0]) if number else 0
-        end = int(known[number][-1, 1]) if text != last else len(each.context)
+        start = int(known[0, 0]) if number else 0
+        end = int(known[-1, 1]) if text != last else len(each.context)
         right = _ends(each, own, start, end)
         passage = Passage(
             each.number, each.start + start, each.context[start:end],
