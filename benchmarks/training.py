@@ -7,7 +7,7 @@ These questions, on the shape and the text of the model given, in the precision 
 - Throughput. Every loop trains the same random start, the same windows per step; three rounds in turns,
   since machines drift, and the first steps of each run are not timed. A loop written as nanoGPT's, plain and
   with `torch.compile`, and `transformers.Trainer`.
-- Masked tokens, of a model that fills them in, in the place of both: ours and the Trainer's loop, by pace, and
+- Masked tokens, of a model that fills them in, in the place of both: ours and the Trainer's, by pace and
   by the held-out loss after as many steps with the same optimizer.
 - Steps. AdamW with several learning rates for the whole budget, and Muon with its defaults for parts of it:
   a schedule of its own each, down to nothing in the end. Compared is the loss on held-out text.
