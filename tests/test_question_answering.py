@@ -257,7 +257,7 @@ def test_where_every_question_has_an_answer_none_is_never_said():
 
 
 def told(*rows):
-    """Scores by hand: question, first, last, logits of answer and of none, exact, F1, answerable, how sure."""
+    """Scores by hand: question, first, last, logits of both, exact, F1, answerable, how sure of both."""
     decisions = [list(map(float, row[:7])) for row in rows]
     count = [1.0] * len(rows)
     names = (
