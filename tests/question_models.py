@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import BertWordPieceTokenizer
@@ -15,6 +16,7 @@ from tokenizers import BertWordPieceTokenizer
 from compress.artifact.bundle import Bundle
 from compress.models.checkpoints import quiet_transformers
 from compress.records.manifest import Lineage
+from compress.text.examples import Examples, encode
 from compress.text.labelled.base import Labelled, Row
 from compress.text.labelled.encoded import LabelledData, encoded
 
@@ -123,8 +125,6 @@ def write_squad(file: Path, rows: list[Row]) -> Path:
 
 def answers(bundle: Bundle) -> Any:
     """What torch says, as `measure.quality.score` asks for it."""
-    import numpy as np
-
     from compress.tasks.registry import task_of
 
     task = task_of(bundle.model.config)
@@ -135,3 +135,17 @@ def answers(bundle: Bundle) -> Any:
         return task.answers(bundle.model, torch.from_numpy(tokens.astype(np.int64)), **more).float().numpy()
 
     return answer
+
+
+def cut_rows(rows: list[Row], longest: int = CONTEXT, tokenizer: Any = None) -> Examples:
+    """The rows as examples."""
+    return encode(rows, "span", (), tokenizer or pieces(), longest)
+
+
+def long_row(words: int = 200, place: int = 150, seed: int = 3) -> Row:
+    """A question whose context fills several texts."""
+    draw = np.random.default_rng(seed)
+    told = [f"lamp{draw.integers(100)}" for _ in range(words)]
+    told[place] = "light blue"
+    context = "  " + " ".join(told) + "  "
+    return Row("which colour is it?", ((context.index("light blue"), "light blue"),), context)

@@ -174,7 +174,7 @@ class QuestionAnswering(Task):
 
     def asked(self, example: Example) -> Question:
         """Every token; what is right are two of them."""
-        return Question(example.ids, slice(None), example.targets, example.types, example.passage)
+        return Question(example.ids, slice(None), example.targets, example.types, passage=example.passage)
 
     def decided(self, rows: Rows, question: Question) -> Decided | None:
         """The best span, where there is a context."""

@@ -150,7 +150,7 @@ class Examples:
             facts = json.loads(parts["passages"].tobytes())
             texts = [Passage.of_facts(*each) for each in zip(facts, places, strict=True)]
         items = (
-            Example(own, right, kinds if typed else None, text)
+            Example(own, right, kinds if typed else None, passage=text)
             for own, right, kinds, typed, text in zip(ids, targets, types, parts["typed"], texts, strict=True)
         )
         kind, *names = parts["names"].tolist()

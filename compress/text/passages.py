@@ -141,7 +141,7 @@ def _examples(
                 np.array(cut["input_ids"][text], dtype=np.int32),
                 np.array(right or (0, 0), dtype=np.int64),
                 None if types is None else np.array(types, dtype=np.int32),
-                passage,
+                passage=passage,
             ),
             right is not None,
         )
