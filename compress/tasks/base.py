@@ -75,9 +75,7 @@ class Task(ABC):
     noun: ClassVar[str]  # what a model of it is called in a sentence
     auto_class: ClassVar[str]  # of transformers
     output: ClassVar[Literal["logits", "last_hidden_state"]] = "logits"  # of transformers' class
-    columns: ClassVar[
-        tuple[str, ...]
-    ] = ()  # where that gives the columns of an answer one by one: their names
+    columns: ClassVar[tuple[str, ...]] = ()  # of an answer, by name, where that gives them one by one
     predicts: ClassVar[bool] = True  # the answer is logits of tokens; else vectors
     scoring: ClassVar[Scoring] = LIKELIHOOD  # what its answers are worth
     writes: ClassVar[bool] = False  # gives text token by token: there is a cache, and `decode`
