@@ -227,7 +227,8 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     write_results(path, results)
     simple = work / "references.json"
     references = references_beside(
-        made.variants[0].steps, config, results, made.data, recipe.report.references, seed=recipe.seed,
+        made.variants[0].steps, config, results, made.data,
+        recipe.report.references if windows is made.data.evaluation else (), seed=recipe.seed,
         earlier=earlier.references if earlier else [], kept=simple, say=say,
     )  # fmt: skip
     record = RunRecord(

@@ -52,7 +52,11 @@ def measure_artifacts(
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
-    windows = _windows(artifacts, data, base) if labelled is None else _texts(artifacts, labelled, first, say)
+    windows: Windows | Examples
+    if labelled is None:
+        windows = _windows(artifacts, data, base)
+    else:
+        windows = _texts(artifacts, labelled, first, base, say)
     for path in artifacts:
         # a GGUF that llama.cpp runs is read by us only as a base
         if detect_runtime(path) != "torch" and path != base:
@@ -71,10 +75,7 @@ def _windows(artifacts: Sequence[Path], data: DataConfig, base: Path | None) -> 
     """The windows that all are scored on."""
     first = base or artifacts[0]
     windows = evaluation_windows(first, data)
-    known = _vocabulary(first)
-    for path in artifacts:
-        if _vocabulary(path) != known and not _trimmed(path, base):
-            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    _require_vocabulary(artifacts, first, base)
     for path in artifacts:
         if not (path / "config.json").is_file():
             continue
@@ -83,8 +84,19 @@ def _windows(artifacts: Sequence[Path], data: DataConfig, base: Path | None) -> 
     return windows
 
 
+def _require_vocabulary(artifacts: Sequence[Path], first: Path, base: Path | None) -> None:
+    known = _vocabulary(first)
+    for path in artifacts:
+        if _vocabulary(path) != known and not _trimmed(path, base):
+            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+
+
 def _texts(
-    artifacts: Sequence[Path], labelled: GivenLabels, first: Path, say: Callable[[str], None]
+    artifacts: Sequence[Path],
+    labelled: GivenLabels,
+    first: Path,
+    base: Path | None,
+    say: Callable[[str], None],
 ) -> Examples:
     """The texts that all are judged by, as the first one's tokenizer cuts them."""
     seeds = {seed for path in (first, *artifacts) if (seed := seed_of(whole(path))) is not None}
@@ -95,6 +107,8 @@ def _texts(
         )
     rows, model = rows_of_labels(labelled, min(seeds, default=0)), meta_model(str(whole(first)))
     known = _labels(model, rows.kind, first)
+    if task_of(model.config).predicts:  # tokens are what is judged
+        _require_vocabulary(artifacts, first, base)
     for path in artifacts:
         if (own := _labels(meta_model(str(whole(path))), rows.kind, path)) != known:
             raise UserError(
@@ -108,9 +122,9 @@ def _texts(
 
 
 def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:
-    """Those of a model's head, which is for labels of a kind."""
+    """Those of a model's head, which is for labels of a kind; none where rows judge it that need no head."""
     task = task_of(model.config)
-    if task.labels != kind:
+    if not task.judged_by(kind):
         raise UserError(
             f"{path}: is {task.noun} ({task}), which labels of the kind '{kind}' do not judge; give one "
             "that was fine-tuned on such labels"

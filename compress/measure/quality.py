@@ -15,6 +15,9 @@ stays per predicted token of the base; KL and agreement are over the rows that b
 distribution normalised over them, and absent where a token had to be written in pieces. What a model is asked
 then is told there.
 
+Of chats a decoder predicts the tokens of answers, with those that end them, from all of the chat before;
+bits_per_byte is left out.
+
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
@@ -102,7 +105,7 @@ class Scores:
         """Plain lists, for the pipe between processes."""
         return asdict(self)
 
-    def quality(self, base: Scores | None, text_bytes: int) -> Quality:
+    def quality(self, base: Scores | None, text_bytes: int | None) -> Quality:
         """Means and intervals, as `summarise`; `base`: of the base model, None for itself."""
         return summarise(self, base, text_bytes)
 
@@ -261,8 +264,9 @@ def score_window(
     return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
-def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int = 0) -> Quality:
-    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module.
+def summarise(scores: Scores, base: Scores | None, text_bytes: int | None, *, seed: int = 0) -> Quality:
+    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module,
+    None where tokens stand for more than text.
 
     All intervals use the same resampled windows (same seed).
     Raises ValueError for scores of a task that is not registered.

@@ -183,7 +183,7 @@ class _Maker:
         """Texts with labels where the base has a head for them; else windows of text."""
         task = task_of(load_config(self.store.path(self.ends["base"])))
         labelled = self.data.labelled
-        if labelled is not None and task.labels == labelled.kind:
+        if labelled is not None and task.judged_by(labelled.kind):
             return labelled.evaluation
         return self.data.evaluation
 

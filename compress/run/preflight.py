@@ -139,6 +139,9 @@ def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: An
             f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
             f"{task.noun} ({task}); give labels that fit its head"
         )
+    if labels is not None and "labelled" in step.requires():
+        if (reason := step.refuses_labels(labels.kind)) is not None:
+            raise UserError(f"{where}.{reason}")
     if (
         labels is not None
         and recipe.data.text == LABELLED

@@ -43,7 +43,7 @@ def task_of(config: Any) -> Task:
 
 def task_labelled(kind: str) -> Task | None:
     """The task that is judged by labels of a kind, as `compress.text.labelled` calls it."""
-    return next((task for task in _IN_ORDER if task.labels == kind), None)
+    return next((task for task in _IN_ORDER if task.judged_by(kind)), None)
 
 
 def task_named(name: Any) -> Task | None:

@@ -2,8 +2,9 @@
 
 A text is cut with the specials that the tokenizer puts around it, a pair with those between; one that is
 longer than the model takes is cut off, of a pair the longer side, and counted. Of words with a label each the
-first piece carries it. Examples of a length stand together, so that they go through a model at once without
-padding: what is measured of a text is what the model says of it alone.
+first piece carries it. Chats are written by the model's template (chats.py). Examples of a length stand
+together, so that they go through a model at once without padding: what is measured of a text is what the
+model says of it alone.
 
 Imports no model library: the process that is measured reads examples, too.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from compress.errors import UserError
 from compress.host.tokenizer_files import encoding
 from compress.tasks.base import UNKNOWN, Example
+from compress.text.chats import chat_items
 from compress.text.framing import NO_FRAME, Frame, frame_of
+from compress.text.translation import Translation
 
 _TOGETHER = 1000  # rows that are encoded at a time
 
@@ -45,11 +48,12 @@ class Examples:
     """Texts with labels, those of a length together.
 
     Attributes:
-        kind: of the labels: class, classes, number, tags.
+        kind: of the labels: class, classes, number, tags, chat.
         names: of the labels, in the order of their numbers.
         items: the texts.
         order: which row of the data each is.
-        cut: how many were longer than the model takes.
+        cut: how many were longer than the model takes; of `chat` there may be fewer items than rows by those
+            whose answers were cut off.
         frame: what the tokenizer puts around a text.
         bytes: of the texts.
         rows: they were made of, in the order of the data.
@@ -103,6 +107,29 @@ class Examples:
             return self
         return encode(self.rows, self.kind, self.names, tokenizer, longest, self.order)
 
+    def renumbered(self, words: Translation) -> Examples:
+        """Chats in a smaller vocabulary, token by token.
+
+        Raises:
+            UserError: a token of them is not in it.
+        """
+
+        def renamed(tokens: NDArray[Any]) -> NDArray[Any]:
+            own = words.stream(tokens.astype(np.int32))
+            if len(own) != len(tokens):
+                raise UserError(
+                    "labelled: a token of the chats to judge by is not in the smaller vocabulary; name the "
+                    "whole text under prune_vocabulary.text"
+                )
+            return own
+
+        items = []
+        for item in self.items:
+            targets, asked = item.targets.copy(), item.targets != UNKNOWN
+            targets[asked] = renamed(targets[asked])
+            items.append(Example(renamed(item.ids), targets))
+        return replace(self, items=tuple(items), tokenizer="")
+
     def save(self, file: Path) -> None:
         """Write an .npz without objects in it."""
         ids, targets = ([getattr(item, name) for item in self.items] for name in ("ids", "targets"))
@@ -153,6 +180,8 @@ def encode(
     Raises:
         UserError: a text of no token.
     """
+    if kind == "chat":
+        return _chats(rows, tokenizer, longest, order)
     numbers = {name: number for number, name in enumerate(names)}
     items: list[Example] = []
     cut = 0
@@ -176,6 +205,21 @@ def encode(
         kind, tuple(names), tuple(items[place] for place in places), tuple(places), cut, frame_of(tokenizer),
         size, tuple(rows), digest_of(tokenizer),
     )  # fmt: skip
+
+
+def _chats(
+    rows: Sequence[LabelledRow], tokenizer: Any, longest: int, order: Iterable[int] | None
+) -> Examples:
+    """Rows of the kind `chat`; those of which no answer is left are among the rows alone."""
+    found = chat_items([row.label for row in rows], tokenizer, longest)
+    kept = [place for place, item in enumerate(found.items) if item is not None]
+    lengths = {place: len(item.ids) for place, item in enumerate(found.items) if item is not None}
+    places = sorted(kept, key=lambda p: lengths[p]) if order is None else [p for p in order if p in lengths]
+    items = tuple(item for place in places if (item := found.items[place]) is not None)
+    size = sum(len(row.text.encode()) for row in rows)
+    return Examples(
+        "chat", (), items, tuple(places), found.cut, NO_FRAME, size, tuple(rows), digest_of(tokenizer)
+    )
 
 
 def digest_of(tokenizer: Any) -> str:

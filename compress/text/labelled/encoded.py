@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import UserError
+from compress.tasks.base import UNKNOWN
 from compress.text.examples import Examples, encode
 from compress.text.labelled.base import Labelled
 
@@ -47,6 +48,11 @@ class LabelledData:
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
 
 
+def _asked(examples: Examples) -> int:
+    """How many tokens have a target."""
+    return sum(int((item.targets != UNKNOWN).sum()) for item in examples.items)
+
+
 def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int) -> LabelledData:
     """Rows as examples; `names`: of the labels in the order of their numbers, all of the data's among them.
 
@@ -59,6 +65,10 @@ def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: i
     if not len(parts["evaluation"]):
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
     cut = {part: examples.cut for part, examples in parts.items()}
-    return LabelledData(
-        labelled.source, **parts, notes={**labelled.notes, "cut_off": cut, "longest": longest}
-    )
+    notes = {**labelled.notes, "cut_off": cut, "longest": longest}
+    lost = {part: len(examples.rows) - len(examples) for part, examples in parts.items()}
+    if any(lost.values()):
+        notes["answers_cut_off"] = lost
+    if labelled.kind == "chat":
+        notes["answer_tokens"] = {part: _asked(examples) for part, examples in parts.items()}
+    return LabelledData(labelled.source, **parts, notes=notes)
