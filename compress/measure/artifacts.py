@@ -8,6 +8,7 @@ from compress.artifact.folder import whole
 from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.measure import harness
+from compress.measure.prompt_reference import require_asked
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.models.heads import labels_of
@@ -20,7 +21,10 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 from compress.text.examples import Examples
+from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
+from compress.text.labelled.encoded import LabelledData
+from compress.text.prompts import Prompt
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
 
@@ -106,6 +110,11 @@ def _texts(
             "which may have trained on some of these rows"
         )
     rows, model = rows_of_labels(labelled, min(seeds, default=0)), meta_model(str(whole(first)))
+    prompt = labelled.prompt if isinstance(labelled, LabelledConfig) else None
+    if prompt is not None:
+        examples = _asked(artifacts, first, rows, prompt)
+        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+        return examples
     known = _labels(model, rows.kind, first)
     if task_of(model.config).predicts:  # tokens are what is judged
         _require_vocabulary(artifacts, first, base)
@@ -119,6 +128,15 @@ def _texts(
     if isinstance(labelled, str | Path | LabelledConfig):
         say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
     return examples
+
+
+def _asked(artifacts: Sequence[Path], first: Path, rows: Labelled | LabelledData, prompt: Prompt) -> Examples:
+    """Texts as prompts for decoders without a head."""
+    for path in artifacts:
+        require_asked(meta_model(str(whole(path))).config, str(path), rows.kind)
+    model, tokenizer = meta_model(str(whole(first))), _tokenizer(first)
+    texts = labelled_for(model, tokenizer, rows).evaluation
+    return texts.asked_by(prompt, tokenizer, longest_text(model))
 
 
 def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:

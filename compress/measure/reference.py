@@ -110,7 +110,8 @@ class Reference:
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
-        words, translated = self.words(path), None
+        alike = isinstance(self.windows, Windows) or self.windows.kind == "chat"  # token by token
+        words, translated = self.words(path) if alike else None, None
         if words is not None:
             translated = str(self.folder / "translated.npz")
             if isinstance(self.windows, Windows):
@@ -132,8 +133,8 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
-        if not isinstance(self.windows, Windows) and self.windows.kind != "chat":
-            return None  # each artifact's tokenizer cuts the texts
+        if isinstance(self.windows, Examples) and self.windows.kind != "chat" and not self.windows.prompt:
+            return None  # each artifact's tokenizer cuts the texts, and nothing is written
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]
             known = len(files) == 2 and all(file.is_file() for file in files)

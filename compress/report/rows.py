@@ -245,11 +245,15 @@ def _fitted(reference: Reference) -> str:
 
 def _label_reference_cells(reference: LabelReference) -> Cells:
     return {
-        "variant": Cell(reference.name, reference.name, hint=f"fitted on {reference.rows:,} texts"),
+        "variant": Cell(reference.name, reference.name, hint=_learnt(reference)),
         "runtime": Cell("reference", "reference"),
         "score": _score_cell(reference.score_name, reference.score, reference.score_ci95),
         **_metric_cells(reference.metrics),
     }
+
+
+def _learnt(reference: LabelReference) -> str:
+    return f"fitted on {reference.rows:,} texts" if reference.rows else "not fitted on any text"
 
 
 def _score_cell(name: str | None, score: float | None, bounds: Interval | None) -> Cell:

@@ -7,6 +7,7 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST
 from compress.tasks.masked import MASKED
+from compress.tasks.prompted import PROMPTED
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from compress.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -48,7 +49,7 @@ def task_labelled(kind: str) -> Task | None:
 
 def task_named(name: Any) -> Task | None:
     """The task that a record names; None where it names none."""
-    return next((task for task in _IN_ORDER if task.name == name), None)
+    return next((task for task in (*_IN_ORDER, PROMPTED) if task.name == name), None)
 
 
 def auto_class(config: Any) -> Any:

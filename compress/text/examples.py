@@ -25,6 +25,7 @@ from compress.host.tokenizer_files import encoding
 from compress.tasks.base import UNKNOWN, Example
 from compress.text.chats import chat_items
 from compress.text.framing import NO_FRAME, Frame, frame_of
+from compress.text.prompts import Prompt, prompted
 from compress.text.translation import Translation
 
 _TOGETHER = 1000  # rows that are encoded at a time
@@ -58,6 +59,8 @@ class Examples:
         bytes: of the texts.
         rows: they were made of, in the order of the data.
         tokenizer: digest of the one that cut them.
+        prompt: how a decoder is asked for their labels, whose prompts the items are; None of other texts.
+        choices: then the tokens of each label, in the order of their numbers.
     """
 
     kind: str
@@ -69,6 +72,8 @@ class Examples:
     bytes: int = 0
     rows: tuple[LabelledRow, ...] = field(default=(), repr=False)
     tokenizer: str = ""
+    prompt: Prompt | None = None
+    choices: tuple[NDArray[np.int32], ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -96,6 +101,8 @@ class Examples:
     def sha256(self) -> str:
         """Of tokens, types and targets."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
+        if self.prompt is not None:
+            digest.update(repr((self.prompt, [choice.tolist() for choice in self.choices])).encode())
         for item in self.items:
             for part in (item.ids, item.targets, item.types):
                 digest.update(b"-" if part is None else part.tobytes())
@@ -105,7 +112,31 @@ class Examples:
         """The same texts, in the same order, as another tokenizer cuts them; itself for its own."""
         if digest_of(tokenizer) == self.tokenizer:
             return self
+        if self.prompt is not None:
+            return self.asked_by(self.prompt, tokenizer, longest, self.order)
         return encode(self.rows, self.kind, self.names, tokenizer, longest, self.order)
+
+    def asked_by(
+        self, prompt: Prompt, tokenizer: Any, longest: int, order: Iterable[int] | None = None
+    ) -> Examples:
+        """The same texts as prompts for a decoder with this tokenizer, of the kind `class`.
+
+        Raises:
+            UserError: as `prompted`.
+        """
+        texts = [(row.text, row.pair) for row in self.rows]
+        found = prompted(texts, self.names, prompt, tokenizer, longest)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        items = [
+            Example(ids, targets_of(row, self.kind, numbers))
+            for ids, row in zip(found.prompts, self.rows, strict=True)
+        ]
+        lengths = np.array([len(ids) for ids in found.prompts])
+        places = list(order) if order is not None else np.argsort(lengths, kind="stable").tolist()
+        return replace(
+            self, items=tuple(items[place] for place in places), order=tuple(places), cut=found.cut,
+            frame=NO_FRAME, tokenizer=digest_of(tokenizer), prompt=prompt, choices=found.choices,
+        )  # fmt: skip
 
     def renumbered(self, words: Translation) -> Examples:
         """Chats in a smaller vocabulary, token by token.
@@ -143,6 +174,10 @@ class Examples:
             targets=np.concatenate(targets),
             target_lengths=np.array([len(each) for each in targets]),
             names=np.array([self.kind, *self.names]),
+            prompt=np.array([] if self.prompt is None else [self.prompt.template]),
+            per_token=np.array(self.prompt is None or self.prompt.per_token),
+            choices=np.concatenate([*self.choices, np.zeros(0, np.int32)]),
+            choice_lengths=np.array([len(choice) for choice in self.choices], dtype=np.int64),
         )
 
     @classmethod
@@ -157,7 +192,9 @@ class Examples:
             for own, right, kinds, typed in zip(ids, targets, types, parts["typed"], strict=True)
         )
         kind, *names = parts["names"].tolist()
-        return cls(kind, tuple(names), tuple(items))
+        asked = [Prompt(template, bool(parts["per_token"])) for template in parts["prompt"].tolist()]
+        choices = tuple(_apart(parts["choices"], parts["choice_lengths"])) if asked else ()
+        return cls(kind, tuple(names), tuple(items), prompt=next(iter(asked), None), choices=choices)
 
 
 def encode(

@@ -68,10 +68,7 @@ def heldout_answers(model: Any, chats: Examples, padding: int, precision: Precis
     with evaluating(model):
         for start in range(0, len(chats), _TOGETHER):
             items = list(chats.items[start : start + _TOGETHER])
-            ids, mask, _ = (
-                None if part is None else torch.from_numpy(part) for part in padded(items, padding)
-            )
-            assert ids is not None and mask is not None
+            ids, mask = (torch.from_numpy(part) for part in padded(items, padding)[:2])
             targets = torch.from_numpy(padded_targets(items, ids.shape[1], chats.kind)).to(device)
             with autocast(device, precision):
                 logits = model(
