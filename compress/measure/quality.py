@@ -24,9 +24,10 @@ from the first half and what comes before it in the second; bits_per_byte is lef
 A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
 (tasks/token_classification.py); nll is then of the right label, and windows are texts.
 
-An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
-above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
-hidden states over a window (tasks/embedding.py).
+An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py), and one with a
+next-sentence head (tasks/next_sentence.py) those of pairs; the definitions above then hold over those.
+bits_per_byte is left out. A model that embeds is judged by the mean of its last hidden states over a window
+(tasks/embedding.py).
 
 What is summed over a window, and what the sums come to, is the task's to say (`Task.scoring`: the mathematics
 of the above is in tasks/likelihood.py); here windows go through the model, and their sums are added up.
@@ -169,11 +170,12 @@ def score(
 
     def ask(index: int) -> Question:
         if translated is not None and not isinstance(windows, Examples):
-            asked, theirs[index] = translated.question(task, windows[index], index, mask_token)
+            window = task.window(windows, index)
+            asked, theirs[index] = translated.question(task, window, index, mask_token)
             return asked
         if isinstance(windows, Examples):
             return task.asked(windows[index])
-        return task.question(windows[index], index, mask_token)
+        return task.question(task.window(windows, index), index, mask_token)
 
     part = range(len(windows)) if part is None else part
     answered = _answered(forward, map(ask, part), together)

@@ -112,17 +112,18 @@ def shown_columns(
 def _score_columns(results: list[Result], references: Sequence[LabelReference]) -> list[Column]:
     """Those of labels, in the words of the score that they are judged by."""
     name = score_name(results)
-    if not name:
-        return []
     metrics = list(dict.fromkeys([*metric_keys(results), *(key for r in references for key in r.metrics)]))
+    told = [
+        Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
+        for key in metrics
+    ]
+    if not name:
+        return told
     return [
         Column("score", capital(name), score_unit(results), "Labels", f"{capital(name)}; 95 % interval"),
         Column("delta_score", f"Δ {name}", "points", "Labels", "Minus the base's, same texts; 95 % interval"),
         Column("flips", "Flips", "%", "Labels", "Decisions that are not the base's; lost: right before"),
-        *(
-            Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
-            for key in metrics
-        ),
+        *told,
     ]
 
 

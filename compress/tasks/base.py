@@ -78,15 +78,21 @@ class Task(ABC):
     rows: ClassVar[str | None] = None  # the kind of labelled rows that judge it, too, where there are any
     embeds: ClassVar[bool] = False  # a text becomes a vector
     pooled: ClassVar[bool] = False  # the answer is one row for the whole text, (batch, 1, width)
+    pairs: ClassVar[bool] = False  # windows are asked about in two halves
     options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 
     @abstractmethod
     def claims(self, config: Any, architecture: str) -> bool:
         """Whether a configuration of `transformers`, which names this class, is of such a model."""
 
+    def window(self, windows: Any, index: int) -> Window:
+        """What is asked about in the place of the window numbered `index` of windows (n, length)."""
+        found: Window = windows[index]
+        return found
+
     @abstractmethod
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
-        """What a model is asked about the window numbered `index`, (length,).
+        """What a model is asked about the window numbered `index`, (length,), as `window` gives it.
 
         Raises:
             UserError: the tokenizer lacks what the question needs.

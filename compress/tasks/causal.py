@@ -12,7 +12,13 @@ import numpy as np
 from compress.tasks.base import UNKNOWN, Example, Question, Task, Window
 
 # heads of which another would be made up
-_OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
+_OTHERS = (
+    "Classification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+)
 
 
 class Causal(Task):

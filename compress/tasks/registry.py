@@ -7,6 +7,7 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST
 from compress.tasks.masked import MASKED
+from compress.tasks.next_sentence import MASKED_NEXT
 from compress.tasks.prompted import PROMPTED
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
@@ -15,7 +16,7 @@ from compress.tasks.token_classification import TOKEN_CLASSIFICATION
 # In the order in which they are asked whether a model is theirs: the last takes what is left.
 _IN_ORDER: tuple[Task, ...] = (
     *(SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION),
-    *(SEQ2SEQ, MASKED, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
+    *(SEQ2SEQ, MASKED, MASKED_NEXT, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
 )
 
 TASKS: frozenset[Task] = frozenset(_IN_ORDER)
