@@ -221,6 +221,27 @@ def test_what_makes_no_pairs(change, words):
         pairs_of_text(Train(batch=1), bundle.model, bundle.tokenizer, Lent(text))
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        compress.QuantizeAuto(budget_bytes=60_000, measured_windows=2, measured_tokens=32),
+        compress.PruneStructured(neurons=0.5),
+        compress.PruneWanda(sparsity=0.5),
+        compress.Student(blocks=1),
+    ],
+    ids=lambda step: step.name(),
+)
+def test_passes_take_it_and_it_stays_what_it_is(step, tmp_path):
+    bundle = tiny_model("BertForPreTraining")
+    changed = bundle.apply(
+        step, text=TextData.of_tokens(16, heldout=windows(4, 16), calibration=windows(16, 16))
+    )
+    changed.save(tmp_path / "m")
+    model = compress.load(tmp_path / "m").model
+    assert type(model) is BertForPreTraining
+    assert model.cls.seq_relationship.weight.shape == (2, 64)
+
+
 def test_architectures():
     made = Architecture(**SHAPE)
     assert made.label.endswith("next sentences")
