@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from chat_models import chat_bundle, chats, labelled, row, write_chats
+from chat_models import PLAIN, chat_bundle, chats, labelled, row, write_chats
 from cli_helpers import invoke, refused
 from training_set import tiny_context
 
@@ -211,6 +211,16 @@ def test_what_chats_have_not(fields, words):
     data = encoded(labelled(), (), bundle.tokenizer, 128)
     with pytest.raises(UserError, match=words):
         bundle.apply(compress.Finetune(**fields), labelled=data)
+
+
+def test_a_special_token_that_the_model_has_no_row_for():
+    bundle = chat_bundle()
+    bundle.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    bundle.tokenizer.chat_template = PLAIN.replace("eos_token", "'<|im_end|>'")
+    with pytest.raises(
+        UserError, match=r"labelled: a row of tiny: holds '<\|im_end\|>', token 300, and the model"
+    ):
+        bundle.apply(compress.Finetune(epochs=1), labelled=labelled())
 
 
 class TestRuns:

@@ -264,6 +264,16 @@ class TestRuns:
         assert told.code == 0, told.err
         assert compress.read_results(place / "r.jsonl")[0].score == base.score
 
+    def test_without_a_template_a_decoder_is_judged_by_the_texts(self, place):
+        plain = {"labelled": str(place / "rows.csv"), "window": 16}
+        done = invoke("run", self.recipe(place, data=plain), "-o", place / "run")
+        assert done.code == 0, done.err
+        (base,) = compress.read_results(place / "run/results.jsonl")
+        assert base.nll > 0
+        assert (base.score, base.bits_per_byte) == (None, None), (
+            "of the beginnings of texts no bytes are known"
+        )
+
     def test_a_decoder_stands_beside_a_classifier(self, place):
         path = self.recipe(
             place, base=[{"finetune": {"epochs": 1, "batch": 16}}],

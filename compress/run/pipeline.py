@@ -168,7 +168,8 @@ class _Maker:
         labelled = None
         if self.labelled is not None:
             names = numbering(config, self.labelled.kind, self.labelled.names)
-            labelled = encoded(self.labelled, names, tokenizer, longest_text(meta_model(str(source))))
+            longest, rows = longest_text(meta_model(str(source))), rows_of(config)
+            labelled = encoded(self.labelled, names, tokenizer, longest, rows)
             if self.recipe.data.text == LABELLED:
                 return text_of(self.recipe.data, labelled, tokenizer)
         training = needs(self.recipe, "train")

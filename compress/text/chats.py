@@ -33,7 +33,7 @@ SPECIAL_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
 DAY = "2025-01-01"  # that rows are of
-_TOGETHER, _CHARACTERS = 64, 1 << 20  # chats, and characters of them, for one process
+_TOGETHER, _CHARACTERS = 512, 1 << 20  # chats, and characters of them, for one process
 
 Message = Mapping[str, Any]
 Spans = Sequence[tuple[int, int]]

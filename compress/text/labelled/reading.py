@@ -9,9 +9,9 @@ from typing import Any
 from compress.errors import UserError
 from compress.text.labelled import labels
 from compress.text.labelled.base import Kind, Label, Row
-from compress.text.labelled.chats import chat_of
 from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.fields import Fields, recognised
+from compress.text.labelled.messages import chat_of
 from compress.text.labelled.squad import answers
 from compress.text.labelled.tables import Table
 from compress.text.rows import text_of
