@@ -22,6 +22,7 @@ from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
+from compress.tasks.next_sentence import MASKED_NEXT
 from compress.tasks.question_answering import QUESTION_ANSWERING
 from compress.tasks.registry import ONE_STACK, TASKS, auto_class, task_named, task_of
 from compress.tasks.scoring import Scoring
@@ -80,9 +81,10 @@ class TestEveryTask:
     def test_asks_for_tokens_that_the_answer_has_rows_for(self, task):
         asked = task.question(WINDOW, 3, mask_token=1)
         rows = len(halves(WINDOW)[1]) if task.stacks == 2 else 1 if task.pooled else len(asked.inputs)
+        rows += task.pairs  # whether they follow
         assert len(np.arange(rows)[asked.rows]) == len(asked.targets)
         if task.labels is None:
-            assert set(asked.targets.tolist()) <= set(WINDOW.tolist())
+            assert set(asked.targets[: len(asked.targets) - task.pairs].tolist()) <= set(WINDOW.tolist())
         else:
             assert task.scoring.decided(np.zeros((rows, 3), np.float32), asked.targets) is None
         again = task.question(WINDOW, 3, mask_token=1)
@@ -98,7 +100,7 @@ class TestEveryTask:
     def test_round_and_gptq_take_all_and_training_takes_what_learns_from_text(self, task):
         assert QuantizeRound.takes(task)
         assert QuantizeGPTQ.takes(task)
-        assert Train.takes(task) == (task in {CAUSAL, MASKED, SEQ2SEQ})
+        assert Train.takes(task) == (task in {CAUSAL, MASKED, MASKED_NEXT, SEQ2SEQ})
         assert TuneBlocks.takes(task) == (task.stacks == 1) == (task in ONE_STACK)
 
 

@@ -11,7 +11,7 @@ from compress.artifact.folder import MANIFEST, has_manifest
 from compress.errors import UserError
 from compress.models.heads import numbering
 from compress.records.manifest import Manifest
-from compress.tasks.base import longest_text
+from compress.tasks.base import longest_text, rows_of
 from compress.tasks.decisions import require_metrics
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
@@ -47,7 +47,7 @@ def labelled_for(model: Any, tokenizer: Any, given: Labelled | LabelledData) -> 
             return given.cut_by(tokenizer, longest)
         parts = given.train.rows, given.heldout.rows, given.evaluation.rows
         given = Labelled(given.source, kind, names, *parts, given.notes)  # type: ignore[arg-type]
-    return encoded(given, numbers, tokenizer, longest)
+    return encoded(given, numbers, tokenizer, longest, rows_of(model.config))
 
 
 def seed_of(artifact: Path) -> int | None:

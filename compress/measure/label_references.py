@@ -51,8 +51,8 @@ def label_references(
         return []
     told = f"{_VERSION} {seed} {data.train.sha256} {data.evaluation.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
-    if earlier and all(row.fingerprint == fingerprint for row in earlier):
-        return list(earlier)
+    if known := [row for row in earlier if row.fingerprint == fingerprint]:
+        return known
     models = {LEXICON: _lexicon} if data.kind == "tags" else {MAJORITY: _majority, REGRESSION: _regression}
     right = _targets(data.evaluation)
     rows = []

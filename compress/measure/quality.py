@@ -15,6 +15,9 @@ stays per predicted token of the base; KL and agreement are over the rows that b
 distribution normalised over them, and absent where a token had to be written in pieces. What a model is asked
 then is told there.
 
+Of chats a decoder predicts the tokens of answers, with those that end them, from all of the chat before;
+bits_per_byte is left out.
+
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
@@ -22,9 +25,10 @@ A model with a head for labels is judged by those of texts (tasks/sequence_class
 (tasks/token_classification.py); nll is then of the right label, and windows are texts. One that finds
 answers in contexts is judged by these (tasks/question_answering.py).
 
-An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
-above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
-hidden states over a window (tasks/embedding.py).
+An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py), and one with a
+next-sentence head (tasks/next_sentence.py) those of pairs; the definitions above then hold over those.
+bits_per_byte is left out. A model that embeds is judged by the mean of its last hidden states over a window
+(tasks/embedding.py).
 
 What is summed over a window, and what the sums come to, is the task's to say (`Task.scoring`: the mathematics
 of the above is in tasks/likelihood.py); here windows go through the model, and their sums are added up.
@@ -104,7 +108,7 @@ class Scores:
         """Plain lists, for the pipe between processes."""
         return asdict(self)
 
-    def quality(self, base: Scores | None, text_bytes: int) -> Quality:
+    def quality(self, base: Scores | None, text_bytes: int | None) -> Quality:
         """Means and intervals, as `summarise`; `base`: of the base model, None for itself."""
         return summarise(self, base, text_bytes)
 
@@ -168,11 +172,12 @@ def score(
 
     def ask(index: int) -> Question:
         if translated is not None and not isinstance(windows, Examples):
-            asked, theirs[index] = translated.question(task, windows[index], index, mask_token)
+            window = task.window(windows, index)
+            asked, theirs[index] = translated.question(task, window, index, mask_token)
             return asked
         if isinstance(windows, Examples):
             return task.asked(windows[index])
-        return task.question(windows[index], index, mask_token)
+        return task.question(task.window(windows, index), index, mask_token)
 
     part = range(len(windows)) if part is None else part
     answered = _answered(forward, map(ask, part), together)
@@ -263,8 +268,9 @@ def score_window(
     return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
-def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int = 0) -> Quality:
-    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module.
+def summarise(scores: Scores, base: Scores | None, text_bytes: int | None, *, seed: int = 0) -> Quality:
+    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module,
+    None where tokens stand for more than text.
 
     All intervals use the same resampled windows (same seed).
     Raises ValueError for scores of a task that is not registered.

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress.artifact.folder import whole
 from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
@@ -20,7 +22,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import LOGITS_BYTES
 from compress.tasks.base import longest_text
 from compress.text.examples import SPAN, Examples
-from compress.text.translation import Translation, translation
+from compress.text.translation import TranslatedWindows, Translation, translation
 from compress.text.windows import Windows
 
 
@@ -69,7 +71,11 @@ class Reference:
             return self.windows_file
         if path not in self._cut:
             place = whole(path)
-            own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
+            if self.windows.kind == "chat":  # scored token by token, so all read the base's tokens
+                words = self.words(path)
+                own = self.windows if words is None else self.windows.renumbered(words)
+            else:
+                own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
             self._cut[path] = self.windows_file
             if own is not self.windows:
                 self._cut[path] = self.folder / f"windows-{len(self._cut)}.npz"
@@ -107,10 +113,16 @@ class Reference:
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
-        words, translated = self.words(path), None
-        if words is not None and isinstance(self.windows, Windows):
+        alike = isinstance(self.windows, Windows) or self.windows.kind == "chat"  # token by token
+        words, translated = self.words(path) if alike else None, None
+        if words is not None:
             translated = str(self.folder / "translated.npz")
-            words.whole(self.windows.tokens).save(Path(translated))
+            if isinstance(self.windows, Windows):
+                known = words.whole(self.windows.tokens)
+            else:  # what is renumbered has all its tokens there
+                nothing = np.zeros((0, 0), np.int32)
+                known = TranslatedWindows(nothing, nothing, words.rows)
+            known.save(Path(translated))
         windows = self._windows_for(path)
         if path in self._others:
             base = None
@@ -126,8 +138,8 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
-        if not isinstance(self.windows, Windows):
-            return None  # each artifact's tokenizer cuts the texts
+        if isinstance(self.windows, Examples) and self.windows.kind != "chat" and not self.windows.prompt:
+            return None  # each artifact's tokenizer cuts the texts, and nothing is written
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]
             known = len(files) == 2 and all(file.is_file() for file in files)

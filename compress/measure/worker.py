@@ -30,9 +30,11 @@ from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import encoder_latency, latency, quality
+from compress.measure.label_likelihood import LabelLikelihood
 from compress.measure.process import PARENT, WAIT_POLICY
 from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
+from compress.tasks.prompted import PROMPTED
 from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
 
@@ -111,15 +113,18 @@ class Worker:
     ) -> Fields:
         """Quality on windows [first, end) of a .npy file, or texts with labels of an .npz file; the others as
         in `quality.score`, `translated` an .npz file."""
-        labelled = windows.endswith(".npz")
+        texts = Examples.load(Path(windows)) if windows.endswith(".npz") else np.load(windows)
+        forward, task, together = self.loaded.logits, self.loaded.task, getattr(self.loaded, "together", 1)
+        if isinstance(texts, Examples) and texts.prompt is not None:
+            forward, task, together = LabelLikelihood(self.loaded, texts), PROMPTED, 1
         return quality.score(
-            self.loaded.logits,
-            Examples.load(Path(windows)) if labelled else np.load(windows),
+            forward,
+            texts,
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
-            together=getattr(self.loaded, "together", 1),
-            task=self.loaded.task,
+            together=together,
+            task=task,
             mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
             part=range(*part),

@@ -28,7 +28,7 @@ _PROBLEMS = {
 
 def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
     """A model of the task with the body of `model`, which stays as it is; itself where it is of the task
-    and has these labels.
+    and has these labels, or the task needs none.
 
     Args:
         model: a `transformers` model in float32.
@@ -37,13 +37,19 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
         seed: of the new weights.
 
     Raises:
-        UserError: `transformers` has no such head for this kind of model, or the model has a head of the task
-            with other labels.
+        UserError: `transformers` has no such head for this kind of model; the model has a head of the task
+            with other labels; or the task has no labels, and the model is for another.
     """
     import transformers
 
-    if task_of(model.config) is task and labels_of(model.config) == tuple(names):
+    own = task_of(model.config)
+    if own is task and (task.labels is None or labels_of(model.config) == tuple(names)):
         return model
+    if task.labels is None:
+        raise UserError(
+            f"finetune: rows of the kind '{task.rows}' are learnt by {task.noun} ({task}), and this model is "
+            f"{own.noun} ({own}); take another model, or other rows"
+        )
     config = copy.deepcopy(model.config)
     nameless = [f"LABEL_{number}" for number in range(_NAMELESS.get(str(task.labels), 0))]
     config.id2label = dict(enumerate(names or nameless))
@@ -97,11 +103,12 @@ def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The names of a configuration's labels, in the order of their numbers; none of a regression's one, or
-    of an answer's ends."""
+    """The names of a configuration's labels, in the order of their numbers; none of a regression's one, of
+    an answer's ends, and of a model without a head for labels."""
     names = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
     found = tuple(names[number] for number in sorted(names))
-    return () if task_of(config).labels in _NAMELESS else found
+    own = task_of(config).labels
+    return () if own is None or own in _NAMELESS else found
 
 
 def outside_body(model: Any) -> list[Any]:

@@ -22,6 +22,7 @@ from compress.context import Context
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
+from compress.tasks.next_sentence import MASKED_NEXT
 from compress.tasks.registry import TASKS, task_of
 from compress.training.loop import optimise
 from compress.training.teaching.by_task import require_fields, teaching_objective
@@ -36,7 +37,7 @@ class Distill(Pass, Teaching):
     uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = TASKS
+    tasks: ClassVar[frozenset[Task]] = TASKS - {MASKED_NEXT}  # what two heads say is not taught
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="of every optimizer but Muon")

@@ -1,9 +1,11 @@
-"""Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for.
+"""Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for; or what chats answer.
 
 A model with a head of the task and these labels keeps it; on another, a decoder's or an encoder's with a
-masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Everything of
-the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after the other,
-averages, early stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
+masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Of chats a
+decoder with its own head learns what the assistant says, and what is said to it is only read
+(training/objectives/chats.py). Everything of the loop holds: frozen layers, rates that fall with depth,
+blocks that are unfrozen one after the other, averages, early stopping by the task's own score. Pruned weights
+stay zero, so it heals a pruned classifier.
 
 With `lora` only small matrices beside the weights learn, and the head: they are merged into the weights when
 the pass ends (models/adapters.py), so that what comes out is a model as any other. What they would put where
@@ -34,13 +36,14 @@ from compress.models.heads import outside_body, renamed, with_head
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task, longest_text
-from compress.tasks.registry import TASKS, task_labelled
+from compress.tasks.registry import TASKS, task_labelled, task_of
 from compress.text.labelled.encoded import LabelledData
 from compress.training.augmentation import Augment, Augmented
 from compress.training.example_batches import ExampleBatches
 from compress.training.loop import optimise
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
+from compress.training.objectives.chats import answers_of_chats
 from compress.training.objectives.labelled import StopBy, labelled_examples
 from compress.training.optimizers import OptimizerName, ScheduleName
 from compress.training.plan import Optimization
@@ -82,7 +85,10 @@ class Finetune(Pass, Optimization):
     sampling: Literal["none", "balanced"] = Field(
         "none", description="balanced: texts of rare labels are drawn more often"
     )
-    stop_by: StopBy = Field("score", description="of the held-out texts, what decides which weights to keep")
+    stop_by: StopBy = Field(
+        "score",
+        description="of the held-out texts, what decides which weights to keep; of chats it is the loss",
+    )
     lora: Lora | None = Field(None, description="learn adapters, merged in the end; null: learn the weights")
     augment: Augment | None = Field(
         None, description="change words of texts, anew in every epoch; null: none"
@@ -106,6 +112,15 @@ class Finetune(Pass, Optimization):
             )
         return found
 
+    def refuses_labels(self, kind: str) -> str | None:
+        """Of chats: what is of labels, or of texts that are no chats."""
+        if kind != "chat":
+            return None
+        for name in ("class_weights", "sampling", "augment"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                return f"{name}: is for texts with labels, and chats have none; leave it out"
+        return None
+
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """Forward and backward: 6 operations per parameter and token, 4 where adapters learn."""
         return (6.0 if self.lora is None else 4.0) * parameters * self.tokens
@@ -122,6 +137,8 @@ class Finetune(Pass, Optimization):
         task = task_labelled(data.kind)
         if task is None or task.stacks != 1:
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
+        if (reason := self.refuses_labels(data.kind)) is not None:
+            raise UserError(f"finetune.{reason}")
         result = bundle.clone()
         model = with_head(result.model, task, data.names, context.seed)
         masks = renamed(bundle.masks, result.model, model)
@@ -135,12 +152,18 @@ class Finetune(Pass, Optimization):
         batches = ExampleBatches(
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
-        objective = labelled_examples(
-            task, batches, data.heldout if len(data.heldout) else data.train, padding,
-            smoothing=self.label_smoothing, weights=self._weights(data), stop_by=self.stop_by,
-        )  # fmt: skip
+        heldout = data.heldout if len(data.heldout) else data.train
+        if task.labels is None:  # it keeps its head, and what is judged is what is minimised
+            stop_by: StopBy = "loss"
+            objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
+        else:
+            stop_by = self.stop_by
+            objective = labelled_examples(
+                task, batches, heldout, padding,
+                smoothing=self.label_smoothing, weights=self._weights(data), stop_by=stop_by,
+            )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
-        facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
+        facts |= {"cut_off": data.train.cut, "stop_by": stop_by}
         if model is not result.model:  # how states became a vector means nothing under it
             facts |= {"head": "new", "left_behind": sorted(bundle.companions)}
         facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
@@ -156,8 +179,9 @@ class Finetune(Pass, Optimization):
         """Train adapters and the head, and merge; the notes."""
         names = self.layers(model)
         tuner = adapters.adapted(model, names, lora.rank, lora.alpha, context.seed)
-        for parameter in outside_body(model):
-            parameter.requires_grad_(True)
+        if task_of(model.config).labels is not None:  # the head of others knows its work
+            for parameter in outside_body(model):
+                parameter.requires_grad_(True)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
         told: dict[str, Any] = {"rank": lora.rank, "layers": len(names), "trained": trained}

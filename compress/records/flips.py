@@ -75,10 +75,10 @@ class FlipBook(Record):
 
 
 class LabelReference(Record):
-    """A simple model of the training texts, judged on the same evaluation texts.
+    """A simple model of the training texts, or a decoder that is asked, judged on the same evaluation texts.
 
     Attributes:
-        rows: texts that it was fitted on.
+        rows: texts that it was fitted on; 0 of a decoder that is asked for labels.
         fingerprint: of the data that it was fitted on and is judged by.
     """
 

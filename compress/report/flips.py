@@ -111,6 +111,13 @@ def labelled_facts(notes: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     found.append(("not used", ", ".join(map(str, notes.get("unused") or ()))))
     found.append(("texts, long contexts in several", _counts(notes.get("examples"))))
     found.append(("texts cut off", _cut(notes.get("cut_off"), notes.get("longest"))))
+    if notes.get("prompt"):
+        found.append(("asked by", str(notes["prompt"])))
+        found.append(("prompts cut off", f"{notes.get('prompts_cut_off') or 'none'}"))
+    if notes.get("answer_tokens"):
+        found.append(("tokens of answers, which alone count", _counts(notes["answer_tokens"])))
+    if notes.get("answers_cut_off"):
+        found.append(("chats left out, whose answers were cut off", _counts(notes["answers_cut_off"])))
     return [(name, text) for name, text in found if text]
 
 

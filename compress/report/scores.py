@@ -30,8 +30,10 @@ _NAMES = {
     "span_recall": "span recall",
     "pearson": "Pearson correlation",
     "mean_squared_error": "mean squared error",
+    "next_sentence_accuracy": "next sentences told right",
+    "next_sentence_nll": "NLL of next sentences",
 }
-_AS_IT_IS = ("mean_squared_error",)
+_AS_IT_IS = ("mean_squared_error", "next_sentence_nll")
 _CORRELATIONS = ("spearman", "pearson", "matthews")
 
 

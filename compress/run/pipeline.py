@@ -86,7 +86,8 @@ def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line:
     maker.store.forget_others(maker.used)
     steps = {found: maker.store.path(found) for found in maker.used}
     part()
-    return Made(folder, variants, maker.data, maker.data_record(), maker.evaluation(), steps)
+    judged = maker.evaluation()
+    return Made(folder, variants, maker.data, maker.data_record(judged), judged, steps)
 
 
 def join(recipe: Recipe, folder: Path) -> None:
@@ -167,7 +168,8 @@ class _Maker:
         labelled = None
         if self.labelled is not None:
             names = numbering(config, self.labelled.kind, self.labelled.names)
-            labelled = encoded(self.labelled, names, tokenizer, longest_text(meta_model(str(source))))
+            longest, rows = longest_text(meta_model(str(source))), rows_of(config)
+            labelled = encoded(self.labelled, names, tokenizer, longest, rows)
             if self.recipe.data.text == LABELLED:
                 return text_of(self.recipe.data, labelled, tokenizer)
         training = needs(self.recipe, "train")
@@ -180,11 +182,15 @@ class _Maker:
         return replace(text, labelled=labelled)
 
     def evaluation(self) -> Windows | Examples:
-        """Texts with labels where the base has a head for them; else windows of text."""
-        task = task_of(load_config(self.store.path(self.ends["base"])))
-        labelled = self.data.labelled
-        if labelled is not None and task.labels == labelled.kind:
+        """Texts with labels where the base has a head for them, or is asked for them; else windows."""
+        base = self.store.path(self.ends["base"])
+        task = task_of(load_config(base))
+        labelled, config = self.data.labelled, self.recipe.data.labelled
+        if labelled is not None and task.judged_by(labelled.kind):
             return labelled.evaluation
+        if labelled is not None and config is not None and config.prompt and task.continues:
+            longest = longest_text(meta_model(str(base)))
+            return labelled.evaluation.asked_by(config.prompt, load_tokenizer(base), longest)
         return self.data.evaluation
 
     def variant(self, name: str) -> VariantRecord:
@@ -211,9 +217,12 @@ class _Maker:
         self.ends[name] = current
         return parent, steps
 
-    def data_record(self) -> DataRecord:
-        """Counts and hashes for the report."""
-        data, judged = self.data, self.evaluation()
+    def data_record(self, judged: Windows | Examples) -> DataRecord:
+        """Counts and hashes for the report; `judged`: as `evaluation` gives it."""
+        data = self.data
+        labelled = None if data.labelled is None else dict(data.labelled.notes)
+        if labelled is not None and isinstance(judged, Examples) and judged.prompt is not None:
+            labelled |= {"prompt": judged.prompt.template, "prompts_cut_off": judged.cut}
         return DataRecord(
             source=data.source,
             window=data.window,
@@ -224,7 +233,7 @@ class _Maker:
             evaluation_tokens=judged.size,
             evaluation_sha256=judged.sha256,
             evaluation_bytes=judged.bytes,
-            labelled=None if data.labelled is None else data.labelled.notes,
+            labelled=labelled,
         )
 
     def _step(self, step: Pass, parent: str, label: str) -> str:

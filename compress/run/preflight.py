@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from compress.artifact.applied import coverage_of
-from compress.artifact.folder import has_manifest
+from compress.artifact.folder import has_manifest, whole
 from compress.errors import UserError, staying
 from compress.formats import Format
-from compress.host.files import read_text
+from compress.host.files import at_home, read_text
 from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.adapters import check_adapter
@@ -98,6 +98,7 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         if name == "base":
             _check_judged(labels, now)
         _check_widths(recipe, name, model)
+    _check_prompt(recipe, labels, ends["base"])
     size = estimate(recipe, model, measured=measured, epoch_tokens=_epoch_tokens(labels, context))
     free = shutil.disk_usage(_existing(folder)).free
     done = sum(file.stat().st_size for file in (folder / STEPS).rglob("*") if file.is_file())
@@ -149,6 +150,9 @@ def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: An
             f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
             f"{task.noun} ({task}); give labels that fit its head"
         )
+    learns = labels is not None and "labelled" in step.requires()
+    if learns and labels is not None and (reason := step.refuses_labels(labels.kind)) is not None:
+        raise UserError(f"{where}.{reason}")
     if (
         labels is not None
         and recipe.data.text == LABELLED
@@ -159,6 +163,47 @@ def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: An
             f"{where}.unlabelled: there is no text but that of the labelled rows; give another as data.text, "
             "or leave it at 0"
         )
+
+
+def _check_prompt(recipe: Recipe, labels: Labelled | None, base: Any) -> None:
+    """Refuse a template that nobody is asked by, and a decoder beside that cannot be asked."""
+    decoder, task = recipe.report.likelihood, task_of(base.config)
+    asked = recipe.data.labelled is not None and recipe.data.labelled.template is not None
+    if decoder is not None and not asked:
+        raise UserError(
+            f"report.likelihood: {decoder} is asked by data.labelled.template, which is not given; write a "
+            "prompt with {text} that ends with {label}"
+        )
+    if labels is None or not asked:
+        return
+    if labels.kind != "class":
+        raise UserError(
+            f"data.labelled.template: asks for one label of a text, and the labels of {labels.source} are of "
+            f"the kind '{labels.kind}'; leave it out"
+        )
+    headed = task.judged_by(labels.kind)
+    if not headed and not task.continues:
+        raise UserError(
+            f"data.labelled.template: {task.noun} ({task}) is not asked so, only a decoder; leave it out"
+        )
+    if headed and decoder is None:
+        raise UserError(
+            "data.labelled.template: the base has a head for labels, so nobody is asked; name a decoder "
+            "under report.likelihood, or leave it out"
+        )
+    if not headed and decoder is not None:
+        raise UserError(
+            f"report.likelihood: {decoder} would stand beside a base with a head for labels, and this base "
+            "is itself asked by the template; leave it out"
+        )
+    if decoder is not None:
+        place = str(at_home(decoder))
+        _check_model(place, "report.likelihood")
+        if not (its := task_of(meta_model(str(whole(Path(place)))).config)).continues:
+            raise UserError(
+                f"report.likelihood: {decoder} is {its.noun} ({its}), which finds no label likely after a "
+                "text; give a decoder"
+            )
 
 
 def _headed(model: Any, labels: Labelled | None, where: str) -> Any:

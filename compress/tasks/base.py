@@ -36,8 +36,8 @@ class Example:
     Attributes:
         ids: tokens (length,).
         targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), a label's
-            number per token (length,), UNKNOWN where none is asked for, or the first and last token of an
-            answer (2,), 0 where there is none.
+            number or the next token per token (length,), UNKNOWN where none is asked for, or the first and
+            last token of an answer (2,), 0 where there is none.
         types: which of two texts each token is of, (length,); None where there is one, or the tokenizer does
             not tell them apart.
         passage: in which an answer is looked for.
@@ -82,24 +82,35 @@ class Task(ABC):
     continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
     stacks: ClassVar[int] = 1  # lists of blocks, one after the other
     labels: ClassVar[str | None] = None  # the kind of labels that it is judged by; None: by text
+    rows: ClassVar[str | None] = None  # the kind of labelled rows that judge it, too, where there are any
     embeds: ClassVar[bool] = False  # a text becomes a vector
     pooled: ClassVar[bool] = False  # the answer is one row for the whole text, (batch, 1, width)
+    pairs: ClassVar[bool] = False  # windows are asked about in two halves
     options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 
     @abstractmethod
     def claims(self, config: Any, architecture: str) -> bool:
         """Whether a configuration of `transformers`, which names this class, is of such a model."""
 
+    def window(self, windows: Any, index: int) -> Window:
+        """What is asked about in the place of the window numbered `index` of windows (n, length)."""
+        found: Window = windows[index]
+        return found
+
     @abstractmethod
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
-        """What a model is asked about the window numbered `index`, (length,).
+        """What a model is asked about the window numbered `index`, (length,), as `window` gives it.
 
         Raises:
             UserError: the tokenizer lacks what the question needs.
         """
 
+    def judged_by(self, kind: str) -> bool:
+        """Whether rows of a kind of label are learnt by a model of it, and judge it."""
+        return kind in (self.labels, self.rows)
+
     def asked(self, example: Example) -> Question:
-        """What a model is asked about a text with labels, of tasks that have `labels`."""
+        """What a model is asked about a text with labels, of tasks that are judged by a kind of them."""
         return Question(example.ids, slice(None), example.targets, example.types)
 
     def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:

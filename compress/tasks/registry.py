@@ -7,6 +7,8 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST
 from compress.tasks.masked import MASKED
+from compress.tasks.next_sentence import MASKED_NEXT
+from compress.tasks.prompted import PROMPTED
 from compress.tasks.question_answering import QUESTION_ANSWERING
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
@@ -16,7 +18,7 @@ from compress.tasks.token_classification import TOKEN_CLASSIFICATION
 _IN_ORDER: tuple[Task, ...] = (
     *(SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION),
     QUESTION_ANSWERING,
-    *(SEQ2SEQ, MASKED, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
+    *(SEQ2SEQ, MASKED, MASKED_NEXT, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
 )
 
 TASKS: frozenset[Task] = frozenset(_IN_ORDER)
@@ -46,12 +48,12 @@ def task_of(config: Any) -> Task:
 
 def task_labelled(kind: str) -> Task | None:
     """The task that is judged by labels of a kind, as `compress.text.labelled` calls it."""
-    return next((task for task in _IN_ORDER if task.labels == kind), None)
+    return next((task for task in _IN_ORDER if task.judged_by(kind)), None)
 
 
 def task_named(name: Any) -> Task | None:
     """The task that a record names; None where it names none."""
-    return next((task for task in _IN_ORDER if task.name == name), None)
+    return next((task for task in (*_IN_ORDER, PROMPTED) if task.name == name), None)
 
 
 def auto_class(config: Any) -> Any:

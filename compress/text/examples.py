@@ -2,9 +2,9 @@
 
 A text is cut with the specials that the tokenizer puts around it, a pair with those between; one that is
 longer than the model takes is cut off, of a pair the longer side, and counted. Of words with a label each the
-first piece carries it. A question whose context is too long is several examples (passages.py). Examples
-of a length stand together, so that they go through a model at once without padding: what is measured of a
-text is what the model says of it alone.
+first piece carries it. A question whose context is too long is several examples (passages.py); chats are
+written by the model's template (chats.py). Examples of a length stand together, so that they go through a
+model at once without padding: what is measured of a text is what the model says of it alone.
 
 Imports no model library: the process that is measured reads examples, too.
 """
@@ -26,8 +26,11 @@ from compress.errors import UserError
 from compress.host.tokenizer_files import encoding
 from compress.tasks.answers import Passage
 from compress.tasks.base import UNKNOWN, Example
+from compress.text.chats import chat_items
 from compress.text.framing import NO_FRAME, Frame, frame_of
 from compress.text.passages import Asked, again, passages
+from compress.text.prompts import Prompt, prompted
+from compress.text.translation import Translation
 
 SPAN = "span"
 _TOGETHER = 1000  # rows that are encoded at a time
@@ -51,15 +54,18 @@ class Examples:
     """Texts with labels, those of a length together.
 
     Attributes:
-        kind: of the labels: class, classes, number, tags, span.
+        kind: of the labels: class, classes, number, tags, span, chat.
         names: of the labels, in the order of their numbers.
         items: the texts.
         order: which row of the data each is, or is a part of.
-        cut: how many were longer than the model takes.
+        cut: how many were longer than the model takes; of `chat` there may be fewer items than rows by those
+            whose answers were cut off.
         frame: what the tokenizer puts around a text.
         bytes: of the texts.
         rows: they were made of, in the order of the data.
         tokenizer: digest of the one that cut them.
+        prompt: how a decoder is asked for their labels, whose prompts the items are; None of other texts.
+        choices: then the tokens of each label, in the order of their numbers.
     """
 
     kind: str
@@ -71,6 +77,8 @@ class Examples:
     bytes: int = 0
     rows: tuple[LabelledRow, ...] = field(default=(), repr=False)
     tokenizer: str = ""
+    prompt: Prompt | None = None
+    choices: tuple[NDArray[np.int32], ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,6 +112,8 @@ class Examples:
     def sha256(self) -> str:
         """Of tokens, types and targets."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
+        if self.prompt is not None:
+            digest.update(repr((self.prompt, [choice.tolist() for choice in self.choices])).encode())
         for item in self.items:
             for part in (item.ids, item.targets, item.types):
                 digest.update(b"-" if part is None else part.tobytes())
@@ -119,7 +129,54 @@ class Examples:
             questions, labels = [row.text for row in self.rows], [row.label for row in self.rows]
             found = passages(again(self.items, questions, labels), tokenizer, longest, once=True)
             return self._with(found.items, self.order, len(found.cut), tokenizer)
+        if self.prompt is not None:
+            return self.asked_by(self.prompt, tokenizer, longest, self.order)
         return encode(self.rows, self.kind, self.names, tokenizer, longest, self.order)
+
+    def asked_by(
+        self, prompt: Prompt, tokenizer: Any, longest: int, order: Iterable[int] | None = None
+    ) -> Examples:
+        """The same texts as prompts for a decoder with this tokenizer, of the kind `class`.
+
+        Raises:
+            UserError: as `prompted`.
+        """
+        texts = [(row.text, row.pair) for row in self.rows]
+        found = prompted(texts, self.names, prompt, tokenizer, longest)
+        numbers = {name: number for number, name in enumerate(self.names)}
+        items = [
+            Example(ids, targets_of(row, self.kind, numbers))
+            for ids, row in zip(found.prompts, self.rows, strict=True)
+        ]
+        lengths = np.array([len(ids) for ids in found.prompts])
+        places = list(order) if order is not None else np.argsort(lengths, kind="stable").tolist()
+        return replace(
+            self, items=tuple(items[place] for place in places), order=tuple(places), cut=found.cut,
+            frame=NO_FRAME, tokenizer=digest_of(tokenizer), prompt=prompt, choices=found.choices,
+        )  # fmt: skip
+
+    def renumbered(self, words: Translation) -> Examples:
+        """Chats in a smaller vocabulary, token by token.
+
+        Raises:
+            UserError: a token of them is not in it.
+        """
+
+        def renamed(tokens: NDArray[Any]) -> NDArray[Any]:
+            own = words.stream(tokens.astype(np.int32))
+            if len(own) != len(tokens):
+                raise UserError(
+                    "labelled: a token of the chats to judge by is not in the smaller vocabulary; name the "
+                    "whole text under prune_vocabulary.text"
+                )
+            return own
+
+        items = []
+        for item in self.items:
+            targets, asked = item.targets.copy(), item.targets != UNKNOWN
+            targets[asked] = renamed(targets[asked])
+            items.append(Example(renamed(item.ids), targets))
+        return replace(self, items=tuple(items), tokenizer="")
 
     def save(self, file: Path) -> None:
         """Write an .npz without objects in it."""
@@ -133,6 +190,10 @@ class Examples:
             "targets": np.concatenate(targets),
             "target_lengths": np.array([len(each) for each in targets]),
             "names": np.array([self.kind, *self.names]),
+            "prompt": np.array([] if self.prompt is None else [self.prompt.template]),
+            "per_token": np.array(self.prompt is None or self.prompt.per_token),
+            "choices": np.concatenate([*self.choices, np.zeros(0, np.int32)]),
+            "choice_lengths": np.array([len(choice) for choice in self.choices], dtype=np.int64),
             **self._passages(),
         }
         np.savez(file, **parts)
@@ -154,7 +215,9 @@ class Examples:
             for own, right, kinds, typed, text in zip(ids, targets, types, parts["typed"], texts, strict=True)
         )
         kind, *names = parts["names"].tolist()
-        return cls(kind, tuple(names), tuple(items))
+        asked = [Prompt(template, bool(parts["per_token"])) for template in parts["prompt"].tolist()]
+        choices = tuple(_apart(parts["choices"], parts["choice_lengths"])) if asked else ()
+        return cls(kind, tuple(names), tuple(items), prompt=next(iter(asked), None), choices=choices)
 
     def _passages(self) -> dict[str, NDArray[Any]]:
         """In the file, where examples have some: their facts as JSON, and places one after another."""
@@ -197,6 +260,8 @@ def encode(
     Raises:
         UserError: a text of no token.
     """
+    if kind == "chat":
+        return _chats(rows, tokenizer, longest, order)
     numbers = {name: number for number, name in enumerate(names)}
     items: list[Example] = []
     of: list[int] = []  # the row of each
@@ -236,6 +301,21 @@ def _ordered(items: Sequence[Example], of: Sequence[int], order: Iterable[int] |
     for place, row in enumerate(of):
         own[row].append(place)
     return [place for row in order for place in own[row]]
+
+
+def _chats(
+    rows: Sequence[LabelledRow], tokenizer: Any, longest: int, order: Iterable[int] | None
+) -> Examples:
+    """Rows of the kind `chat`; those of which no answer is left are among the rows alone."""
+    found = chat_items([row.label for row in rows], tokenizer, longest)
+    kept = [place for place, item in enumerate(found.items) if item is not None]
+    lengths = {place: len(item.ids) for place, item in enumerate(found.items) if item is not None}
+    places = sorted(kept, key=lambda p: lengths[p]) if order is None else [p for p in order if p in lengths]
+    items = tuple(item for place in places if (item := found.items[place]) is not None)
+    size = sum(len(row.text.encode()) for row in rows)
+    return Examples(
+        "chat", (), items, tuple(places), found.cut, NO_FRAME, size, tuple(rows), digest_of(tokenizer)
+    )
 
 
 def digest_of(tokenizer: Any) -> str:

@@ -157,7 +157,7 @@ def padded(
 
 def padded_targets(items: list[Example], longest: int, kind: str) -> NDArray[Any]:
     """Targets of examples of a kind as an array (examples, width): those of tokens padded with UNKNOWN."""
-    if kind != "tags":
+    if kind not in ("tags", "chat"):
         return np.stack([item.targets for item in items])
     found = np.full((len(items), longest), UNKNOWN, dtype=np.int64)
     for row, item in enumerate(items):

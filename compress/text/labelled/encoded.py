@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import UserError
+from compress.tasks.base import UNKNOWN, Example
 from compress.text.examples import Examples, encode
+from compress.text.framing import require_known
 from compress.text.labelled.base import Labelled
 
 
@@ -47,10 +49,29 @@ class LabelledData:
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
 
 
-def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int) -> LabelledData:
-    """Rows as examples; `names`: of the labels in the order of their numbers, all of the data's among them.
+def _largest(item: Example) -> int:
+    return int(item.ids.max())
 
-    `longest`: the most tokens that the model takes.
+
+def _asked(examples: Examples) -> int:
+    """How many tokens have a target."""
+    return sum(int((item.targets != UNKNOWN).sum()) for item in examples.items)
+
+
+def encoded(
+    labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int, rows: int | None = None
+) -> LabelledData:
+    """Rows as examples.
+
+    Args:
+        labelled: the rows.
+        names: of the labels in the order of their numbers, all of the data's among them.
+        tokenizer: cuts them.
+        longest: the most tokens that the model takes.
+        rows: of the model's table of tokens; the texts, and what a chat template writes, may hold no others.
+
+    Raises:
+        UserError: no row to judge by; a token beyond the model's rows.
     """
     parts = {
         part: encode(getattr(labelled, part), labelled.kind, names, tokenizer, longest)
@@ -58,8 +79,17 @@ def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: i
     }
     if not len(parts["evaluation"]):
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
-    notes = {**labelled.notes, "cut_off": {part: examples.cut for part, examples in parts.items()}}
-    notes["longest"] = longest
+    for examples in parts.values() if rows is not None else ():
+        if (most := max((item for item in examples.items), key=_largest, default=None)) is not None:
+            where = f"labelled: a row of {labelled.source}"
+            require_known([_largest(most)], rows or 0, where, tokenizer.convert_ids_to_tokens)
+    cut = {part: examples.cut for part, examples in parts.items()}
+    notes = {**labelled.notes, "cut_off": cut, "longest": longest}
     if any(len(examples) > len(examples.rows) for examples in parts.values()):  # long contexts are several
         notes["examples"] = {part: len(examples) for part, examples in parts.items()}
+    if labelled.kind == "chat":
+        lost = {part: len(examples.rows) - len(examples) for part, examples in parts.items()}
+        if any(lost.values()):
+            notes["answers_cut_off"] = lost
+        notes["answer_tokens"] = {part: _asked(examples) for part, examples in parts.items()}
     return LabelledData(labelled.source, **parts, notes=notes)
