@@ -243,7 +243,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         not_measured=missing,
         flips=flips.of(results),
         label_references=label_references(
-            made.data.labelled if task.labels else None,
+            made.judging,
             seed=protocol.seed,
             earlier=earlier.label_references if earlier else (),
         ),

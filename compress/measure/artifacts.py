@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact.folder import whole
-from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels, seed_of
+from compress.artifact.labels import GivenLabels, fitted, labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.measure import harness
 from compress.measure.turns import Target
@@ -20,6 +20,7 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 from compress.text.examples import Examples
+from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
@@ -94,6 +95,7 @@ def _texts(
             "which may have trained on some of these rows"
         )
     rows, model = rows_of_labels(labelled, min(seeds, default=0)), meta_model(str(whole(first)))
+    rows = fitted(rows, model.config) if isinstance(rows, Labelled) else rows
     known = _labels(model, rows.kind, first)
     for path in artifacts:
         if (own := _labels(meta_model(str(whole(path))), rows.kind, path)) != known:
@@ -110,12 +112,12 @@ def _texts(
 def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:
     """Those of a model's head, which is for labels of a kind."""
     task = task_of(model.config)
-    if task.labels != kind:
+    if not task.judged_by(kind):
         raise UserError(
             f"{path}: is {task.noun} ({task}), which labels of the kind '{kind}' do not judge; give one "
             "that was fine-tuned on such labels"
         )
-    return labels_of(model.config)
+    return () if task.embeds else labels_of(model.config)
 
 
 def _few(names: Sequence[str]) -> str:

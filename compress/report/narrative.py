@@ -135,7 +135,7 @@ def _speed_words(finding: Finding) -> str:
 
 
 def _at(line: Result) -> str:
-    if line.cosine_distance is not None:
+    if line.cosine_distance is not None and line.delta_score is None:
         return f"at a cosine similarity of {1 - line.cosine_distance:.4f} to the base's embeddings"
     if line.delta_score is not None:
         flips = f"flips {units.percent(line.flips)}" if line.flips is not None else ""

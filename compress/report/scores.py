@@ -1,7 +1,7 @@
 """How labels are spoken of: scores and metrics by their names, in hundredths, differences in points.
 
 Every score and metric is shown a hundred times as large as it is: a share of 0.415 as 41.5 %, a correlation
-of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is.
+of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is, as counts do.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,14 @@ _NAMES = {
     "span_recall": "span recall",
     "pearson": "Pearson correlation",
     "mean_squared_error": "mean squared error",
+    "mrr": "MRR",
+    "ndcg_at_10": "nDCG@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "ranked_queries": "queries that are ranked",
 }
-_AS_IT_IS = ("mean_squared_error",)
+_AS_IT_IS = ("mean_squared_error", "candidates", "ranked_queries")
 _CORRELATIONS = ("spearman", "pearson", "matthews")
 
 

@@ -20,6 +20,7 @@ from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import weight_file_bytes
 from compress.artifact.folder import MANIFEST
+from compress.artifact.labels import fitted
 from compress.context import lend
 from compress.errors import UserError, staying
 from compress.host.memory import give_back, reset_peak
@@ -43,7 +44,7 @@ from compress.text.documents import Document, load_documents, text_hash
 from compress.text.examples import Examples
 from compress.text.labelled.as_text import documents_of, text_of
 from compress.text.labelled.base import Labelled
-from compress.text.labelled.encoded import encoded
+from compress.text.labelled.encoded import LabelledData, encoded
 from compress.text.labelled.load import load_labelled
 from compress.text.translation import Translation, translation
 from compress.text.windows import (
@@ -71,6 +72,7 @@ class Made:
     data_record: DataRecord
     evaluation: Windows | Examples  # what quality is measured on: texts with labels where the base has a head
     steps: dict[str, Path]  # fingerprint -> folder of every finished step
+    judging: LabelledData | None = None  # the labelled texts, where they say how good the base is
 
 
 def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line: None) -> Made:
@@ -86,7 +88,7 @@ def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line:
     maker.store.forget_others(maker.used)
     steps = {found: maker.store.path(found) for found in maker.used}
     part()
-    return Made(folder, variants, maker.data, maker.data_record(), maker.evaluation(), steps)
+    return Made(folder, variants, maker.data, maker.data_record(), maker.evaluation(), steps, maker.judging)
 
 
 def join(recipe: Recipe, folder: Path) -> None:
@@ -124,7 +126,12 @@ class _Maker:
     def labelled(self) -> Labelled | None:
         """The recipe's labelled rows."""
         config = self.recipe.data.labelled
-        return None if config is None else load_labelled(config, self.recipe.seed)
+        if config is None:
+            return None
+        given = load_labelled(config, self.recipe.seed)
+        if self.recipe.model.create is not None:
+            return given
+        return fitted(given, load_config(self.store.path(self.source)))
 
     @cached_property
     def documents(self) -> list[Document]:
@@ -167,7 +174,8 @@ class _Maker:
         labelled = None
         if self.labelled is not None:
             names = numbering(config, self.labelled.kind, self.labelled.names)
-            labelled = encoded(self.labelled, names, tokenizer, longest_text(meta_model(str(source))))
+            longest, embeds = longest_text(meta_model(str(source))), task_of(config).embeds
+            labelled = encoded(self.labelled, names, tokenizer, longest, embeds=embeds)
             if self.recipe.data.text == LABELLED:
                 return text_of(self.recipe.data, labelled, tokenizer)
         training = needs(self.recipe, "train")
@@ -181,11 +189,18 @@ class _Maker:
 
     def evaluation(self) -> Windows | Examples:
         """Texts with labels where the base has a head for them; else windows of text."""
+        labelled = self.judging
+        return self.data.evaluation if labelled is None else labelled.evaluation
+
+    @cached_property
+    def judging(self) -> LabelledData | None:
+        """The labelled texts as the base reads them, where they say how good it is."""
+        source, labelled = self.store.path(self.source), self.data.labelled
         task = task_of(load_config(self.store.path(self.ends["base"])))
-        labelled = self.data.labelled
-        if labelled is not None and task.labels == labelled.kind:
-            return labelled.evaluation
-        return self.data.evaluation
+        if labelled is None or not task.judged_by(labelled.kind):
+            return None
+        longest = longest_text(meta_model(str(source)))
+        return labelled.apart(load_tokenizer(source), longest, wanted=task.embeds)
 
     def variant(self, name: str) -> VariantRecord:
         """Run a variant's chain and show its end as a folder; its parents have run before."""

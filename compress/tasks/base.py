@@ -95,6 +95,10 @@ class Task(ABC):
         """What a model is asked about a text with labels, of tasks that have `labels`."""
         return Question(example.ids, slice(None), example.targets, example.types)
 
+    def judged_by(self, kind: str) -> bool:
+        """Whether labels of a kind say how good a model of it is."""
+        return self.labels == kind
+
     def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:
         """A torch model's answer to tokens (batch, length): (batch, positions, width).
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import UserError
-from compress.text.examples import Examples, encode
+from compress.text.examples import Examples, encode, encode_apart
 from compress.text.labelled.base import Labelled
 
 
@@ -39,6 +39,19 @@ class LabelledData:
         """Of what is learnt from: the examples to train on and those that decide when to stop."""
         return f"{self.train.sha256} {self.heldout.sha256}"
 
+    @property
+    def paired(self) -> bool:
+        """Whether rows have two texts."""
+        return paired(self.train.rows)
+
+    def apart(self, tokenizer: Any, longest: int, *, wanted: bool) -> "LabelledData":
+        """The same rows, texts of pairs each by itself where that is wanted, else as one text."""
+        train, heldout, evaluation = (
+            part.apart(tokenizer, longest, wanted=wanted)
+            for part in (self.train, self.heldout, self.evaluation)
+        )
+        return LabelledData(self.source, train, heldout, evaluation, self.notes)
+
     def cut_by(self, tokenizer: Any, longest: int) -> "LabelledData":
         """The same rows for a model of another tokenizer."""
         train, heldout, evaluation = (
@@ -47,13 +60,24 @@ class LabelledData:
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
 
 
-def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int) -> LabelledData:
+def paired(rows: Sequence[Any]) -> bool:
+    """Whether all rows have two texts."""
+    return bool(rows) and all(row.pair is not None for row in rows)
+
+
+def encoded(
+    labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int, *, embeds: bool = False
+) -> LabelledData:
     """Rows as examples; `names`: of the labels in the order of their numbers, all of the data's among them.
 
-    `longest`: the most tokens that the model takes.
+    `longest`: the most tokens that the model takes; `embeds`: whether it does, so that it reads the texts of
+    pairs with a number each by itself, as anybody reads those of pairs without a label.
     """
+    apart = labelled.kind == "pair" or (embeds and labelled.kind == "number" and paired(labelled.train))
     parts = {
-        part: encode(getattr(labelled, part), labelled.kind, names, tokenizer, longest)
+        part: (encode_apart if apart else encode)(
+            getattr(labelled, part), labelled.kind, names, tokenizer, longest
+        )
         for part in ("train", "heldout", "evaluation")
     }
     if not len(parts["evaluation"]):

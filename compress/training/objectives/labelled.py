@@ -4,6 +4,8 @@
                       label's weight; of words the mean over those that carry a label
     several labels    the mean over labels of -t ln p - (1 - t) ln (1 - p)
     a number          (z - t)^2
+    relevance         softplus(z) - t z of pairs whose numbers are 0 and 1 alone: binary cross-entropy, as
+                      sentence-transformers trains a CrossEncoder of one output
 
 The held-out loss is of the same kind, without smoothing and weights; or one minus the task's own score, so
 that what is stopped by is what is asked for.
@@ -41,6 +43,7 @@ def labelled_examples(
     smoothing: float = 0.0,
     weights: NDArray[np.float64] | None = None,
     stop_by: StopBy = "loss",
+    loss_kind: str | None = None,
 ) -> Objective:
     """The objective of a task that has labels.
 
@@ -52,15 +55,16 @@ def labelled_examples(
         smoothing: s.
         weights: of the labels, (labels,).
         stop_by: what is told of the held-out examples.
+        loss_kind: `Examples.loss_kind` of those to learn from; None: the task's kind of labels.
     """
-    kind = str(task.labels)
+    kind = loss_kind or str(task.labels)
     minimised = label_loss(kind, smoothing, weights)
 
     def loss(outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
         return minimised(outputs.logits.float(), targets)
 
     def judge(model: Any, precision: Precision) -> float:
-        return heldout_loss(model, task, heldout, padding, precision, stop_by)
+        return heldout_loss(model, task, heldout, padding, precision, stop_by, kind)
 
     return Objective(loss, ask=ask, material=material, heldout=judge)
 
@@ -88,16 +92,26 @@ def label_loss(kind: str, smoothing: float = 0.0, weights: NDArray[np.float64] |
     def number(logits: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(logits.flatten(), targets.flatten().float())
 
-    return {"class": one, "tags": one, "classes": several, "number": number}[kind]
+    def relevance(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits.flatten(), targets.flatten().float())
+
+    losses = {"class": one, "tags": one, "classes": several, "number": number, "relevance": relevance}
+    return losses[kind]
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: Any, task: Task, examples: Examples, padding: int, precision: Precision, stop_by: StopBy
+    model: Any,
+    task: Task,
+    examples: Examples,
+    padding: int,
+    precision: Precision,
+    stop_by: StopBy,
+    loss_kind: str | None = None,
 ) -> float:
-    """The mean loss of examples, or one minus their score."""
+    """The mean loss of examples, of the task's kind or another, or one minus their score."""
     device = next(model.parameters()).device
-    loss, total, count = label_loss(str(task.labels)), 0.0, 0
+    loss, total, count = label_loss(loss_kind or str(task.labels)), 0.0, 0
     judged = Judged([], [], [], examples.names)
     with evaluating(model):
         for start in range(0, len(examples), _TOGETHER):
