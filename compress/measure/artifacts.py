@@ -103,7 +103,10 @@ def _texts(
                 f"{path}: has other labels than {first}, or in another order ({_few(own)}; {_few(known)}); "
                 "measure it on its own"
             )
-    examples = labelled_for(model, _tokenizer(first), rows).evaluation
+    tokenizer = _tokenizer(first)
+    examples = labelled_for(model, tokenizer, rows).evaluation
+    if task_of(model.config).embeds:  # whatever the rows are: of one text it refuses them
+        examples = examples.apart(tokenizer, longest_text(model), wanted=True)
     if isinstance(labelled, str | Path | LabelledConfig):
         say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
     return examples

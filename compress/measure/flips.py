@@ -132,6 +132,7 @@ def _decisions(ours: Judged, theirs: Judged, sets: bool) -> Iterator[_Decision]:
         now, before = (each.decisions[number] for each in (ours, theirs))
         if (theirs.targets[number] == before).all():
             right = before  # where several are right, the one that was found
+            now = before if (ours.targets[number] == now).all() else now
         sure, was_sure = (each.confidences[number] for each in (ours, theirs))
         if sets:
             told = [

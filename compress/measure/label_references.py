@@ -5,8 +5,9 @@ TF-IDF of words (scikit-learn, its defaults but for the strength, C = 10). Of wo
 most often has in training, and of a word that training lacks the most frequent label of all. Of a tie the
 first label in the order of their numbers.
 
-Of pairs without a label, or with a number: the cosine of their TF-IDF vectors (words and inverse frequencies
-of the training texts, 1 + ln of counts), as if that were a model which embeds them.
+Of pairs without a label, or with a number: the cosine of their TF-IDF vectors (1 + ln of counts; words and
+inverse frequencies of all texts, those to judge by too, since whoever searches has them), as if that were a
+model which embeds them.
 
 Scores and metrics are the task's own, with the same resampled texts. Limits: the regression is fitted on at
 most 20,000 texts, drawn at random, and on the most frequent words, so that words times labels stay below four
@@ -116,7 +117,7 @@ def _by_cosine(data: LabelledData, seed: int, fingerprint: str) -> list[LabelRef
     known, own = distinct_texts(data.train.rows), distinct_texts(data.evaluation.rows)
     words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
     try:
-        words.fit(known)
+        words.fit([*known, *own])
     except ValueError:  # no word in any text
         return []
     vectors = words.transform(own)  # of length one, or of none
@@ -133,7 +134,7 @@ def _by_cosine(data: LabelledData, seed: int, fingerprint: str) -> list[LabelRef
     judge = BY_KIND[data.kind]
     judged = (ranked if data.kind == "pair" else compared_pairs)(pairs, similarity)
     groups = _groups(data.evaluation)
-    return [_told(COSINE, judge, judged, len(known), seed, fingerprint, groups)]
+    return [_told(COSINE, judge, judged, len(known) + len(own), seed, fingerprint, groups)]
 
 
 def _targets(examples: Examples) -> list[Floats]:
