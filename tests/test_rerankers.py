@@ -12,7 +12,9 @@ from pair_examples import labelled, passages
 from sklearn.metrics import ndcg_score
 from test_labelled_tasks import forward
 from test_pairs_judged import recipe, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from compress.artifact.bundle import Bundle
 from compress.artifact.labels import fitted, labelled_for
 from compress.errors import UserError
 from compress.measure.label_references import COSINE, REGRESSION, label_references
@@ -141,6 +143,26 @@ def test_a_cross_encoder_keeps_its_one_output_on_labels_0_and_1(tmp_path):
         Distill(epochs=3.0, batch=8, learning_rate=3e-3, cross_entropy=0.5), labelled=given, base=tuned
     )
     assert student.notes["heldout_after"] < student.notes["heldout_before"]
+
+
+def test_stock_libraries_give_the_same_numbers_afterwards(tmp_path):
+    own = cross_encoder().apply(Finetune(epochs=1, batch=8), labelled=labelled(ROWS, "number", 40, 8))
+    own.save(tmp_path / "out")
+    given = [(row.text, row.pair) for row in ROWS[:8]]
+    again = Bundle.load(tmp_path / "out")  # with the tokenizer as its files say it
+    ours = [row[0] for _, row in sorted(zip(*places(again, ROWS[:8]), strict=True))]
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        logits = [float(stock(**tokenizer(*pair, return_tensors="pt")).logits) for pair in given]
+    assert ours == pytest.approx(logits, abs=1e-5)
+    encoder = pytest.importorskip("sentence_transformers").CrossEncoder(str(tmp_path / "out"), device="cpu")
+    assert encoder.predict(given, activation_fn=torch.nn.Identity()).tolist() == pytest.approx(ours, abs=1e-4)
+
+
+def places(own, rows):
+    cut, found = scored(own, rows)
+    return cut.order, found.decisions
 
 
 def test_tf_idf_ranks_the_same_passages():
