@@ -203,7 +203,7 @@ def test_a_run_judges_every_artifact_in_its_runtime(ran):
     assert judged["label_references"][0]["name"] == COSINE
     page = (ran / "run" / "report.md").read_text()
     assert "MRR" in page
-    assert "TF-IDF and cosine" in page
+    assert "the strongest reference, TF-IDF and cosine: MRR" in page
     assert len(rows) == 150
     companions = ran / "run" / "int8" / "1_Pooling" / "config.json"
     assert json.loads(companions.read_text())["pooling_mode_cls_token"] is True

@@ -67,3 +67,10 @@ def test_a_text_does_not_find_itself():
     vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.8, 0.4]])
     found = ranked([(0, 1), (2, 0)], cosines_between(vectors))
     assert [each.ranks.tolist() for each in found.rankings] == [[1], [2]], "0 is no candidate of itself"
+
+
+def test_of_equal_candidates_a_wrong_one_is_found_first():
+    found = ranked([(0, 1), (2, 3)], cosines_between(np.ones((4, 2))))
+    assert [int(each[0]) for each in found.decisions] == [3, 1]
+    assert [int(each[0]) for each in found.targets] == [1, 3]
+    assert [each.ranks.tolist() for each in found.rankings] == [[2], [2]]
