@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
+from compress.models.attention_layers import closable
 from compress.models.layers import linear_layers
 from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
@@ -94,7 +95,9 @@ class PruneStructured(Pass):
         whole = sum(p.numel() for p in model.parameters())
         blocks = sum(p.numel() for block in decoder_blocks(model)[1] for p in block.parameters())
         if self.target is None:
-            left = (1 - self.blocks) * (1 - (self.heads + 2 * self.neurons) / 3)
+            stay = closable(model) and self.width != self.heads  # as zeros
+            heads = 0.0 if stay else self.heads
+            left = (1 - self.blocks) * (1 - (heads + 2 * self.neurons) / 3)
             return (1 - self.width) * (1 - blocks / whole * (1 - left))
         size = {"block_parameters": blocks, "bytes": 4 * whole}.get(self.target.measure, whole)
         left = self.target.value if self.target.value <= 1 else self.target.value / size
