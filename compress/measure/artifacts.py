@@ -108,7 +108,7 @@ def _texts(
     if task_of(model.config).embeds:  # whatever the rows are: of one text it refuses them
         examples = examples.apart(tokenizer, longest_text(model), wanted=True)
     if isinstance(labelled, str | Path | LabelledConfig):
-        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+        say(f"judged by {len(examples.rows)} texts of {rows.source}, the part that is left out of training")
     return examples
 
 

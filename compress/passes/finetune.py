@@ -17,7 +17,8 @@ Which weights to keep is decided by the held-out rows of the data; where there a
 which the plan and the notes say: there early stopping sees no overfitting.
 
 Cost: 6 operations per parameter and token of the texts, `epochs` times; 4 with `lora`. Limits: one head;
-texts longer than the model takes are cut off, which the run says.
+texts longer than the model takes are cut off, which the run says. Long contexts of questions are several
+examples (text/passages.py).
 """
 
 from collections.abc import Mapping
@@ -242,6 +243,10 @@ def _counts(data: LabelledData) -> NDArray[np.float64]:
     """How often each label is right in training."""
     if data.kind == "number":
         raise UserError("finetune.class_weights: numbers have no classes; leave it at none")
+    if not data.names:
+        raise UserError(
+            f"finetune.class_weights: labels of the kind '{data.kind}' have no classes; leave it at none"
+        )
     found = np.concatenate([item.targets for item in data.train.items])
     if data.kind == "classes":
         return np.stack([item.targets for item in data.train.items]).sum(0).astype(np.float64)

@@ -82,7 +82,8 @@ def encoded(
     }
     if not len(parts["evaluation"]):
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
-    cut = {part: examples.cut for part, examples in parts.items()}
-    return LabelledData(
-        labelled.source, **parts, notes={**labelled.notes, "cut_off": cut, "longest": longest}
-    )
+    notes = {**labelled.notes, "cut_off": {part: examples.cut for part, examples in parts.items()}}
+    notes["longest"] = longest
+    if any(len(examples) > len(examples.rows) for examples in parts.values()):  # long contexts are several
+        notes["examples"] = {part: len(examples) for part, examples in parts.items()}
+    return LabelledData(labelled.source, **parts, notes=notes)
