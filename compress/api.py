@@ -261,7 +261,7 @@ def _beside_labels(
     recipe: Recipe, made: Made, earlier: RunRecord | None, protocol: MeasureProtocol, say: Say
 ) -> list[LabelReference]:
     """Simple models of the training texts, and the decoder that the recipe asks for labels."""
-    labelled, known = made.data.labelled, earlier.label_references if earlier else ()
+    labelled, known = made.judging or made.data.labelled, earlier.label_references if earlier else ()
     if labelled is None or not isinstance(made.evaluation, Examples):
         return []
     rows = label_references(labelled, seed=protocol.seed, earlier=known)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact.folder import whole
-from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels, seed_of
+from compress.artifact.labels import GivenLabels, fitted, labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.measure import harness
 from compress.measure.prompt_reference import require_asked
@@ -115,6 +115,7 @@ def _texts(
         examples = _asked(artifacts, first, rows, prompt)
         say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
         return examples
+    rows = fitted(rows, model.config) if isinstance(rows, Labelled) else rows
     known = _labels(model, rows.kind, first)
     if task_of(model.config).predicts:  # tokens are what is judged
         _require_vocabulary(artifacts, first, base)
@@ -124,7 +125,10 @@ def _texts(
                 f"{path}: has other labels than {first}, or in another order ({_few(own)}; {_few(known)}); "
                 "measure it on its own"
             )
-    examples = labelled_for(model, _tokenizer(first), rows).evaluation
+    tokenizer = _tokenizer(first)
+    examples = labelled_for(model, tokenizer, rows).evaluation
+    if task_of(model.config).embeds:  # whatever the rows are: of one text it refuses them
+        examples = examples.apart(tokenizer, longest_text(model), wanted=True)
     if isinstance(labelled, str | Path | LabelledConfig):
         say(f"judged by {len(examples.rows)} texts of {rows.source}, the part that is left out of training")
     return examples
@@ -147,7 +151,7 @@ def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:
             f"{path}: is {task.noun} ({task}), which labels of the kind '{kind}' do not judge; give one "
             "that was fine-tuned on such labels"
         )
-    return labels_of(model.config)
+    return () if task.embeds else labels_of(model.config)
 
 
 def _few(names: Sequence[str]) -> str:

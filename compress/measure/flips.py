@@ -1,6 +1,7 @@
 """What changed beside the base: the confusion of decisions, and the worst of those that were lost.
 
-A decision is a text's label, its set of labels, or a word's label. It has changed where it is not the
+A decision is a text's label, its set of labels, a word's label, or which text is found first for another.
+It has changed where it is not the
 base's; it is lost where the base's was right and this one is not. The worst are those with the largest
 product of both confidences, the base's in what was right and the variant's in what is wrong: there nothing
 warns. Of a set of labels the confidence is the product over labels, which are independent sigmoids. An answer
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +26,18 @@ from compress.measure.turns import Target
 from compress.records.flips import Change, Flip, FlipBook, FlipsRecord
 from compress.records.results import Result
 from compress.tasks.answers import NO_PLACE
-from compress.tasks.decisions import Judged
+from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.question_answering import QUESTION_ANSWERING, Answers
+from compress.tasks.registry import task_named
+from compress.tasks.retrieval import RETRIEVAL, Ranked
 from compress.text.examples import SPAN, Examples, LabelledRow
+from compress.text.labelled.base import Row
 from compress.text.windows import Windows
 
 MOST_CHANGES = 20
 WORST = 10
 CHARACTERS = 300  # of a text
+_CANDIDATE = 120  # characters of one that stands in the place of a label
 _CUT = "…"
 NONE = "none"  # of a set without labels
 RIGHT, PART, OTHER, NO_ANSWER = "the answer", "part of it", "another answer", "no answer"
@@ -98,9 +103,13 @@ def flips_of(
 
     `tokenizer`: the one that cut the examples, which tells what words carry a label.
     """
-    ours, theirs = (Judged.of(asdict(each)) for each in (scores, base))
-    if ours is None or theirs is None or examples.kind not in ("class", "classes", "tags", SPAN):
+    if examples.kind not in ("class", "classes", "tags", "pair", SPAN):
         return None
+    ours, theirs = (_judged(each) for each in (scores, base))
+    if ours is None or theirs is None:
+        return None
+    if examples.kind == "pair":
+        ours = replace(ours, names=tuple(_cut(text, _CANDIDATE) for text in examples.texts))
     if examples.kind == SPAN:
         count, changed = len(examples.rows), list(_answers(ours, theirs, examples))
     else:
@@ -116,14 +125,26 @@ def flips_of(
         decisions=count, lost=len(lost), gained=gained,
         otherwise=len(changed) - len(lost) - gained,
         changes=[Change(label=a, before=b, now=c, count=count) for (a, b, c), count in most],
-        worst=[_flip(each, examples, tokenizer) for each in worst],
+        worst=[_flip(each, examples, tokenizer, ours) for each in worst],
     )  # fmt: skip
+
+
+def _judged(scores: Scores) -> Judged | None:
+    task = task_named(scores.task)
+    if task is None:
+        return None
+    if isinstance(task.scoring, Decisions):
+        return task.scoring.judged(asdict(scores))
+    return RETRIEVAL.judged(asdict(scores)) if scores.pairs else None
 
 
 def _decisions(ours: Judged, theirs: Judged, sets: bool) -> Iterator[_Decision]:
     names = ours.names
     for number, right in enumerate(ours.targets):
         now, before = (each.decisions[number] for each in (ours, theirs))
+        if (theirs.targets[number] == before).all():
+            right = before  # where several are right, the one that was found
+            now = before if (ours.targets[number] == now).all() else now
         sure, was_sure = (each.confidences[number] for each in (ours, theirs))
         if sets:
             told = [
@@ -168,8 +189,11 @@ def _text(answers: Answers, number: int, context: str) -> str:
     return context[max(0, answers.first[number]) : max(0, answers.last[number])]
 
 
-def _flip(found: _Decision, examples: Examples, tokenizer: Any) -> Flip:
-    row = examples.rows[examples.order[found.text]]
+def _flip(found: _Decision, examples: Examples, tokenizer: Any, judged: Judged) -> Flip:
+    if isinstance(judged, Ranked):
+        row: LabelledRow = Row(examples.texts[judged.queries[found.text]], "")
+    else:
+        row = examples.rows[examples.order[found.text]]
     text, word, pair = _cut(row.text), None, None if row.pair is None else _cut(row.pair)
     if examples.kind == "tags":
         text, word = marked(row.words, _word(row, found.place, tokenizer))
@@ -208,5 +232,5 @@ def _around(text: str, start: int, end: int) -> tuple[str, tuple[int, int]]:
     return f"{before}{shown}{after}", (start + shift, min(end, first + CHARACTERS) + shift)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + _CUT
+def _cut(text: str, most: int = CHARACTERS) -> str:
+    return text if len(text) <= most else text[:most] + _CUT

@@ -5,6 +5,10 @@ TF-IDF of words (scikit-learn, its defaults but for the strength, C = 10). Of wo
 most often has in training, and of a word that training lacks the most frequent label of all. Of a tie the
 first label in the order of their numbers.
 
+Of pairs without a label, or with a number: the cosine of their TF-IDF vectors (1 + ln of counts; words and
+inverse frequencies of all texts, those to judge by too, since whoever searches has them), as if that were a
+model which embeds them.
+
 Scores and metrics are the task's own, with the same resampled texts. Limits: the regression is fitted on at
 most 20,000 texts, drawn at random, and on the most frequent words, so that words times labels stay below four
 million; a pair is one text to it. Words are all those of a row, also those beyond what the model takes.
@@ -15,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,15 @@ from compress.measure.statistics import statistic_interval
 from compress.records.flips import LabelReference
 from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.registry import task_labelled
-from compress.text.examples import Examples, LabelledRow
+from compress.tasks.retrieval import BY_KIND, compared_pairs, ranked
+from compress.text.examples import Examples, LabelledRow, distinct_texts
+from compress.text.labelled.duplicates import normal_form
 from compress.text.labelled.encoded import LabelledData
 
 MAJORITY = "always the most frequent label"
 REGRESSION = "TF-IDF and logistic regression"
 LEXICON = "most frequent label of each word"
+COSINE = "TF-IDF and cosine"
 _VERSION = 1  # of what is fitted: another one fits anew
 _ROWS, _WORDS, _WEIGHTS = 20_000, 20_000, 4_000_000
 _ITERATIONS = 1000
@@ -47,13 +54,15 @@ def label_references(
 
     `seed`: that of the resampling, and of the texts that the regression is fitted on.
     """
-    if data is None or data.kind not in ("class", "tags") or not len(data.train):
+    if data is None or data.kind not in (*_MODELS, *BY_KIND) or not len(data.train):
         return []
     told = f"{_VERSION} {seed} {data.train.sha256} {data.evaluation.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
     if known := [row for row in earlier if row.fingerprint == fingerprint]:
         return known
-    models = {LEXICON: _lexicon} if data.kind == "tags" else {MAJORITY: _majority, REGRESSION: _regression}
+    if data.kind not in _MODELS:
+        return _by_cosine(data, seed, fingerprint) if data.paired else []
+    models = _MODELS[data.kind]
     right = _targets(data.evaluation)
     rows = []
     for name, model in models.items():
@@ -68,16 +77,64 @@ def _judged(name: str, judged: Judged, data: LabelledData, seed: int, fingerprin
     assert task is not None
     scoring = task.scoring
     assert isinstance(scoring, Decisions)
+    groups = _groups(data.evaluation)
+    rows = len(data.train) if name != REGRESSION else min(len(data.train), _ROWS)
+    return _told(name, scoring, judged, rows, seed, fingerprint, groups)
+
+
+def _told(
+    name: str,
+    scoring: Decisions,
+    judged: Judged,
+    rows: int,
+    seed: int,
+    fingerprint: str,
+    groups: Sequence[int] = (),
+) -> LabelReference:
     statistic = scoring.statistic(judged)
     return LabelReference(
         name=name,
         score_name=scoring.name_for(judged.names),
         score=float(statistic(np.ones((1, len(judged.decisions))))[0]),
         score_ci95=statistic_interval(statistic, len(judged.decisions), seed=seed),
-        metrics=scoring.metrics(judged),
-        rows=len(data.train) if name != REGRESSION else min(len(data.train), _ROWS),
+        metrics=scoring.metrics(judged) | scoring.rankings(judged, groups),
+        rows=rows,
         fingerprint=fingerprint,
     )
+
+
+def _groups(examples: Examples) -> list[int]:
+    """The query of each row, in the order of the rows, as which references judge them."""
+    if not examples.groups:
+        return []
+    return [group for _, group in sorted(zip(examples.order, examples.groups, strict=True))]
+
+
+def _by_cosine(data: LabelledData, seed: int, fingerprint: str) -> list[LabelReference]:
+    """The cosine of TF-IDF vectors of two texts, in the place of a model that embeds or compares them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    known, own = distinct_texts(data.train.rows), distinct_texts(data.evaluation.rows)
+    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    try:
+        words.fit([*known, *own])
+    except ValueError:  # no word in any text
+        return []
+    vectors = words.transform(own)  # of length one, or of none
+    number = {normal_form(text): place for place, text in enumerate(own)}
+
+    def similarity(one: Any, other: Any) -> Floats:
+        found: Floats = (vectors[one] @ vectors[other].T).toarray()
+        return found
+
+    pairs = [
+        (number[normal_form(row.text)], number[normal_form(row.pair or "")], row.label or 0.0)
+        for row in data.evaluation.rows
+    ]
+    judge = BY_KIND[data.kind]
+    judged = (ranked if data.kind == "pair" else compared_pairs)(pairs, similarity)
+    groups = _groups(data.evaluation)
+    return [_told(COSINE, judge, judged, len(known) + len(own), seed, fingerprint, groups)]
 
 
 def _targets(examples: Examples) -> list[Floats]:
@@ -148,3 +205,9 @@ def _lexicon(data: LabelledData, seed: int) -> _Answer:
         [np.array([decision for decision, _ in row]) for row in found],
         [np.array([confidence for _, confidence in row]) for row in found],
     )
+
+
+_MODELS: Mapping[str, Mapping[str, Callable[[LabelledData, int], _Answer]]] = {
+    "class": {MAJORITY: _majority, REGRESSION: _regression},
+    "tags": {LEXICON: _lexicon},
+}

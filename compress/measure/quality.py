@@ -59,6 +59,7 @@ from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.likelihood import LIKELIHOOD
 from compress.tasks.registry import task_named
+from compress.tasks.retrieval import packed
 from compress.tasks.scoring import Decided, Scoring, Weighted
 from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
@@ -91,6 +92,9 @@ class Scores:
     targets: list[list[float]] | None = None
     confidences: list[list[float]] | None = None
     names: Sequence[str] = ()
+    vectors: list[str] | None = None  # of texts that are compared with one another, packed
+    pairs: Sequence[Sequence[float]] = ()  # of such texts (text/apart.py)
+    groups: Sequence[int] = ()  # the query that each text is a candidate of
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -100,7 +104,7 @@ class Scores:
             columns = [getattr(part, name) for part in parts]
             return None if columns[0] is None else [value for column in columns for value in column]
 
-        others = ("task", "names")
+        others = ("task", "names", "pairs", "groups")
         names = [column.name for column in fields(cls) if column.name not in others]
         return cls(**{name: lists(name) for name in names}, **{n: getattr(parts[0], n) for n in others})
 
@@ -165,6 +169,7 @@ def score(
     """
     scoring, tokens, found = task.scoring, [], []
     decided: list[Decided | None] = []
+    vectors: list[str] = []
     rows = None if translated is None else translated.rows
     if translated is not None and task.predicts and rows is None:
         base = None  # its positions are others
@@ -193,6 +198,8 @@ def score(
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         found.append(sums)
         decided.append(task.decided(logits, asked))
+        if isinstance(windows, Examples) and windows.pairs:
+            vectors.append(packed(logits))
         tokens.append(scoring.counted(theirs.get(index, asked.targets)))
         if keep is not None:
             if index == part.start:
@@ -202,6 +209,9 @@ def score(
     columns = scoring.columns(found, compared=base is not None)
     names = windows.names if isinstance(windows, Examples) else ()
     columns = {**columns, **_decided(decided)}
+    if isinstance(windows, Examples):
+        columns |= {"pairs": windows.pairs, "groups": windows.groups}
+        columns |= {"vectors": vectors} if windows.pairs else {}
     return Scores(**columns, tokens=tokens, task=task.name, names=names)
 
 
@@ -302,8 +312,8 @@ class _Resampling:
             return mean_interval(sums, self.tokens, seed=self.seed)
         return paired_interval(sums, base, self.tokens, seed=self.seed)
 
-    def of(self, statistic: Weighted, /) -> tuple[float, float] | None:
-        return statistic_interval(statistic, len(self.tokens), seed=self.seed)
+    def of(self, statistic: Weighted, blocks: int | None = None, /) -> tuple[float, float] | None:
+        return statistic_interval(statistic, len(self.tokens) if blocks is None else blocks, seed=self.seed)
 
 
 def _save(file: Path, logits: Logits) -> None:

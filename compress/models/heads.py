@@ -15,6 +15,7 @@ from compress.models.checkpoints import quiet_transformers
 from compress.models.conv1d import linears
 from compress.models.tying import settled
 from compress.tasks.base import Task
+from compress.tasks.embedding import Embedding
 from compress.tasks.registry import task_of
 
 _T = TypeVar("_T")
@@ -73,6 +74,40 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
             f"finetune: a {type(made).__name__} has '{missing[0]}', and the model has no such part"
         )
     _body(made).load_state_dict({name: body[name] for name in own if name in body}, strict=False)
+    return settled(made).eval()
+
+
+def without_head(model: Any, task: Embedding) -> Any:
+    """A model that embeds with the body of `model`, which stays as it is; itself where it does so.
+
+    Raises:
+        UserError: no encoder, which alone embeds here.
+    """
+    import transformers
+
+    if task_of(model.config) is task:
+        return model
+    config = copy.deepcopy(model.config)
+    config.pooling, config.problem_type = task.pooling, None
+    if task_of(model.config).embeds:  # of the same states, pooled in another way
+        own = copy.deepcopy(model)
+        own.config = config
+        return own
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            torch.manual_seed(0)  # of a pooler, which nothing reads
+            made = linears(getattr(transformers, task.auto_class).from_config(config, dtype=torch.float32))
+        made.config.architectures = [type(made).__name__]
+        known = task_of(made.config) is task
+    except (ValueError, UserError):
+        known = False
+    if not known:
+        raise UserError(
+            f"finetune: pairs teach an encoder to embed, and this is {task_of(model.config).noun} of "
+            f"model_type '{config.model_type}'; give an encoder (BERT, RoBERTa, ModernBERT ...)"
+        )
+    body, own = _body(model).state_dict(), made.state_dict()
+    made.load_state_dict({name: body[name] for name in own if name in body}, strict=False)
     return settled(made).eval()
 
 

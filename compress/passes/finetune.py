@@ -7,6 +7,9 @@ decoder with its own head learns what the assistant says, and what is said to it
 blocks that are unfrozen one after the other, averages, early stopping by the task's own score. Pruned weights
 stay zero, so it heals a pruned classifier.
 
+Pairs of texts without a label teach an encoder to embed (objectives/pairs.py): it gets no head, and pools
+its states as its files say, or `pooling`. So do pairs with a number where either says how.
+
 With `lora` only small matrices beside the weights learn, and the head: they are merged into the weights when
 the pass ends (models/adapters.py), so that what comes out is a model as any other. What they would put where
 weights are pruned is left out in the end; the notes say how much that was, and what it cost. With `augment`
@@ -32,11 +35,13 @@ from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.models import adapters
-from compress.models.heads import outside_body, renamed, with_head
+from compress.models.companions import pooled_by
+from compress.models.heads import outside_body, renamed, with_head, without_head
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task, longest_text
-from compress.tasks.registry import TASKS, task_labelled, task_of
+from compress.tasks.embedding import Embedding
+from compress.tasks.registry import TASKS, task_learnt, task_of
 from compress.text.labelled.encoded import LabelledData
 from compress.training.augmentation import Augment, Augmented
 from compress.training.example_batches import ExampleBatches
@@ -45,7 +50,9 @@ from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.objectives.chats import answers_of_chats
 from compress.training.objectives.labelled import StopBy, labelled_examples
+from compress.training.objectives.pairs import embedded_pairs
 from compress.training.optimizers import OptimizerName, ScheduleName
+from compress.training.pair_batches import PairBatches
 from compress.training.plan import Optimization
 
 
@@ -89,6 +96,11 @@ class Finetune(Pass, Optimization):
         "score",
         description="of the held-out texts, what decides which weights to keep; of chats it is the loss",
     )
+    pooling: Literal["mean", "cls", "lasttoken"] | None = Field(
+        None,
+        description="of pairs: which states embed a text; null: as the model's files say, or their mean",
+    )
+    scale: float = Field(20.0, gt=0, le=1000, description="of pairs: of cosines; one over the temperature")
     lora: Lora | None = Field(None, description="learn adapters, merged in the end; null: learn the weights")
     augment: Augment | None = Field(
         None, description="change words of texts, anew in every epoch; null: none"
@@ -134,12 +146,20 @@ class Finetune(Pass, Optimization):
         data = context.data.labelled
         if data is None:
             raise UserError("finetune: needs labels; give data.labelled, or labelled= to apply")
-        task = task_labelled(data.kind)
+        task = task_learnt(bundle.model.config, data.kind, paired=data.paired, pooling=self.pooling)
         if task is None or task.stacks != 1:
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
         if (reason := self.refuses_labels(data.kind)) is not None:
             raise UserError(f"finetune.{reason}")
+        data = data.apart(bundle.tokenizer, longest_text(bundle.model), wanted=task.embeds)
         result = bundle.clone()
+        if isinstance(task, Embedding):
+            return self._embed(result, task, data, context)
+        if self.pooling is not None:
+            raise UserError(
+                f"finetune.pooling: is of pairs of texts that are embedded, and these are labels of the kind "
+                f"'{data.kind}'; set labelled.kind to pair, or leave it out"
+            )
         model = with_head(result.model, task, data.names, context.seed)
         masks = renamed(bundle.masks, result.model, model)
         padding = bundle.tokenizer.pad_token_id or 0
@@ -153,17 +173,19 @@ class Finetune(Pass, Optimization):
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
         heldout = data.heldout if len(data.heldout) else data.train
+        stop_by: StopBy = "loss" if task.labels is None else self.stop_by
         if task.labels is None:  # it keeps its head, and what is judged is what is minimised
-            stop_by: StopBy = "loss"
             objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
         else:
-            stop_by = self.stop_by
             objective = labelled_examples(
                 task, batches, heldout, padding,
                 smoothing=self.label_smoothing, weights=self._weights(data), stop_by=stop_by,
+                loss_kind=data.train.loss_kind,
             )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
         facts |= {"cut_off": data.train.cut, "stop_by": stop_by}
+        if data.train.loss_kind != data.kind:
+            facts["loss"] = "binary cross-entropy: all numbers are 0 or 1"
         if model is not result.model:  # how states became a vector means nothing under it
             facts |= {"head": "new", "left_behind": sorted(bundle.companions)}
         facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
@@ -172,6 +194,32 @@ class Finetune(Pass, Optimization):
         else:
             notes = self._adapt(model, self.lora, objective, context, masks)
         return result.evolve(model=model, masks=masks, exports={}, notes={**facts, **notes})
+
+    def _embed(self, bundle: Bundle, task: Embedding, data: LabelledData, context: Context) -> Bundle:
+        """Train a model to embed the texts of pairs; `bundle` is a copy."""
+        for name in ("label_smoothing", "class_weights", "sampling", "augment"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise UserError(f"finetune.{name}: is for labels, and these are pairs of texts; leave it out")
+        model = without_head(bundle.model, task)
+        masks = renamed(bundle.masks, bundle.model, model)
+        padding = bundle.tokenizer.pad_token_id or 0
+        heldout = data.heldout if len(data.heldout) else data.train
+        batches = PairBatches(data.train, self.windows, context.seed, padding)
+        objective = embedded_pairs(task, batches, heldout, padding, scale=self.scale, stop_by=self.stop_by)
+        facts: dict[str, Any] = {"task": task.name, "pairs": len(data.train.pairs), "pooling": task.pooling}
+        facts |= {"texts": len(data.train), "cut_off": data.train.cut, "stop_by": self.stop_by}
+        if data.kind == "pair":
+            facts["negatives"] = f"the other texts of {min(self.batch, len(data.train.pairs))} pairs at most"
+        facts["judged_by"] = "held-out pairs" if len(data.heldout) else "training pairs: none are held out"
+        if self.lora is None:
+            notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
+        else:
+            notes = self._adapt(model, self.lora, objective, context, masks)
+        beside = pooled_by(bundle.companions, task.pooling, model.config, longest_text(model))
+        facts |= {} if beside == dict(bundle.companions) else {"pooling_files": "written"}
+        return bundle.evolve(
+            model=model, masks=masks, exports={}, companions=beside, notes={**facts, **notes}
+        )
 
     def _adapt(
         self, model: Any, lora: Lora, objective: Objective, context: Context, masks: Mapping[str, Tensor]

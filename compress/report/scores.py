@@ -1,7 +1,7 @@
 """How labels are spoken of: scores and metrics by their names, in hundredths, differences in points.
 
 Every score and metric is shown a hundred times as large as it is: a share of 0.415 as 41.5 %, a correlation
-of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is.
+of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is, as counts do.
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,14 @@ _NAMES = {
     "mean_squared_error": "mean squared error",
     "next_sentence_accuracy": "next sentences told right",
     "next_sentence_nll": "NLL of next sentences",
+    "mrr": "MRR",
+    "ndcg_at_10": "nDCG@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "ranked_queries": "queries that are ranked",
 }
-_AS_IT_IS = ("mean_squared_error", "next_sentence_nll")
+_AS_IT_IS = ("mean_squared_error", "next_sentence_nll", "candidates", "ranked_queries")
 _CORRELATIONS = ("spearman", "pearson", "matthews")
 
 

@@ -13,6 +13,7 @@ import torch
 
 from compress.artifact.applied import coverage_of
 from compress.artifact.folder import has_manifest, whole
+from compress.artifact.labels import fitted
 from compress.errors import UserError, staying
 from compress.formats import Format
 from compress.host.files import at_home, read_text
@@ -20,7 +21,7 @@ from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.adapters import check_adapter
 from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
-from compress.models.heads import numbering, with_head
+from compress.models.heads import numbering, with_head, without_head
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.estimate import Estimate, estimate
@@ -31,9 +32,11 @@ from compress.run.store import STEPS
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
 from compress.tasks.decisions import require_metrics
-from compress.tasks.registry import task_labelled, task_of
+from compress.tasks.embedding import Embedding
+from compress.tasks.registry import task_learnt, task_of
 from compress.text.documents import load_documents
 from compress.text.labelled.base import Labelled
+from compress.text.labelled.encoded import paired
 from compress.text.labelled.load import load_labelled
 from compress.text.windows import LABELLED
 from compress.training.teaching.fields import TaskFields
@@ -92,13 +95,15 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
             found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
             _check_labels(recipe, labels, step, now, f"{_where(name)}.{step.name()}")
             if "labelled" in step.requires():
-                now = _headed(now, labels, f"{_where(name)}.{step.name()}")
+                pooling = getattr(step, "pooling", None)
+                now = _headed(now, labels, pooling, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
         _check_task(name, ends)
         if name == "base":
             _check_judged(labels, now)
         _check_widths(recipe, name, model)
     _check_prompt(recipe, labels, ends["base"])
+    _check_pairs(labels, ends["base"])
     size = estimate(recipe, model, measured=measured, epoch_tokens=_epoch_tokens(labels, context))
     free = shutil.disk_usage(_existing(folder)).free
     done = sum(file.stat().st_size for file in (folder / STEPS).rglob("*") if file.is_file())
@@ -133,7 +138,7 @@ def _labels(recipe: Recipe, model: Any) -> Labelled | None:
     if recipe.data.labelled is None:
         return None
     require_metrics("data.labelled")
-    labelled = load_labelled(recipe.data.labelled, recipe.seed)
+    labelled = fitted(load_labelled(recipe.data.labelled, recipe.seed), model.config)
     numbering(model.config, labelled.kind, labelled.names)
     return labelled
 
@@ -206,15 +211,34 @@ def _check_prompt(recipe: Recipe, labels: Labelled | None, base: Any) -> None:
             )
 
 
-def _headed(model: Any, labels: Labelled | None, where: str) -> Any:
-    """The model, without data, that learns these labels."""
+def _headed(model: Any, labels: Labelled | None, pooling: str | None, where: str) -> Any:
+    """The model, without data, that learns these labels; `pooling`: as the step says."""
     if labels is None:
         raise UserError(f"{where}: learns labels, and there are none; give data.labelled")
-    task = task_labelled(labels.kind)
+    task = task_learnt(model.config, labels.kind, paired=paired(labels.train), pooling=pooling)
     if task is None:
         raise UserError(f"{where}: labels of the kind '{labels.kind}' are not learnt here")
+    if isinstance(task, Embedding):
+        with torch.device("meta"), staying(where):
+            return without_head(model, task)
+    if pooling is not None:
+        raise UserError(
+            f"{where}.pooling: is of pairs of texts that are embedded, and {labels.source} has labels of the "
+            f"kind '{labels.kind}'; set labelled.kind to pair, or leave it out"
+        )
     with torch.device("meta"), staying(where):
         return with_head(model, task, numbering(model.config, labels.kind, labels.names), 0)
+
+
+def _check_pairs(labels: Labelled | None, base: Any) -> None:
+    """Refuse a base that embeds texts, and rows of one text, which say nothing of how good it is."""
+    task = task_of(base.config)
+    if labels is not None and task.embeds and labels.kind == "number" and not paired(labels.train):
+        raise UserError(
+            f"labelled.pair: {labels.source} has one text in each row, and the base is {task.noun} that "
+            "embeds texts, which is judged by two; name the column of the second, or fine-tune the base on "
+            "the numbers"
+        )
 
 
 def _check_task(name: str, ends: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ _IN_ORDER: tuple[Task, ...] = (
     *(SEQ2SEQ, MASKED, MASKED_NEXT, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
 )
 
+EMBEDDINGS = (EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST)
 TASKS: frozenset[Task] = frozenset(_IN_ORDER)
 ONE_STACK = frozenset(task for task in TASKS if task.stacks == 1)  # of models with one list of blocks
 
@@ -49,6 +50,24 @@ def task_of(config: Any) -> Task:
 def task_labelled(kind: str) -> Task | None:
     """The task that is judged by labels of a kind, as `compress.text.labelled` calls it."""
     return next((task for task in _IN_ORDER if task.judged_by(kind)), None)
+
+
+def task_learnt(config: Any, kind: str, *, paired: bool = False, pooling: str | None = None) -> Task | None:
+    """The task of which a model becomes that learns labels of a kind.
+
+    Pairs without a label teach how texts are embedded; so do pairs with a number where the model says how it
+    pools its states, as a sentence-transformer's files do, or somebody does. Else a head is for the labels.
+
+    Args:
+        config: of the model as it is.
+        kind: of the labels.
+        paired: whether rows have two texts.
+        pooling: of the states, as somebody wants it; None: as the model says, else their mean.
+    """
+    pools = pooling or getattr(config, "pooling", None)
+    if kind == "pair" or (kind == "number" and paired and pools):
+        return next((task for task in EMBEDDINGS if task.pooling == (pools or EMBEDDING.pooling)), None)
+    return task_labelled(kind)
 
 
 def task_named(name: Any) -> Task | None:

@@ -3,8 +3,9 @@
 A text is cut with the specials that the tokenizer puts around it, a pair with those between; one that is
 longer than the model takes is cut off, of a pair the longer side, and counted. Of words with a label each the
 first piece carries it. A question whose context is too long is several examples (passages.py); chats are
-written by the model's template (chats.py). Examples of a length stand together, so that they go through a
-model at once without padding: what is measured of a text is what the model says of it alone.
+written by the model's template (chats.py). For a model that embeds, the texts of pairs are cut each by
+itself, every one once. Examples of a length stand together, so that they go through a model at once without
+padding: what is measured of a text is what the model says of it alone.
 
 Imports no model library: the process that is measured reads examples, too.
 """
@@ -28,6 +29,7 @@ from compress.tasks.answers import Passage
 from compress.tasks.base import UNKNOWN, Example
 from compress.text.chats import chat_items
 from compress.text.framing import NO_FRAME, Frame, frame_of
+from compress.text.labelled.duplicates import normal_form
 from compress.text.passages import Asked, again, passages
 from compress.text.prompts import Prompt, prompted
 from compress.text.translation import Translation
@@ -54,7 +56,7 @@ class Examples:
     """Texts with labels, those of a length together.
 
     Attributes:
-        kind: of the labels: class, classes, number, tags, span, chat.
+        kind: of the labels: class, classes, number, tags, span, chat, pair.
         names: of the labels, in the order of their numbers.
         items: the texts.
         order: which row of the data each is, or is a part of.
@@ -66,6 +68,9 @@ class Examples:
         tokenizer: digest of the one that cut them.
         prompt: how a decoder is asked for their labels, whose prompts the items are; None of other texts.
         choices: then the tokens of each label, in the order of their numbers.
+        pairs: where the texts of pairs are read each by itself: of every row the numbers of its two texts
+            among `items` and, of the kind `number`, its label.
+        groups: of each text that is a pair, which query it is of: the number of its first text.
     """
 
     kind: str
@@ -79,6 +84,8 @@ class Examples:
     tokenizer: str = ""
     prompt: Prompt | None = None
     choices: tuple[NDArray[np.int32], ...] = field(default=(), repr=False)
+    pairs: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
+    groups: tuple[int, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -109,6 +116,19 @@ class Examples:
         return np.concatenate([item.ids[begin : len(item.ids) - end] for item in self.items])
 
     @property
+    def texts(self) -> list[str]:
+        """Of pairs that are read apart, the texts of `items`."""
+        texts = distinct_texts(self.rows)
+        return [texts[number] for number in self.order]
+
+    @property
+    def loss_kind(self) -> str:
+        """What is minimised: the kind; of pairs whose numbers are 0 and 1 alone `relevance`."""
+        if self.kind != "number" or not self.groups:
+            return self.kind
+        return "relevance" if all(float(item.targets[0]) in (0.0, 1.0) for item in self.items) else self.kind
+
+    @property
     def sha256(self) -> str:
         """Of tokens, types and targets."""
         digest = hashlib.sha256(repr((self.kind, self.names)).encode())
@@ -119,6 +139,8 @@ class Examples:
                 digest.update(b"-" if part is None else part.tobytes())
             if item.passage is not None:
                 digest.update(json.dumps(item.passage.facts()).encode() + item.passage.places.tobytes())
+        if self.pairs:
+            digest.update(repr(self.pairs).encode())
         return digest.hexdigest()
 
     def cut_by(self, tokenizer: Any, longest: int) -> Examples:
@@ -131,7 +153,17 @@ class Examples:
             return self._with(found.items, self.order, len(found.cut), tokenizer)
         if self.prompt is not None:
             return self.asked_by(self.prompt, tokenizer, longest, self.order)
-        return encode(self.rows, self.kind, self.names, tokenizer, longest, self.order)
+        return self._cut(tokenizer, longest, self.order, bool(self.pairs))
+
+    def apart(self, tokenizer: Any, longest: int, *, wanted: bool) -> Examples:
+        """The same rows, the texts of pairs each by itself where that is wanted, else as one text."""
+        if not self.rows or wanted == bool(self.pairs):
+            return self
+        return self._cut(tokenizer, longest, None, wanted)
+
+    def _cut(self, tokenizer: Any, longest: int, order: Iterable[int] | None, apart: bool) -> Examples:
+        cut = encode_apart if apart else encode
+        return cut(self.rows, self.kind, self.names, tokenizer, longest, order)
 
     def asked_by(
         self, prompt: Prompt, tokenizer: Any, longest: int, order: Iterable[int] | None = None
@@ -194,6 +226,8 @@ class Examples:
             "per_token": np.array(self.prompt is None or self.prompt.per_token),
             "choices": np.concatenate([*self.choices, np.zeros(0, np.int32)]),
             "choice_lengths": np.array([len(choice) for choice in self.choices], dtype=np.int64),
+            "pairs": np.array(self.pairs, dtype=np.float64),
+            "groups": np.array(self.groups, dtype=np.int64),
             **self._passages(),
         }
         np.savez(file, **parts)
@@ -215,9 +249,13 @@ class Examples:
             for own, right, kinds, typed, text in zip(ids, targets, types, parts["typed"], texts, strict=True)
         )
         kind, *names = parts["names"].tolist()
+        pairs = tuple((int(first), int(second), *told) for first, second, *told in parts["pairs"].tolist())
         asked = [Prompt(template, bool(parts["per_token"])) for template in parts["prompt"].tolist()]
         choices = tuple(_apart(parts["choices"], parts["choice_lengths"])) if asked else ()
-        return cls(kind, tuple(names), tuple(items), prompt=next(iter(asked), None), choices=choices)
+        return cls(
+            kind, tuple(names), tuple(items), prompt=next(iter(asked), None), choices=choices,
+            pairs=pairs, groups=tuple(parts["groups"].tolist()),
+        )  # fmt: skip
 
     def _passages(self) -> dict[str, NDArray[Any]]:
         """In the file, where examples have some: their facts as JSON, and places one after another."""
@@ -290,7 +328,71 @@ def encode(
     return Examples(
         kind, tuple(names), tuple(items[each] for each in places), tuple(of[each] for each in places), cut,
         frame_of(tokenizer), size, tuple(rows), digest_of(tokenizer),
+        groups=_queries(rows, kind, [of[each] for each in places]),
     )  # fmt: skip
+
+
+def encode_apart(
+    rows: Sequence[LabelledRow],
+    kind: str,
+    names: Sequence[str],
+    tokenizer: Any,
+    longest: int,
+    order: Iterable[int] | None = None,
+) -> Examples:
+    """The texts of pairs, each distinct one once and by itself; arguments as of `encode`, but `order` is of
+    texts.
+
+    Raises:
+        UserError: rows of one text; a text of no token.
+    """
+    if single := [row for row in rows if row.pair is None]:
+        raise UserError(
+            f"labelled.pair: {single[0].text!r:.80} stands alone, where a model that embeds is judged by two "
+            "texts in each row; name the column of the second, or give a model with a head"
+        )
+    texts = distinct_texts(rows)
+    numbers = {normal_form(text): number for number, text in enumerate(texts)}
+    cut = encode([_Text(text) for text in texts], "pair", (), tokenizer, longest, order)
+    place = {number: index for index, number in enumerate(cut.order)}
+    pairs = tuple(
+        (
+            place[numbers[normal_form(row.text)]],
+            place[numbers[normal_form(row.pair or "")]],
+            *((float(row.label),) if kind == "number" else ()),
+        )
+        for row in rows
+    )
+    return replace(cut, kind=kind, rows=tuple(rows), pairs=pairs)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A row of one text, of which nothing is asked."""
+
+    text: str
+    pair: str | None = None
+    label: str = ""
+    words: tuple[str, ...] = ()
+
+
+def distinct_texts(rows: Sequence[LabelledRow]) -> list[str]:
+    """The texts of pairs in the order of their appearance, those that are alike but for case and spaces
+    once."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for text in (row.text, row.pair or ""):
+            found.setdefault(normal_form(text), text)
+    return list(found.values())
+
+
+def _queries(rows: Sequence[LabelledRow], kind: str, places: Sequence[int]) -> tuple[int, ...]:
+    """Of each example the number of its first text, where rows are pairs with one label or number."""
+    if kind not in ("class", "number") or any(row.pair is None for row in rows):
+        return ()
+    numbers: dict[str, int] = {}
+    own = [numbers.setdefault(normal_form(row.text), len(numbers)) for row in rows]
+    return tuple(own[place] for place in places)
 
 
 def _ordered(items: Sequence[Example], of: Sequence[int], order: Iterable[int] | None) -> list[int]:
@@ -330,6 +432,8 @@ def targets_of(
     row: LabelledRow, kind: str, numbers: Mapping[str, int], words: Sequence[int | None] = ()
 ) -> NDArray[Any]:
     """What is right about a row, as `Example.targets`; `words`: which word each token is of."""
+    if kind == "pair":
+        return np.array([UNKNOWN], dtype=np.int64)
     if kind == "number":
         return np.array([float(row.label)])
     if kind == "classes":

@@ -30,7 +30,7 @@ class LabelledConfig(BaseModel):
     source: str | list[str | Mixed] = Field(
         description="a file (.csv, .tsv, .jsonl, .json, .parquet, .conll), several, a folder with a file per "
         "part or laid out as GLUE ships it, 'datasets:NAME[/CONFIG][:SPLIT]', 'stdlib:package', "
-        "'stdlib:kinds', 'stdlib:docstring', or a list of {source, share, proxy}"
+        "'stdlib:kinds', 'stdlib:docstring', 'stdlib:passages', or a list of {source, share, proxy}"
     )
     evaluation: str | None = Field(
         None, description="a file of its own for evaluation; null: the folder's, or cut off the training rows"

@@ -6,7 +6,7 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example
-from compress.text.examples import Examples, encode
+from compress.text.examples import Examples, encode, encode_apart
 from compress.text.framing import require_known
 from compress.text.labelled.base import Labelled
 
@@ -41,12 +41,30 @@ class LabelledData:
         """Of what is learnt from: the examples to train on and those that decide when to stop."""
         return f"{self.train.sha256} {self.heldout.sha256}"
 
+    @property
+    def paired(self) -> bool:
+        """Whether rows have two texts."""
+        return paired(self.train.rows)
+
+    def apart(self, tokenizer: Any, longest: int, *, wanted: bool) -> "LabelledData":
+        """The same rows, texts of pairs each by itself where that is wanted, else as one text."""
+        train, heldout, evaluation = (
+            part.apart(tokenizer, longest, wanted=wanted)
+            for part in (self.train, self.heldout, self.evaluation)
+        )
+        return LabelledData(self.source, train, heldout, evaluation, self.notes)
+
     def cut_by(self, tokenizer: Any, longest: int) -> "LabelledData":
         """The same rows for a model of another tokenizer."""
         train, heldout, evaluation = (
             part.cut_by(tokenizer, longest) for part in (self.train, self.heldout, self.evaluation)
         )
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
+
+
+def paired(rows: Sequence[Any]) -> bool:
+    """Whether all rows have two texts."""
+    return bool(rows) and all(row.pair is not None for row in rows)
 
 
 def _largest(item: Example) -> int:
@@ -59,7 +77,13 @@ def _asked(examples: Examples) -> int:
 
 
 def encoded(
-    labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: int, rows: int | None = None
+    labelled: Labelled,
+    names: Sequence[str],
+    tokenizer: Any,
+    longest: int,
+    rows: int | None = None,
+    *,
+    embeds: bool = False,
 ) -> LabelledData:
     """Rows as examples.
 
@@ -69,12 +93,17 @@ def encoded(
         tokenizer: cuts them.
         longest: the most tokens that the model takes.
         rows: of the model's table of tokens; the texts, and what a chat template writes, may hold no others.
+        embeds: whether the model does, so that it reads the texts of pairs with a number each by itself, as
+            anybody reads those of pairs without a label.
 
     Raises:
         UserError: no row to judge by; a token beyond the model's rows.
     """
+    apart = labelled.kind == "pair" or (embeds and labelled.kind == "number" and paired(labelled.train))
     parts = {
-        part: encode(getattr(labelled, part), labelled.kind, names, tokenizer, longest)
+        part: (encode_apart if apart else encode)(
+            getattr(labelled, part), labelled.kind, names, tokenizer, longest
+        )
         for part in ("train", "heldout", "evaluation")
     }
     if not len(parts["evaluation"]):

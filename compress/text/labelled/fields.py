@@ -19,6 +19,7 @@ _PAIRS = (
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("#1 string", "#2 string"),
     ("anchor", "positive"), ("query", "positive"), ("query", "passage"), ("query", "document"),
     ("question", "sentence"), ("question", "passage"), ("question", "answer"), ("text", "text_pair"),
+    ("summary", "function"),
 )  # fmt: skip
 _TEXTS = (
     "text", "sentence", "utterance", "query", "question", "content", "review", "tweet", "comment", "body",

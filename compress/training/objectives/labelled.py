@@ -4,6 +4,8 @@
                       label's weight; of words the mean over those that carry a label
     several labels    the mean over labels of -t ln p - (1 - t) ln (1 - p)
     a number          (z - t)^2
+    relevance         softplus(z) - t z of pairs whose numbers are 0 and 1 alone: binary cross-entropy, as
+                      sentence-transformers trains a CrossEncoder of one output
     an answer         the mean over both ends of -sum_i t_i ln p_i, i the tokens of the text without
                       padding; label smoothing over all of them
 
@@ -44,6 +46,7 @@ def labelled_examples(
     smoothing: float = 0.0,
     weights: NDArray[np.float64] | None = None,
     stop_by: StopBy = "loss",
+    loss_kind: str | None = None,
 ) -> Objective:
     """The objective of a task that has labels.
 
@@ -55,15 +58,16 @@ def labelled_examples(
         smoothing: s.
         weights: of the labels, (labels,).
         stop_by: what is told of the held-out examples.
+        loss_kind: `Examples.loss_kind` of those to learn from; None: the task's kind of labels.
     """
-    kind = str(task.labels)
+    kind = loss_kind or str(task.labels)
     minimised = label_loss(kind, smoothing, weights)
 
     def loss(outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
         return minimised(logits_of(task, outputs, inputs), targets)
 
     def judge(model: Any, precision: Precision) -> float:
-        return heldout_loss(model, task, heldout, padding, precision, stop_by)
+        return heldout_loss(model, task, heldout, padding, precision, stop_by, kind)
 
     return Objective(loss, ask=ask, material=material, heldout=judge)
 
@@ -105,6 +109,9 @@ def label_loss(kind: str, smoothing: float = 0.0, weights: NDArray[np.float64] |
     def number(logits: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(logits.flatten(), targets.flatten().float())
 
+    def relevance(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits.flatten(), targets.flatten().float())
+
     def ends(logits: Tensor, targets: Tensor) -> Tensor:
         p = logits.transpose(1, 2).log_softmax(-1)  # (texts, length, 2) -> (texts, 2, length)
         right = p.gather(-1, targets[..., None])[..., 0]
@@ -114,16 +121,23 @@ def label_loss(kind: str, smoothing: float = 0.0, weights: NDArray[np.float64] |
         all_alike = p.where(text, 0.0).sum(-1) / text.sum(-1)
         return -((1 - smoothing) * right + smoothing * all_alike).mean()
 
-    return {"class": one, "tags": one, "classes": several, "number": number, "span": ends}[kind]
+    losses = {"class": one, "tags": one, "classes": several, "number": number}
+    return {**losses, "relevance": relevance, "span": ends}[kind]
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: Any, task: Task, examples: Examples, padding: int, precision: Precision, stop_by: StopBy
+    model: Any,
+    task: Task,
+    examples: Examples,
+    padding: int,
+    precision: Precision,
+    stop_by: StopBy,
+    loss_kind: str | None = None,
 ) -> float:
-    """The mean loss of examples, or one minus their score."""
+    """The mean loss of examples, of the task's kind or another, or one minus their score."""
     device = next(model.parameters()).device
-    loss, total, count = label_loss(str(task.labels)), 0.0, 0
+    loss, total, count = label_loss(loss_kind or str(task.labels)), 0.0, 0
     judged = Judged([], [], [], examples.names)
     with evaluating(model):
         for start in range(0, len(examples), _TOGETHER):

@@ -147,7 +147,7 @@ class _Taught:
         self.settings, self.teachers, self.inner, self.found = settings, teachers, inner, found
         self.padding, self.task = padding, task_of(student.model.config)
         self.kind = str(self.task.labels)
-        self.hard = label_loss(self.kind)
+        self.hard = label_loss(self.kind if found.labelled is None else found.labelled.train.loss_kind)
         self.not_words: Tensor | None = None
         if self.kind == "tags" and (settings.unlabelled or found.labelled is None):
             self.not_words = _not_words(student, f"{settings.name()}.unlabelled")
