@@ -3,7 +3,8 @@
 A decision is a text's label, its set of labels, or a word's label. It has changed where it is not the
 base's; it is lost where the base's was right and this one is not. The worst are those with the largest
 product of both confidences, the base's in what was right and the variant's in what is wrong: there nothing
-warns. Of a set of labels the confidence is the product over labels, which are independent sigmoids.
+warns. Of a set of labels the confidence is the product over labels, which are independent sigmoids. Texts
+that are written are decisions of another kind (changed_texts.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from compress.errors import UserError
 from compress.host.tokenizer_files import encoding
+from compress.measure.changed_texts import CHARACTERS, CUT, changed_texts, cut
 from compress.measure.quality import Scores
 from compress.measure.turns import Target
 from compress.records.flips import Change, Flip, FlipBook, FlipsRecord
@@ -27,8 +29,6 @@ from compress.text.windows import Windows
 
 MOST_CHANGES = 20
 WORST = 10
-CHARACTERS = 300  # of a text
-_CUT = "…"
 NONE = "none"  # of a set without labels
 
 
@@ -89,6 +89,8 @@ def flips_of(
 
     `tokenizer`: the one that cut the examples, which tells what words carry a label.
     """
+    if examples.kind == "text":
+        return changed_texts(target, scores, base, examples)
     ours, theirs = (Judged.of(asdict(each)) for each in (scores, base))
     if ours is None or theirs is None or examples.kind not in ("class", "classes", "tags"):
         return None
@@ -127,11 +129,11 @@ def _decisions(ours: Judged, theirs: Judged, sets: bool) -> Iterator[_Decision]:
 
 def _flip(found: _Decision, examples: Examples, tokenizer: Any) -> Flip:
     row = examples.rows[examples.order[found.text]]
-    text, word = _cut(row.text), None
+    text, word = cut(row.text), None
     if examples.kind == "tags":
         text, word = marked(row.words, _word(row, found.place, tokenizer))
     return Flip(
-        text=text, pair=None if row.pair is None else _cut(row.pair), word=word,
+        text=text, pair=None if row.pair is None else cut(row.pair), word=word,
         label=found.label, before=found.before, now=found.now,
         confidence_before=float(found.confidence_before), confidence_now=float(found.confidence_now),
     )  # fmt: skip
@@ -153,11 +155,7 @@ def marked(words: Sequence[str], place: int) -> tuple[str, tuple[int, int]]:
     text, start = " ".join(words), sum(len(word) + 1 for word in words[:place])
     end = start + len(words[place])
     first = max(0, min(start - CHARACTERS // 2, len(text) - CHARACTERS)) if end > CHARACTERS else 0
-    shown, before = text[first : first + CHARACTERS], _CUT if first else ""
-    after = _CUT if first + CHARACTERS < len(text) else ""
+    shown, before = text[first : first + CHARACTERS], CUT if first else ""
+    after = CUT if first + CHARACTERS < len(text) else ""
     shift = len(before) - first
     return f"{before}{shown}{after}", (start + shift, min(end, first + CHARACTERS) + shift)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + _CUT

@@ -3,7 +3,7 @@
 Of texts with one label: always the label that is most frequent in training; and a logistic regression on
 TF-IDF of words (scikit-learn, its defaults but for the strength, C = 10). Of words: the label that a word
 most often has in training, and of a word that training lacks the most frequent label of all. Of a tie the
-first label in the order of their numbers.
+first label in the order of their numbers. Of targets that are texts: text_references.py.
 
 Scores and metrics are the task's own, with the same resampled texts. Limits: the regression is fitted on at
 most 20,000 texts, drawn at random, and on the most frequent words, so that words times labels stay below four
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.measure.statistics import statistic_interval
+from compress.measure.text_references import text_references
 from compress.records.flips import LabelReference
 from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.registry import task_labelled
@@ -42,17 +43,19 @@ _Answer = tuple[list[Floats], list[Floats]]  # decisions and confidences per tex
 def label_references(
     data: LabelledData | None, *, seed: int = 0, earlier: Sequence[LabelReference] = ()
 ) -> list[LabelReference]:
-    """A row per simple model; none of data without names of labels. Those of an `earlier` call on the same
+    """A row per simple model; none of kinds that it has none for. Those of an `earlier` call on the same
     data are taken over.
 
     `seed`: that of the resampling, and of the texts that the regression is fitted on.
     """
-    if data is None or data.kind not in ("class", "tags") or not len(data.train):
+    if data is None or data.kind not in ("class", "tags", "text") or not len(data.train):
         return []
     told = f"{_VERSION} {seed} {data.train.sha256} {data.evaluation.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
     if earlier and all(row.fingerprint == fingerprint for row in earlier):
         return list(earlier)
+    if data.kind == "text":
+        return text_references(data, seed, fingerprint)
     models = {LEXICON: _lexicon} if data.kind == "tags" else {MAJORITY: _majority, REGRESSION: _regression}
     right = _targets(data.evaluation)
     rows = []

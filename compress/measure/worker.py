@@ -31,6 +31,7 @@ from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import encoder_latency, latency, quality
 from compress.measure.process import PARENT, WAIT_POLICY
+from compress.measure.written import write_texts
 from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
 from compress.text.examples import Examples
@@ -108,23 +109,33 @@ class Worker:
         keep: str | None,
         part: tuple[int, int],
         translated: str | None = None,
+        writing: Fields | None = None,
     ) -> Fields:
         """Quality on windows [first, end) of a .npy file, or texts with labels of an .npz file; the others as
-        in `quality.score`, `translated` an .npz file."""
-        labelled = windows.endswith(".npz")
-        return quality.score(
+        in `quality.score`, `translated` an .npz file. `writing`: how texts are written of the sources, which
+        is answered besides (`write_texts`)."""
+        examples = Examples.load(Path(windows)) if windows.endswith(".npz") else None
+        together = getattr(self.loaded, "together", 1)
+        written: Fields = {}
+        if writing is not None and examples is not None:
+            texts = write_texts(
+                self.loaded, examples, range(*part), **writing, together=together, advance=self._advance
+            )
+            written = {"written": texts}
+        scores = quality.score(
             self.loaded.logits,
-            Examples.load(Path(windows)) if labelled else np.load(windows),
+            np.load(windows) if examples is None else examples,
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
-            together=getattr(self.loaded, "together", 1),
+            together=together,
             task=self.loaded.task,
             mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
             part=range(*part),
-            advance=self._advance,
-        ).to_json()
+            advance=(lambda: None) if written else self._advance,
+        )
+        return scores.to_json() | written
 
     def count_parameters(self) -> Fields:
         """Parameters and those that are not zero, where the runtime can tell."""

@@ -41,8 +41,14 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
     """
     import transformers
 
-    if task_of(model.config) is task and labels_of(model.config) == tuple(names):
+    own = task_of(model.config)
+    if own is task and labels_of(model.config) == tuple(names):
         return model
+    if own.stacks != task.stacks:  # a head, or a decoder, would be made up
+        raise UserError(
+            f"finetune: labels of the kind '{task.labels}' are learnt by {task.noun}, and this is {own.noun} "
+            f"(model_type '{model.config.model_type}'); give other labels, or another model"
+        )
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(names or ("LABEL_0",)))
     config.label2id = {name: number for number, name in config.id2label.items()}
@@ -95,10 +101,11 @@ def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The names of a configuration's labels, in the order of their numbers; none of a regression's one."""
+    """The names of a configuration's labels, in the order of their numbers; none of a regression's one, or of
+    those that every configuration has, whose model writes texts."""
     names = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
     found = tuple(names[number] for number in sorted(names))
-    return () if task_of(config).labels == "number" else found
+    return () if task_of(config).labels in ("number", "text") else found
 
 
 def outside_body(model: Any) -> list[Any]:

@@ -1,9 +1,10 @@
 """Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for.
 
 A model with a head of the task and these labels keeps it; on another, a decoder's or an encoder's with a
-masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Everything of
-the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after the other,
-averages, early stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
+masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. An
+encoder-decoder learns targets that are texts (training/objectives/texts.py). Everything of the loop holds:
+frozen layers, rates that fall with depth, blocks that are unfrozen one after the other, averages, early
+stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
 
 With `lora` only small matrices beside the weights learn, and the head: they are merged into the weights when
 the pass ends (models/adapters.py), so that what comes out is a model as any other. What they would put where
@@ -41,6 +42,7 @@ from compress.training.loop import optimise
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
 from compress.training.objectives.labelled import StopBy, labelled_examples
+from compress.training.objectives.texts import texts_of_texts
 from compress.training.optimizers import OptimizerName, ScheduleName
 from compress.training.plan import Optimization
 
@@ -64,7 +66,7 @@ class Finetune(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"labelled"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset(task for task in TASKS if task.stacks == 1)
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
     batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
@@ -119,7 +121,7 @@ class Finetune(Pass, Optimization):
         if data is None:
             raise UserError("finetune: needs labels; give data.labelled, or labelled= to apply")
         task = task_labelled(data.kind)
-        if task is None or task.stacks != 1:
+        if task is None:
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
         result = bundle.clone()
         model = with_head(result.model, task, data.names, context.seed)
@@ -134,10 +136,17 @@ class Finetune(Pass, Optimization):
         batches = ExampleBatches(
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
-        objective = labelled_examples(
-            task, batches, data.heldout if len(data.heldout) else data.train, padding,
-            smoothing=self.label_smoothing, weights=self._weights(data), stop_by=self.stop_by,
-        )  # fmt: skip
+        heldout, weights = data.heldout if len(data.heldout) else data.train, self._weights(data)
+        if task.writes:
+            objective = texts_of_texts(
+                model, batches, heldout, bundle.tokenizer,
+                smoothing=self.label_smoothing, stop_by=self.stop_by,
+            )  # fmt: skip
+        else:
+            objective = labelled_examples(
+                task, batches, heldout, padding,
+                smoothing=self.label_smoothing, weights=weights, stop_by=self.stop_by,
+            )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
         facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
         if model is not result.model:  # how states became a vector means nothing under it
@@ -191,8 +200,10 @@ class Finetune(Pass, Optimization):
 
 def _counts(data: LabelledData) -> NDArray[np.float64]:
     """How often each label is right in training."""
-    if data.kind == "number":
-        raise UserError("finetune.class_weights: numbers have no classes; leave it at none")
+    if not data.names:
+        raise UserError(
+            f"finetune.class_weights: labels of the kind '{data.kind}' have no classes; leave it at none"
+        )
     found = np.concatenate([item.targets for item in data.train.items])
     if data.kind == "classes":
         return np.stack([item.targets for item in data.train.items]).sum(0).astype(np.float64)

@@ -16,10 +16,16 @@ _NAMES = {
     "micro_f1": "micro F1",
     "span_f1": "span F1",
     "spearman": "Spearman correlation",
+    "rouge_l": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "not_ended": "texts not ended",
     "macro_f1": "macro F1",
     "matthews": "Matthews",
     "calibration_error": "calibration error",
-    "exact_match": "all labels right",
+    "exact_match": "exact match",
     "word_accuracy": "accuracy of words",
     "word_macro_f1": "macro F1 of words",
     "span_precision": "span precision",
@@ -29,6 +35,7 @@ _NAMES = {
 }
 _AS_IT_IS = ("mean_squared_error",)
 _CORRELATIONS = ("spearman", "pearson", "matthews")
+_SCORES_OF_TEXTS = ("rouge_l", "rouge_1", "rouge_2", "chrf", "bleu")
 
 
 def name_of(key: str) -> str:
@@ -53,7 +60,7 @@ def metric_keys(results: Iterable[Result]) -> list[str]:
 
 def unit_of(key: str) -> str:
     """What stands in the heading of a column."""
-    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS else "%"
+    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS + _SCORES_OF_TEXTS else "%"
 
 
 def score_unit(results: Iterable[Result]) -> str:

@@ -34,8 +34,8 @@ class Example:
 
     Attributes:
         ids: tokens (length,).
-        targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), or a label's
-            number per token (length,), UNKNOWN where none is asked for.
+        targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), a label's
+            number per token (length,), UNKNOWN where none is asked for, or the tokens of a text (targets,).
         types: which of two texts each token is of, (length,); None where there is one, or the tokenizer does
             not tell them apart.
     """
@@ -54,12 +54,14 @@ class Question:
         rows: of its answer (positions, width), those that are scored.
         targets: what they should give, (rows,): tokens, or numbers of labels, UNKNOWN where nobody told.
         types: which of two texts each token is of, (length,), where the model tells them apart.
+        text: what is written of the whole of `inputs`, tokens (targets,); None where a window holds both.
     """
 
     inputs: Window
     rows: slice | npt.NDArray[np.int64]
     targets: npt.NDArray[Any]
     types: Window | None = None
+    text: Window | None = None
 
 
 class Task(ABC):

@@ -4,10 +4,9 @@ Passes that look at activations, and exporters that check their file, read windo
 has no text beside its labels, those are cut from the labelled texts: of the length that half of the training
 texts have, each the beginning of one text with what the tokenizer puts around it. So what is calibrated on
 looks as what the model will read, padding and all evaluation texts left out. Training on plain text reads the
-training texts one after another.
+training texts one after another, with the targets that are texts between them.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,14 @@ def documents_of(labelled: Labelled) -> list[Document]:
     return [
         Document(f"{labelled.source}:{number}", text)
         for number, row in enumerate(labelled.train)
-        for text in (row.text, row.pair)
-        if text
+        for text in texts_of(row, labelled.kind)
     ]
+
+
+def texts_of(row: Any, kind: str) -> list[str]:
+    """The texts of a row: one or two, and what is to be written of it."""
+    target = row.label if kind == "text" else None
+    return [text for text in (row.text, row.pair, target) if text]
 
 
 def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
@@ -53,7 +57,7 @@ def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
     def cut(examples: Examples, count: int) -> Windows:
         return _windows(examples, window, frame, -(-count * config.window // window))
 
-    stream = _stream(data.train.rows, tokenizer)
+    stream = _stream([text for row in data.train.rows for text in texts_of(row, data.kind)], tokenizer)
     return TextData(
         source=data.source,
         window=window,
@@ -85,8 +89,7 @@ def _windows(examples: Examples, window: int, frame: Frame, count: int) -> Windo
     return Windows(tokens, 0, digest(tokens), frame)
 
 
-def _stream(rows: Sequence[Any], tokenizer: Any) -> NDArray[np.int32]:
-    texts = [text for row in rows for text in (row.text, row.pair) if text]
+def _stream(texts: list[str], tokenizer: Any) -> NDArray[np.int32]:
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     with encoding():
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -7,6 +7,7 @@ from typing import Any
 from compress.errors import UserError
 from compress.text.examples import Examples, encode
 from compress.text.labelled.base import Labelled
+from compress.text.targets import room_for
 
 
 @dataclass(frozen=True)
@@ -60,5 +61,7 @@ def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: i
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
     cut = {part: examples.cut for part, examples in parts.items()}
     return LabelledData(
-        labelled.source, **parts, notes={**labelled.notes, "cut_off": cut, "longest": longest}
+        labelled.source,
+        **parts,
+        notes={**labelled.notes, "cut_off": cut, "longest": room_for(labelled.kind, tokenizer, longest)},
     )
