@@ -217,8 +217,10 @@ def block(line: dict[str, Any]) -> str:
     """The Markdown between a page's markers."""
     results = [compress.Result.model_validate(result) for result in line["results"]]
     protocol, machine, versions = results[0].protocol, line["machine"], line["versions"]
+    judged = any(result.score is not None for result in results)
+    what = "rows of at most" if judged else "windows of"
     parts = [
-        f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} windows of "
+        f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} {what} "
         f"{protocol.get('window')} tokens. {machine.get('cpu')}, threads: {protocol.get('threads')}; "
         f"torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime')}."
     ]
@@ -232,8 +234,9 @@ def block(line: dict[str, Any]) -> str:
         ]
     if line.get("took"):
         parts += ["", *costs(line["foreseen"], line["took"])]
-    header, lines = (HEADER, [cells(result) for result in results])
-    if any(result.score is not None for result in results):
+    header: tuple[str, ...] = HEADER
+    lines = [cells(result) for result in results]
+    if judged:
         header, lines = scored(results, line.get("references", []))
     parts += ["", row(header), row([":--", ":--"] + ["--:"] * (len(header) - 2)), *map(row, lines)]
     if line["exports"]:

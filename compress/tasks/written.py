@@ -98,7 +98,8 @@ def row_scores(texts: Sequence[str], wanted: Sequence[str]) -> Floats:
 
 def metrics(texts: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
     """The other metrics, each from 0 to 1, by their names."""
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     rouge = dict(zip(ROUGE, _rouge(tuple(texts), tuple(wanted)).mean(0), strict=True))
     pairs = [plain(text) for text in texts], [[plain(text) for text in wanted]]
