@@ -53,6 +53,7 @@ from compress.passes.quantize_auto import QuantizeAuto as QuantizeAuto
 from compress.passes.quantize_bitsandbytes import QuantizeBitsandbytes as QuantizeBitsandbytes
 from compress.passes.quantize_gptq import QuantizeGPTQ as QuantizeGPTQ
 from compress.passes.quantize_hqq import QuantizeHQQ as QuantizeHQQ
+from compress.passes.quantize_rare_rows import QuantizeRareRows as QuantizeRareRows
 from compress.passes.quantize_round import QuantizeRound as QuantizeRound
 from compress.passes.round_activations import RoundActivations as RoundActivations
 from compress.passes.store_sparse import StoreSparse as StoreSparse

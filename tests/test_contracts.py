@@ -16,12 +16,15 @@ from compress.artifact.folder import CODES
 from compress.formats import AffineFormat, Int8, QuantizedEmbedding, QuantizedLinear
 from compress.formats.registry import FORMATS as CLASSES
 from compress.formats.registry import format_from
+from compress.models.heads import with_head
 from compress.models.layers import linear_layers, matrix
 from compress.passes.base import Kind, Pass
 from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.quantize_round import QuantizeRound
 from compress.records.manifest import Manifest, changed_settings
 from compress.run.registry import names, pass_class
+from compress.tasks.causal import CAUSAL
+from compress.tasks.sequence_classification import SEQUENCE_CLASSIFICATION
 
 # The fields a pass cannot do without here; one that is not named runs with its defaults.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -35,6 +38,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "export_onnx": {"check_tokens": 64},
     "quantize_auto": {"bits_per_weight": 4.5},
     "quantize_bitsandbytes": {"method": "llm_int8"},
+    "quantize_rare_rows": {"coverage": 0.6},
     "tune_scales": {"tokens": 128, "batch": 4},
 }
 FORMATS = [member.model_fields["kind"].default for member in CLASSES]
@@ -42,6 +46,15 @@ QUANTIZERS = [name for name in names() if {"format", "embeddings"} <= pass_class
 FIXED = [kind for kind in FORMATS if not isinstance(format_from(kind), AffineFormat)]
 REFUSED = {("quantize_hqq", kind) for kind in FIXED}  # nothing there that it could fit
 ACCEPTED = [(name, format) for name in QUANTIZERS for format in FORMATS if (name, format) not in REFUSED]
+
+
+@pytest.fixture
+def bundle(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
+    """The tiny decoder; with a head for labels, for a pass that takes no decoder."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name not in names() or pass_class(name).takes(CAUSAL):
+        return bundle
+    return bundle.evolve(model=with_head(bundle.model, SEQUENCE_CLASSIFICATION, ("a", "b"), 0))
 
 
 def build(name: str, **fields: Any) -> Pass:

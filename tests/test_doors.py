@@ -322,6 +322,7 @@ class TestSizes:
         assert line.startswith("m.gguf: num_hidden_layers: 255, but there are 38 tensors")
 
     def test_inside_a_model_of_several(self):
+        assert "n_head: -4 is no count" in said(require_possible, {"n_head": -4}, "c", 300, 10**9)
         line = said(require_possible, {"text_config": {"n_layer": 10**7}}, "c", 300, 10**9)
         assert line.startswith("c: n_layer: 10,000,000, but there are 300 tensors")
 

@@ -122,6 +122,16 @@ def test_what_is_left_of_a_model_is_foreseen(step, place):
     assert step.share_left(meta_model(str(place / "m"))) == pytest.approx(counts[0] / counts[1], rel=0.15)
 
 
+def test_epochs_of_labelled_texts_are_part_of_the_time(place, monkeypatch):
+    monkeypatch.setattr(module, "_flops_per_second", lambda: 1e6)
+    model = meta_model(str(place / "m"))
+    parameters = sum(p.numel() for p in model.parameters())
+    for name, more, operations in (("finetune", {}, 6), ("finetune", {"lora": {}}, 4), ("distill", {}, 8)):
+        plan = load_recipe(str(recipe(place, {"a": [{name: {"epochs": 2, **more}}]})))
+        few, many = (estimate(plan, model, epoch_tokens=tokens).pass_seconds for tokens in (1000, 3000))
+        assert many - few == pytest.approx(operations * parameters * 2 * 2000 / 1e6)
+
+
 def test_measuring_is_part_of_disk_and_time(place, monkeypatch):
     model = meta_model(str(place / "m"))
     plan = load_recipe(str(recipe(place, {"a": [{"export_gguf": {"check_tokens": 64}}]})))

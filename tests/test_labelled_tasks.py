@@ -161,6 +161,11 @@ def test_pairs_are_told_apart_and_long_texts_cut_and_counted(pieces):
     assert pieces.backend_tokenizer.truncation is None, "or it would be saved with the tokenizer"
 
 
+def test_lengths_are_told_in_the_order_of_the_data(pieces):
+    rows = [Row("runs un able", "x"), Row("un", "y"), Row("runs able", "x")]
+    assert encode(rows, "class", ("x", "y"), pieces, 12).lengths == [5, 3, 4]
+
+
 def test_examples_come_back_from_their_file_as_they_were(tmp_path, pieces):
     rows = [Row("runs un", ("a",)), Row("able", ())]
     for kind, names in (("classes", ("a", "b")), ("class", ("a", "b"))):

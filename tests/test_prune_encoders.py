@@ -212,8 +212,6 @@ def test_heads_and_width_go_together(family, head, tmp_path):
     labels = head == "labels"
     bundle = tiny_classifier("class", family) if labels else tiny_body(f"{names[family]}Model")
     context = labelled_context("class" if labels else None, tmp_path, bundle)
-    with pytest.raises(UserError, match="give heads and width the same share, or prune neurons only"):
-        PruneStructured(heads=0.5)(bundle, context)
     result = PruneStructured(heads=0.5, width=0.5, multiple_of=1)(bundle, context)
     config = result.model.config
     assert (config.num_attention_heads, config.hidden_size) == (2, 16)

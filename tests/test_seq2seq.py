@@ -1,5 +1,6 @@
 """Encoder-decoders: asked as one half of a window by the other, rounded, exported as two graphs."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -369,3 +370,20 @@ def test_the_room_of_an_answer_is_not_taken_by_its_source(tmp_path):
     generator.ends = set()
     list(generator.stream(" ".join(["w5"] * (CONTEXT - 1)), 1000))
     assert generator.counts.tokens == CONTEXT
+
+
+@pytest.mark.parametrize("field", ["decoder_start_token_id", "forced_bos_token_id"])
+def test_a_text_that_would_begin_with_no_token_is_refused(field, tmp_path):
+    """On an index out of range torch ends in a traceback, and a graph in the middle of an answer."""
+    bundle = tiny_seq2seq("bart")
+    text = write_text(tmp_path / "text.txt")
+    bundle.model.save_pretrained(tmp_path / "out")
+    for file in (tmp_path / "out").glob("*config.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), field: 2**31}))
+    bundle.tokenizer.save_pretrained(tmp_path / "out")
+    line = refused("generate", tmp_path / "out", "--prompt", "w5 w6 w7")
+    assert f"{field}: 2147483648" in line
+    assert "give the number of one" in line
+    if field == "decoder_start_token_id":
+        sizes = ("--window", CONTEXT, "--windows", 2)
+        assert field in refused("bench", tmp_path / "out", "--text", text, *sizes)

@@ -13,6 +13,7 @@ from compress.artifact.sparse import SPARSE, expand, keep_packed, widen
 from compress.errors import UserError
 from compress.formats import Activations, QuantizedEmbedding, QuantizedLinear, QuantizedTensor
 from compress.formats.registry import format_from
+from compress.formats.split import FREQUENT, RARE, SplitEmbedding
 from compress.formats.swap import embedding_scale
 from compress.host.tensor_files import load_tensors
 from compress.models.checkpoints import (
@@ -57,6 +58,7 @@ def restored(folder: Path, manifest: Manifest, packed: bool) -> Any:
         _require_same_kinds(state, model, files)
         widen(state, model)
         result = model.load_state_dict(state, strict=False, assign=True)
+        _require_places(model)
         if isinstance(model.get_input_embeddings(), nn.Embedding):  # float: the head it may share
             model.tie_weights(missing_keys=set(result.missing_keys), recompute_mapping=False)
             settled(model)
@@ -72,6 +74,7 @@ def restored(folder: Path, manifest: Manifest, packed: bool) -> Any:
 def make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
     """Put empty layers of codes where the manifest has them, shared ones where they were tied."""
     held: dict[str, QuantizedTensor] = {}
+    _split_tables(model, layers)
     for name, record in layers.items():
         old = model.get_submodule(name)
         if tuple(old.weight.shape) != tuple(record.shape):
@@ -91,6 +94,30 @@ def make_room(model: Any, layers: Mapping[str, LayerRecord]) -> None:
             activations = None if rule is None else Activations.model_validate(rule)
             new = QuantizedLinear(held[owner], getattr(old, "bias", None), activations)
         replace_module(model, name, new)
+
+
+def _split_tables(model: Any, layers: Mapping[str, LayerRecord]) -> None:
+    """Put two tables where the manifest has two parts of one."""
+    for name in [name for name, record in layers.items() if record.embedding]:
+        whole, _, part = name.rpartition(".")
+        if part != FREQUENT or f"{whole}.{RARE}" not in layers:
+            continue
+        old: Any = model.get_submodule(whole)
+        shapes = [layers[f"{whole}.{each}"].shape for each in (FREQUENT, RARE)]
+        if tuple(old.weight.shape) != (shapes[0][0] + shapes[1][0], shapes[0][1]):
+            raise ValueError(f"'{whole}' is {tuple(old.weight.shape)}, and its parts are {shapes}")
+        frequent, rare = (nn.Embedding(*shape, device="meta") for shape in shapes)
+        place = torch.empty(len(old.weight), dtype=torch.int32)
+        replace_module(model, whole, SplitEmbedding(frequent, rare, place))
+
+
+def _require_places(model: Any) -> None:
+    """Refuse a table in two parts some of whose tokens have no row."""
+    table = model.get_input_embeddings()
+    if isinstance(table, SplitEmbedding):
+        rows = table.place.sort().values
+        if not torch.equal(rows, torch.arange(table.num_embeddings, dtype=rows.dtype)):
+            raise ValueError("the places of a table's rows are not each row once")
 
 
 def _require_same_kinds(state: Mapping[str, Tensor], model: nn.Module, files: list[Path]) -> None:

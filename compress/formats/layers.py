@@ -78,6 +78,16 @@ class QuantizedTensor(nn.Module):
         """The weight these codes stand for, float32 (out, in)."""
         return self.format.values(self.unpacked(), self.grid)
 
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "QuantizedTensor":
+        """The codes of some rows and columns, ascending; of the columns whole groups, unless there is one."""
+        out, width = self.shape[0], self.format.group_width(self.shape[1])
+        rows = torch.arange(out) if rows is None else rows
+        columns = torch.arange(self.shape[1]) if columns is None else columns
+        groups = (columns // width).unique_consecutive()
+        grid = self.grid
+        held = Grid(grid.scales[rows][:, groups], grid.zeros[rows][:, groups])
+        return QuantizedTensor.from_codes(self.format, self.unpacked()[rows][:, columns], held)
+
     def rows(self, index: Tensor) -> Tensor:
         """Some rows of the weight: index (...) -> float32 (..., in)."""
         flat = index.reshape(-1)

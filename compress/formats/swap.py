@@ -10,6 +10,7 @@ from torch import nn
 from compress.errors import about
 from compress.formats.base import Format
 from compress.formats.layers import QuantizedEmbedding, QuantizedLinear, QuantizedTensor
+from compress.formats.split import SplitEmbedding
 from compress.models.layers import is_linear, matrix, replace_module, selected
 from compress.models.stacks import block_lists
 from compress.tasks.registry import task_of
@@ -51,8 +52,11 @@ def coded_layers(model: Any, select: tuple[str, ...] = ("*",), skip: tuple[str, 
 
 
 def tables(model: Any) -> dict[str, nn.Module]:
-    """The token embedding by its name, and those tied to it: an encoder-decoder has three."""
+    """The token embedding by its name, and those tied to it: an encoder-decoder has three; of a table in two
+    formats both parts."""
     table = model.get_input_embeddings()
+    if isinstance(table, SplitEmbedding):
+        return {n: m for n, m in model.named_modules() if isinstance(m, QuantizedEmbedding)}
     return {
         name: module
         for name, module in model.named_modules()

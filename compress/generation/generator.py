@@ -90,6 +90,11 @@ class TextGenerator:
         if own_end is not None and (found := self.tokenizer.token_to_id(own_end)) is not None:
             self.ends.add(found)
         self.first = None if self.continues else forced_first_token(self.folder)
+        if self.first is not None and self.rows is not None and not 0 <= self.first < self.rows:
+            raise UserError(
+                f"{self.folder}: forced_bos_token_id: {self.first} is none of the {self.rows} tokens "
+                "that the model has rows for; give the number of one"
+            )
         self.counts = Counts()
 
     @property

@@ -77,6 +77,7 @@ def own(batch: int, lengths: Sequence[int]) -> Cell:
     """
     batch = min(batch, len(lengths))
     groups = [lengths[start : start + batch] for start in range(0, len(lengths) - batch + 1, batch)]
+    groups = groups[: REPETITIONS * TURNS]  # as many as can be timed
     return Cell(batch, None, tuple(map(max, groups)), sum(map(sum, groups)))
 
 

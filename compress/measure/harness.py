@@ -70,10 +70,11 @@ def measure(
     of which only quality and size are wanted; they need a `base`. `done`: earlier results; one of the same
     target, fingerprint, protocol, machine and versions is taken over. `unfinished`: a file that keeps what
     is learnt on the way; a call that was cut off goes on from it. `calibration`: text that must not overlap
-    `windows`. `own_lengths`: tokens of each text that encoders are for, to be timed with. `on_result`: called
-    as each target is finished; `on_sample`: with the tokens of its `continuation`; `on_scores`: before that
-    with the scores of a target and the base's, where there are two. `verify`: compare the files' hashes with
-    those stated beside them, here and not in the processes that are timed.
+    `windows`. `own_lengths`: tokens of each text that encoders are for, to be timed with; by default those of
+    labelled texts. `on_result`: called as each target is finished; `on_sample`: with the tokens of its
+    `continuation`; `on_scores`: before that with the scores of a target and the base's, where there are two.
+    `verify`: compare the files' hashes with those stated beside them, here and not in the processes that are
+    timed.
 
     Raises UserError (WorkerError) when an artifact cannot be loaded or is not what was written, its process
     dies, or the texts overlap.
@@ -104,6 +105,8 @@ def measure(
         work += 0 if timings is not None else len(todo) * protocol.rounds * round_tokens(protocol)
         bar = stack.enter_context(track(work, "measuring", "token"))
         together = fit_together(todo)
+        if isinstance(windows, Examples):
+            own_lengths = own_lengths or windows.lengths
         workers = Workers(protocol, reference, bar, stack, own_lengths)
         if timings is None:
             timed = workers.latency_together if together else workers.latency_apart

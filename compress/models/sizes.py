@@ -72,6 +72,8 @@ def _most(config: Mapping[str, Any], fields: tuple[str, ...], limit: int, place:
     """The largest of these sizes, 1 where there is none; refused where it is beyond the limit."""
     sizes = {field: v for field in fields if type(v := config.get(field)) is int}
     for field, value in sizes.items():
+        if value < 0:  # some functions take it for "what is left", and fail in the middle of a text
+            raise UserError(f"{place}: {field}: {value:,} is no count; copy the file again")
         if value > limit:
             raise UserError(
                 f"{place}: {field}: {value:,}, but there are {held}; is it the configuration of these files?"

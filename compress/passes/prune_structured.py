@@ -15,7 +15,9 @@ A quarter of the parameters in SmolLM2-135M's blocks taken at once, 8 windows of
 on 4 held-out ones: neurons by reconstruction and refit 0.60; a third of the heads and fewer neurons so 0.60;
 by taylor 0.69, with refit 0.71; eight whole blocks 1.11; neurons by magnitude, without refit, 11.3.
 
-Encoders keep their heads, and are judged by what these are for: labelled training texts, hidden tokens,
+An encoder of BERT's kind has no field for fewer heads of the same width: they are closed, that is zero in the
+checkpoint, and left out of its ONNX graph (structured/closing.py). A target keeps them, since files would not
+be smaller. Encoders are judged by what their heads are for: labelled training texts, hidden tokens,
 embeddings (structured/probes.py); a latency is that of a text of 128 tokens.
 
 Papers and equations: structured/structure.py, structured/importance.py, solvers/least_squares.py.
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
+from compress.models.attention_layers import closable
 from compress.models.layers import linear_layers
 from compress.models.stacks import decoder_blocks
 from compress.passes.base import Kind, Need, Pass
@@ -92,7 +95,9 @@ class PruneStructured(Pass):
         whole = sum(p.numel() for p in model.parameters())
         blocks = sum(p.numel() for block in decoder_blocks(model)[1] for p in block.parameters())
         if self.target is None:
-            left = (1 - self.blocks) * (1 - (self.heads + 2 * self.neurons) / 3)
+            stay = closable(model) and self.width != self.heads  # as zeros
+            heads = 0.0 if stay else self.heads
+            left = (1 - self.blocks) * (1 - (heads + 2 * self.neurons) / 3)
             return (1 - self.width) * (1 - blocks / whole * (1 - left))
         size = {"block_parameters": blocks, "bytes": 4 * whole}.get(self.target.measure, whole)
         left = self.target.value if self.target.value <= 1 else self.target.value / size
@@ -129,6 +134,13 @@ class PruneStructured(Pass):
         pruned = prune(model, structure, shape, windows, how, bundle.masks)
         after = sum(p.numel() for p in pruned.model.parameters())
         errors = pruned.errors
+        if pruned.closed:
+            notes["closed_heads"] = {
+                "per_block": pruned.closed,
+                "of": whole.counts.heads,
+                "kept_as_zeros": f"model_type '{model.config.model_type}' has no field for fewer "
+                "heads of the same width; graphs of ONNX leave them out, torch and the checkpoint do not",
+            }
         notes |= {
             "left": {"blocks": shape.layers, **vars(shape.counts)},
             "of": {"blocks": whole.layers, **vars(whole.counts)},

@@ -58,11 +58,14 @@ class Estimate:
     measure_seconds: float
 
 
-def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
-    """Of a recipe for a model without data; `measured`: whether its variants will be."""
+def estimate(recipe: Recipe, model: Any, *, measured: bool = True, epoch_tokens: int = 0) -> Estimate:
+    """Of a recipe for a model without data; `measured`: whether its variants will be; `epoch_tokens`: about
+    how many an epoch of labelled texts has."""
     parameters = sum(p.numel() for p in model.parameters())
     calibration = recipe.data.calibration_windows * recipe.data.window
     steps, ends = _steps(recipe)
+    if epoch_tokens:
+        steps = [(*chain[:-1], _in_tokens(chain[-1], epoch_tokens)) for chain in steps]
     before = [(chain[-1], _share(chain[:-1], model)) for chain in steps]
     flops = sum(step.flops(int(part * parameters), calibration) for step, part in before)
     exports = [part for step, part in before if step.kind == "export"]
@@ -77,6 +80,12 @@ def estimate(recipe: Recipe, model: Any, *, measured: bool = True) -> Estimate:
         pass_seconds=flops / speed + sum(left) * _SECONDS_PER_BYTE + len(exports) * _EXPORT_SECONDS,
         measure_seconds=_measuring(recipe, parameters, targets, speed, encodes) if measured else 0.0,
     )
+
+
+def _in_tokens(step: Pass, epoch_tokens: int) -> Pass:
+    """A step that learns for so many epochs, as one that learns from so many tokens."""
+    epochs = getattr(step, "epochs", None)
+    return step if epochs is None else step.model_copy(update={"tokens": int(epochs * epoch_tokens)})
 
 
 def _share(chain: tuple[Pass, ...], model: Any) -> float:

@@ -40,6 +40,8 @@ from compress.training.teaching.fields import TaskFields
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
 
+_CHARACTERS = 4  # of a token, about
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -94,7 +96,7 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         chains[name], ends[name] = (parent, found), now
         _check_task(name, ends)
         _check_widths(recipe, name, model)
-    size = estimate(recipe, model, measured=measured)
+    size = estimate(recipe, model, measured=measured, epoch_tokens=_epoch_tokens(labels, context))
     free = shutil.disk_usage(_existing(folder)).free
     done = sum(file.stat().st_size for file in (folder / STEPS).rglob("*") if file.is_file())
     if size.disk_bytes - done > free:
@@ -115,6 +117,12 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         learn = [id(step) for step in steps if "labelled" in step.requires()]
         said |= dict.fromkeys(learn, "stops by the texts it trains on, since none are held out")
     return Plan(chains, size, said)
+
+
+def _epoch_tokens(labels: Labelled | None, longest: int) -> int:
+    """About how many tokens the rows to learn from have, of which none has more than the longest text."""
+    rows = () if labels is None else labels.train
+    return sum(min(longest, 2 + len(row.text + (row.pair or "")) // _CHARACTERS) for row in rows)
 
 
 def _labels(recipe: Recipe, model: Any) -> Labelled | None:

@@ -5,7 +5,8 @@ The steps in their order, each on the model that the one before left:
     1. blocks that change their input least go (structured/blocks.py);
     2. units go and readers are refitted, block by block (structured/selection.py);
     3. the stream's channels of the lowest score go, and norms are matched (structured/width.py);
-    4. what is kept is copied into a model of its own (structured/slicing.py), which must compute what the old
+    4. heads that the configuration cannot leave out are closed (structured/closing.py);
+    5. what is kept is copied into a model of its own (structured/slicing.py), which must compute what the old
        one does with zeros in the place of what went.
 """
 
@@ -20,6 +21,7 @@ from compress.errors import UserError
 from compress.models.running import Precision
 from compress.models.stacks import decoder_blocks
 from compress.structured.blocks import keep_blocks, most_influential, renamed
+from compress.structured.closing import close, closes
 from compress.structured.importance import kl, magnitude, taylor
 from compress.structured.probes import Prober
 from compress.structured.selection import Importance, Refit, select
@@ -52,12 +54,14 @@ class How:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The smaller model, its masks, the numbers of its blocks in the old one, and its readers' errors."""
+    """The smaller model, its masks, the numbers of its blocks in the old one, its readers' errors, and how
+    many closed heads each block has."""
 
     model: Any
     masks: dict[str, Tensor]
     blocks: list[int]
     errors: dict[str, float]
+    closed: int = 0
 
 
 def prune(
@@ -82,7 +86,9 @@ def prune(
         UserError: the configuration cannot say it, or the result computes something else.
     """
     whole, counts = UnitCounts.of(structure), shape.counts
-    smaller_config(model.config, structure, counts)  # refuses before any work
+    closed = closes(model, structure, counts)
+    made = UnitCounts(whole.heads if closed else counts.heads, counts.neurons, counts.width)
+    smaller_config(model.config, structure, made)  # refuses before any work
     structure, blocks, masks = _fewer_blocks(model, structure, shape.layers, windows, masks)
     scores, stream = _scores(model, windows, structure, counts, how)
     if counts.width < whole.width:
@@ -96,11 +102,16 @@ def prune(
         channels = kept_channels(stream, counts.width)
         match_norms(model, windows, structure, channels)
         inside = [kept_channels(magnitude(model, parts), counts.width) for parts in structure.inside_heads]
-    kept = Kept(chosen.units, channels, inside)
-    smaller = slice_model(model, structure, counts, kept)
+    units = chosen.units
+    if closed:
+        masks = close(model, structure, units, masks)
+        units = units | {s.reader: torch.arange(s.units) for s in structure.of("heads")}
+    kept = Kept(units, channels, inside)
+    smaller = slice_model(model, structure, made, kept)
     if counts.width == whole.width:
         _check(model, smaller, windows)
-    return Pruned(smaller, cut_masks(masks, cuts_of(structure, kept)), blocks, chosen.errors)
+    held = cut_masks(masks, cuts_of(structure, kept))
+    return Pruned(smaller, held, blocks, chosen.errors, whole.heads - counts.heads if closed else 0)
 
 
 def _fewer_blocks(

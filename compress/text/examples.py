@@ -86,6 +86,12 @@ class Examples:
         return max((max(len(i.ids), len(i.targets) * written) for i in self.items), default=0)
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text, in the order of the data."""
+        order = self.order or range(len(self.items))
+        return [len(item.ids) for _, item in sorted(zip(order, self.items, strict=True), key=lambda x: x[0])]
+
+    @property
     def text(self) -> NDArray[np.int32]:
         """The tokens of all one after another, what is around each text left out."""
         begin, end = len(self.frame.begin), len(self.frame.end)

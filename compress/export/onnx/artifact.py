@@ -83,14 +83,15 @@ def _write_encoder(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]
     model, tokenizer, task = bundle.model, bundle.tokenizer, task_of(bundle.model.config)
     inputs, longest = encoder_inputs(model, tokenizer), longest_text(model)
     with GraphBuilder(folder) as graph:
-        used, either = write_encoder(graph, model, task, inputs, forms)
+        used, either, closed = write_encoder(graph, model, task, inputs, forms)
         weight_bytes = graph.weight_bytes
         facts = {"task": task.name, "context": str(longest), "weight_bytes": str(weight_bytes)}
         if (mask_token := task.mask_token(tokenizer)) is not None:
             facts["mask_token"] = str(mask_token)
         graph.save(model.config.model_type, facts | _needs(forms) | right_only(either))
     facts_of_all = _facts(_forms(used, forms), forms, weight_bytes, longest)
-    return {**facts_of_all, "inputs": inputs, "padded_left": either}
+    left_out = {"closed_heads_left_out": closed} if closed else {}
+    return {**facts_of_all, "inputs": inputs, "padded_left": either, **left_out}
 
 
 def _write_seq2seq(bundle: Bundle, folder: Path, forms: Forms) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.export.onnx.architecture import Linear
+from compress.export.onnx.closed_heads import without_closed_heads
 from compress.export.onnx.families.parts import linear
 from compress.export.onnx.forms import Forms
 from compress.export.onnx.graph import Dimensions, GraphBuilder
@@ -32,13 +33,14 @@ from compress.tasks.base import Task
 
 def write_encoder(
     graph: GraphBuilder, model: Any, task: Task, inputs: list[str], forms: Forms
-) -> tuple[list[Linear], bool]:
-    """Trace `model` with the inputs named and describe it to `graph`; returns the layers the graph has, and
-    whether rows may be padded on the left.
+) -> tuple[list[Linear], bool, int]:
+    """Trace `model` with the inputs named and describe it to `graph`; returns the layers the graph has,
+    whether rows may be padded on the left, and how many closed heads were left out.
 
     Raises:
         UserError: torch cannot trace it; a group of codes that no kernel takes.
     """
+    model, closed = without_closed_heads(model)
     shapes: dict[str, Dimensions] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
     with track(2, "writing the graph", "stages") as progress:
@@ -47,7 +49,7 @@ def write_encoder(
         progress.advance()
         used = transcribe(graph, traced, layers(model), forms, shapes)
         progress.advance()
-    return used, either
+    return used, either, closed
 
 
 def encoder_answer(model: Any, inputs: list[str], *, pooled: bool = False) -> tuple[Answer, bool]:
