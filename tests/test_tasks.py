@@ -22,6 +22,7 @@ from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
+from compress.tasks.question_answering import QUESTION_ANSWERING
 from compress.tasks.registry import ONE_STACK, TASKS, auto_class, task_named, task_of
 from compress.tasks.scoring import Scoring
 from compress.tasks.seq2seq import SEQ2SEQ, halves, shifted
@@ -49,6 +50,8 @@ def config(architecture: str | None, model_type: str = "bert", **fields):
         (config("BertForSequenceClassification", num_labels=1), REGRESSION),
         (config("BertForSequenceClassification", id2label={0: "a"}, problem_type=MULTI), MULTI_LABEL),
         (config("BertForTokenClassification"), TOKEN_CLASSIFICATION),
+        (config("BertForQuestionAnswering"), QUESTION_ANSWERING),
+        (config("BartForQuestionAnswering", "bart", is_encoder_decoder=True), SEQ2SEQ),
         (config("T5ForConditionalGeneration", "t5", is_encoder_decoder=True), SEQ2SEQ),
         (config("BartForSequenceClassification", "bart", is_encoder_decoder=True), SEQ2SEQ),
     ],
@@ -58,7 +61,7 @@ def test_a_configuration_says_whose_it_is(found, task):
     assert auto_class(found) is getattr(transformers, task.auto_class)
 
 
-@pytest.mark.parametrize("head", ["NextSentencePrediction", "QuestionAnswering", "MultipleChoice"])
+@pytest.mark.parametrize("head", ["NextSentencePrediction", "MultipleChoice"])
 def test_heads_of_another_kind_are_refused_by_name(head):
     with pytest.raises(UserError, match=f"architectures: BertFor{head} is neither"):
         task_of(config(f"BertFor{head}"))

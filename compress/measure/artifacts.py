@@ -103,7 +103,7 @@ def _texts(
             )
     examples = labelled_for(model, _tokenizer(first), rows).evaluation
     if isinstance(labelled, str | Path | LabelledConfig):
-        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+        say(f"judged by {len(examples.rows)} texts of {rows.source}, the part that is left out of training")
     return examples
 
 

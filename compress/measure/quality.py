@@ -22,7 +22,8 @@ An encoder-decoder reads the whole source of a labelled row and predicts its tar
 of the source by itself is judged, too (tasks/written.py, written.py).
 
 A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
-(tasks/token_classification.py); nll is then of the right label, and windows are texts.
+(tasks/token_classification.py); nll is then of the right label, and windows are texts. One that finds
+answers in contexts is judged by these (tasks/question_answering.py).
 
 An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
 above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
@@ -77,8 +78,9 @@ TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, wher
 class Scores:
     """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
     agreements. Of a model that embeds: `distances` alone, cosine distances to the base. Of labels besides,
-    per text a list of what was decided, what was right, and how sure the model was; and the labels' names. Of
-    targets that are texts: what was written and whether it ended, and what is right."""
+    per text a list of what was decided, what was right, and how sure the model was (`Decided` of
+    tasks/scoring.py); and the labels' names. Of targets that are texts: what was written and whether it
+    ended, and what is right."""
 
     nats: list[float]
     tokens: list[int]
@@ -192,7 +194,7 @@ def score(
         if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         found.append(sums)
-        decided.append(scoring.decided(logits, asked.targets))
+        decided.append(task.decided(logits, asked))
         tokens.append(scoring.counted(theirs.get(index, asked.targets)))
         if keep is not None:
             if index == part.start:

@@ -20,7 +20,7 @@ from compress.measure.written import how_to_write
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import LOGITS_BYTES, MeasureProtocol
 from compress.tasks.base import longest_text
-from compress.text.examples import Examples
+from compress.text.examples import SPAN, Examples
 from compress.text.translation import Translation, translation
 from compress.text.windows import Windows
 
@@ -46,6 +46,7 @@ class Reference:
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
         self._cut: dict[Path, Path] = {}  # artifact -> file of the texts as its tokenizer cuts them
+        self._others: set[Path] = set()  # artifacts whose answers are of other positions than the base's
         self._folder: Path | None = None
         self._scratch: Scratch | None = None
 
@@ -82,6 +83,8 @@ class Reference:
             if own is not self.windows:
                 self._cut[path] = self.folder / f"windows-{len(self._cut)}.npz"
                 own.save(self._cut[path])
+                if own.kind == SPAN and not own.alike(self.windows):
+                    self._others.add(path)
         return self._cut[path]
 
     def is_base(self, path: Path, runtime: str) -> bool:
@@ -116,6 +119,9 @@ class Reference:
         if words is not None and isinstance(self.windows, Windows):
             translated = str(self.folder / "translated.npz")
             words.whole(self.windows.tokens).save(Path(translated))
+        self._windows_for(path)
+        if path in self._others:
+            base = None
         return self._score(worker, path, part, advance, base=base, keep=None, translated=translated)
 
     def take_over(self, part: range, scores: Scores) -> None:

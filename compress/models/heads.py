@@ -18,6 +18,7 @@ from compress.tasks.base import Task
 from compress.tasks.registry import task_of
 
 _T = TypeVar("_T")
+_NAMELESS = {"number": 1, "span": 2}  # kinds of labels without names: how many numbers their heads give
 _PROBLEMS = {
     "class": "single_label_classification",
     "classes": "multi_label_classification",
@@ -32,7 +33,7 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
     Args:
         model: a `transformers` model in float32.
         task: what the head is for; has `labels`.
-        names: of the labels, in the order of their numbers; empty where it gives a number.
+        names: of the labels, in the order of their numbers; empty where they have none.
         seed: of the new weights.
 
     Raises:
@@ -50,7 +51,8 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
             f"(model_type '{model.config.model_type}'); give other labels, or another model"
         )
     config = copy.deepcopy(model.config)
-    config.id2label = dict(enumerate(names or ("LABEL_0",)))
+    nameless = [f"LABEL_{number}" for number in range(_NAMELESS.get(str(task.labels), 0))]
+    config.id2label = dict(enumerate(names or nameless))
     config.label2id = {name: number for number, name in config.id2label.items()}
     config.problem_type = _PROBLEMS.get(str(task.labels))
     kind = getattr(transformers, task.auto_class)
@@ -101,11 +103,11 @@ def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The names of a configuration's labels, in the order of their numbers; none of a regression's one, or of
-    those that every configuration has, whose model writes texts."""
+    """The names of a configuration's labels, in the order of their numbers; none of a regression's one, of an
+    answer's ends, or of those that every configuration has, whose model writes texts."""
     names = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
     found = tuple(names[number] for number in sorted(names))
-    return () if task_of(config).labels in ("number", "text") else found
+    return () if task_of(config).labels in (*_NAMELESS, "text") else found
 
 
 def outside_body(model: Any) -> list[Any]:

@@ -15,7 +15,8 @@ Which weights to keep is decided by the held-out rows of the data; where there a
 which the plan and the notes say: there early stopping sees no overfitting.
 
 Cost: 6 operations per parameter and token of the texts, `epochs` times; 4 with `lora`. Limits: one head;
-texts longer than the model takes are cut off, which the run says.
+texts longer than the model takes are cut off, which the run says. Long contexts of questions are several
+examples (text/passages.py).
 """
 
 from collections.abc import Mapping

@@ -125,6 +125,7 @@ def labelled_facts(notes: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         (f"in {name} and other parts", _overlap(told)) for name, told in (notes.get("overlaps") or {}).items()
     ]
     found.append(("not used", ", ".join(map(str, notes.get("unused") or ()))))
+    found.append(("texts, long contexts in several", _counts(notes.get("examples"))))
     found.append(("texts cut off", _cut(notes.get("cut_off"), notes.get("longest"))))
     return [(name, text) for name, text in found if text]
 

@@ -95,6 +95,8 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
                 now = _headed(now, labels, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
         _check_task(name, ends)
+        if name == "base":
+            _check_judged(labels, now)
         _check_widths(recipe, name, model)
     size = estimate(recipe, model, measured=measured, epoch_tokens=_epoch_tokens(labels, context))
     free = shutil.disk_usage(_existing(folder)).free
@@ -178,6 +180,16 @@ def _check_task(name: str, ends: dict[str, Any]) -> None:
         raise UserError(
             f"{_where(name)}: ends as {own.noun} ({own}) and the base as {base.noun} ({base}), so they "
             "cannot be compared; put what makes it one into the base"
+        )
+
+
+def _check_judged(labels: Labelled | None, base: Any) -> None:
+    """Refuse labels that a base with a head for others would not be judged by: they would be plain text."""
+    task = task_of(base.config)
+    if labels is not None and task.labels not in (None, labels.kind):
+        raise UserError(
+            f"data.labelled: the labels of {labels.source} are of the kind '{labels.kind}', and the base is "
+            f"{task.noun} ({task}); give labels that fit its head, or put finetune into the base"
         )
 
 

@@ -6,8 +6,9 @@
                             the windows, by what it says of them itself: its likeliest label for the right one
     an encoder that embeds  the windows; it has no loss
 
-Answers are apart by KL in nats, per token, word, label or text; numbers by their squared difference,
-embeddings by 1 - cosine. The scale is what a model loses that gives all texts one answer, their mean.
+Answers are apart by KL in nats, per token, word, label, end or text; numbers by their squared difference,
+embeddings by 1 - cosine. The scale is what a model loses that gives all texts one answer, their mean; where
+an answer is a place in a text, one that finds all its places alike.
 """
 
 import math
@@ -90,7 +91,7 @@ class Prober:
 def answer(model: Any, text: Text) -> Tensor:
     """What counts of a model's answer, comparable: (n, k) log-probabilities, a number, or a unit vector."""
     task = task_of(model.config)
-    rows = _rows(model(**text.inputs)[0], text)
+    rows = _rows(task, model(**text.inputs), text)
     if task.labels == "number":
         return rows
     if task.labels == "classes":
@@ -111,6 +112,8 @@ def distance(task: Task, wanted: Tensor, found: Tensor) -> float:
 
 def one_answer(task: Task, wanted: Sequence[Tensor]) -> float:
     """How far the answers are from their own mean: what is lost by a model that answers every text alike."""
+    if task.labels == "span":  # tokens of one text are none of another: all alike
+        return sum(float((p.exp() * p).sum(-1).mean()) + math.log(p.shape[1]) for p in wanted) / len(wanted)
     rows = torch.cat(list(wanted))
     if task.labels == "number":
         return float(rows.var(correction=0))
@@ -127,7 +130,7 @@ def unit(task: Task) -> str:
     if task.labels == "number":
         return "squared difference"
     if task.labels is not None:
-        return "nats per " + {"tags": "word", "classes": "label"}.get(task.labels, "text")
+        return "nats per " + {"tags": "word", "classes": "label", "span": "end"}.get(task.labels, "text")
     return "nats per token" if task.predicts else "1 - cosine"
 
 
@@ -138,10 +141,10 @@ def loss(model: Any, text: Text) -> Tensor:
         UserError: the model has none.
     """
     task = task_of(model.config)
-    answer = model(**text.inputs)[0]
+    outputs = model(**text.inputs)
     if task.continues:
-        return F.cross_entropy(answer[0, :-1].float(), text.inputs["input_ids"][0, 1:])
-    rows, targets = _rows(answer, text), text.targets
+        return F.cross_entropy(outputs[0][0, :-1].float(), text.inputs["input_ids"][0, 1:])
+    rows, targets = _rows(task, outputs, text), text.targets
     if task.labels == "number":
         return rows.mean() if targets is None else F.mse_loss(rows.flatten(), targets.flatten())
     if task.labels == "classes":
@@ -155,9 +158,12 @@ def loss(model: Any, text: Text) -> Tensor:
     return F.cross_entropy(rows, rows.detach().argmax(-1) if targets is None else targets)
 
 
-def _rows(answer: Tensor, text: Text) -> Tensor:
-    """The rows of an answer (1, ..., k) that count, (n, k), in float32."""
+def _rows(task: Task, outputs: Any, text: Text) -> Tensor:
+    """The rows of an answer (1, ..., k) that count, (n, k), in float32; of answers (2, length)."""
+    answer = task.given(outputs)
     rows = (answer[0] if answer.dim() == 3 else answer).float()
+    if task.labels == "span":
+        return rows.T
     return rows if text.rows is None else rows[text.rows]
 
 

@@ -7,6 +7,7 @@ from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST
 from compress.tasks.masked import MASKED
+from compress.tasks.question_answering import QUESTION_ANSWERING
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.sequence_classification import MULTI_LABEL, REGRESSION, SEQUENCE_CLASSIFICATION
 from compress.tasks.token_classification import TOKEN_CLASSIFICATION
@@ -14,6 +15,7 @@ from compress.tasks.token_classification import TOKEN_CLASSIFICATION
 # In the order in which they are asked whether a model is theirs: the last takes what is left.
 _IN_ORDER: tuple[Task, ...] = (
     *(SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION),
+    QUESTION_ANSWERING,
     *(SEQ2SEQ, MASKED, EMBEDDING, EMBEDDING_CLS, EMBEDDING_LAST, CAUSAL),
 )
 
@@ -36,7 +38,8 @@ def task_of(config: Any) -> Task:
     if found is None:
         raise UserError(
             f"architectures: {architecture} is neither a decoder nor an encoder-decoder, nor an encoder that "
-            "fills in masked tokens, labels texts or words or embeds text; nothing else is compressed here"
+            "fills in masked tokens, labels texts or words, finds answers or embeds text; nothing else is "
+            "compressed here"
         )
     return found
 

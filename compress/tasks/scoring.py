@@ -24,7 +24,8 @@ Weighted = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 class Decided(NamedTuple):
-    """What a model decided about one text, row by row: lists of one length.
+    """What a model decided about one text, row by row: lists of one length, but for answers
+    (question_answering.py).
 
     Attributes:
         decisions: numbers of labels, 0 or 1 per label, or values.

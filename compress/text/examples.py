@@ -2,9 +2,9 @@
 
 A text is cut with the specials that the tokenizer puts around it, a pair with those between; one that is
 longer than the model takes is cut off, of a pair the longer side, and counted, as is a target that is a text
-(targets.py). Of words with a label each the first piece carries it. Examples of a length stand together, so
-that they go through a model at once without padding: what is measured of a text is what the model says of it
-alone.
+(targets.py). Of words with a label each the first piece carries it. A question whose context is too long is
+several examples (passages.py). Examples of a length stand together, so that they go through a model at once
+without padding: what is measured of a text is what the model says of it alone.
 
 Imports no model library: the process that is measured reads examples, too.
 """
@@ -12,8 +12,10 @@ Imports no model library: the process that is measured reads examples, too.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +24,13 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.host.tokenizer_files import encoding
+from compress.tasks.answers import Passage
 from compress.tasks.base import UNKNOWN, Example
 from compress.text.framing import NO_FRAME, Frame, frame_of
+from compress.text.passages import Asked, again, passages
 from compress.text.targets import room_for, targets_written
 
+SPAN = "span"
 _TOGETHER = 1000  # rows that are encoded at a time
 
 
@@ -47,10 +52,10 @@ class Examples:
     """Texts with labels, those of a length together.
 
     Attributes:
-        kind: of the labels: class, classes, number, tags, text.
+        kind: of the labels: class, classes, number, tags, span, text.
         names: of the labels, in the order of their numbers.
         items: the texts.
-        order: which row of the data each is.
+        order: which row of the data each is, or is a part of.
         cut: how many were longer than the model takes.
         frame: what the tokenizer puts around a text.
         bytes: of the texts.
@@ -104,28 +109,35 @@ class Examples:
         for item in self.items:
             for part in (item.ids, item.targets, item.types):
                 digest.update(b"-" if part is None else part.tobytes())
+            if item.passage is not None:
+                digest.update(json.dumps(item.passage.facts()).encode() + item.passage.places.tobytes())
         return digest.hexdigest()
 
     def cut_by(self, tokenizer: Any, longest: int) -> Examples:
         """The same texts, in the same order, as another tokenizer cuts them; itself for its own."""
         if digest_of(tokenizer) == self.tokenizer:
             return self
+        if self.kind == SPAN:
+            questions, labels = [row.text for row in self.rows], [row.label for row in self.rows]
+            found = passages(again(self.items, questions, labels), tokenizer, longest, once=True)
+            return self._with(found.items, self.order, len(found.cut), tokenizer)
         return encode(self.rows, self.kind, self.names, tokenizer, longest, self.order)
 
     def save(self, file: Path) -> None:
         """Write an .npz without objects in it."""
         ids, targets = ([getattr(item, name) for item in self.items] for name in ("ids", "targets"))
         types = [item.ids * 0 if item.types is None else item.types for item in self.items]
-        np.savez(
-            file,
-            ids=np.concatenate(ids),
-            lengths=np.array([len(each) for each in ids]),
-            types=np.concatenate(types),
-            typed=np.array([item.types is not None for item in self.items]),
-            targets=np.concatenate(targets),
-            target_lengths=np.array([len(each) for each in targets]),
-            names=np.array([self.kind, *self.names]),
-        )
+        parts: dict[str, Any] = {
+            "ids": np.concatenate(ids),
+            "lengths": np.array([len(each) for each in ids]),
+            "types": np.concatenate(types),
+            "typed": np.array([item.types is not None for item in self.items]),
+            "targets": np.concatenate(targets),
+            "target_lengths": np.array([len(each) for each in targets]),
+            "names": np.array([self.kind, *self.names]),
+            **self._passages(),
+        }
+        np.savez(file, **parts)
 
     @classmethod
     def load(cls, file: Path) -> Examples:
@@ -134,12 +146,37 @@ class Examples:
             parts = {name: found[name] for name in found.files}
         ids, types = (_apart(parts[name], parts["lengths"]) for name in ("ids", "types"))
         targets = _apart(parts["targets"], parts["target_lengths"])
+        texts: list[Passage | None] = [None] * len(ids)
+        if "passages" in parts:
+            places = _apart(parts["places"], parts["lengths"])
+            facts = json.loads(parts["passages"].tobytes())
+            texts = [Passage.of_facts(*each) for each in zip(facts, places, strict=True)]
         items = (
-            Example(own, right, kinds if typed else None)
-            for own, right, kinds, typed in zip(ids, targets, types, parts["typed"], strict=True)
+            Example(own, right, kinds if typed else None, passage=text)
+            for own, right, kinds, typed, text in zip(ids, targets, types, parts["typed"], texts, strict=True)
         )
         kind, *names = parts["names"].tolist()
         return cls(kind, tuple(names), tuple(items))
+
+    def _passages(self) -> dict[str, NDArray[Any]]:
+        """In the file, where examples have some: their facts as JSON, and places one after another."""
+        found = [item.passage for item in self.items if item.passage is not None]
+        if not found:
+            return {}
+        told = json.dumps([each.facts() for each in found]).encode()
+        places = np.concatenate([each.places for each in found])
+        return {"passages": np.frombuffer(told, dtype=np.uint8), "places": places}
+
+    def alike(self, other: Examples) -> bool:
+        """Whether answers to both are of the same positions, text by text."""
+        return [len(item.ids) for item in self.items] == [len(item.ids) for item in other.items]
+
+    def _with(self, items: list[Example], order: Iterable[int], cut: int, tokenizer: Any) -> Examples:
+        """Other examples of the same rows."""
+        return replace(
+            self, items=tuple(items), order=tuple(order), cut=cut, frame=frame_of(tokenizer),
+            tokenizer=digest_of(tokenizer),
+        )  # fmt: skip
 
 
 def encode(
@@ -164,9 +201,15 @@ def encode(
     """
     numbers = {name: number for number, name in enumerate(names)}
     items: list[Example] = []
+    of: list[int] = []  # the row of each
     cut, longest = 0, room_for(kind, tokenizer, longest)
     for start in range(0, len(rows), _TOGETHER):
         part = rows[start : start + _TOGETHER]
+        if kind == SPAN:
+            asked = [Asked(start + n, row.text, row.pair or "", row.label) for n, row in enumerate(part)]
+            found = passages(asked, tokenizer, longest)
+            items, of, cut = items + found.items, of + found.of, cut + len(found.cut)
+            continue
         encoded = _encoded(part, kind, tokenizer, longest)
         written = targets_written(part, tokenizer, longest) if kind == "text" else []
         for index, row in enumerate(part):
@@ -179,14 +222,24 @@ def encode(
             words = encoded.word_ids(index) if kind == "tags" else []
             targets = written[index].ids if written else targets_of(row, kind, numbers, words)
             items.append(Example(ids, targets, types))
+            of.append(start + index)
             cut += bool(encoded.encodings[index].overflowing) or bool(written and written[index].cut)
-    lengths = np.array([len(item.ids) for item in items])
-    places = list(order) if order is not None else np.argsort(lengths, kind="stable").tolist()
+    places = _ordered(items, of, order)
     size = sum(len(row.text.encode()) + len((row.pair or "").encode()) for row in rows)
     return Examples(
-        kind, tuple(names), tuple(items[place] for place in places), tuple(places), cut, frame_of(tokenizer),
-        size, tuple(rows), digest_of(tokenizer),
+        kind, tuple(names), tuple(items[each] for each in places), tuple(of[each] for each in places), cut,
+        frame_of(tokenizer), size, tuple(rows), digest_of(tokenizer),
     )  # fmt: skip
+
+
+def _ordered(items: Sequence[Example], of: Sequence[int], order: Iterable[int] | None) -> list[int]:
+    """Places of examples by their lengths, or by an order of the rows that they are of."""
+    if order is None:
+        return np.argsort([len(item.ids) for item in items], kind="stable").tolist()
+    own: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(of):
+        own[row].append(place)
+    return [place for row in order for place in own[row]]
 
 
 def digest_of(tokenizer: Any) -> str:

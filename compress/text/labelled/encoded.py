@@ -59,9 +59,8 @@ def encoded(labelled: Labelled, names: Sequence[str], tokenizer: Any, longest: i
     }
     if not len(parts["evaluation"]):
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
-    cut = {part: examples.cut for part, examples in parts.items()}
-    return LabelledData(
-        labelled.source,
-        **parts,
-        notes={**labelled.notes, "cut_off": cut, "longest": room_for(labelled.kind, tokenizer, longest)},
-    )
+    notes = {**labelled.notes, "cut_off": {part: examples.cut for part, examples in parts.items()}}
+    notes["longest"] = room_for(labelled.kind, tokenizer, longest)
+    if any(len(examples) > len(examples.rows) for examples in parts.values()):  # long contexts are several
+        notes["examples"] = {part: len(examples) for part, examples in parts.items()}
+    return LabelledData(labelled.source, **parts, notes=notes)
