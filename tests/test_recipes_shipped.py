@@ -27,7 +27,7 @@ PAGES = ROOT / "docs" / "recipes"
 DOCUMENTED = [name for name in shipped() if name not in ("demo", "smollm2")]
 LABELLED = {  # name -> the task of what it leaves
     "classifier": "sequence-classification", "entities": "token-classification",
-    "embedder": "embedding", "reranker": "regression",
+    "embedder": "embedding", "reranker": "regression", "summarise": "seq2seq",
 }  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def source(name: str) -> str:
     return (files("compress.run.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def test_there_are_ten_for_a_model_and_text_and_four_for_labels() -> None:
-    assert len(DOCUMENTED) == 14
+def test_there_are_ten_for_a_model_and_text_and_five_for_labels() -> None:
+    assert len(DOCUMENTED) == 15
     assert set(LABELLED) < set(DOCUMENTED)
 
 
@@ -62,7 +62,8 @@ def test_labels_are_learnt_small_from_a_model_made_here(name: str, tmp_path: Pat
         assert str(task) == LABELLED[name]
         assert task.judged_by(made.evaluation.kind)
         assert task.embeds or labels_of(bundle.model.config) == made.evaluation.names
-        assert (folder / variant / "onnx" / "model.onnx").is_file()
+        graph = "decoder_model.onnx" if task.writes else "model.onnx"
+        assert (folder / variant / "onnx" / graph).is_file()
 
 
 @pytest.mark.parametrize("name", LABELLED)

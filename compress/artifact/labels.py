@@ -34,7 +34,9 @@ def rows_of_labels(given: GivenLabels, seed: int = 0) -> Labelled | LabelledData
         return given
     config = given if isinstance(given, LabelledConfig) else LabelledConfig(source=str(given))
     require_metrics("labelled")
-    return load_labelled(config, seed)
+    labelled = load_labelled(config, seed)
+    require_metrics("labelled", labelled.kind)
+    return labelled
 
 
 def labelled_for(model: Any, tokenizer: Any, given: Labelled | LabelledData) -> LabelledData:

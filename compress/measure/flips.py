@@ -6,6 +6,7 @@ base's; it is lost where the base's was right and this one is not. The worst are
 product of both confidences, the base's in what was right and the variant's in what is wrong: there nothing
 warns. Of a set of labels the confidence is the product over labels, which are independent sigmoids. An answer
 in a context counts among the changes as right, in part right, another or none, and among the worst as it is.
+Texts that are written are decisions of another kind (changed_texts.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.host.tokenizer_files import encoding
+from compress.measure.changed_texts import CHARACTERS, CUT, changed_texts, cut
 from compress.measure.quality import Scores
 from compress.measure.turns import Target
 from compress.records.flips import Change, Flip, FlipBook, FlipsRecord
@@ -36,9 +38,7 @@ from compress.text.windows import Windows
 
 MOST_CHANGES = 20
 WORST = 10
-CHARACTERS = 300  # of a text
 _CANDIDATE = 120  # characters of one that stands in the place of a label
-_CUT = "…"
 NONE = "none"  # of a set without labels
 RIGHT, PART, OTHER, NO_ANSWER = "the answer", "part of it", "another answer", "no answer"
 
@@ -103,13 +103,15 @@ def flips_of(
 
     `tokenizer`: the one that cut the examples, which tells what words carry a label.
     """
+    if examples.kind == "text":
+        return changed_texts(target, scores, base, examples)
     if examples.kind not in ("class", "classes", "tags", "pair", SPAN):
         return None
     ours, theirs = (_judged(each) for each in (scores, base))
     if ours is None or theirs is None:
         return None
     if examples.kind == "pair":
-        ours = replace(ours, names=tuple(_cut(text, _CANDIDATE) for text in examples.texts))
+        ours = replace(ours, names=tuple(cut(text, _CANDIDATE) for text in examples.texts))
     if examples.kind == SPAN:
         count, changed = len(examples.rows), list(_answers(ours, theirs, examples))
     else:
@@ -172,7 +174,7 @@ def _answers(ours: Judged, theirs: Judged, examples: Examples) -> Iterator[_Deci
         yield _Decision(
             text, place, label, told[0], told[1],
             float(before.confidence[number]), float(now.confidence[number]),
-            (_cut(right) or NO_ANSWER, _cut(said[0]) or NO_ANSWER, _cut(said[1]) or NO_ANSWER),
+            (cut(right) or NO_ANSWER, cut(said[0]) or NO_ANSWER, cut(said[1]) or NO_ANSWER),
         )  # fmt: skip
 
 
@@ -194,7 +196,7 @@ def _flip(found: _Decision, examples: Examples, tokenizer: Any, judged: Judged) 
         row: LabelledRow = Row(examples.texts[judged.queries[found.text]], "")
     else:
         row = examples.rows[examples.order[found.text]]
-    text, word, pair = _cut(row.text), None, None if row.pair is None else _cut(row.pair)
+    text, word, pair = cut(row.text), None, None if row.pair is None else cut(row.pair)
     if examples.kind == "tags":
         text, word = marked(row.words, _word(row, found.place, tokenizer))
     if examples.kind == SPAN and row.pair is not None:
@@ -226,11 +228,7 @@ def marked(words: Sequence[str], place: int) -> tuple[str, tuple[int, int]]:
 def _around(text: str, start: int, end: int) -> tuple[str, tuple[int, int]]:
     """At most `CHARACTERS` of a text, and where its characters from `start` to `end` stand in them."""
     first = max(0, min(start - CHARACTERS // 2, len(text) - CHARACTERS)) if end > CHARACTERS else 0
-    shown, before = text[first : first + CHARACTERS], _CUT if first else ""
-    after = _CUT if first + CHARACTERS < len(text) else ""
+    shown, before = text[first : first + CHARACTERS], CUT if first else ""
+    after = CUT if first + CHARACTERS < len(text) else ""
     shift = len(before) - first
     return f"{before}{shown}{after}", (start + shift, min(end, first + CHARACTERS) + shift)
-
-
-def _cut(text: str, most: int = CHARACTERS) -> str:
-    return text if len(text) <= most else text[:most] + _CUT

@@ -100,7 +100,7 @@ def measure(
     counts = {r.variant: (r.parameters, r.nonzero_parameters) for r in results.values() if r.parameters}
     timings = book.timings([target.key for target in todo])
     with ExitStack() as stack:
-        reference = stack.enter_context(Reference(base, windows, workdir))
+        reference = stack.enter_context(Reference(base, windows, workdir, protocol.answer_tokens))
         work = (len(todo) + len(inner)) * windows.size
         work += 0 if timings is not None else len(todo) * protocol.rounds * round_tokens(protocol)
         bar = stack.enter_context(track(work, "measuring", "token"))

@@ -3,7 +3,7 @@
 Of texts with one label: always the label that is most frequent in training; and a logistic regression on
 TF-IDF of words (scikit-learn, its defaults but for the strength, C = 10). Of words: the label that a word
 most often has in training, and of a word that training lacks the most frequent label of all. Of a tie the
-first label in the order of their numbers.
+first label in the order of their numbers. Of targets that are texts: text_references.py.
 
 Of pairs without a label, or with a number: the cosine of their TF-IDF vectors (1 + ln of counts; words and
 inverse frequencies of all texts, those to judge by too, since whoever searches has them), as if that were a
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.measure.statistics import statistic_interval
+from compress.measure.text_references import text_references
 from compress.records.flips import LabelReference
 from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.registry import task_labelled
@@ -49,17 +50,19 @@ _Answer = tuple[list[Floats], list[Floats]]  # decisions and confidences per tex
 def label_references(
     data: LabelledData | None, *, seed: int = 0, earlier: Sequence[LabelReference] = ()
 ) -> list[LabelReference]:
-    """A row per simple model; none of data without names of labels. Those of an `earlier` call on the same
+    """A row per simple model; none of kinds that it has none for. Those of an `earlier` call on the same
     data are taken over.
 
     `seed`: that of the resampling, and of the texts that the regression is fitted on.
     """
-    if data is None or data.kind not in (*_MODELS, *BY_KIND) or not len(data.train):
+    if data is None or data.kind not in (*_MODELS, *BY_KIND, "text") or not len(data.train):
         return []
     told = f"{_VERSION} {seed} {data.train.sha256} {data.evaluation.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
     if known := [row for row in earlier if row.fingerprint == fingerprint]:
         return known
+    if data.kind == "text":
+        return text_references(data, seed, fingerprint)
     if data.kind not in _MODELS:
         return _by_cosine(data, seed, fingerprint) if data.paired else []
     models = _MODELS[data.kind]

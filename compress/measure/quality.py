@@ -21,6 +21,9 @@ bits_per_byte is left out.
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
+An encoder-decoder reads the whole source of a labelled row and predicts its target's tokens; what it writes
+of the source by itself is judged, too (tasks/written.py, written.py).
+
 A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
 (tasks/token_classification.py); nll is then of the right label, and windows are texts. One that finds
 answers in contexts is judged by these (tasks/question_answering.py).
@@ -68,7 +71,8 @@ if TYPE_CHECKING:  # records would be in a worker's memory
     from compress.records.base import Interval
 
 Logits = npt.NDArray[np.float32]
-# int32 [n, length], and where texts are told apart their types as well -> float32 [n, length, V]
+# int32 [n, length], and where texts are told apart their types as well -> float32 [n, length, V]; `text`
+# [n, targets]: what is written of them
 Forward = Callable[..., Logits]
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
@@ -80,7 +84,8 @@ class Scores:
     """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
     agreements. Of a model that embeds: `distances` alone, cosine distances to the base. Of labels besides,
     per text a list of what was decided, what was right, and how sure the model was (`Decided` of
-    tasks/scoring.py); and the labels' names."""
+    tasks/scoring.py); and the labels' names. Of targets that are texts: what was written and whether it
+    ended, and what is right."""
 
     nats: list[float]
     tokens: list[int]
@@ -95,6 +100,8 @@ class Scores:
     vectors: list[str] | None = None  # of texts that are compared with one another, packed
     pairs: Sequence[Sequence[float]] = ()  # of such texts (text/apart.py)
     groups: Sequence[int] = ()  # the query that each text is a candidate of
+    written: list[tuple[str, bool]] | None = None
+    wanted: list[str] | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -245,13 +252,17 @@ def _answered(
 
 
 def _alike(one: Question, other: Question) -> bool:
-    return len(one.inputs) == len(other.inputs) and (one.types is None) == (other.types is None)
+    def shape(asked: Question) -> tuple[int, int, bool]:
+        return len(asked.inputs), 0 if asked.text is None else len(asked.text), asked.types is None
+
+    return shape(one) == shape(other)
 
 
 def _ask_together(forward: Forward, questions: Sequence[Question]) -> Logits:
     types = [asked.types for asked in questions if asked.types is not None]
     given = (np.stack([asked.inputs for asked in questions]), *([np.stack(types)] if types else []))
-    return forward(*given)
+    written = [asked.text for asked in questions if asked.text is not None]
+    return forward(*given, **({"text": np.stack(written)} if written else {}))
 
 
 def score_window(

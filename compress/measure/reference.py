@@ -18,8 +18,9 @@ from compress.artifact.folder import whole
 from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores, forget
+from compress.measure.written import how_to_write
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.records.protocol import LOGITS_BYTES
+from compress.records.protocol import LOGITS_BYTES, MeasureProtocol
 from compress.tasks.base import longest_text
 from compress.text.examples import SPAN, Examples
 from compress.text.translation import TranslatedWindows, Translation, translation
@@ -30,11 +31,19 @@ class Reference:
     """Evaluation windows, and the base model's logits on them; a context manager that owns the files.
 
     `base`: the base model's artifact, or None where there is nothing to compare with. `workdir`: an
-    existing folder on a disk with room; default: the system's temporary folder.
+    existing folder on a disk with room; default: the system's temporary folder. `answer_tokens`: of each text
+    that is written of a labelled source, at most.
     """
 
-    def __init__(self, base: Path | None, windows: Windows | Examples, workdir: Path | None = None) -> None:
+    def __init__(
+        self,
+        base: Path | None,
+        windows: Windows | Examples,
+        workdir: Path | None = None,
+        answer_tokens: int = MeasureProtocol().answer_tokens,
+    ) -> None:
         self.base, self.windows = base, windows
+        self._answer_tokens = answer_tokens
         self._parts: dict[int, Scores] = {}
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
@@ -106,8 +115,7 @@ class Reference:
     ) -> Scores:
         """Score the base, which `worker` has loaded, on a part of the windows, and keep its logits."""
         keeping = str(self.folder) if keep else None
-        windows = self.windows_file if self.base is None else self._windows_for(self.base)
-        self._parts[part.start] = self._score(worker, windows, part, advance, base=None, keep=keeping)
+        self._parts[part.start] = self._score(worker, self.base, part, advance, base=None, keep=keeping)
         return self._parts[part.start]
 
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
@@ -123,10 +131,10 @@ class Reference:
                 nothing = np.zeros((0, 0), np.int32)
                 known = TranslatedWindows(nothing, nothing, words.rows)
             known.save(Path(translated))
-        windows = self._windows_for(path)
+        self._windows_for(path)
         if path in self._others:
             base = None
-        return self._score(worker, windows, part, advance, base=base, keep=None, translated=translated)
+        return self._score(worker, path, part, advance, base=base, keep=None, translated=translated)
 
     def take_over(self, part: range, scores: Scores) -> None:
         """The base's scores of a part, from before a measurement was cut off."""
@@ -149,11 +157,24 @@ class Reference:
     def _score(
         self,
         worker: WorkerProcess,
-        windows: Path,
+        path: Path | None,
         part: range,
         advance: Callable[[], None],
         **folders: str | None,
     ) -> Scores:
-        bounds = (part.start, part.stop)
-        answer: dict[str, Any] = worker.ask("score", advance, windows=str(windows), part=bounds, **folders)
+        """Score what `worker` has loaded from `path`."""
+        windows = self.windows_file if path is None else self._windows_for(path)
+        asked: dict[str, Any] = {"windows": str(windows), "part": (part.start, part.stop), **folders}
+        texts = isinstance(self.windows, Examples) and self.windows.kind == "text"
+        if not texts or path is None:
+            return Scores(**worker.ask("score", advance, **asked))
+        assert isinstance(self.windows, Examples)
+        place = whole(path)
+        tokenizer = load_tokenizer(place)
+        asked["writing"] = how_to_write(place, tokenizer, self._answer_tokens)
+        answer = worker.ask("score", advance, **asked)
+        answer["written"] = [
+            (tokenizer.backend_tokenizer.decode(ids), ended) for ids, ended in answer["written"]
+        ]
+        answer["wanted"] = [str(self.windows.rows[self.windows.order[index]].label) for index in part]
         return Scores(**answer)

@@ -46,10 +46,10 @@ def with_head(model: Any, task: Task, names: Sequence[str], seed: int) -> Any:
     own = task_of(model.config)
     if own is task and (task.labels is None or labels_of(model.config) == tuple(names)):
         return model
-    if task.labels is None:
+    if task.labels is None or own.stacks != task.stacks:  # a head, or a decoder, would be made up
         raise UserError(
-            f"finetune: rows of the kind '{task.rows}' are learnt by {task.noun} ({task}), and this model is "
-            f"{own.noun} ({own}); take another model, or other rows"
+            f"finetune: rows of the kind '{task.labels or task.rows}' are learnt by {task.noun} ({task}), "
+            f"and this model is {own.noun} ({own}); take another model, or other rows"
         )
     config = copy.deepcopy(model.config)
     nameless = [f"LABEL_{number}" for number in range(_NAMELESS.get(str(task.labels), 0))]
@@ -139,11 +139,11 @@ def numbering(config: Any, kind: str, names: Sequence[str]) -> tuple[str, ...]:
 
 def labels_of(config: Any) -> tuple[str, ...]:
     """The names of a configuration's labels, in the order of their numbers; none of a regression's one, of
-    an answer's ends, and of a model without a head for labels."""
+    an answer's ends, of a model that writes texts, and of one without a head for labels."""
     names = {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
     found = tuple(names[number] for number in sorted(names))
     own = task_of(config).labels
-    return () if own is None or own in _NAMELESS else found
+    return () if own in (None, "text", *_NAMELESS) else found
 
 
 def outside_body(model: Any) -> list[Any]:

@@ -59,8 +59,9 @@ class Distill(Pass, Teaching):
         return self.needs if self.learns_from_base() else self.needs - {"teacher"}
 
     def wants_labels(self, task: Task) -> bool:
-        """A model with labels learns from labelled texts, unless from plain text alone."""
-        return task.labels is not None and self.unlabelled < 1
+        """A model with a head for labels learns from labelled texts, unless from plain text alone; one that
+        predicts tokens learns from either."""
+        return task.labels is not None and not task.predicts and self.unlabelled < 1
 
     def reads(self) -> tuple[str, ...]:
         """The teachers that are not the recipe's base."""

@@ -3,9 +3,10 @@
 A model with a head of the task and these labels keeps it; on another, a decoder's or an encoder's with a
 masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Of chats a
 decoder with its own head learns what the assistant says, and what is said to it is only read
-(training/objectives/chats.py). Everything of the loop holds: frozen layers, rates that fall with depth,
-blocks that are unfrozen one after the other, averages, early stopping by the task's own score. Pruned weights
-stay zero, so it heals a pruned classifier.
+(training/objectives/chats.py); an encoder-decoder learns targets that are texts (objectives/texts.py).
+Everything of the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after
+the other, averages, early stopping by the task's own score. Pruned weights stay zero, so it heals what was
+pruned.
 
 Pairs of texts without a label teach an encoder to embed (objectives/pairs.py): it gets no head, and pools
 its states as its files say, or `pooling`. So do pairs with a number where either says how.
@@ -51,6 +52,7 @@ from compress.training.objectives.base import Objective
 from compress.training.objectives.chats import answers_of_chats
 from compress.training.objectives.labelled import StopBy, labelled_examples
 from compress.training.objectives.pairs import embedded_pairs
+from compress.training.objectives.texts import texts_of_texts
 from compress.training.optimizers import OptimizerName, ScheduleName
 from compress.training.pair_batches import PairBatches
 from compress.training.plan import Optimization
@@ -75,7 +77,7 @@ class Finetune(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"labelled"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset(task for task in TASKS if task.stacks == 1)
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
     batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
@@ -147,7 +149,7 @@ class Finetune(Pass, Optimization):
         if data is None:
             raise UserError("finetune: needs labels; give data.labelled, or labelled= to apply")
         task = task_learnt(bundle.model.config, data.kind, paired=data.paired, pooling=self.pooling)
-        if task is None or task.stacks != 1:
+        if task is None:
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
         if (reason := self.refuses_labels(data.kind)) is not None:
             raise UserError(f"finetune.{reason}")
@@ -176,6 +178,11 @@ class Finetune(Pass, Optimization):
         stop_by: StopBy = "loss" if task.labels is None else self.stop_by
         if task.labels is None:  # it keeps its head, and what is judged is what is minimised
             objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
+        elif task.writes:
+            objective = texts_of_texts(
+                model, batches, heldout, bundle.tokenizer,
+                smoothing=self.label_smoothing, stop_by=stop_by,
+            )  # fmt: skip
         else:
             objective = labelled_examples(
                 task, batches, heldout, padding,
@@ -264,8 +271,6 @@ class Finetune(Pass, Optimization):
 
 def _counts(data: LabelledData) -> NDArray[np.float64]:
     """How often each label is right in training."""
-    if data.kind == "number":
-        raise UserError("finetune.class_weights: numbers have no classes; leave it at none")
     if not data.names:
         raise UserError(
             f"finetune.class_weights: labels of the kind '{data.kind}' have no classes; leave it at none"

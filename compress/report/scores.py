@@ -16,6 +16,12 @@ _NAMES = {
     "micro_f1": "micro F1",
     "span_f1": "span F1",
     "spearman": "Spearman correlation",
+    "rouge_l": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "not_ended": "texts not ended",
     "answer_f1": "answer F1",
     "answer_exact_match": "exact match",
     "answer_f1_answerable": "answer F1 where there is one",
@@ -23,7 +29,7 @@ _NAMES = {
     "macro_f1": "macro F1",
     "matthews": "Matthews",
     "calibration_error": "calibration error",
-    "exact_match": "all labels right",
+    "exact_match": "exact match",
     "word_accuracy": "accuracy of words",
     "word_macro_f1": "macro F1 of words",
     "span_precision": "span precision",
@@ -41,6 +47,7 @@ _NAMES = {
 }
 _AS_IT_IS = ("mean_squared_error", "next_sentence_nll", "candidates", "ranked_queries")
 _CORRELATIONS = ("spearman", "pearson", "matthews")
+_SCORES_OF_TEXTS = ("rouge_l", "rouge_1", "rouge_2", "chrf", "bleu")
 
 
 def name_of(key: str) -> str:
@@ -65,7 +72,7 @@ def metric_keys(results: Iterable[Result]) -> list[str]:
 
 def unit_of(key: str) -> str:
     """What stands in the heading of a column."""
-    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS else "%"
+    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS + _SCORES_OF_TEXTS else "%"
 
 
 def score_unit(results: Iterable[Result]) -> str:

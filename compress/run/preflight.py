@@ -139,6 +139,7 @@ def _labels(recipe: Recipe, model: Any) -> Labelled | None:
         return None
     require_metrics("data.labelled")
     labelled = fitted(load_labelled(recipe.data.labelled, recipe.seed), model.config)
+    require_metrics("data.labelled", labelled.kind)
     numbering(model.config, labelled.kind, labelled.names)
     return labelled
 

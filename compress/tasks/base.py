@@ -36,8 +36,8 @@ class Example:
     Attributes:
         ids: tokens (length,).
         targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), a label's
-            number or the next token per token (length,), UNKNOWN where none is asked for, or the first and
-            last token of an answer (2,), 0 where there is none.
+            number or the next token per token (length,), UNKNOWN where none is asked for, the first and last
+            token of an answer (2,), 0 where there is none, or the tokens of a text (targets,).
         types: which of two texts each token is of, (length,); None where there is one, or the tokenizer does
             not tell them apart.
         passage: in which an answer is looked for.
@@ -58,6 +58,7 @@ class Question:
         rows: of its answer (positions, width), those that are scored.
         targets: what they should give, (rows,): tokens, or numbers of labels, UNKNOWN where nobody told.
         types: which of two texts each token is of, (length,), where the model tells them apart.
+        text: what is written of the whole of `inputs`, tokens (targets,); None where a window holds both.
         passage: in which an answer is looked for.
     """
 
@@ -65,6 +66,7 @@ class Question:
     rows: slice | npt.NDArray[np.int64]
     targets: npt.NDArray[Any]
     types: Window | None = None
+    text: Window | None = None
     passage: Passage | None = None
 
 

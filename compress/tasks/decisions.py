@@ -184,9 +184,14 @@ class Decisions(Scoring):
         return mean_kl(expected, found)
 
 
-def require_metrics(what: str) -> None:
-    """Raise MissingExtra, before any work, where the libraries that compute metrics are absent."""
-    for module, package in (("sklearn", "scikit-learn"), ("seqeval", "seqeval")):
+_LIBRARIES = {"": {"sklearn": "scikit-learn", "seqeval": "seqeval"}}  # of any kind of labels
+_LIBRARIES["text"] = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
+
+
+def require_metrics(what: str, kind: str = "") -> None:
+    """Raise MissingExtra, before any work, where the libraries that compute metrics are absent: those of any
+    labels, or those that a kind of labels needs besides."""
+    for module, package in _LIBRARIES.get(kind, {}).items():
         if find_spec(module) is None:
             raise MissingExtra(package, "metrics", what)
 

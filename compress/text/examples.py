@@ -1,11 +1,11 @@
 """Labelled texts as tokens: what a model with a head is asked, and what is right.
 
 A text is cut with the specials that the tokenizer puts around it, a pair with those between; one that is
-longer than the model takes is cut off, of a pair the longer side, and counted. Of words with a label each the
-first piece carries it. A question whose context is too long is several examples (passages.py); chats are
-written by the model's template (chats.py). For a model that embeds, the texts of pairs are cut each by
-itself, every one once. Examples of a length stand together, so that they go through a model at once without
-padding: what is measured of a text is what the model says of it alone.
+longer than the model takes is cut off, of a pair the longer side, and counted, as is a target that is a text
+(targets.py). Of words with a label each the first piece carries it. A question whose context is too long is
+several examples (passages.py); chats are written by the model's template (chats.py). For a model that embeds,
+the texts of pairs are cut each by itself, every one once. Examples of a length stand together, so that they
+go through a model at once without padding: what is measured of a text is what the model says of it alone.
 
 Imports no model library: the process that is measured reads examples, too.
 """
@@ -32,6 +32,7 @@ from compress.text.framing import NO_FRAME, Frame, frame_of
 from compress.text.labelled.duplicates import normal_form
 from compress.text.passages import Asked, again, passages
 from compress.text.prompts import Prompt, prompted
+from compress.text.targets import room_for, targets_written
 from compress.text.translation import Translation
 
 SPAN = "span"
@@ -56,7 +57,7 @@ class Examples:
     """Texts with labels, those of a length together.
 
     Attributes:
-        kind: of the labels: class, classes, number, tags, span, chat, pair.
+        kind: of the labels: class, classes, number, tags, span, text, chat, pair.
         names: of the labels, in the order of their numbers.
         items: the texts.
         order: which row of the data each is, or is a part of.
@@ -95,13 +96,14 @@ class Examples:
 
     @property
     def size(self) -> int:
-        """Tokens of all."""
-        return sum(len(item.ids) for item in self.items)
+        """Tokens of all, targets that are texts among them."""
+        return sum(len(item.ids) + len(item.targets) * (self.kind == "text") for item in self.items)
 
     @property
     def length(self) -> int:
-        """Tokens of the longest."""
-        return max((len(item.ids) for item in self.items), default=0)
+        """Tokens of the longest, of a source or of a target that is a text."""
+        written = self.kind == "text"
+        return max((max(len(i.ids), len(i.targets) * written) for i in self.items), default=0)
 
     @property
     def lengths(self) -> list[int]:
@@ -303,7 +305,7 @@ def encode(
     numbers = {name: number for number, name in enumerate(names)}
     items: list[Example] = []
     of: list[int] = []  # the row of each
-    cut = 0
+    cut, longest = 0, room_for(kind, tokenizer, longest)
     for start in range(0, len(rows), _TOGETHER):
         part = rows[start : start + _TOGETHER]
         if kind == SPAN:
@@ -312,6 +314,7 @@ def encode(
             items, of, cut = items + found.items, of + found.of, cut + len(found.cut)
             continue
         encoded = _encoded(part, kind, tokenizer, longest)
+        written = targets_written(part, tokenizer, longest) if kind == "text" else []
         for index, row in enumerate(part):
             ids = np.array(encoded["input_ids"][index], dtype=np.int32)
             if not len(ids):
@@ -320,9 +323,10 @@ def encode(
             if row.pair is not None and "token_type_ids" in encoded:
                 types = np.array(encoded["token_type_ids"][index], dtype=np.int32)
             words = encoded.word_ids(index) if kind == "tags" else []
-            items.append(Example(ids, targets_of(row, kind, numbers, words), types))
+            targets = written[index].ids if written else targets_of(row, kind, numbers, words)
+            items.append(Example(ids, targets, types))
             of.append(start + index)
-            cut += bool(encoded.encodings[index].overflowing)
+            cut += bool(encoded.encodings[index].overflowing) or bool(written and written[index].cut)
     places = _ordered(items, of, order)
     size = sum(len(row.text.encode()) + len((row.pair or "").encode()) for row in rows)
     return Examples(

@@ -4,7 +4,8 @@ Passes that look at activations, and exporters that check their file, read windo
 has no text beside its labels, those are cut from the labelled texts: of the length that half of the training
 texts have, each the beginning of one text with what the tokenizer puts around it. So what is calibrated on
 looks as what the model will read, padding and all evaluation texts left out. Training on plain text reads the
-training texts one after another. Chats are read as the model's template writes them, whole.
+training texts one after another, with the targets that are texts between them. Chats are read as the model's
+template writes them, whole.
 """
 
 from typing import Any
@@ -29,9 +30,14 @@ def documents_of(labelled: Labelled) -> list[Document]:
     return [
         Document(f"{labelled.source}:{number}", text)
         for number, row in enumerate(labelled.train)
-        for text in (row.text, row.pair)
-        if text
+        for text in texts_of(row, labelled.kind)
     ]
+
+
+def texts_of(row: Any, kind: str) -> list[str]:
+    """The texts of a row: one or two, and what is to be written of it."""
+    target = row.label if kind == "text" else None
+    return [text for text in (row.text, row.pair, target) if text]
 
 
 def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
@@ -87,7 +93,7 @@ def _windows(examples: Examples, window: int, frame: Frame, count: int) -> Windo
 def _stream(examples: Examples, tokenizer: Any) -> NDArray[np.int32]:
     if examples.kind == "chat":  # the template ends each
         return np.concatenate([item.ids for item in examples.items])
-    texts = [text for row in examples.rows for text in (row.text, row.pair) if text]
+    texts = [text for row in examples.rows for text in texts_of(row, examples.kind)]
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     with encoding():
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

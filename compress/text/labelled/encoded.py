@@ -9,6 +9,7 @@ from compress.tasks.base import UNKNOWN, Example
 from compress.text.examples import Examples, encode, encode_apart
 from compress.text.framing import require_known
 from compress.text.labelled.base import Labelled
+from compress.text.targets import room_for
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def encoded(
             where = f"labelled: a row of {labelled.source}"
             require_known([_largest(most)], rows or 0, where, tokenizer.convert_ids_to_tokens)
     cut = {part: examples.cut for part, examples in parts.items()}
-    notes = {**labelled.notes, "cut_off": cut, "longest": longest}
+    notes = {**labelled.notes, "cut_off": cut, "longest": room_for(labelled.kind, tokenizer, longest)}
     if any(len(examples) > len(examples.rows) for examples in parts.values()):  # long contexts are several
         notes["examples"] = {part: len(examples) for part, examples in parts.items()}
     if labelled.kind == "chat":
