@@ -6,7 +6,8 @@
 The first form runs the recipe as `compress-lm run` does and appends a line to `results/recipes.jsonl`: every
 result, the size of every exported file, the fields that were set, the machine and how busy it was. The second
 only writes the pages again; a page shows its recipe's last line. Nothing else should run on the machine, and
-where something did, the page says so. A run that begins here is also compared with what its dry run foresaw.
+where something did, the page says so. What is judged by labels is shown with its score and metrics. A run
+that begins here is also compared with what its dry run foresaw.
 """
 
 import json
@@ -23,6 +24,7 @@ from bench import HERE
 from readme_table import HEADER, cells, insert, row
 
 import compress
+from compress.report.scores import metric_keys, name_of, score_name
 
 RESULTS = HERE / "results" / "recipes.jsonl"
 PAGES = HERE.parent / "docs" / "recipes"
@@ -40,7 +42,7 @@ def main(
 ) -> None:
     """Measure one recipe, if named; write the pages."""
     if name is not None:
-        line = measured(name, model, text or ["stdlib"], overrides or [], work)
+        line = measured(name, model, text or [], overrides or [], work)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     for recipe, line in lines().items():
@@ -60,7 +62,10 @@ def measured(
     name: str, model: str | None, text: list[str], overrides: list[str], work: Path
 ) -> dict[str, Any]:
     """Run it, resuming what is there."""
-    sections: dict[str, Any] = {"data": {"text": text}}
+    labelled = compress.load_recipe(name).data.labelled
+    text = text or ["stdlib" if labelled is None else labelled.named]
+    # beside labelled rows the text is theirs: another may hold what they are judged by
+    sections: dict[str, Any] = {"data": {"text": text}} if labelled is None else {}
     if model is not None:
         sections["model"] = {"checkpoint": model}
     busy = os.getloadavg()[0]
@@ -91,6 +96,7 @@ def measured(
         "versions": record.versions,
         "results": [r.model_dump(mode="json") for r in results],
         "exports": exports,
+        "references": [r.model_dump(mode="json") for r in record.label_references],
     }
 
 
@@ -177,12 +183,44 @@ def costs(foreseen: dict[str, float], took: dict[str, float]) -> list[str]:
     return lines
 
 
+def scored(
+    results: list[compress.Result], references: list[dict[str, Any]]
+) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Heading and rows of what is judged by labels, simple answers last."""
+    name = score_name(results)
+    keys = [key for key in metric_keys(results) if key != "calibration_error"]
+    header = (
+        "Variant", "Runtime", "Disk, MB", f"{name} × 100", "Δ, points [95 %]", "Flips, %", "KL, nats",
+        *(f"{name_of(key)} × 100" for key in keys), "Prefill, tokens/s", "Decode, tokens/s", "Peak RSS, MB",
+    )  # fmt: skip
+
+    def shown(value: float | None, factor: float, form: str) -> str:
+        return "–" if value is None else format(factor * value, form)
+
+    rows = []
+    for r in results:
+        low, high = r.delta_score_ci95 or (None, None)
+        bounds = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        told, metrics = cells(r), r.metrics or {}
+        change = shown(r.delta_score, 100, "+.1f") + bounds
+        of = [shown(metrics.get(key), 100, ".1f") for key in keys]
+        score, flips = shown(r.score, 100, ".1f"), shown(r.flips, 100, ".1f")
+        rows.append([*told[:3], score, change, flips, told[5], *of, *told[7:]])
+    for reference in references:
+        of = [shown(reference["metrics"].get(key), 100, ".1f") for key in keys]
+        score = shown(reference["score"], 100, ".1f")
+        rows.append([f"*{reference['name']}*", "*reference*", "–", score, "–", "–", "–", *of, *["–"] * 3])
+    return header, rows
+
+
 def block(line: dict[str, Any]) -> str:
     """The Markdown between a page's markers."""
     results = [compress.Result.model_validate(result) for result in line["results"]]
     protocol, machine, versions = results[0].protocol, line["machine"], line["versions"]
+    judged = any(result.score is not None for result in results)
+    what = "rows of at most" if judged else "windows of"
     parts = [
-        f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} windows of "
+        f"Model {line['model']}; text {', '.join(line['text'])}; {protocol.get('windows')} {what} "
         f"{protocol.get('window')} tokens. {machine.get('cpu')}, threads: {protocol.get('threads')}; "
         f"torch {versions.get('torch')}, ONNX Runtime {versions.get('onnxruntime')}."
     ]
@@ -196,8 +234,11 @@ def block(line: dict[str, Any]) -> str:
         ]
     if line.get("took"):
         parts += ["", *costs(line["foreseen"], line["took"])]
-    parts += ["", row(HEADER), row([":--", ":--"] + ["--:"] * (len(HEADER) - 2))]
-    parts += [row(cells(result)) for result in results]
+    header: tuple[str, ...] = HEADER
+    lines = [cells(result) for result in results]
+    if judged:
+        header, lines = scored(results, line.get("references", []))
+    parts += ["", row(header), row([":--", ":--"] + ["--:"] * (len(header) - 2)), *map(row, lines)]
     if line["exports"]:
         parts += ["", *FILES]
         for export in line["exports"]:

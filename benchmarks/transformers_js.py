@@ -1,16 +1,20 @@
-"""Does Transformers.js say what ONNX Runtime says? A classifier's decisions on 20 texts, in Node.
+"""Does Transformers.js say what ONNX Runtime says? A classifier's decisions on 20 texts, or the answers of a
+model that finds them in their contexts, in Node.
 
     python benchmarks/transformers_js.py VARIANT --labelled FILE --node-modules FOLDER
 
 VARIANT is a folder of a run with an `onnx` folder in it: just the layout that Transformers.js reads. FOLDER
 is where `npm install @huggingface/transformers` left its `node_modules`. A line per text that differs, and a
 count.
-Transformers.js cuts a text that is too long without the token after it, so its numbers are others there.
+Transformers.js cuts a text that is too long without the token after it, so its numbers are others there. The
+probability of an answer is over the context there, over the whole text here; answers are compared without
+case.
 """
 
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +23,9 @@ import typer
 from transformers import AutoConfig, AutoTokenizer
 
 from compress import LabelledConfig, load_labelled, open_runtime
+from compress.tasks.question_answering import best_span
+from compress.text.examples import encode
+from compress.text.labelled.base import Row
 
 TEXTS = 20
 SCRIPT = """
@@ -28,9 +35,11 @@ const [folder, name, texts] = process.argv.slice(2);
 env.allowRemoteModels = false;
 env.localModelPath = folder + '/';
 const options = { dtype: 'fp32', use_external_data_format: true };
-const classify = await pipeline('text-classification', name, options);
+const asked = JSON.parse(readFileSync(texts));
+const task = Array.isArray(asked[0]) ? 'question-answering' : 'text-classification';
+const ask = await pipeline(task, name, options);
 const found = [];
-for (const text of JSON.parse(readFileSync(texts))) found.push((await classify(text))[0]);
+for (const each of asked) found.push([await ask(...[each].flat())].flat()[0]);
 console.log(JSON.stringify(found));
 """
 
@@ -42,6 +51,9 @@ def main(
 ) -> None:
     """Compare label and probability of each text."""
     rows = load_labelled(LabelledConfig(source=labelled)).evaluation[:TEXTS]
+    if AutoConfig.from_pretrained(variant).architectures[0].endswith("ForQuestionAnswering"):
+        answers(variant, rows, node_modules)
+        return
     texts = [row.text for row in rows]
     tokenizer, names = AutoTokenizer.from_pretrained(variant), AutoConfig.from_pretrained(variant).id2label
     graph = open_runtime(variant / "onnx", "onnxruntime")
@@ -58,8 +70,27 @@ def main(
     print(f"{len(texts) - apart} of {len(texts)} alike; probabilities differ by {worst:.2g} at most")
 
 
-def in_node(variant: Path, texts: list[str], node_modules: Path) -> list[dict[str, Any]]:
-    """What the pipeline of the package says of each text: label and score."""
+def answers(variant: Path, rows: Sequence[Row], node_modules: Path) -> None:
+    """Compare the answer to each question, leaving out that there may be none."""
+    tokenizer, graph = AutoTokenizer.from_pretrained(variant), open_runtime(variant / "onnx", "onnxruntime")
+    apart, asked = 0, [(row.text, row.pair or "") for row in rows]
+    examples = encode(rows, "span", (), tokenizer, graph.context, range(len(rows)))
+    for (question, context), theirs, item in zip(
+        asked, in_node(variant, asked, node_modules), examples.items, strict=True
+    ):
+        types = () if item.types is None else (item.types[None],)
+        assert item.passage is not None
+        found = best_span(graph.logits(item.ids[None], *types)[0].T, item.passage.inside)
+        assert found is not None
+        a, b = item.passage.places[found[0], 0], item.passage.places[found[1], 1]
+        if context[a:b].lower() != theirs["answer"].lower():
+            apart += 1
+            print(f"{context[a:b]!r} here, {theirs['answer']!r} in Transformers.js: {question[:80]!r}")
+    print(f"{len(asked) - apart} of {len(asked)} alike")
+
+
+def in_node(variant: Path, texts: Sequence[Any], node_modules: Path) -> list[dict[str, Any]]:
+    """What the pipeline of the package says of each text, or question and context."""
     with tempfile.TemporaryDirectory(dir=node_modules.parent) as place:
         script, given = Path(place) / "classify.mjs", Path(place) / "texts.json"
         script.write_text(SCRIPT)

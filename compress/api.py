@@ -13,7 +13,7 @@ from compress.artifact.applied import Given, windows_of
 from compress.artifact.folder import disk_bytes
 from compress.artifact.labels import GivenLabels
 from compress.errors import UserError
-from compress.host.files import read_text
+from compress.host.files import at_home, read_text
 from compress.host.machine import machine, usable_cores, versions
 from compress.host.processes import on_this_machine
 from compress.measure import harness
@@ -23,20 +23,24 @@ from compress.measure.flips import Flips
 from compress.measure.inner_steps import InnerSteps
 from compress.measure.label_references import label_references
 from compress.measure.places import exports_in, not_measured, targets_of
+from compress.measure.prompt_reference import likelihood_reference
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_config, load_tokenizer, meta_model
 from compress.models.unchanged import unchanged_process
 from compress.records.base import write_whole
+from compress.records.flips import LabelReference
 from compress.records.protocol import MeasureProtocol
 from compress.records.results import Result, read_results, write_results
 from compress.records.run import RunRecord, Sample, SampleBook
 from compress.report.text import Results
-from compress.run.pipeline import Made, join, make
+from compress.run.identity import FileHashes, identity
+from compress.run.pipeline import HASHES, Made, join, make
 from compress.run.preflight import preflight
 from compress.run.recipe import Recipe
 from compress.run.request import DESTINATIONS, Effort, Quantized, Request, choose
 from compress.run.store import STEPS, StepStore, alone, show
 from compress.tasks.registry import task_of
+from compress.text.examples import Examples
 from compress.text.framing import prompt_of
 from compress.text.windows import DataConfig
 
@@ -227,7 +231,8 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     write_results(path, results)
     simple = work / "references.json"
     references = references_beside(
-        made.variants[0].steps, config, results, made.data, recipe.report.references, seed=recipe.seed,
+        made.variants[0].steps, config, results, made.data,
+        recipe.report.references if windows is made.data.evaluation else (), seed=recipe.seed,
         earlier=earlier.references if earlier else [], kept=simple, say=say,
     )  # fmt: skip
     record = RunRecord(
@@ -242,11 +247,7 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
         step_results=steps,
         not_measured=missing,
         flips=flips.of(results),
-        label_references=label_references(
-            made.data.labelled if task.labels else None,
-            seed=protocol.seed,
-            earlier=earlier.label_references if earlier else (),
-        ),
+        label_references=_beside_labels(recipe, made, earlier, protocol, say),
     )
     record.write(folder / "run.json")
     book.unlink(missing_ok=True)
@@ -254,6 +255,27 @@ def tell(recipe: Recipe, made: Made, say: Say = print) -> RunRecord:
     flips.forget()
     simple.unlink(missing_ok=True)
     return record
+
+
+def _beside_labels(
+    recipe: Recipe, made: Made, earlier: RunRecord | None, protocol: MeasureProtocol, say: Say
+) -> list[LabelReference]:
+    """Simple models of the training texts, and the decoder that the recipe asks for labels."""
+    labelled, known = made.judging or made.data.labelled, earlier.label_references if earlier else ()
+    if labelled is None or not isinstance(made.evaluation, Examples):
+        return []
+    rows = label_references(labelled, seed=protocol.seed, earlier=known)
+    decoder, config = recipe.report.likelihood, recipe.data.labelled
+    if decoder is not None and config is not None and config.prompt is not None:
+        place = str(at_home(decoder))
+        files = " ".join(identity(place, FileHashes(made.folder / HASHES)))
+        rows.append(
+            likelihood_reference(
+                labelled.evaluation, config.prompt, place, files, threads=protocol.threads,
+                seed=protocol.seed, earlier=known, say=say,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def write_report(folder: Path) -> Path:

@@ -111,11 +111,11 @@ class TestJson:
         assert len(every(load(write(tmp_path / "r.json", json.dumps(rows))))) == 8
         assert load(write(tmp_path / "s.json", json.dumps({"data": rows}))).names == ("0", "1")
 
-    @pytest.mark.parametrize("field", ["messages", "conversations"])
-    def test_chats(self, tmp_path, field):
+    @pytest.mark.parametrize("field", ["conversation", "conversations"])
+    def test_chats_in_other_layouts(self, tmp_path, field):
         file = write(tmp_path / "r.jsonl", json.dumps({field: [{"role": "user", "content": "hi"}]}))
         refused(
-            rf"labelled\.source: {file}:1 holds a chat \('{field}'\), which is no labelled row: .+`data`.+",
+            rf"labelled\.source: {file}:1 holds a chat \('{field}'\) in another layout than is read; .+",
             file,
         )
 
@@ -176,8 +176,8 @@ class TestParquet:
     def test_what_is_refused(self, tmp_path):
         file = write(tmp_path / "r.parquet", b"PAR1 and nothing else")
         refused(rf"labelled\.source: {file} is no whole parquet file; copy or download it again", file)
-        file = self.write(tmp_path / "s.parquet", {"messages": [[{"role": "user"}]]})
-        refused(rf"labelled\.source: {file} holds chats \('messages'\), .+", file)
+        file = self.write(tmp_path / "s.parquet", {"conversations": [[{"from": "human"}]]})
+        refused(rf"labelled\.source: {file} holds a chat \('conversations'\) in another layout .+", file)
         file = self.write(tmp_path / "t.parquet", {"text": ["x", "y"], "label": ["a", None]})
         refused(rf"labelled\.source: {file}, row 1 has no label \(null or empty\); .+", file)
 

@@ -11,7 +11,8 @@ from labelled_files import every, load
 from compress.text.labelled import standard
 from compress.text.labelled.duplicates import grouped, normal_form
 
-KINDS = dict(zip(standard.NAMES, ("class", "tags", "text"), strict=True))
+KINDS = {"stdlib:package": "class", "stdlib:kinds": "tags", "stdlib:docstring": "text"}
+PASSAGES = "stdlib:passages"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def loaded():
     return data
 
 
-@pytest.mark.parametrize("name", standard.NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_some_thousand_rows_and_no_text_twice(loaded, name):
     data = loaded[name]
     assert data.kind == KINDS[name]
@@ -36,12 +37,15 @@ def test_some_thousand_rows_and_no_text_twice(loaded, name):
 
 @pytest.mark.parametrize("name", standard.NAMES)
 def test_no_file_is_in_two_parts(loaded, name):
-    of = {
-        values[0] if isinstance(values[0], str) else " ".join(values[0]): file
-        for _, values, file in standard._rows(name)
-    }
+    def key(text, second):
+        text = text if isinstance(text, str) else " ".join(text)
+        return (text, second) if name == PASSAGES else text  # a line may be said of functions of two files
+
+    of = {key(*values[:2]): file for _, values, file in standard._rows(name)}
     data = loaded[name]
-    files = [{of[row.text] for row in part} for part in (data.train, data.heldout, data.evaluation)]
+    files = [
+        {of[key(row.text, row.pair)] for row in part} for part in (data.train, data.heldout, data.evaluation)
+    ]
     assert sum(map(len, files)) == len(set.union(*files))
     assert all(files)
 
@@ -76,3 +80,20 @@ def test_docstrings(loaded):
         assert ast.get_docstring(function) is None
         assert "\n" not in row.label
         assert row.label not in row.text
+
+
+def test_passages(loaded):
+    data, functions = loaded[PASSAGES], load("stdlib:docstring")
+    own = {(row.label, row.text) for row in every(functions)}
+    queries: dict[str, list] = {}
+    for row in every(data):
+        assert (row.label == "1") == ((row.text, row.pair) in own)
+        queries.setdefault(row.text, []).append(row)
+    assert 5000 < len(every(data)) < 15_000
+    for rows in queries.values():
+        labels = Counter(row.label for row in rows)
+        assert labels["1"] >= 1
+        assert labels["0"] >= 1
+    assert sum(len(rows) >= 4 for rows in queries.values()) > 0.7 * len(queries)
+    parts = [{row.text for row in part} for part in (data.train, data.heldout, data.evaluation)]
+    assert len(set.union(*parts)) == sum(map(len, parts)), "all passages of a query are in one part"

@@ -25,15 +25,18 @@ ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "recipes"
 # test_cli_demo.py runs the demo, test_cli_commands.py smollm2
 DOCUMENTED = [name for name in shipped() if name not in ("demo", "smollm2")]
-LABELLED = ["classifier", "entities"]
+LABELLED = {  # name -> the task of what it leaves
+    "classifier": "sequence-classification", "entities": "token-classification",
+    "embedder": "embedding", "reranker": "regression", "summarise": "seq2seq",
+}  # fmt: skip
 
 
 def source(name: str) -> str:
     return (files("compress.run.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def test_there_are_ten_for_a_model_and_text_and_two_for_labels() -> None:
-    assert len(DOCUMENTED) == 12
+def test_there_are_ten_for_a_model_and_text_and_five_for_labels() -> None:
+    assert len(DOCUMENTED) == 15
     assert set(LABELLED) < set(DOCUMENTED)
 
 
@@ -55,9 +58,12 @@ def test_labels_are_learnt_small_from_a_model_made_here(name: str, tmp_path: Pat
     made = make(recipe, folder)
     for variant in recipe.ordered():
         bundle = Bundle.load(folder / variant)
-        assert str(task_of(bundle.model.config)).endswith("-classification")
-        assert labels_of(bundle.model.config) == made.evaluation.names
-        assert (folder / variant / "onnx" / "model.onnx").is_file()
+        task = task_of(bundle.model.config)
+        assert str(task) == LABELLED[name]
+        assert task.judged_by(made.evaluation.kind)
+        assert task.embeds or labels_of(bundle.model.config) == made.evaluation.names
+        graph = "decoder_model.onnx" if task.writes else "model.onnx"
+        assert (folder / variant / "onnx" / graph).is_file()
 
 
 @pytest.mark.parametrize("name", LABELLED)

@@ -16,6 +16,7 @@ from compress.models.heads import labels_of
 from compress.passes.student import Student
 
 HEADS = ["ForMaskedLM", "Model", "ForSequenceClassification", "ForTokenClassification"]
+HEADS += ["ForQuestionAnswering"]
 IDS = torch.arange(10, 30)[None]
 
 

@@ -22,6 +22,8 @@ from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.embedding import EMBEDDING
 from compress.tasks.masked import MASKED
+from compress.tasks.next_sentence import MASKED_NEXT
+from compress.tasks.question_answering import QUESTION_ANSWERING
 from compress.tasks.registry import ONE_STACK, TASKS, auto_class, task_named, task_of
 from compress.tasks.scoring import Scoring
 from compress.tasks.seq2seq import SEQ2SEQ, halves, shifted
@@ -49,6 +51,8 @@ def config(architecture: str | None, model_type: str = "bert", **fields):
         (config("BertForSequenceClassification", num_labels=1), REGRESSION),
         (config("BertForSequenceClassification", id2label={0: "a"}, problem_type=MULTI), MULTI_LABEL),
         (config("BertForTokenClassification"), TOKEN_CLASSIFICATION),
+        (config("BertForQuestionAnswering"), QUESTION_ANSWERING),
+        (config("BartForQuestionAnswering", "bart", is_encoder_decoder=True), SEQ2SEQ),
         (config("T5ForConditionalGeneration", "t5", is_encoder_decoder=True), SEQ2SEQ),
         (config("BartForSequenceClassification", "bart", is_encoder_decoder=True), SEQ2SEQ),
     ],
@@ -58,7 +62,7 @@ def test_a_configuration_says_whose_it_is(found, task):
     assert auto_class(found) is getattr(transformers, task.auto_class)
 
 
-@pytest.mark.parametrize("head", ["NextSentencePrediction", "QuestionAnswering", "MultipleChoice"])
+@pytest.mark.parametrize("head", ["NextSentencePrediction", "MultipleChoice"])
 def test_heads_of_another_kind_are_refused_by_name(head):
     with pytest.raises(UserError, match=f"architectures: BertFor{head} is neither"):
         task_of(config(f"BertFor{head}"))
@@ -77,9 +81,10 @@ class TestEveryTask:
     def test_asks_for_tokens_that_the_answer_has_rows_for(self, task):
         asked = task.question(WINDOW, 3, mask_token=1)
         rows = len(halves(WINDOW)[1]) if task.stacks == 2 else 1 if task.pooled else len(asked.inputs)
+        rows += task.pairs  # whether they follow
         assert len(np.arange(rows)[asked.rows]) == len(asked.targets)
-        if task.labels is None:
-            assert set(asked.targets.tolist()) <= set(WINDOW.tolist())
+        if task.predicts or task.embeds:
+            assert set(asked.targets[: len(asked.targets) - task.pairs].tolist()) <= set(WINDOW.tolist())
         else:
             assert task.scoring.decided(np.zeros((rows, 3), np.float32), asked.targets) is None
         again = task.question(WINDOW, 3, mask_token=1)
@@ -90,12 +95,12 @@ class TestEveryTask:
         assert task.writes or not task.continues
         assert task.predicts or not task.writes
         assert not task.predicts or task.output == "logits"
-        assert task.predicts == (task.labels is None and not task.embeds)
+        assert task.predicts == (task.labels in (None, "text") and not task.embeds)
 
     def test_round_and_gptq_take_all_and_training_takes_what_learns_from_text(self, task):
         assert QuantizeRound.takes(task)
         assert QuantizeGPTQ.takes(task)
-        assert Train.takes(task) == (task in {CAUSAL, MASKED, SEQ2SEQ})
+        assert Train.takes(task) == (task in {CAUSAL, MASKED, MASKED_NEXT, SEQ2SEQ})
         assert TuneBlocks.takes(task) == (task.stacks == 1) == (task in ONE_STACK)
 
 

@@ -1,5 +1,7 @@
 """One loop trains a model of BASE's shape from random weights: ours, nanoGPT's, or the Hugging Face Trainer.
 
+A masked-LM is trained by ours and the Trainer, which hides tokens with the collator that it has.
+
     python training_worker.py BASE SETTINGS
 
 SETTINGS is a JSON object: `loop`, `steps`, `batch`, `window`, `seed`, `learning_rate`; for ours also other
@@ -24,6 +26,9 @@ import torch.nn.functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -32,6 +37,7 @@ from transformers import (
 from compress import TextData, Train, load, native_precision
 
 PRECISION = native_precision()
+HIDDEN = 0.15  # of a masked-LM's tokens
 FIRST = 5  # steps that are not timed: memory is found, code is compiled
 
 
@@ -123,12 +129,33 @@ def trainer(
             report_to=[],
             disable_tqdm=True,
         )
-        data = [{"input_ids": row, "labels": row} for row in rows]
-        Trainer(model, arguments, train_dataset=data, callbacks=[Steps()]).train()  # type: ignore[arg-type]
+        data = [{"input_ids": row} if masked(model) else {"input_ids": row, "labels": row} for row in rows]
+        hides = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(base), mlm_probability=HIDDEN)
+        more = {"data_collator": hides} if masked(model) else {}
+        Trainer(model, arguments, train_dataset=data, callbacks=[Steps()], **more).train()  # type: ignore[arg-type]
     return model
 
 
+def masked(model: Any) -> bool:
+    """Whether it fills in tokens."""
+    return str(model.config.architectures[0]).endswith("ForMaskedLM")
+
+
 LOOPS: dict[str, Callable[..., Any]] = {"ours": ours, "nanogpt": nanogpt, "trainer": trainer}
+
+
+@torch.inference_mode()
+def heldout_masked(base: Path, model: Any, windows: torch.Tensor) -> float:
+    """Mean nats per hidden token, the same of every loop; all that are hidden are masked."""
+    model.eval()
+    random, token = torch.Generator().manual_seed(0), AutoTokenizer.from_pretrained(base).mask_token_id
+    total, count = 0.0, 0
+    for row in windows:
+        hidden = torch.rand(len(row), generator=random) < HIDDEN
+        logits = model(input_ids=torch.where(hidden, token, row)[None]).logits[0, hidden]
+        total += float(F.cross_entropy(logits.float(), row[hidden], reduction="sum"))
+        count += int(hidden.sum())
+    return total / count
 
 
 @torch.inference_mode()
@@ -147,7 +174,11 @@ def main() -> None:
     loop, window, batch = LOOPS[settings.pop("loop")], settings["window"], settings["batch"]
     text, heldout = np.load(base.parent / "train.npy"), np.load(base.parent / "heldout.npy")
     torch.manual_seed(settings["seed"])
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(base)
+    fills = str(config.architectures[0]).endswith("ForMaskedLM")
+    model = (AutoModelForMaskedLM if fills else AutoModelForCausalLM).from_config(config, dtype=torch.float32)
+    model.config.architectures = config.architectures
+    windows = torch.from_numpy(heldout.astype(np.int64))
     clock = Clock()
     began = time.perf_counter()
     model = loop(base, model, text, heldout, dict(settings), clock)
@@ -156,7 +187,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_second": round(batch * window / clock.step_seconds(), 1),
         "seconds": round(seconds, 2),
-        "heldout_nll": heldout_nll(model, torch.from_numpy(heldout.astype(np.int64))),
+        "heldout_nll": heldout_masked(base, model, windows) if fills else heldout_nll(model, windows),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(found))

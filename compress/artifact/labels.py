@@ -4,6 +4,7 @@ A file is divided into the parts to train on, to stop by and to judge by as a re
 or with the seed of the run that made an artifact: what is judged by was not trained on.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from compress.artifact.folder import MANIFEST, has_manifest
 from compress.errors import UserError
 from compress.models.heads import numbering
 from compress.records.manifest import Manifest
-from compress.tasks.base import longest_text
+from compress.tasks.base import longest_text, rows_of
 from compress.tasks.decisions import require_metrics
+from compress.tasks.registry import task_of
+from compress.tasks.sequence_classification import RELEVANCE
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
-from compress.text.labelled.encoded import LabelledData, encoded
+from compress.text.labelled.encoded import LabelledData, encoded, paired
 from compress.text.labelled.load import load_labelled
 
 GivenLabels = str | Path | LabelledConfig | Labelled | LabelledData
@@ -31,7 +34,9 @@ def rows_of_labels(given: GivenLabels, seed: int = 0) -> Labelled | LabelledData
         return given
     config = given if isinstance(given, LabelledConfig) else LabelledConfig(source=str(given))
     require_metrics("labelled")
-    return load_labelled(config, seed)
+    labelled = load_labelled(config, seed)
+    require_metrics("labelled", labelled.kind)
+    return labelled
 
 
 def labelled_for(model: Any, tokenizer: Any, given: Labelled | LabelledData) -> LabelledData:
@@ -40,14 +45,32 @@ def labelled_for(model: Any, tokenizer: Any, given: Labelled | LabelledData) -> 
     Raises:
         UserError: the model has a head with other labels; no row is left to judge by.
     """
+    if isinstance(given, Labelled):
+        given = fitted(given, model.config)
     kind, names = given.kind, given.names
+    embeds = task_of(model.config).embeds
     numbers, longest = numbering(model.config, kind, names), longest_text(model)
     if isinstance(given, LabelledData):
         if numbers == names:
-            return given.cut_by(tokenizer, longest)
+            wanted = kind == "pair" or (embeds and kind == "number" and given.paired)
+            return given.cut_by(tokenizer, longest).apart(tokenizer, longest, wanted=wanted)
         parts = given.train.rows, given.heldout.rows, given.evaluation.rows
         given = Labelled(given.source, kind, names, *parts, given.notes)  # type: ignore[arg-type]
-    return encoded(given, numbers, tokenizer, longest)
+    return encoded(given, numbers, tokenizer, longest, rows_of(model.config), embeds=embeds)
+
+
+def fitted(given: Labelled, config: Any) -> Labelled:
+    """Pairs with the labels 0 and 1 as pairs with numbers for a model that has one output for both, as
+    rerankers (cross-encoders) have; other rows, and for other models, as they are."""
+    if given.kind != "class" or given.names != RELEVANCE or task_of(config).labels != "number":
+        return given
+    if not paired(given.train):
+        return given
+    train, heldout, evaluation = (
+        tuple(replace(row, label=float(str(row.label))) for row in part)
+        for part in (given.train, given.heldout, given.evaluation)
+    )
+    return replace(given, kind="number", names=(), train=train, heldout=heldout, evaluation=evaluation)
 
 
 def seed_of(artifact: Path) -> int | None:

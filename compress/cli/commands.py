@@ -168,6 +168,7 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifacts or plain model directories.")],
     text: TextOption = None,
     labelled: LabelledOption = None,
+    template: Annotated[str | None, typer.Option(help="Asks decoders: {text} ... {label}.")] = None,
     base: Annotated[Path | None, typer.Option(help="Compare with this one (KL, loss difference).")] = None,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
     windows: Annotated[int, typer.Option(help="Evaluation windows.")] = 20,
@@ -181,6 +182,7 @@ def bench(
     from compress.cli.tables import print_results
     from compress.records.protocol import MeasureProtocol
     from compress.records.results import write_results
+    from compress.text.labelled.config import LabelledConfig
     from compress.text.windows import DataConfig
 
     for path in [*artifacts, *([base] if base else [])]:
@@ -190,7 +192,10 @@ def bench(
     source = text or ["stdlib"]
     data = _checked(DataConfig, text=source, window=window, evaluation_windows=windows)
     protocol = _checked(MeasureProtocol, threads=threads, provider=provider)
-    results = api.bench(artifacts, data, base, protocol, labelled=labelled, verify=verify, say=_say)
+    if template is not None and labelled is None:
+        raise UserError("--template: asks for labels of texts; give them by --labelled")
+    rows = template and _checked(LabelledConfig, source=labelled, template=template)
+    results = api.bench(artifacts, data, base, protocol, labelled=rows or labelled, verify=verify, say=_say)
     if output is not None:
         write_results(output, results)
     print_results(results)

@@ -9,21 +9,16 @@ Limits: the default template of several; tools and documents are not passed.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, reason
-from compress.generation import template
 from compress.host.files import read_json, read_text
-
-Message = Mapping[str, Any]
+from compress.text import template
+from compress.text.chats import SPECIAL_TOKENS, Message, ask
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def render(artifact: Path, messages: Sequence[Message]) -> str:
@@ -79,7 +74,7 @@ def _special_tokens(artifact: Path, config: Mapping[str, Any]) -> dict[str, str]
     older = artifact / "special_tokens_map.json"
     found = {**(read_json(older) if older.is_file() else {}), **config}
     tokens = {}
-    for role in _ROLES:
+    for role in SPECIAL_TOKENS:
         token = found.get(role)
         text = token.get("content") if isinstance(token, Mapping) else token
         if isinstance(text, str):
@@ -89,21 +84,13 @@ def _special_tokens(artifact: Path, config: Mapping[str, Any]) -> dict[str, str]
 
 def _rendered(artifact: Path, source: str, messages: object, names: Mapping[str, str]) -> str:
     """What the template writes, in a process that ends when it takes too long."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", template.__name__],
-            input=json.dumps({"source": source, "messages": messages, "names": names}),
-            capture_output=True,
-            encoding="utf-8",
-            timeout=5 * template.SECONDS,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):  # no answer: the system has ended it
+    given = {"source": source, "names": names, "chats": [messages], "prompt": True, "answers": False}
+    (answer,) = ask(given)
+    if answer == template.TOO_MUCH:
         raise UserError(
             f"{artifact}: its chat template takes more than {template.SECONDS} s, or too much memory; give a "
             "plain prompt"
-        ) from None
+        )
     if "error" in answer:
         raise UserError(f"{artifact}: its chat template refuses the messages ({answer['error']})")
     return str(answer["text"])

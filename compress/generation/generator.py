@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from compress.errors import UserError
-from compress.generation.chat import Message, render, special_token
+from compress.generation.chat import render, special_token
 from compress.generation.counts import Counts
 from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
@@ -23,6 +23,7 @@ from compress.generation.together import continue_together
 from compress.host.tokenizer_files import encoding
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import TextRuntime
+from compress.text.chats import Message
 from compress.text.framing import require_known
 
 Prompt: TypeAlias = str | Sequence[Message]  # text to continue, or messages to reply to

@@ -111,9 +111,10 @@ class Probe:
             for block in self.blocks:
                 stack.enter_context(replaced_forward(block, lambda *_, **__: scored))
             output = self.model(input_ids=tokens)
-        self.has_logits = "logits" in output
-        if self.has_logits:
-            return torch.log_softmax(output.logits.float(), -1).flatten(0, 1)
+        logits = output.get("logits", output.get("prediction_logits"))
+        self.has_logits = logits is not None
+        if logits is not None:
+            return torch.log_softmax(logits.float(), -1).flatten(0, 1)
         return torch.nn.functional.normalize(output.last_hidden_state.float(), dim=-1).flatten(0, 1)
 
     def _distance(self, index: int, output: Tensor) -> float:

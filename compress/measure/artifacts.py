@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact.folder import whole
-from compress.artifact.labels import GivenLabels, labelled_for, rows_of_labels, seed_of
+from compress.artifact.labels import GivenLabels, fitted, labelled_for, rows_of_labels, seed_of
 from compress.errors import UserError
 from compress.measure import harness
+from compress.measure.prompt_reference import require_asked
 from compress.measure.turns import Target
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.models.heads import labels_of
@@ -20,7 +21,10 @@ from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
 from compress.text.examples import Examples
+from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
+from compress.text.labelled.encoded import LabelledData
+from compress.text.prompts import Prompt
 from compress.text.translation import translation
 from compress.text.windows import DataConfig, Windows, prepare
 
@@ -52,7 +56,11 @@ def measure_artifacts(
     """
     require_provider((protocol or MeasureProtocol()).provider)
     first = base or artifacts[0]
-    windows = _windows(artifacts, data, base) if labelled is None else _texts(artifacts, labelled, first, say)
+    windows: Windows | Examples
+    if labelled is None:
+        windows = _windows(artifacts, data, base)
+    else:
+        windows = _texts(artifacts, labelled, first, base, say)
     for path in artifacts:
         # a GGUF that llama.cpp runs is read by us only as a base
         if detect_runtime(path) != "torch" and path != base:
@@ -71,10 +79,7 @@ def _windows(artifacts: Sequence[Path], data: DataConfig, base: Path | None) -> 
     """The windows that all are scored on."""
     first = base or artifacts[0]
     windows = evaluation_windows(first, data)
-    known = _vocabulary(first)
-    for path in artifacts:
-        if _vocabulary(path) != known and not _trimmed(path, base):
-            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+    _require_vocabulary(artifacts, first, base)
     for path in artifacts:
         if not (path / "config.json").is_file():
             continue
@@ -83,8 +88,19 @@ def _windows(artifacts: Sequence[Path], data: DataConfig, base: Path | None) -> 
     return windows
 
 
+def _require_vocabulary(artifacts: Sequence[Path], first: Path, base: Path | None) -> None:
+    known = _vocabulary(first)
+    for path in artifacts:
+        if _vocabulary(path) != known and not _trimmed(path, base):
+            raise UserError(f"{path}: has another vocabulary than {first}; measure it on its own")
+
+
 def _texts(
-    artifacts: Sequence[Path], labelled: GivenLabels, first: Path, say: Callable[[str], None]
+    artifacts: Sequence[Path],
+    labelled: GivenLabels,
+    first: Path,
+    base: Path | None,
+    say: Callable[[str], None],
 ) -> Examples:
     """The texts that all are judged by, as the first one's tokenizer cuts them."""
     seeds = {seed for path in (first, *artifacts) if (seed := seed_of(whole(path))) is not None}
@@ -94,28 +110,48 @@ def _texts(
             "which may have trained on some of these rows"
         )
     rows, model = rows_of_labels(labelled, min(seeds, default=0)), meta_model(str(whole(first)))
+    prompt = labelled.prompt if isinstance(labelled, LabelledConfig) else None
+    if prompt is not None:
+        examples = _asked(artifacts, first, rows, prompt)
+        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+        return examples
+    rows = fitted(rows, model.config) if isinstance(rows, Labelled) else rows
     known = _labels(model, rows.kind, first)
+    if task_of(model.config).predicts:  # tokens are what is judged
+        _require_vocabulary(artifacts, first, base)
     for path in artifacts:
         if (own := _labels(meta_model(str(whole(path))), rows.kind, path)) != known:
             raise UserError(
                 f"{path}: has other labels than {first}, or in another order ({_few(own)}; {_few(known)}); "
                 "measure it on its own"
             )
-    examples = labelled_for(model, _tokenizer(first), rows).evaluation
+    tokenizer = _tokenizer(first)
+    examples = labelled_for(model, tokenizer, rows).evaluation
+    if task_of(model.config).embeds:  # whatever the rows are: of one text it refuses them
+        examples = examples.apart(tokenizer, longest_text(model), wanted=True)
     if isinstance(labelled, str | Path | LabelledConfig):
-        say(f"judged by {len(examples)} texts of {rows.source}, the part that is left out of training")
+        say(f"judged by {len(examples.rows)} texts of {rows.source}, the part that is left out of training")
     return examples
 
 
+def _asked(artifacts: Sequence[Path], first: Path, rows: Labelled | LabelledData, prompt: Prompt) -> Examples:
+    """Texts as prompts for decoders without a head."""
+    for path in artifacts:
+        require_asked(meta_model(str(whole(path))).config, str(path), rows.kind)
+    model, tokenizer = meta_model(str(whole(first))), _tokenizer(first)
+    texts = labelled_for(model, tokenizer, rows).evaluation
+    return texts.asked_by(prompt, tokenizer, longest_text(model))
+
+
 def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:
-    """Those of a model's head, which is for labels of a kind."""
+    """Those of a model's head, which is for labels of a kind; none where rows judge it that need no head."""
     task = task_of(model.config)
-    if task.labels != kind:
+    if not task.judged_by(kind):
         raise UserError(
             f"{path}: is {task.noun} ({task}), which labels of the kind '{kind}' do not judge; give one "
             "that was fine-tuned on such labels"
         )
-    return labels_of(model.config)
+    return () if task.embeds else labels_of(model.config)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -93,8 +93,8 @@ def references_beside(
     say: Say,
 ) -> list[Reference]:
     """Those beside a base that came by `steps` to a `transformers` configuration and measured `results`; none
-    beside one that does not continue text."""
-    if not task_of(config).continues:
+    beside one that does not continue text, nor of windows of labelled texts, whose bytes are not known."""
+    if not task_of(config).continues or not data.evaluation.bytes:
         return []
     parameters = next((r.parameters for r in results if r.variant == "base" and r.parameters), None)
     training = Training.of(steps, parameters=parameters, window=data.window, seed=seed)

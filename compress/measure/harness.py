@@ -100,7 +100,7 @@ def measure(
     counts = {r.variant: (r.parameters, r.nonzero_parameters) for r in results.values() if r.parameters}
     timings = book.timings([target.key for target in todo])
     with ExitStack() as stack:
-        reference = stack.enter_context(Reference(base, windows, workdir))
+        reference = stack.enter_context(Reference(base, windows, workdir, protocol.answer_tokens))
         work = (len(todo) + len(inner)) * windows.size
         work += 0 if timings is not None else len(todo) * protocol.rounds * round_tokens(protocol)
         bar = stack.enter_context(track(work, "measuring", "token"))
@@ -211,7 +211,9 @@ def _quality_fields(
     scores: quality.Scores, reference: Reference, target: Target, protocol: MeasureProtocol
 ) -> dict[str, Any]:
     base = None if reference.is_base(target.path, target.runtime) else reference.scores
-    return asdict(quality.summarise(scores, base, reference.windows.bytes, seed=protocol.seed))
+    windows = reference.windows  # of those that are cut from labelled texts the bytes are not known
+    text_bytes = (windows.bytes or None) if isinstance(windows, Windows) else None
+    return asdict(quality.summarise(scores, base, text_bytes, seed=protocol.seed))
 
 
 def _as_command(continuation: Continuation, words: Translation | None) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 Of texts with one label: always the label that is most frequent in training; and a logistic regression on
 TF-IDF of words (scikit-learn, its defaults but for the strength, C = 10). Of words: the label that a word
 most often has in training, and of a word that training lacks the most frequent label of all. Of a tie the
-first label in the order of their numbers.
+first label in the order of their numbers. Of targets that are texts: text_references.py.
+
+Of pairs without a label, or with a number: the cosine of their TF-IDF vectors (1 + ln of counts; words and
+inverse frequencies of all texts, those to judge by too, since whoever searches has them), as if that were a
+model which embeds them.
 
 Scores and metrics are the task's own, with the same resampled texts. Limits: the regression is fitted on at
 most 20,000 texts, drawn at random, and on the most frequent words, so that words times labels stay below four
@@ -15,22 +19,26 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compress.measure.statistics import statistic_interval
+from compress.measure.text_references import text_references
 from compress.records.flips import LabelReference
 from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.registry import task_labelled
-from compress.text.examples import Examples, LabelledRow
+from compress.tasks.retrieval import BY_KIND, compared_pairs, ranked
+from compress.text.examples import Examples, LabelledRow, distinct_texts
+from compress.text.labelled.duplicates import normal_form
 from compress.text.labelled.encoded import LabelledData
 
 MAJORITY = "always the most frequent label"
 REGRESSION = "TF-IDF and logistic regression"
 LEXICON = "most frequent label of each word"
+COSINE = "TF-IDF and cosine"
 _VERSION = 1  # of what is fitted: another one fits anew
 _ROWS, _WORDS, _WEIGHTS = 20_000, 20_000, 4_000_000
 _ITERATIONS = 1000
@@ -42,18 +50,22 @@ _Answer = tuple[list[Floats], list[Floats]]  # decisions and confidences per tex
 def label_references(
     data: LabelledData | None, *, seed: int = 0, earlier: Sequence[LabelReference] = ()
 ) -> list[LabelReference]:
-    """A row per simple model; none of data without names of labels. Those of an `earlier` call on the same
+    """A row per simple model; none of kinds that it has none for. Those of an `earlier` call on the same
     data are taken over.
 
     `seed`: that of the resampling, and of the texts that the regression is fitted on.
     """
-    if data is None or data.kind not in ("class", "tags") or not len(data.train):
+    if data is None or data.kind not in (*_MODELS, *BY_KIND, "text") or not len(data.train):
         return []
     told = f"{_VERSION} {seed} {data.train.sha256} {data.evaluation.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
-    if earlier and all(row.fingerprint == fingerprint for row in earlier):
-        return list(earlier)
-    models = {LEXICON: _lexicon} if data.kind == "tags" else {MAJORITY: _majority, REGRESSION: _regression}
+    if known := [row for row in earlier if row.fingerprint == fingerprint]:
+        return known
+    if data.kind == "text":
+        return text_references(data, seed, fingerprint)
+    if data.kind not in _MODELS:
+        return _by_cosine(data, seed, fingerprint) if data.paired else []
+    models = _MODELS[data.kind]
     right = _targets(data.evaluation)
     rows = []
     for name, model in models.items():
@@ -68,16 +80,64 @@ def _judged(name: str, judged: Judged, data: LabelledData, seed: int, fingerprin
     assert task is not None
     scoring = task.scoring
     assert isinstance(scoring, Decisions)
+    groups = _groups(data.evaluation)
+    rows = len(data.train) if name != REGRESSION else min(len(data.train), _ROWS)
+    return _told(name, scoring, judged, rows, seed, fingerprint, groups)
+
+
+def _told(
+    name: str,
+    scoring: Decisions,
+    judged: Judged,
+    rows: int,
+    seed: int,
+    fingerprint: str,
+    groups: Sequence[int] = (),
+) -> LabelReference:
     statistic = scoring.statistic(judged)
     return LabelReference(
         name=name,
         score_name=scoring.name_for(judged.names),
         score=float(statistic(np.ones((1, len(judged.decisions))))[0]),
         score_ci95=statistic_interval(statistic, len(judged.decisions), seed=seed),
-        metrics=scoring.metrics(judged),
-        rows=len(data.train) if name != REGRESSION else min(len(data.train), _ROWS),
+        metrics=scoring.metrics(judged) | scoring.rankings(judged, groups),
+        rows=rows,
         fingerprint=fingerprint,
     )
+
+
+def _groups(examples: Examples) -> list[int]:
+    """The query of each row, in the order of the rows, as which references judge them."""
+    if not examples.groups:
+        return []
+    return [group for _, group in sorted(zip(examples.order, examples.groups, strict=True))]
+
+
+def _by_cosine(data: LabelledData, seed: int, fingerprint: str) -> list[LabelReference]:
+    """The cosine of TF-IDF vectors of two texts, in the place of a model that embeds or compares them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    known, own = distinct_texts(data.train.rows), distinct_texts(data.evaluation.rows)
+    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    try:
+        words.fit([*known, *own])
+    except ValueError:  # no word in any text
+        return []
+    vectors = words.transform(own)  # of length one, or of none
+    number = {normal_form(text): place for place, text in enumerate(own)}
+
+    def similarity(one: Any, other: Any) -> Floats:
+        found: Floats = (vectors[one] @ vectors[other].T).toarray()
+        return found
+
+    pairs = [
+        (number[normal_form(row.text)], number[normal_form(row.pair or "")], row.label or 0.0)
+        for row in data.evaluation.rows
+    ]
+    judge = BY_KIND[data.kind]
+    judged = (ranked if data.kind == "pair" else compared_pairs)(pairs, similarity)
+    groups = _groups(data.evaluation)
+    return [_told(COSINE, judge, judged, len(known) + len(own), seed, fingerprint, groups)]
 
 
 def _targets(examples: Examples) -> list[Floats]:
@@ -148,3 +208,9 @@ def _lexicon(data: LabelledData, seed: int) -> _Answer:
         [np.array([decision for decision, _ in row]) for row in found],
         [np.array([confidence for _, confidence in row]) for row in found],
     )
+
+
+_MODELS: Mapping[str, Mapping[str, Callable[[LabelledData, int], _Answer]]] = {
+    "class": {MAJORITY: _majority, REGRESSION: _regression},
+    "tags": {LEXICON: _lexicon},
+}

@@ -15,15 +15,23 @@ stays per predicted token of the base; KL and agreement are over the rows that b
 distribution normalised over them, and absent where a token had to be written in pieces. What a model is asked
 then is told there.
 
+Of chats a decoder predicts the tokens of answers, with those that end them, from all of the chat before;
+bits_per_byte is left out.
+
 An encoder-decoder reads the first half of a window, L // 2 tokens, and predicts those of the second, each
 from the first half and what comes before it in the second; bits_per_byte is left out.
 
-A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
-(tasks/token_classification.py); nll is then of the right label, and windows are texts.
+An encoder-decoder reads the whole source of a labelled row and predicts its target's tokens; what it writes
+of the source by itself is judged, too (tasks/written.py, written.py).
 
-An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py); the definitions
-above then hold over those. bits_per_byte is left out. A model that embeds is judged by the mean of its last
-hidden states over a window (tasks/embedding.py).
+A model with a head for labels is judged by those of texts (tasks/sequence_classification.py) or words
+(tasks/token_classification.py); nll is then of the right label, and windows are texts. One that finds
+answers in contexts is judged by these (tasks/question_answering.py).
+
+An encoder with a masked-LM head predicts tokens that are hidden from it (tasks/masked.py), and one with a
+next-sentence head (tasks/next_sentence.py) those of pairs; the definitions above then hold over those.
+bits_per_byte is left out. A model that embeds is judged by the mean of its last hidden states over a window
+(tasks/embedding.py).
 
 What is summed over a window, and what the sums come to, is the task's to say (`Task.scoring`: the mathematics
 of the above is in tasks/likelihood.py); here windows go through the model, and their sums are added up.
@@ -54,6 +62,7 @@ from compress.tasks.base import Question, Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.likelihood import LIKELIHOOD
 from compress.tasks.registry import task_named
+from compress.tasks.retrieval import packed
 from compress.tasks.scoring import Decided, Scoring, Weighted
 from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
@@ -62,7 +71,8 @@ if TYPE_CHECKING:  # records would be in a worker's memory
     from compress.records.base import Interval
 
 Logits = npt.NDArray[np.float32]
-# int32 [n, length], and where texts are told apart their types as well -> float32 [n, length, V]
+# int32 [n, length], and where texts are told apart their types as well -> float32 [n, length, V]; `text`
+# [n, targets]: what is written of them
 Forward = Callable[..., Logits]
 
 CHUNK_ELEMENTS = 250_000  # 255 positions of 4096 with a base: 3.5 ms, and 4.6 in one chunk (an AMD EPYC)
@@ -73,7 +83,9 @@ TOGETHER_BYTES = 32_000_000  # of logits that one call of a model may give, wher
 class Scores:
     """Per-window sums, each list [windows]: nats, predicted tokens and, against the base, KL and
     agreements. Of a model that embeds: `distances` alone, cosine distances to the base. Of labels besides,
-    per text a list of what was decided, what was right, and how sure the model was; and the labels' names."""
+    per text a list of what was decided, what was right, and how sure the model was (`Decided` of
+    tasks/scoring.py); and the labels' names. Of targets that are texts: what was written and whether it
+    ended, and what is right."""
 
     nats: list[float]
     tokens: list[int]
@@ -85,6 +97,11 @@ class Scores:
     targets: list[list[float]] | None = None
     confidences: list[list[float]] | None = None
     names: Sequence[str] = ()
+    vectors: list[str] | None = None  # of texts that are compared with one another, packed
+    pairs: Sequence[Sequence[float]] = ()  # of such texts (text/apart.py)
+    groups: Sequence[int] = ()  # the query that each text is a candidate of
+    written: list[tuple[str, bool]] | None = None
+    wanted: list[str] | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
@@ -94,7 +111,7 @@ class Scores:
             columns = [getattr(part, name) for part in parts]
             return None if columns[0] is None else [value for column in columns for value in column]
 
-        others = ("task", "names")
+        others = ("task", "names", "pairs", "groups")
         names = [column.name for column in fields(cls) if column.name not in others]
         return cls(**{name: lists(name) for name in names}, **{n: getattr(parts[0], n) for n in others})
 
@@ -102,7 +119,7 @@ class Scores:
         """Plain lists, for the pipe between processes."""
         return asdict(self)
 
-    def quality(self, base: Scores | None, text_bytes: int) -> Quality:
+    def quality(self, base: Scores | None, text_bytes: int | None) -> Quality:
         """Means and intervals, as `summarise`; `base`: of the base model, None for itself."""
         return summarise(self, base, text_bytes)
 
@@ -159,6 +176,7 @@ def score(
     """
     scoring, tokens, found = task.scoring, [], []
     decided: list[Decided | None] = []
+    vectors: list[str] = []
     rows = None if translated is None else translated.rows
     if translated is not None and task.predicts and rows is None:
         base = None  # its positions are others
@@ -166,11 +184,12 @@ def score(
 
     def ask(index: int) -> Question:
         if translated is not None and not isinstance(windows, Examples):
-            asked, theirs[index] = translated.question(task, windows[index], index, mask_token)
+            window = task.window(windows, index)
+            asked, theirs[index] = translated.question(task, window, index, mask_token)
             return asked
         if isinstance(windows, Examples):
             return task.asked(windows[index])
-        return task.question(windows[index], index, mask_token)
+        return task.question(task.window(windows, index), index, mask_token)
 
     part = range(len(windows)) if part is None else part
     answered = _answered(forward, map(ask, part), together)
@@ -185,7 +204,9 @@ def score(
         if not np.isfinite(logits).all() or not np.isfinite(sums).all():
             raise FloatingPointError(f"the logits of window {index} are not finite: the model is broken")
         found.append(sums)
-        decided.append(scoring.decided(logits, asked.targets))
+        decided.append(task.decided(logits, asked))
+        if isinstance(windows, Examples) and windows.pairs:
+            vectors.append(packed(logits))
         tokens.append(scoring.counted(theirs.get(index, asked.targets)))
         if keep is not None:
             if index == part.start:
@@ -195,6 +216,9 @@ def score(
     columns = scoring.columns(found, compared=base is not None)
     names = windows.names if isinstance(windows, Examples) else ()
     columns = {**columns, **_decided(decided)}
+    if isinstance(windows, Examples):
+        columns |= {"pairs": windows.pairs, "groups": windows.groups}
+        columns |= {"vectors": vectors} if windows.pairs else {}
     return Scores(**columns, tokens=tokens, task=task.name, names=names)
 
 
@@ -228,13 +252,17 @@ def _answered(
 
 
 def _alike(one: Question, other: Question) -> bool:
-    return len(one.inputs) == len(other.inputs) and (one.types is None) == (other.types is None)
+    def shape(asked: Question) -> tuple[int, int, bool]:
+        return len(asked.inputs), 0 if asked.text is None else len(asked.text), asked.types is None
+
+    return shape(one) == shape(other)
 
 
 def _ask_together(forward: Forward, questions: Sequence[Question]) -> Logits:
     types = [asked.types for asked in questions if asked.types is not None]
     given = (np.stack([asked.inputs for asked in questions]), *([np.stack(types)] if types else []))
-    return forward(*given)
+    written = [asked.text for asked in questions if asked.text is not None]
+    return forward(*given, **({"text": np.stack(written)} if written else {}))
 
 
 def score_window(
@@ -261,8 +289,9 @@ def score_window(
     return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
-def summarise(scores: Scores, base: Scores | None, text_bytes: int, *, seed: int = 0) -> Quality:
-    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module.
+def summarise(scores: Scores, base: Scores | None, text_bytes: int | None, *, seed: int = 0) -> Quality:
+    """Means and paired 95 % intervals. `base`: None for the base model itself; `text_bytes` as in the module,
+    None where tokens stand for more than text.
 
     All intervals use the same resampled windows (same seed).
     Raises ValueError for scores of a task that is not registered.
@@ -294,8 +323,8 @@ class _Resampling:
             return mean_interval(sums, self.tokens, seed=self.seed)
         return paired_interval(sums, base, self.tokens, seed=self.seed)
 
-    def of(self, statistic: Weighted, /) -> tuple[float, float] | None:
-        return statistic_interval(statistic, len(self.tokens), seed=self.seed)
+    def of(self, statistic: Weighted, blocks: int | None = None, /) -> tuple[float, float] | None:
+        return statistic_interval(statistic, len(self.tokens) if blocks is None else blocks, seed=self.seed)
 
 
 def _save(file: Path, logits: Logits) -> None:

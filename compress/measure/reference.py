@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress.artifact.folder import whole
 from compress.host.scratch import Scratch
 from compress.measure.process import WorkerProcess
 from compress.measure.quality import Scores, forget
+from compress.measure.written import how_to_write
 from compress.models.checkpoints import load_tokenizer, meta_model
-from compress.records.protocol import LOGITS_BYTES
+from compress.records.protocol import LOGITS_BYTES, MeasureProtocol
 from compress.tasks.base import longest_text
-from compress.text.examples import Examples
-from compress.text.translation import Translation, translation
+from compress.text.examples import SPAN, Examples
+from compress.text.translation import TranslatedWindows, Translation, translation
 from compress.text.windows import Windows
 
 
@@ -28,15 +31,24 @@ class Reference:
     """Evaluation windows, and the base model's logits on them; a context manager that owns the files.
 
     `base`: the base model's artifact, or None where there is nothing to compare with. `workdir`: an
-    existing folder on a disk with room; default: the system's temporary folder.
+    existing folder on a disk with room; default: the system's temporary folder. `answer_tokens`: of each text
+    that is written of a labelled source, at most.
     """
 
-    def __init__(self, base: Path | None, windows: Windows | Examples, workdir: Path | None = None) -> None:
+    def __init__(
+        self,
+        base: Path | None,
+        windows: Windows | Examples,
+        workdir: Path | None = None,
+        answer_tokens: int = MeasureProtocol().answer_tokens,
+    ) -> None:
         self.base, self.windows = base, windows
+        self._answer_tokens = answer_tokens
         self._parts: dict[int, Scores] = {}
         self._workdir = workdir
         self._words: dict[Path, Translation | None] = {}
         self._cut: dict[Path, Path] = {}  # artifact -> file of the texts as its tokenizer cuts them
+        self._others: set[Path] = set()  # artifacts whose answers are of other positions than the base's
         self._folder: Path | None = None
         self._scratch: Scratch | None = None
 
@@ -68,11 +80,17 @@ class Reference:
             return self.windows_file
         if path not in self._cut:
             place = whole(path)
-            own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
+            if self.windows.kind == "chat":  # scored token by token, so all read the base's tokens
+                words = self.words(path)
+                own = self.windows if words is None else self.windows.renumbered(words)
+            else:
+                own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
             self._cut[path] = self.windows_file
             if own is not self.windows:
                 self._cut[path] = self.folder / f"windows-{len(self._cut)}.npz"
                 own.save(self._cut[path])
+                if own.kind == SPAN and not own.alike(self.windows):
+                    self._others.add(path)
         return self._cut[path]
 
     def is_base(self, path: Path, runtime: str) -> bool:
@@ -97,19 +115,26 @@ class Reference:
     ) -> Scores:
         """Score the base, which `worker` has loaded, on a part of the windows, and keep its logits."""
         keeping = str(self.folder) if keep else None
-        windows = self.windows_file if self.base is None else self._windows_for(self.base)
-        self._parts[part.start] = self._score(worker, windows, part, advance, base=None, keep=keeping)
+        self._parts[part.start] = self._score(worker, self.base, part, advance, base=None, keep=keeping)
         return self._parts[part.start]
 
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
-        words, translated = self.words(path), None
-        if words is not None and isinstance(self.windows, Windows):
+        alike = isinstance(self.windows, Windows) or self.windows.kind == "chat"  # token by token
+        words, translated = self.words(path) if alike else None, None
+        if words is not None:
             translated = str(self.folder / "translated.npz")
-            words.whole(self.windows.tokens).save(Path(translated))
-        windows = self._windows_for(path)
-        return self._score(worker, windows, part, advance, base=base, keep=None, translated=translated)
+            if isinstance(self.windows, Windows):
+                known = words.whole(self.windows.tokens)
+            else:  # what is renumbered has all its tokens there
+                nothing = np.zeros((0, 0), np.int32)
+                known = TranslatedWindows(nothing, nothing, words.rows)
+            known.save(Path(translated))
+        self._windows_for(path)
+        if path in self._others:
+            base = None
+        return self._score(worker, path, part, advance, base=base, keep=None, translated=translated)
 
     def take_over(self, part: range, scores: Scores) -> None:
         """The base's scores of a part, from before a measurement was cut off."""
@@ -121,8 +146,8 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
-        if not isinstance(self.windows, Windows):
-            return None  # each artifact's tokenizer cuts the texts
+        if isinstance(self.windows, Examples) and self.windows.kind != "chat" and not self.windows.prompt:
+            return None  # each artifact's tokenizer cuts the texts, and nothing is written
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]
             known = len(files) == 2 and all(file.is_file() for file in files)
@@ -132,11 +157,24 @@ class Reference:
     def _score(
         self,
         worker: WorkerProcess,
-        windows: Path,
+        path: Path | None,
         part: range,
         advance: Callable[[], None],
         **folders: str | None,
     ) -> Scores:
-        bounds = (part.start, part.stop)
-        answer: dict[str, Any] = worker.ask("score", advance, windows=str(windows), part=bounds, **folders)
+        """Score what `worker` has loaded from `path`."""
+        windows = self.windows_file if path is None else self._windows_for(path)
+        asked: dict[str, Any] = {"windows": str(windows), "part": (part.start, part.stop), **folders}
+        texts = isinstance(self.windows, Examples) and self.windows.kind == "text"
+        if not texts or path is None:
+            return Scores(**worker.ask("score", advance, **asked))
+        assert isinstance(self.windows, Examples)
+        place = whole(path)
+        tokenizer = load_tokenizer(place)
+        asked["writing"] = how_to_write(place, tokenizer, self._answer_tokens)
+        answer = worker.ask("score", advance, **asked)
+        answer["written"] = [
+            (tokenizer.backend_tokenizer.decode(ids), ended) for ids, ended in answer["written"]
+        ]
+        answer["wanted"] = [str(self.windows.rows[self.windows.order[index]].label) for index in part]
         return Scores(**answer)

@@ -30,9 +30,12 @@ from compress.generation.plain import continue_tokens
 from compress.generation.sampling import Chooser, Sampling
 from compress.host.memory import peak_rss_bytes
 from compress.measure import encoder_latency, latency, quality
+from compress.measure.label_likelihood import LabelLikelihood
 from compress.measure.process import PARENT, WAIT_POLICY
+from compress.measure.written import write_texts
 from compress.runtimes import open_runtime, prepare
 from compress.runtimes.base import Runtime
+from compress.tasks.prompted import PROMPTED
 from compress.text.examples import Examples
 from compress.text.translation import TranslatedWindows
 
@@ -108,23 +111,35 @@ class Worker:
         keep: str | None,
         part: tuple[int, int],
         translated: str | None = None,
+        writing: Fields | None = None,
     ) -> Fields:
         """Quality on windows [first, end) of a .npy file, or texts with labels of an .npz file; the others as
-        in `quality.score`, `translated` an .npz file."""
-        labelled = windows.endswith(".npz")
-        return quality.score(
-            self.loaded.logits,
-            Examples.load(Path(windows)) if labelled else np.load(windows),
+        in `quality.score`, `translated` an .npz file. `writing`: how texts are written of the sources, which
+        is answered besides (`write_texts`)."""
+        examples = Examples.load(Path(windows)) if windows.endswith(".npz") else None
+        forward, task, together = self.loaded.logits, self.loaded.task, getattr(self.loaded, "together", 1)
+        written: Fields = {}
+        if writing is not None and examples is not None:
+            texts = write_texts(
+                self.loaded, examples, range(*part), **writing, together=together, advance=self._advance
+            )
+            written = {"written": texts}
+        if examples is not None and examples.prompt is not None:
+            forward, task, together = LabelLikelihood(self.loaded, examples), PROMPTED, 1
+        scores = quality.score(
+            forward,
+            np.load(windows) if examples is None else examples,
             base=None if base is None else Path(base),
             keep=None if keep is None else Path(keep),
             threads=self._threads,
-            together=getattr(self.loaded, "together", 1),
-            task=self.loaded.task,
+            together=together,
+            task=task,
             mask_token=self.loaded.mask_token,
             translated=None if translated is None else TranslatedWindows.load(Path(translated)),
             part=range(*part),
-            advance=self._advance,
-        ).to_json()
+            advance=(lambda: None) if written else self._advance,
+        )
+        return scores.to_json() | written
 
     def count_parameters(self) -> Fields:
         """Parameters and those that are not zero, where the runtime can tell."""

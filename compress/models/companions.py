@@ -6,7 +6,8 @@ Pooling is put into the model's configuration too (`pooling`), where whoever run
 over the states of a text, the state of its first token (`cls`), or of its last (`lasttoken`).
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from compress.host.files import leaves, parse_json, read_bytes, read_json
 POOLINGS = ("mean", "cls", "lasttoken")
 _MODULES = "modules.json"
 _SETTINGS = ("config_sentence_transformers.json", "sentence_*_config.json")
+_BY_FLAG = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 _KNOWN = ("Transformer", "Pooling", "Normalize")
 
 
@@ -61,6 +67,41 @@ def write_companions(files: dict[str, bytes], folder: Path) -> None:
             place.mkdir(exist_ok=True)  # a step without settings is an empty folder
 
 
+def pooled_by(files: Mapping[str, bytes], pooling: str, config: Any, longest: int) -> dict[str, bytes]:
+    """The files beside a model whose states are pooled in a stated way: those given, changed only where they
+    say otherwise; new ones where there are none.
+
+    Args:
+        files: as `companions` gave them.
+        pooling: one of `POOLINGS`.
+        config: of the model.
+        longest: the most tokens that it takes.
+    """
+    found = dict(files)
+    if _MODULES not in found:
+        steps = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+        found[_MODULES] = _json(
+            [
+                {"idx": number, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for number, (name, path, kind) in enumerate(steps)
+            ]
+        )
+        found["sentence_bert_config.json"] = _json({"max_seq_length": longest, "do_lower_case": False})
+    for step in json.loads(found[_MODULES]):
+        name = f"{step['path']}/config.json"
+        if str(step["type"]).rpartition(".")[2] != "Pooling":
+            continue
+        settings = json.loads(found.get(name, b"{}"))
+        if not settings or _pooling(settings, Path(name)) != pooling:
+            flags = {flag: kind == pooling for flag, kind in _BY_FLAG.items()}
+            found[name] = _json({"word_embedding_dimension": config.hidden_size, **flags})
+    return found
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def _steps(folder: Path) -> Iterator[tuple[str, Path]]:
     """(kind, folder) of each step after the model."""
     file = folder / _MODULES
@@ -84,8 +125,7 @@ def _pooling(settings: dict[str, Any], file: Path) -> str:
     """One of `POOLINGS`, of settings old and new: flags, or a name."""
     named = settings.get("pooling_mode")
     flags = {key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True}
-    by_flag = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    found = {by_flag.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags} | (
+    found = {_BY_FLAG.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags} | (
         {str(named)} if named else set()
     )
     if len(found) != 1 or not found <= set(POOLINGS):

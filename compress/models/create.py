@@ -1,9 +1,9 @@
 """Models to train from scratch: shapes, random weights, and a tokenizer trained on the same text.
 
 What comes out are stock `transformers` models (`LlamaForCausalLM`, `GPT2LMHeadModel`, `BertForMaskedLM`,
-`T5ForConditionalGeneration`) and a `PreTrainedTokenizerFast`, so that everything that loads other people's
-checkpoints loads ours. A preset is a whole shape; any dimension given beside it wins. Widths are multiples of
-64, so that quantization groups of 64 divide every row.
+`BertForPreTraining`, `T5ForConditionalGeneration`) and a `PreTrainedTokenizerFast`, so that everything that
+loads other people's checkpoints loads ours. A preset is a whole shape; any dimension given beside it wins.
+Widths are multiples of 64, so that quantization groups of 64 divide every row.
 
 The tokenizer is the family's usual one or another (create_tokenizers.py). The `pad_token_id` of Llama's and
 GPT-2's configuration stays unset on purpose: their one special token also separates texts, and torch never
@@ -62,6 +62,7 @@ _ONLY_OF: dict[str, tuple[str, ...]] = {
     "relative_distance": ("t5",),
     "sentinels": ("t5",),
     "type_vocab_size": ("bert",),
+    "next_sentence": ("bert",),
     "lowercase": ("wordpiece",),
     "byte_fallback": ("unigram",),
 }
@@ -125,6 +126,10 @@ class Architecture(BaseModel):
     relative_distance: int = Field(
         128, ge=4, le=131_072, description="from which on positions are one bucket (t5)"
     )
+    next_sentence: bool = Field(
+        False,
+        description="a second head, which tells whether a text follows another (bert)",
+    )
     lowercase: bool = Field(False, description="texts are lower-cased, and lose their accents (wordpiece)")
     byte_fallback: bool = Field(
         True, description="what has no piece is written in bytes, which take 256 tokens (unigram)"
@@ -158,6 +163,7 @@ class Architecture(BaseModel):
         """
         given = self._given((*Preset._fields, "decoder_layers", "head_dim"))
         named = [f"{self.family} {self.preset}", *(f"{name} {n}" for name, n in given.items())]
+        named += ["next sentences"] if self.next_sentence else []
         return ", ".join([*named, *([self.kind] if self.kind != _USUAL[self.family] else [])])
 
     def _given(self, names: Iterable[str]) -> dict[str, int]:
@@ -182,6 +188,8 @@ class Architecture(BaseModel):
             raise ValueError(f"hidden={hidden} must be an even multiple of heads={heads}")
         if self.head_dim is not None and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even")
+        if self.next_sentence and self.type_vocab_size < 2:
+            raise ValueError("type_vocab_size=1: next sentences are told apart by two types; take 2")
         if self.family == "llama" and heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
         return self
@@ -237,7 +245,7 @@ class Architecture(BaseModel):
 
         shape = self.shape
         return BertConfig(
-            architectures=["BertForMaskedLM"],
+            architectures=["BertForPreTraining" if self.next_sentence else "BertForMaskedLM"],
             vocab_size=self.vocab_size,
             hidden_size=shape.hidden,
             num_hidden_layers=shape.layers,

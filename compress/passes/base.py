@@ -75,6 +75,10 @@ class Pass(BaseModel):
         """Whether it cannot take a model of this task without labelled texts."""
         return False
 
+    def refuses_labels(self, kind: str) -> str | None:
+        """Why its settings do not go with labelled rows of a kind, and what to do; None if they do."""
+        return None
+
     def reads(self) -> tuple[str, ...]:
         """Models it reads besides the bundle and the base: what they are decides the result, too."""
         return ()

@@ -22,6 +22,7 @@ from compress.context import Context
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
+from compress.tasks.next_sentence import MASKED_NEXT
 from compress.tasks.registry import TASKS, task_of
 from compress.training.loop import optimise
 from compress.training.teaching.by_task import require_fields, teaching_objective
@@ -36,7 +37,7 @@ class Distill(Pass, Teaching):
     uses_labels: ClassVar[bool] = True
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = TASKS
+    tasks: ClassVar[frozenset[Task]] = TASKS - {MASKED_NEXT}  # what two heads say is not taught
 
     tokens: int = Field(250_000, ge=1, description="tokens to train on, rounded up to whole steps")
     learning_rate: float = Field(2e-3, gt=0, le=10, description="of every optimizer but Muon")
@@ -58,8 +59,9 @@ class Distill(Pass, Teaching):
         return self.needs if self.learns_from_base() else self.needs - {"teacher"}
 
     def wants_labels(self, task: Task) -> bool:
-        """A model with labels learns from labelled texts, unless from plain text alone."""
-        return task.labels is not None and self.unlabelled < 1
+        """A model with a head for labels learns from labelled texts, unless from plain text alone; one that
+        predicts tokens learns from either."""
+        return task.labels is not None and not task.predicts and self.unlabelled < 1
 
     def reads(self) -> tuple[str, ...]:
         """The teachers that are not the recipe's base."""

@@ -100,6 +100,12 @@ class ExportOnnx(Pass):
         config: Any = model.config
         if task_of(config).continues:
             require_supported(config)
+        elif task_of(config).pairs:
+            raise UserError(
+                f"{self.name()}: a next-sentence head (BertForPreTraining) is not exported; finetune the "
+                "model for what it is for, or write BertForMaskedLM under 'architectures' in its "
+                "config.json, which leaves that head out"
+            )
         else:
             require_tracer()
             if task_of(config).writes and getattr(config, "num_experts", 0) > 0:

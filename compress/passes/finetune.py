@@ -1,9 +1,15 @@
-"""Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for.
+"""Fine-tuning: learn the labels of `data.labelled`, with the head that they ask for; or what chats answer.
 
 A model with a head of the task and these labels keeps it; on another, a decoder's or an encoder's with a
-masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Everything of
-the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after the other,
-averages, early stopping by the task's own score. Pruned weights stay zero, so it heals a pruned classifier.
+masked-LM head or none, a new head is put on the body. Losses: training/objectives/labelled.py. Of chats a
+decoder with its own head learns what the assistant says, and what is said to it is only read
+(training/objectives/chats.py); an encoder-decoder learns targets that are texts (objectives/texts.py).
+Everything of the loop holds: frozen layers, rates that fall with depth, blocks that are unfrozen one after
+the other, averages, early stopping by the task's own score. Pruned weights stay zero, so it heals what was
+pruned.
+
+Pairs of texts without a label teach an encoder to embed (objectives/pairs.py): it gets no head, and pools
+its states as its files say, or `pooling`. So do pairs with a number where either says how.
 
 With `lora` only small matrices beside the weights learn, and the head: they are merged into the weights when
 the pass ends (models/adapters.py), so that what comes out is a model as any other. What they would put where
@@ -14,7 +20,8 @@ Which weights to keep is decided by the held-out rows of the data; where there a
 which the plan and the notes say: there early stopping sees no overfitting.
 
 Cost: 6 operations per parameter and token of the texts, `epochs` times; 4 with `lora`. Limits: one head;
-texts longer than the model takes are cut off, which the run says.
+texts longer than the model takes are cut off, which the run says. Long contexts of questions are several
+examples (text/passages.py).
 """
 
 from collections.abc import Mapping
@@ -29,19 +36,25 @@ from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
 from compress.models import adapters
-from compress.models.heads import outside_body, renamed, with_head
+from compress.models.companions import pooled_by
+from compress.models.heads import outside_body, renamed, with_head, without_head
 from compress.models.layers import linear_layers
 from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task, longest_text
-from compress.tasks.registry import TASKS, task_labelled
+from compress.tasks.embedding import Embedding
+from compress.tasks.registry import TASKS, task_learnt, task_of
 from compress.text.labelled.encoded import LabelledData
 from compress.training.augmentation import Augment, Augmented
 from compress.training.example_batches import ExampleBatches
 from compress.training.loop import optimise
 from compress.training.masking import Masks
 from compress.training.objectives.base import Objective
+from compress.training.objectives.chats import answers_of_chats
 from compress.training.objectives.labelled import StopBy, labelled_examples
+from compress.training.objectives.pairs import embedded_pairs
+from compress.training.objectives.texts import texts_of_texts
 from compress.training.optimizers import OptimizerName, ScheduleName
+from compress.training.pair_batches import PairBatches
 from compress.training.plan import Optimization
 
 
@@ -64,7 +77,7 @@ class Finetune(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"labelled"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset(task for task in TASKS if task.stacks == 1)
+    tasks: ClassVar[frozenset[Task]] = TASKS
 
     epochs: float | None = Field(3.0, gt=0, le=1e6, description="times to go through the training texts")
     batch: int = Field(32, ge=1, le=4096, description="texts per micro-batch")
@@ -81,7 +94,15 @@ class Finetune(Pass, Optimization):
     sampling: Literal["none", "balanced"] = Field(
         "none", description="balanced: texts of rare labels are drawn more often"
     )
-    stop_by: StopBy = Field("score", description="of the held-out texts, what decides which weights to keep")
+    stop_by: StopBy = Field(
+        "score",
+        description="of the held-out texts, what decides which weights to keep; of chats it is the loss",
+    )
+    pooling: Literal["mean", "cls", "lasttoken"] | None = Field(
+        None,
+        description="of pairs: which states embed a text; null: as the model's files say, or their mean",
+    )
+    scale: float = Field(20.0, gt=0, le=1000, description="of pairs: of cosines; one over the temperature")
     lora: Lora | None = Field(None, description="learn adapters, merged in the end; null: learn the weights")
     augment: Augment | None = Field(
         None, description="change words of texts, anew in every epoch; null: none"
@@ -105,6 +126,15 @@ class Finetune(Pass, Optimization):
             )
         return found
 
+    def refuses_labels(self, kind: str) -> str | None:
+        """Of chats: what is of labels, or of texts that are no chats."""
+        if kind != "chat":
+            return None
+        for name in ("class_weights", "sampling", "augment"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                return f"{name}: is for texts with labels, and chats have none; leave it out"
+        return None
+
     def flops(self, parameters: int, calibration_tokens: int) -> float:
         """Forward and backward: 6 operations per parameter and token, 4 where adapters learn."""
         return (6.0 if self.lora is None else 4.0) * parameters * self.tokens
@@ -118,10 +148,20 @@ class Finetune(Pass, Optimization):
         data = context.data.labelled
         if data is None:
             raise UserError("finetune: needs labels; give data.labelled, or labelled= to apply")
-        task = task_labelled(data.kind)
-        if task is None or task.stacks != 1:
+        task = task_learnt(bundle.model.config, data.kind, paired=data.paired, pooling=self.pooling)
+        if task is None:
             raise UserError(f"finetune: labels of the kind '{data.kind}' are not learnt here")
+        if (reason := self.refuses_labels(data.kind)) is not None:
+            raise UserError(f"finetune.{reason}")
+        data = data.apart(bundle.tokenizer, longest_text(bundle.model), wanted=task.embeds)
         result = bundle.clone()
+        if isinstance(task, Embedding):
+            return self._embed(result, task, data, context)
+        if self.pooling is not None:
+            raise UserError(
+                f"finetune.pooling: is of pairs of texts that are embedded, and these are labels of the kind "
+                f"'{data.kind}'; set labelled.kind to pair, or leave it out"
+            )
         model = with_head(result.model, task, data.names, context.seed)
         masks = renamed(bundle.masks, result.model, model)
         padding = bundle.tokenizer.pad_token_id or 0
@@ -134,12 +174,25 @@ class Finetune(Pass, Optimization):
         batches = ExampleBatches(
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
-        objective = labelled_examples(
-            task, batches, data.heldout if len(data.heldout) else data.train, padding,
-            smoothing=self.label_smoothing, weights=self._weights(data), stop_by=self.stop_by,
-        )  # fmt: skip
+        heldout = data.heldout if len(data.heldout) else data.train
+        stop_by: StopBy = "loss" if task.labels is None else self.stop_by
+        if task.labels is None:  # it keeps its head, and what is judged is what is minimised
+            objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
+        elif task.writes:
+            objective = texts_of_texts(
+                model, batches, heldout, bundle.tokenizer,
+                smoothing=self.label_smoothing, stop_by=stop_by,
+            )  # fmt: skip
+        else:
+            objective = labelled_examples(
+                task, batches, heldout, padding,
+                smoothing=self.label_smoothing, weights=self._weights(data), stop_by=stop_by,
+                loss_kind=data.train.loss_kind,
+            )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}
-        facts |= {"cut_off": data.train.cut, "stop_by": self.stop_by}
+        facts |= {"cut_off": data.train.cut, "stop_by": stop_by}
+        if data.train.loss_kind != data.kind:
+            facts["loss"] = "binary cross-entropy: all numbers are 0 or 1"
         if model is not result.model:  # how states became a vector means nothing under it
             facts |= {"head": "new", "left_behind": sorted(bundle.companions)}
         facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
@@ -149,14 +202,41 @@ class Finetune(Pass, Optimization):
             notes = self._adapt(model, self.lora, objective, context, masks)
         return result.evolve(model=model, masks=masks, exports={}, notes={**facts, **notes})
 
+    def _embed(self, bundle: Bundle, task: Embedding, data: LabelledData, context: Context) -> Bundle:
+        """Train a model to embed the texts of pairs; `bundle` is a copy."""
+        for name in ("label_smoothing", "class_weights", "sampling", "augment"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise UserError(f"finetune.{name}: is for labels, and these are pairs of texts; leave it out")
+        model = without_head(bundle.model, task)
+        masks = renamed(bundle.masks, bundle.model, model)
+        padding = bundle.tokenizer.pad_token_id or 0
+        heldout = data.heldout if len(data.heldout) else data.train
+        batches = PairBatches(data.train, self.windows, context.seed, padding)
+        objective = embedded_pairs(task, batches, heldout, padding, scale=self.scale, stop_by=self.stop_by)
+        facts: dict[str, Any] = {"task": task.name, "pairs": len(data.train.pairs), "pooling": task.pooling}
+        facts |= {"texts": len(data.train), "cut_off": data.train.cut, "stop_by": self.stop_by}
+        if data.kind == "pair":
+            facts["negatives"] = f"the other texts of {min(self.batch, len(data.train.pairs))} pairs at most"
+        facts["judged_by"] = "held-out pairs" if len(data.heldout) else "training pairs: none are held out"
+        if self.lora is None:
+            notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
+        else:
+            notes = self._adapt(model, self.lora, objective, context, masks)
+        beside = pooled_by(bundle.companions, task.pooling, model.config, longest_text(model))
+        facts |= {} if beside == dict(bundle.companions) else {"pooling_files": "written"}
+        return bundle.evolve(
+            model=model, masks=masks, exports={}, companions=beside, notes={**facts, **notes}
+        )
+
     def _adapt(
         self, model: Any, lora: Lora, objective: Objective, context: Context, masks: Mapping[str, Tensor]
     ) -> dict[str, Any]:
         """Train adapters and the head, and merge; the notes."""
         names = self.layers(model)
         tuner = adapters.adapted(model, names, lora.rank, lora.alpha, context.seed)
-        for parameter in outside_body(model):
-            parameter.requires_grad_(True)
+        if task_of(model.config).labels is not None:  # the head of others knows its work
+            for parameter in outside_body(model):
+                parameter.requires_grad_(True)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
         told: dict[str, Any] = {"rank": lora.rank, "layers": len(names), "trained": trained}
@@ -191,8 +271,10 @@ class Finetune(Pass, Optimization):
 
 def _counts(data: LabelledData) -> NDArray[np.float64]:
     """How often each label is right in training."""
-    if data.kind == "number":
-        raise UserError("finetune.class_weights: numbers have no classes; leave it at none")
+    if not data.names:
+        raise UserError(
+            f"finetune.class_weights: labels of the kind '{data.kind}' have no classes; leave it at none"
+        )
     found = np.concatenate([item.targets for item in data.train.items])
     if data.kind == "classes":
         return np.stack([item.targets for item in data.train.items]).sum(0).astype(np.float64)

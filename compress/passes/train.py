@@ -2,6 +2,7 @@
 
     a decoder            the mean of -log p(next token)
     an encoder           the mean of -log p(hidden token), hidden anew each epoch (objectives/masked.py)
+    with a second head   the same of pairs, and of whether they follow (objectives/next_sentence.py)
     an encoder-decoder   spans that were taken out, and how a text goes on (objectives/spans.py)
 
 Pruned weights stay zero, so it heals as well. Cost: 6 operations per parameter and token. Limits: text alone;
@@ -21,16 +22,21 @@ from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task
 from compress.tasks.causal import CAUSAL
 from compress.tasks.masked import HIDDEN, MASKED
+from compress.tasks.next_sentence import MASKED_NEXT
 from compress.tasks.registry import task_of
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.training.loop import optimise
 from compress.training.objectives.base import Objective, plain_text
 from compress.training.objectives.masked import masked_text
+from compress.training.objectives.next_sentence import pairs_of_text
 from compress.training.objectives.spans import spans_of_text
 from compress.training.plan import Optimization
 
-# task -> the fields that are of it alone
-_OWN = {MASKED: ("hidden", "whole_words"), SEQ2SEQ: ("spans",)}
+# the fields that are of some tasks alone, by the words for these
+_OWN = {
+    MASKED.noun: ((MASKED, MASKED_NEXT), ("hidden", "whole_words")),
+    SEQ2SEQ.noun: ((SEQ2SEQ,), ("spans",)),
+}
 
 
 class Train(Pass, Optimization):
@@ -40,7 +46,7 @@ class Train(Pass, Optimization):
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "heldout"})
     not_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
     together: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL, MASKED, SEQ2SEQ})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL, MASKED, MASKED_NEXT, SEQ2SEQ})
 
     hidden: float = Field(HIDDEN, gt=0, lt=1, description="share of tokens that are hidden (encoders)")
     whole_words: bool = Field(False, description="hide all pieces of a word together (encoders)")
@@ -57,12 +63,10 @@ class Train(Pass, Optimization):
         self.check(model)
         config: Any = model.config
         task = task_of(config)
-        for other, names in _OWN.items():
-            for name in names if other is not task else ():
+        for other, (tasks, names) in _OWN.items():
+            for name in names if task not in tasks else ():
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise UserError(
-                        f"train.{name}: is for {other.noun}, and this is {task.noun}; leave it out"
-                    )
+                    raise UserError(f"train.{name}: is for {other}, and this is {task.noun}; leave it out")
         return linear_layers(model)
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -82,8 +86,9 @@ class Train(Pass, Optimization):
 
     def _objective(self, bundle: Bundle, context: Context) -> Objective:
         task = task_of(bundle.model.config)
-        if task is MASKED:
-            return masked_text(
+        if task in (MASKED, MASKED_NEXT):
+            objective = masked_text if task is MASKED else pairs_of_text
+            return objective(
                 self, bundle.model, bundle.tokenizer, context,
                 share=self.hidden, whole_words=self.whole_words,
             )  # fmt: skip

@@ -4,6 +4,8 @@ Written by `measure` into `run.json`, read by `report`. The texts are those of t
 be private, and stand in the run's folder alone (`run.json`, and the page drawn from it).
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from compress.records.base import Interval, Record
@@ -49,7 +51,8 @@ class FlipsRecord(Record):
         gained: wrong before, right now.
         otherwise: wrong before, wrong in another way now.
         changes: the most frequent ones.
-        worst: of those that were lost, where both were surest.
+        worst: of those that were lost, where both were surest; of texts, those that lost most of the score.
+        what: what is decided: labels, or texts that are written, of which each confidence is the score.
     """
 
     variant: str
@@ -61,6 +64,7 @@ class FlipsRecord(Record):
     otherwise: int
     changes: list[Change] = Field(default_factory=list)
     worst: list[Flip] = Field(default_factory=list)
+    what: Literal["labels", "texts"] = "labels"
 
     @property
     def changed(self) -> int:
@@ -75,10 +79,10 @@ class FlipBook(Record):
 
 
 class LabelReference(Record):
-    """A simple model of the training texts, judged on the same evaluation texts.
+    """A simple model of the training texts, or a decoder that is asked, judged on the same evaluation texts.
 
     Attributes:
-        rows: texts that it was fitted on.
+        rows: texts that it was fitted on; 0 of a decoder that is asked for labels.
         fingerprint: of the data that it was fitted on and is judged by.
     """
 

@@ -35,6 +35,10 @@ class MeasureProtocol(BaseModel):
     encoder_seconds: float = Field(
         180, ge=0, description="of timing_seconds, at most half, for all batches and lengths together"
     )
+    answer_tokens: int = Field(
+        64, ge=1, le=4096, description="of each text that an encoder-decoder writes of a labelled source, at "
+        "most, its end counted"
+    )  # fmt: skip
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
     provider: Literal["cpu", "cuda", "openvino", "coreml"] = Field(
         "cpu", description="what runs ONNX graphs; artifacts in torch are measured on the CPU"

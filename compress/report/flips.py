@@ -15,6 +15,7 @@ from compress.report.rows import base_name
 from compress.report.verdicts import runtime_name
 
 _SHIPS = "onnxruntime"
+_WHAT = {"labels": "decisions", "texts": "texts"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Changed:
     changes: tuple[tuple[Change, str], ...]  # with a word for what it is
     rest: int  # changed decisions beyond those
     worst: tuple[ShownFlip, ...]
+    what: str  # is decided
+    title: str  # of the worst
+    beside: str  # what stands in brackets
 
 
 def changed(run: RunRecord) -> list[Changed]:
@@ -63,7 +67,18 @@ def _shown(found: FlipsRecord) -> Changed:
         changes=tuple((change, _effect(change)) for change in found.changes),
         rest=found.changed - sum(change.count for change in found.changes),
         worst=tuple(_row(flip) for flip in found.worst),
+        what=_WHAT[found.what],
+        title=_title(found),
+        beside="ROUGE-L" if found.what == "texts" else "confidence",
     )
+
+
+def _title(found: FlipsRecord) -> str:
+    """What the worst are called."""
+    count = len(found.worst)
+    if found.what == "texts":
+        return "The text that lost most" if count == 1 else f"The {count} texts that lost most"
+    return "The worst flip" if count == 1 else f"The {count} worst flips"
 
 
 def _effect(change: Change) -> str:
@@ -75,12 +90,13 @@ def _effect(change: Change) -> str:
 def summary(found: FlipsRecord) -> str:
     """The counts in words."""
     if not found.changed:
-        return f"all {found.decisions:,} decisions are the base's"
+        return f"all {found.decisions:,} {_WHAT[found.what]} are the base's"
     share = units.percent(found.changed / found.decisions)
     parts = [f"{found.lost:,} lost", f"{found.gained:,} gained"]
     if found.otherwise:
         parts.append(f"{found.otherwise:,} wrong in another way")
-    return f"{found.changed:,} of {found.decisions:,} decisions changed ({share}): {', '.join(parts)}"
+    what = _WHAT[found.what]
+    return f"{found.changed:,} of {found.decisions:,} {what} changed ({share}): {', '.join(parts)}"
 
 
 def _row(flip: Flip) -> ShownFlip:
@@ -109,7 +125,15 @@ def labelled_facts(notes: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         (f"in {name} and other parts", _overlap(told)) for name, told in (notes.get("overlaps") or {}).items()
     ]
     found.append(("not used", ", ".join(map(str, notes.get("unused") or ()))))
+    found.append(("texts, long contexts in several", _counts(notes.get("examples"))))
     found.append(("texts cut off", _cut(notes.get("cut_off"), notes.get("longest"))))
+    if notes.get("prompt"):
+        found.append(("asked by", str(notes["prompt"])))
+        found.append(("prompts cut off", f"{notes.get('prompts_cut_off') or 'none'}"))
+    if notes.get("answer_tokens"):
+        found.append(("tokens of answers, which alone count", _counts(notes["answer_tokens"])))
+    if notes.get("answers_cut_off"):
+        found.append(("chats left out, whose answers were cut off", _counts(notes["answers_cut_off"])))
     return [(name, text) for name, text in found if text]
 
 

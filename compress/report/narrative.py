@@ -135,7 +135,7 @@ def _speed_words(finding: Finding) -> str:
 
 
 def _at(line: Result) -> str:
-    if line.cosine_distance is not None:
+    if line.cosine_distance is not None and line.delta_score is None:
         return f"at a cosine similarity of {1 - line.cosine_distance:.4f} to the base's embeddings"
     if line.delta_score is not None:
         flips = f"flips {units.percent(line.flips)}" if line.flips is not None else ""
@@ -227,9 +227,10 @@ def left_lines(run: RunRecord) -> list[str]:
 
 def _reference_facts(run: RunRecord, lines: list[Result]) -> list[Sentence]:
     """Whether the base beats the simple models scored on the same tokens."""
+    scored = next((line for line in lines if line.variant == base_name(run) and line.score is not None), None)
+    if scored is not None and scored.score is not None and run.label_references:
+        return [_label_reference_fact(scored, scored.score, run.label_references)]
     base = next((line for line in lines if line.variant == base_name(run) and line.nll is not None), None)
-    if base is not None and base.score is not None and run.label_references:
-        return [_label_reference_fact(base, base.score, run.label_references)]
     if base is None or base.nll is None or not run.references:
         return []
     strongest = min(run.references, key=lambda reference: reference.nll)

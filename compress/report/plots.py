@@ -257,5 +257,6 @@ def _label_lines(result: Result) -> list[str]:
         f"{scores.points(result.delta_score)} {change} {significance(result.delta_score_ci95)}",
     ]
     if result.flips is not None:
-        lines.append(f"flips {units.percent(result.flips)}, KL {units.significant(result.kl_to_base)} nats")
+        far = f", KL {units.significant(result.kl_to_base)} nats" if result.kl_to_base is not None else ""
+        lines.append(f"flips {units.percent(result.flips)}{far}")
     return lines

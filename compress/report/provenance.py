@@ -68,8 +68,13 @@ def protocol_facts(results: list[Result]) -> Facts:
 def definitions(results: list[Result]) -> Facts:
     """One definition each, as the measuring code holds them: of text, of labels, and of both."""
     scored = any(result.score is not None for result in results)
-    texts = not scored or any(result.perplexity is not None for result in results)
-    return (_OF_TEXT if texts else []) + (_of_labels(results) if scored else []) + _OF_ALL
+    written = any(result.score_name == _WRITTEN for result in results)
+    labels = any(result.score is not None and result.score_name != _WRITTEN for result in results)
+    texts = not scored or any(
+        result.perplexity is not None and result.score_name != _WRITTEN for result in results
+    )
+    of_scores = (_of_labels(results) if labels else []) + (_OF_WRITTEN if written else [])
+    return (_OF_TEXT if texts else []) + of_scores + _OF_ALL
 
 
 _OF_TEXT = [
@@ -108,6 +113,25 @@ _OF_ALL = [
     ("units", "1 MB = 10⁶ bytes; – means not measured"),
 ]
 
+_WRITTEN = "rouge_l"  # the score of those that write texts of labelled sources
+_OF_WRITTEN = [
+    (
+        "texts",
+        "written greedily of each source, in the runtime, up to the end or measure.answer_tokens; compared "
+        "with the target",
+    ),
+    ("ROUGE-L", "mean F1 of the longest common subsequence of words; ROUGE-1 and -2: of words, of pairs"),
+    ("chrF, BLEU", "over all texts, as sacrebleu defines them"),
+    ("exact match", "share of texts that are their target, but for white space"),
+    ("Δ score", "minus the base’s on the same sources, in points of 0.01; negative is worse"),
+    (
+        "flips",
+        "share of texts that are not the base’s; lost: the base’s was the target, this is not; gained: the "
+        "reverse",
+    ),
+    ("NLL", "mean over the targets’ tokens, each from the source and the target before it, in nats"),
+    ("KL to base", "mean over the targets’ tokens of KL(p_base ‖ p_variant), from full-vocabulary logits"),
+]
 _SCORES = {
     "accuracy": "share of decisions that are right",
     "micro_f1": "2 TP / (2 TP + FP + FN) over all labels of all texts; a label holds from 0.5 on",

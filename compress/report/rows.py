@@ -112,17 +112,18 @@ def shown_columns(
 def _score_columns(results: list[Result], references: Sequence[LabelReference]) -> list[Column]:
     """Those of labels, in the words of the score that they are judged by."""
     name = score_name(results)
-    if not name:
-        return []
     metrics = list(dict.fromkeys([*metric_keys(results), *(key for r in references for key in r.metrics)]))
+    told = [
+        Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
+        for key in metrics
+    ]
+    if not name:
+        return told
     return [
         Column("score", capital(name), score_unit(results), "Labels", f"{capital(name)}; 95 % interval"),
         Column("delta_score", f"Δ {name}", "points", "Labels", "Minus the base's, same texts; 95 % interval"),
         Column("flips", "Flips", "%", "Labels", "Decisions that are not the base's; lost: right before"),
-        *(
-            Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
-            for key in metrics
-        ),
+        *told,
     ]
 
 
@@ -245,11 +246,15 @@ def _fitted(reference: Reference) -> str:
 
 def _label_reference_cells(reference: LabelReference) -> Cells:
     return {
-        "variant": Cell(reference.name, reference.name, hint=f"fitted on {reference.rows:,} texts"),
+        "variant": Cell(reference.name, reference.name, hint=_learnt(reference)),
         "runtime": Cell("reference", "reference"),
         "score": _score_cell(reference.score_name, reference.score, reference.score_ci95),
         **_metric_cells(reference.metrics),
     }
+
+
+def _learnt(reference: LabelReference) -> str:
+    return f"fitted on {reference.rows:,} texts" if reference.rows else "not fitted on any text"
 
 
 def _score_cell(name: str | None, score: float | None, bounds: Interval | None) -> Cell:

@@ -1,7 +1,7 @@
 """How labels are spoken of: scores and metrics by their names, in hundredths, differences in points.
 
 Every score and metric is shown a hundred times as large as it is: a share of 0.415 as 41.5 %, a correlation
-of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is.
+of 0.8 as 80, and a difference of 0.004 as 0.4 points. A mean squared error stays what it is, as counts do.
 """
 
 from collections.abc import Iterable
@@ -16,19 +16,38 @@ _NAMES = {
     "micro_f1": "micro F1",
     "span_f1": "span F1",
     "spearman": "Spearman correlation",
+    "rouge_l": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "not_ended": "texts not ended",
+    "answer_f1": "answer F1",
+    "answer_exact_match": "exact match",
+    "answer_f1_answerable": "answer F1 where there is one",
+    "no_answer_accuracy": "right that there is none",
     "macro_f1": "macro F1",
     "matthews": "Matthews",
     "calibration_error": "calibration error",
-    "exact_match": "all labels right",
+    "exact_match": "exact match",
     "word_accuracy": "accuracy of words",
     "word_macro_f1": "macro F1 of words",
     "span_precision": "span precision",
     "span_recall": "span recall",
     "pearson": "Pearson correlation",
     "mean_squared_error": "mean squared error",
+    "next_sentence_accuracy": "next sentences told right",
+    "next_sentence_nll": "NLL of next sentences",
+    "mrr": "MRR",
+    "ndcg_at_10": "nDCG@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "ranked_queries": "queries that are ranked",
 }
-_AS_IT_IS = ("mean_squared_error",)
+_AS_IT_IS = ("mean_squared_error", "next_sentence_nll", "candidates", "ranked_queries")
 _CORRELATIONS = ("spearman", "pearson", "matthews")
+_SCORES_OF_TEXTS = ("rouge_l", "rouge_1", "rouge_2", "chrf", "bleu")
 
 
 def name_of(key: str) -> str:
@@ -53,7 +72,7 @@ def metric_keys(results: Iterable[Result]) -> list[str]:
 
 def unit_of(key: str) -> str:
     """What stands in the heading of a column."""
-    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS else "%"
+    return "" if key in _AS_IT_IS else "× 100" if key in _CORRELATIONS + _SCORES_OF_TEXTS else "%"
 
 
 def score_unit(results: Iterable[Result]) -> str:

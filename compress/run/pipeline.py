@@ -20,6 +20,7 @@ from compress.artifact.applied import coverage_of, step_record
 from compress.artifact.bundle import Bundle
 from compress.artifact.counts import weight_file_bytes
 from compress.artifact.folder import MANIFEST
+from compress.artifact.labels import fitted
 from compress.context import lend
 from compress.errors import UserError, staying
 from compress.host.memory import give_back, reset_peak
@@ -43,7 +44,7 @@ from compress.text.documents import Document, load_documents, text_hash
 from compress.text.examples import Examples
 from compress.text.labelled.as_text import documents_of, text_of
 from compress.text.labelled.base import Labelled
-from compress.text.labelled.encoded import encoded
+from compress.text.labelled.encoded import LabelledData, encoded
 from compress.text.labelled.load import load_labelled
 from compress.text.translation import Translation, translation
 from compress.text.windows import (
@@ -71,6 +72,7 @@ class Made:
     data_record: DataRecord
     evaluation: Windows | Examples  # what quality is measured on: texts with labels where the base has a head
     steps: dict[str, Path]  # fingerprint -> folder of every finished step
+    judging: LabelledData | None = None  # the labelled texts, where they say how good the base is
 
 
 def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line: None) -> Made:
@@ -86,7 +88,8 @@ def make(recipe: Recipe, folder: Path, say: Callable[[str], None] = lambda line:
     maker.store.forget_others(maker.used)
     steps = {found: maker.store.path(found) for found in maker.used}
     part()
-    return Made(folder, variants, maker.data, maker.data_record(), maker.evaluation(), steps)
+    judged = maker.evaluation()
+    return Made(folder, variants, maker.data, maker.data_record(judged), judged, steps, maker.judging)
 
 
 def join(recipe: Recipe, folder: Path) -> None:
@@ -124,7 +127,12 @@ class _Maker:
     def labelled(self) -> Labelled | None:
         """The recipe's labelled rows."""
         config = self.recipe.data.labelled
-        return None if config is None else load_labelled(config, self.recipe.seed)
+        if config is None:
+            return None
+        given = load_labelled(config, self.recipe.seed)
+        if self.recipe.model.create is not None:
+            return given
+        return fitted(given, load_config(self.store.path(self.source)))
 
     @cached_property
     def documents(self) -> list[Document]:
@@ -167,7 +175,9 @@ class _Maker:
         labelled = None
         if self.labelled is not None:
             names = numbering(config, self.labelled.kind, self.labelled.names)
-            labelled = encoded(self.labelled, names, tokenizer, longest_text(meta_model(str(source))))
+            longest, rows = longest_text(meta_model(str(source))), rows_of(config)
+            embeds = task_of(config).embeds
+            labelled = encoded(self.labelled, names, tokenizer, longest, rows, embeds=embeds)
             if self.recipe.data.text == LABELLED:
                 return text_of(self.recipe.data, labelled, tokenizer)
         training = needs(self.recipe, "train")
@@ -180,12 +190,26 @@ class _Maker:
         return replace(text, labelled=labelled)
 
     def evaluation(self) -> Windows | Examples:
-        """Texts with labels where the base has a head for them; else windows of text."""
-        task = task_of(load_config(self.store.path(self.ends["base"])))
-        labelled = self.data.labelled
-        if labelled is not None and task.labels == labelled.kind:
-            return labelled.evaluation
+        """Texts with labels where the base has a head for them, or is asked for them; else windows."""
+        if self.judging is not None:
+            return self.judging.evaluation
+        base = self.store.path(self.ends["base"])
+        labelled, config = self.data.labelled, self.recipe.data.labelled
+        prompt = None if config is None else config.prompt
+        if labelled is not None and prompt is not None and task_of(load_config(base)).continues:
+            longest = longest_text(meta_model(str(base)))
+            return labelled.evaluation.asked_by(prompt, load_tokenizer(base), longest)
         return self.data.evaluation
+
+    @cached_property
+    def judging(self) -> LabelledData | None:
+        """The labelled texts as the base reads them, where they say how good it is."""
+        source, labelled = self.store.path(self.source), self.data.labelled
+        task = task_of(load_config(self.store.path(self.ends["base"])))
+        if labelled is None or not task.judged_by(labelled.kind):
+            return None
+        longest = longest_text(meta_model(str(source)))
+        return labelled.apart(load_tokenizer(source), longest, wanted=task.embeds)
 
     def variant(self, name: str) -> VariantRecord:
         """Run a variant's chain and show its end as a folder; its parents have run before."""
@@ -211,9 +235,12 @@ class _Maker:
         self.ends[name] = current
         return parent, steps
 
-    def data_record(self) -> DataRecord:
-        """Counts and hashes for the report."""
-        data, judged = self.data, self.evaluation()
+    def data_record(self, judged: Windows | Examples) -> DataRecord:
+        """Counts and hashes for the report; `judged`: as `evaluation` gives it."""
+        data = self.data
+        labelled = None if data.labelled is None else dict(data.labelled.notes)
+        if labelled is not None and isinstance(judged, Examples) and judged.prompt is not None:
+            labelled |= {"prompt": judged.prompt.template, "prompts_cut_off": judged.cut}
         return DataRecord(
             source=data.source,
             window=data.window,
@@ -224,7 +251,7 @@ class _Maker:
             evaluation_tokens=judged.size,
             evaluation_sha256=judged.sha256,
             evaluation_bytes=judged.bytes,
-            labelled=None if data.labelled is None else data.labelled.notes,
+            labelled=labelled,
         )
 
     def _step(self, step: Pass, parent: str, label: str) -> str:

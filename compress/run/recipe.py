@@ -93,6 +93,7 @@ class ReportConfig(BaseModel):
         description="simple models beside a base trained here; lstm: as many parameters and tokens as the "
         "base, and about as long to train",
     )
+    likelihood: str | None = Field(None, description="a decoder to ask by data.labelled.template, as a row")
 
 
 class Recipe(BaseModel):

@@ -90,7 +90,8 @@ class OnnxEncoder:
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Logits:
         """Every position's logits, or last hidden states: (batch, length) -> (batch, length, width); of a
-        classifier of texts those of its labels, (batch, 1, labels).
+        classifier of texts those of its labels, (batch, 1, labels); of answers those of both ends (batch,
+        length, 2).
 
         `types` (batch, length): which of two texts each token is of.
         """
@@ -113,9 +114,10 @@ class OnnxEncoder:
         taken = {name: value for name, value in given.items() if name in self._inputs}
         self._files.require()
         try:
-            answer: Logits = self._session.run(None, taken)[0]
+            given_back = self._session.run(None, taken)
         except Exception as error:
             raise refused_at_run(error, self._path) from None
+        answer: Logits = np.stack(given_back, -1) if self.task.columns else given_back[0]
         return answer[:, None] if self.task.pooled else answer
 
     def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:

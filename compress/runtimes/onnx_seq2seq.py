@@ -77,9 +77,11 @@ class OnnxSeq2Seq:
         self.weight_bytes = int(facts["weight_bytes"])
         self.step_bytes = self.weight_bytes  # it neither has a draft nor is one
 
-    def logits(self, tokens: Tokens) -> Logits:
-        """For the second half of windows (batch, length): (batch, length - length // 2, vocabulary)."""
-        source, target = halves(tokens.astype(np.int64))
+    def logits(self, tokens: Tokens, *, text: Tokens | None = None) -> Logits:
+        """For the second half of windows (batch, length): (batch, length - length // 2, vocabulary); or for
+        `text` (batch, targets) written of the whole."""
+        given = halves(tokens) if text is None else (tokens, text)
+        source, target = (each.astype(np.int64) for each in given)
         return self._answers(source, np.ones_like(source), target)
 
     def padded(self, texts: Sequence[Tokens], padding: int, *, left: bool = False) -> list[Logits]:

@@ -136,15 +136,16 @@ class TorchRuntime:
         """(parameters, those that are not zero), tied ones once."""
         return parameter_counts(self._model)
 
-    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Logits:
+    def logits(self, tokens: Tokens, types: Tokens | None = None, *, text: Tokens | None = None) -> Logits:
         """[batch, length] -> float32 [batch, length, V], or hidden states [batch, length, width].
 
-        Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V]; of a
-        classifier of texts, those of its labels, [batch, 1, labels]. `types` [batch, length]: which of two
-        texts each token is of.
+        Of an encoder-decoder, the logits of the second half, [batch, length - length // 2, V], or of `text`
+        [batch, targets] written of the whole; of a classifier of texts, those of its labels, [batch, 1,
+        labels]. `types` [batch, length]: which of two texts each token is of.
         """
         with self._session():
-            more = {} if types is None else {"token_type_ids": self._ids(types)}
+            given = {"token_type_ids": types, "text": text}
+            more = {name: self._ids(value) for name, value in given.items() if value is not None}
             return _numpy(self.task.answers(self._model, self._ids(tokens), **more))
 
     def prefill(self, tokens: Tokens) -> TorchState:

@@ -1,14 +1,16 @@
 """What a model is asked when parts of it are judged: texts, their losses, how far two answers are apart.
 
     a decoder               next tokens of the calibration windows
-    an encoder-decoder      the second half of each window, after the first
+    an encoder-decoder      the targets of labelled training texts, where there are any, after their sources;
+                            else the second half of each window, after the first
     a masked-LM             those of its tokens that are hidden (tasks/masked.py), where there is a mask token
     a model with labels     labelled training texts, where there are any of its kind, by its own loss; else
                             the windows, by what it says of them itself: its likeliest label for the right one
     an encoder that embeds  the windows; it has no loss
 
-Answers are apart by KL in nats, per token, word, label or text; numbers by their squared difference,
-embeddings by 1 - cosine. The scale is what a model loses that gives all texts one answer, their mean.
+Answers are apart by KL in nats, per token, word, label, end or text; numbers by their squared difference,
+embeddings by 1 - cosine. The scale is what a model loses that gives all texts one answer, their mean; where
+an answer is a place in a text, one that finds all its places alike.
 """
 
 import math
@@ -67,23 +69,24 @@ class Prober:
         """Texts in the place of windows (n, length), about as many tokens; `last`: from the end."""
         task = task_of(model.config)
         if self.labelled is not None and task.labels == self.labelled.kind:
-            return self._labelled(self.labelled, windows, last)
+            return self._labelled(model, self.labelled, windows, last)
         return [self._window(model, window, number) for number, window in enumerate(windows)]
 
-    def _labelled(self, labelled: LabelledData, windows: Tensor, last: bool) -> list[Text]:
+    def _labelled(self, model: Any, labelled: LabelledData, windows: Tensor, last: bool) -> list[Text]:
         examples = labelled.train
         order = np.random.default_rng(len(examples)).permutation(len(examples))
         count = max(_FEWEST, round(windows.numel() * len(examples) / examples.size))
         chosen = order[-count:] if last else order[:count]
-        return [_of_example(examples[int(number)], labelled.kind, windows.device) for number in chosen]
+        found = [examples[int(number)] for number in chosen]
+        if task_of(model.config).stacks == 1:
+            return [_of_example(example, labelled.kind, windows.device) for example in found]
+        pairs = ((torch.from_numpy(part.astype(np.int64)) for part in (e.ids, e.targets)) for e in found)
+        return [_answered(model, *(part.to(windows.device) for part in pair)) for pair in pairs]
 
     def _window(self, model: Any, window: Tensor, number: int) -> Text:
         task = task_of(model.config)
         if task.stacks == 2:
-            source, target = halves(window)
-            text = shifted(target[None], start_token(model))
-            inputs = {"input_ids": source[None], "decoder_input_ids": text, "use_cache": False}
-            return Text(inputs, targets=target)
+            return _answered(model, *halves(window))
         inputs = {"input_ids": window[None], **task.options}
         if task is not MASKED or self.mask_token is None:
             return Text(inputs, targets=window[1:] if task.continues else None)
@@ -95,10 +98,16 @@ class Prober:
         return Text({"input_ids": ids[None]}, rows, targets)
 
 
+def _answered(model: Any, source: Tensor, target: Tensor) -> Text:
+    """What an encoder-decoder is to give, (targets,), of a source (length,)."""
+    text = shifted(target[None], start_token(model))
+    return Text({"input_ids": source[None], "decoder_input_ids": text, "use_cache": False}, targets=target)
+
+
 def answer(model: Any, text: Text) -> Tensor:
     """What counts of a model's answer, comparable: (n, k) log-probabilities, a number, or a unit vector."""
     task = task_of(model.config)
-    rows = _rows(model(**text.inputs)[0], text)
+    rows = _rows(task, model(**text.inputs), text)
     if task.labels == "number":
         return rows
     if task.labels == "classes":
@@ -119,6 +128,8 @@ def distance(task: Task, wanted: Tensor, found: Tensor) -> float:
 
 def one_answer(task: Task, wanted: Sequence[Tensor]) -> float:
     """How far the answers are from their own mean: what is lost by a model that answers every text alike."""
+    if task.labels == "span":  # tokens of one text are none of another: all alike
+        return sum(float((p.exp() * p).sum(-1).mean()) + math.log(p.shape[1]) for p in wanted) / len(wanted)
     rows = torch.cat(list(wanted))
     if task.labels == "number":
         return float(rows.var(correction=0))
@@ -135,7 +146,8 @@ def unit(task: Task) -> str:
     if task.labels == "number":
         return "squared difference"
     if task.labels is not None:
-        return "nats per " + {"tags": "word", "classes": "label"}.get(task.labels, "text")
+        per = {"tags": "word", "classes": "label", "span": "end", "text": "token"}
+        return "nats per " + per.get(task.labels, "text")
     return "nats per token" if task.predicts else "1 - cosine"
 
 
@@ -146,10 +158,10 @@ def loss(model: Any, text: Text) -> Tensor:
         UserError: the model has none.
     """
     task = task_of(model.config)
-    answer = model(**text.inputs)[0]
+    outputs = model(**text.inputs)
     if task.continues:
-        return F.cross_entropy(answer[0, :-1].float(), text.inputs["input_ids"][0, 1:])
-    rows, targets = _rows(answer, text), text.targets
+        return F.cross_entropy(outputs[0][0, :-1].float(), text.inputs["input_ids"][0, 1:])
+    rows, targets = _rows(task, outputs, text), text.targets
     if task.labels == "number":
         return rows.mean() if targets is None else F.mse_loss(rows.flatten(), targets.flatten())
     if task.labels == "classes":
@@ -163,9 +175,12 @@ def loss(model: Any, text: Text) -> Tensor:
     return F.cross_entropy(rows, rows.detach().argmax(-1) if targets is None else targets)
 
 
-def _rows(answer: Tensor, text: Text) -> Tensor:
-    """The rows of an answer (1, ..., k) that count, (n, k), in float32."""
+def _rows(task: Task, outputs: Any, text: Text) -> Tensor:
+    """The rows of an answer (1, ..., k) that count, (n, k), in float32; of answers (2, length)."""
+    answer = task.given(outputs)
     rows = (answer[0] if answer.dim() == 3 else answer).float()
+    if task.labels == "span":
+        return rows.T
     return rows if text.rows is None else rows[text.rows]
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from compress.tasks.answers import Passage
 from compress.tasks.likelihood import LIKELIHOOD
-from compress.tasks.scoring import Scoring
+from compress.tasks.scoring import Decided, Rows, Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +35,18 @@ class Example:
 
     Attributes:
         ids: tokens (length,).
-        targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), or a label's
-            number per token (length,), UNKNOWN where none is asked for.
+        targets: by the kind: a label's number (1,), a 0 or 1 per label (labels,), a number (1,), a label's
+            number or the next token per token (length,), UNKNOWN where none is asked for, the first and last
+            token of an answer (2,), 0 where there is none, or the tokens of a text (targets,).
         types: which of two texts each token is of, (length,); None where there is one, or the tokenizer does
             not tell them apart.
+        passage: in which an answer is looked for.
     """
 
     ids: npt.NDArray[np.int32]
     targets: npt.NDArray[Any]
     types: npt.NDArray[np.int32] | None = None
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,16 @@ class Question:
         rows: of its answer (positions, width), those that are scored.
         targets: what they should give, (rows,): tokens, or numbers of labels, UNKNOWN where nobody told.
         types: which of two texts each token is of, (length,), where the model tells them apart.
+        text: what is written of the whole of `inputs`, tokens (targets,); None where a window holds both.
+        passage: in which an answer is looked for.
     """
 
     inputs: Window
     rows: slice | npt.NDArray[np.int64]
     targets: npt.NDArray[Any]
     types: Window | None = None
+    text: Window | None = None
+    passage: Passage | None = None
 
 
 class Task(ABC):
@@ -69,30 +77,42 @@ class Task(ABC):
     noun: ClassVar[str]  # what a model of it is called in a sentence
     auto_class: ClassVar[str]  # of transformers
     output: ClassVar[Literal["logits", "last_hidden_state"]] = "logits"  # of transformers' class
+    columns: ClassVar[tuple[str, ...]] = ()  # of an answer, by name, where that gives them one by one
     predicts: ClassVar[bool] = True  # the answer is logits of tokens; else vectors
     scoring: ClassVar[Scoring] = LIKELIHOOD  # what its answers are worth
     writes: ClassVar[bool] = False  # gives text token by token: there is a cache, and `decode`
     continues: ClassVar[bool] = False  # every token from those before it: its text goes on from the prompt
     stacks: ClassVar[int] = 1  # lists of blocks, one after the other
     labels: ClassVar[str | None] = None  # the kind of labels that it is judged by; None: by text
+    rows: ClassVar[str | None] = None  # the kind of labelled rows that judge it, too, where there are any
     embeds: ClassVar[bool] = False  # a text becomes a vector
     pooled: ClassVar[bool] = False  # the answer is one row for the whole text, (batch, 1, width)
+    pairs: ClassVar[bool] = False  # windows are asked about in two halves
     options: ClassVar[Mapping[str, Any]] = {}  # of a call that reads a whole text and keeps nothing
 
     @abstractmethod
     def claims(self, config: Any, architecture: str) -> bool:
         """Whether a configuration of `transformers`, which names this class, is of such a model."""
 
+    def window(self, windows: Any, index: int) -> Window:
+        """What is asked about in the place of the window numbered `index` of windows (n, length)."""
+        found: Window = windows[index]
+        return found
+
     @abstractmethod
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
-        """What a model is asked about the window numbered `index`, (length,).
+        """What a model is asked about the window numbered `index`, (length,), as `window` gives it.
 
         Raises:
             UserError: the tokenizer lacks what the question needs.
         """
 
+    def judged_by(self, kind: str) -> bool:
+        """Whether rows of a kind of label are learnt by a model of it, and judge it."""
+        return kind in (self.labels, self.rows)
+
     def asked(self, example: Example) -> Question:
-        """What a model is asked about a text with labels, of tasks that have `labels`."""
+        """What a model is asked about a text with labels, of tasks that are judged by a kind of them."""
         return Question(example.ids, slice(None), example.targets, example.types)
 
     def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:
@@ -100,8 +120,27 @@ class Task(ABC):
 
         `more`: what else its encoder is given, by name, each (batch, length).
         """
-        answer: Tensor = model(input_ids=tokens, **more, **self.options)[0]
+        answer = self.given(model(input_ids=tokens, **more, **self.options))
         return answer[:, None] if self.pooled else answer
+
+    def given(self, outputs: Any) -> Tensor:
+        """The answer in what a call of a torch model returned, a tuple or an object: its first output, or its
+        columns side by side."""
+        if not self.columns:
+            answer: Tensor = outputs[0]
+            return answer
+        import torch
+
+        return torch.stack([outputs[place] for place in range(len(self.columns))], dim=-1)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of a graph's outputs."""
+        return self.columns or (self.output,)
+
+    def decided(self, rows: Rows, question: Question) -> Decided | None:
+        """What an answer decides: `Scoring.kept` of the rows that the question asks for."""
+        return self.scoring.decided(rows, question.targets)
 
     def width(self, config: Any) -> int:
         """Of the rows of its answer."""

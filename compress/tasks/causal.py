@@ -1,15 +1,24 @@
 """causal: a decoder (Llama, GPT-2), which gives every token from those before it.
 
-A window of L tokens asks for its tokens 2 .. L; the first is not predicted.
+A window of L tokens asks for its tokens 2 .. L; the first is not predicted. A chat asks for what its
+assistant says: a target stands at each token that such a token follows.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from compress.tasks.base import Question, Task, Window
+import numpy as np
+
+from compress.tasks.base import UNKNOWN, Example, Question, Task, Window
 
 # heads of which another would be made up
-_OTHERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction")
+_OTHERS = (
+    "Classification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+)
 
 
 class Causal(Task):
@@ -20,6 +29,7 @@ class Causal(Task):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     writes: ClassVar[bool] = True
     continues: ClassVar[bool] = True
+    rows: ClassVar[str | None] = "chat"
     options: ClassVar[Mapping[str, Any]] = {"use_cache": False}
 
     def claims(self, config: Any, architecture: str) -> bool:
@@ -29,6 +39,11 @@ class Causal(Task):
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
         """Every token but the first."""
         return Question(window[:-1], slice(None), window[1:])
+
+    def asked(self, example: Example) -> Question:
+        """The tokens of answers."""
+        places = np.flatnonzero(example.targets != UNKNOWN)
+        return Question(example.ids, places, example.targets[places])
 
 
 CAUSAL = Causal()

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from compress.errors import MissingExtra
 from compress.tasks.likelihood import mean_kl
+from compress.tasks.ranking import grouped_rankings, ranking_metrics
 from compress.tasks.scoring import Columns, Decided, Intervals, Rows, Scoring, Weighted
 
 _BINS = 15
@@ -124,18 +125,49 @@ class Decisions(Scoring):
         if base is not None and scores["kl"] is not None:
             found |= {"kl_to_base": sum(scores["kl"]) / count, "kl_ci95": interval(scores["kl"])}
             found["top1_agreement"] = sum(scores["agreements"]) / count
-        judged = Judged.of(scores)
+        judged = self.judged(scores)
         if judged is None:
             return found
-        ours, all_alike = self.statistic(judged), np.ones((1, len(judged.decisions)))
-        found |= {"score_name": self.name_for(judged.names), "score": float(ours(all_alike)[0])}
-        found |= {"score_ci95": interval.of(ours), "metrics": self.metrics(judged)}
-        if base is not None and (before := Judged.of(base)) is not None:
-            theirs = self.statistic(before)
+        before = None if base is None else self.judged(base)
+        return {**found, **self.compared(judged, before, interval, scores.get("groups") or ())}
+
+    def judged(self, scores: Columns) -> Judged | None:
+        """What was decided, from the columns of scores; None where nothing was."""
+        return Judged.of(scores)
+
+    def compared(
+        self, judged: Judged, base: Judged | None, interval: Intervals, groups: Sequence[int] = ()
+    ) -> Columns:
+        """The score, the other metrics and, beside a base, the difference and flips.
+
+        `groups`: which query each text is a candidate of, where texts are.
+        """
+        blocks = len(judged.decisions)
+        ours, all_alike = self.statistic(judged), np.ones((1, blocks))
+        found: dict[str, Any] = {
+            "score_name": self.name_for(judged.names),
+            "score": float(ours(all_alike)[0]),
+        }
+        found["score_ci95"] = interval.of(ours, blocks)
+        found["metrics"] = self.metrics(judged) | self.rankings(judged, groups)
+        if base is not None:
+            theirs = self.statistic(base)
             found["delta_score"] = found["score"] - float(theirs(all_alike)[0])
-            found["delta_score_ci95"] = interval.of(lambda weights: ours(weights) - theirs(weights))
-            found |= self.flips(judged, before)
+            found["delta_score_ci95"] = interval.of(lambda weights: ours(weights) - theirs(weights), blocks)
+            found |= self.flips(judged, base)
         return found
+
+    def relevance(self, judged: Judged) -> tuple[Floats, Floats] | None:
+        """Of each text how relevant it was found, and how relevant it is (texts,); None where labels do not
+        tell that."""
+        return None
+
+    def rankings(self, judged: Judged, groups: Sequence[int]) -> dict[str, float]:
+        """Metrics of the order of the candidates of each query, and how many queries that is of; none where
+        texts are not such."""
+        told = self.relevance(judged) if len(groups) else None
+        ranked = [] if told is None else grouped_rankings(*told, groups)
+        return ranking_metrics(ranked) | {"ranked_queries": float(len(ranked))} if ranked else {}
 
     def flips(self, judged: Judged, base: Judged) -> dict[str, float]:
         """Shares of all decisions that differ from the base's."""
@@ -152,9 +184,14 @@ class Decisions(Scoring):
         return mean_kl(expected, found)
 
 
-def require_metrics(what: str) -> None:
-    """Raise MissingExtra, before any work, where the libraries that compute metrics are absent."""
-    for module, package in (("sklearn", "scikit-learn"), ("seqeval", "seqeval")):
+_LIBRARIES = {"": {"sklearn": "scikit-learn", "seqeval": "seqeval"}}  # of any kind of labels
+_LIBRARIES["text"] = {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
+
+
+def require_metrics(what: str, kind: str = "") -> None:
+    """Raise MissingExtra, before any work, where the libraries that compute metrics are absent: those of any
+    labels, or those that a kind of labels needs besides."""
+    for module, package in _LIBRARIES.get(kind, {}).items():
         if find_spec(module) is None:
             raise MissingExtra(package, "metrics", what)
 

@@ -4,6 +4,9 @@ By default the mean of them; or that of the first token or the last, where the f
 (models/companions.py), each a task of its own. It is judged by that vector, e, of a window:
 
     cosine_distance = mean over windows of 1 - <e_base, e> / (|e_base| |e|)
+
+Where evaluation rows are pairs of texts, windows are these texts, each distinct one by itself, and what the
+vectors are for is judged besides (tasks/retrieval.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from compress.tasks.base import Question, Task, Window
+from compress.tasks.base import Example, Question, Task, Window
+from compress.tasks.decisions import Decisions
+from compress.tasks.retrieval import BY_KIND, RETRIEVAL, SIMILARITY
 from compress.tasks.scoring import Columns, Intervals, Rows, Scoring
 
 
@@ -42,11 +47,23 @@ class Cosine(Scoring):
     def summary(
         self, scores: Columns, base: Columns | None, text_bytes: int | None, interval: Intervals
     ) -> Columns:
-        """The mean distance."""
-        distances = scores["distances"]
-        if not distances:
-            return {}
-        return {"cosine_distance": sum(distances) / len(distances), "cosine_ci95": interval(distances)}
+        """The mean distance, and what pairs of texts say."""
+        found: dict[str, Any] = {}
+        if distances := scores["distances"]:
+            found |= {"cosine_distance": sum(distances) / len(distances), "cosine_ci95": interval(distances)}
+        judge = self.judge(scores)
+        if judge is None:
+            return found
+        judged = judge.judged(scores)
+        assert judged is not None
+        before = None if base is None else judge.judged(base)
+        return {**found, **judge.compared(judged, before, interval)}
+
+    def judge(self, scores: Columns) -> Decisions | None:
+        """What pairs of texts are judged by, where they are such."""
+        if not scores["pairs"]:
+            return None
+        return SIMILARITY if len(scores["pairs"][0]) > 2 else RETRIEVAL
 
     def distance(self, expected: Rows, found: Rows) -> float:
         """Of the mean states, in float64."""
@@ -77,6 +94,14 @@ class Embedding(Task):
     def question(self, window: Window, index: int, mask_token: int | None = None) -> Question:
         """The whole window; nothing is predicted."""
         return Question(window, self.states, window[self.states])
+
+    def asked(self, example: Example) -> Question:
+        """One text of a pair, by itself."""
+        return Question(example.ids, self.states, example.targets, example.types)
+
+    def judged_by(self, kind: str) -> bool:
+        """Pairs of texts, with a number or without."""
+        return kind in BY_KIND
 
 
 class EmbeddingByFirst(Embedding):

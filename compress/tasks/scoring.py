@@ -24,7 +24,8 @@ Weighted = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 class Decided(NamedTuple):
-    """What a model decided about one text, row by row: lists of one length.
+    """What a model decided about one text, row by row: lists of one length, but for answers
+    (question_answering.py).
 
     Attributes:
         decisions: numbers of labels, 0 or 1 per label, or values.
@@ -40,9 +41,9 @@ class Decided(NamedTuple):
 class Intervals(Protocol):
     """Resamples the windows, the same for every quantity of a model."""
 
-    def of(self, statistic: Weighted, /) -> tuple[float, float] | None:
+    def of(self, statistic: Weighted, blocks: int | None = None, /) -> tuple[float, float] | None:
         """Of a quantity that is no mean: `statistic` gives it for each of many weightings (draws, windows) of
-        the windows, (draws,)."""
+        the windows, or of as many `blocks`, (draws,)."""
 
     def __call__(
         self, sums: Sequence[float], base: Sequence[float] | None = None, /

@@ -1,6 +1,8 @@
 """seq2seq: an encoder-decoder (T5, BART): a source to the encoder, then a text token by token.
 
-A window asks for its second half, each token from the whole first half and those of the second before it.
+A window asks for its second half, each token from the whole first half and those of the second before it. A
+labelled row asks for its target, each token from the whole source and those of the target before it; there
+the model is judged by the text that it writes, too (written.py).
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from compress.errors import UserError
-from compress.tasks.base import Question, Task, Window, rows_of
+from compress.tasks.base import Example, Question, Task, Window, rows_of
+from compress.tasks.scoring import Scoring
+from compress.tasks.written import Written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +30,8 @@ class Seq2Seq(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     writes: ClassVar[bool] = True
     stacks: ClassVar[int] = 2
+    labels: ClassVar[str | None] = "text"
+    scoring: ClassVar[Scoring] = Written()
 
     def claims(self, config: Any, architecture: str) -> bool:
         """Whatever its head is called."""
@@ -35,11 +41,16 @@ class Seq2Seq(Task):
         """The second half."""
         return Question(window, slice(None), halves(window)[1])
 
+    def asked(self, example: Example) -> Question:
+        """The whole target."""
+        return Question(example.ids, slice(None), example.targets, text=example.targets)
+
     def answers(self, model: Any, tokens: Tensor, **more: Tensor) -> Tensor:
-        """Logits (batch, targets, vocabulary) for the second halves of tokens (batch, length)."""
-        source, target = halves(tokens)
+        """Logits (batch, targets, vocabulary) for the second halves of tokens (batch, length), or for `text`
+        (batch, targets) where that is among `more`."""
+        source, target = (tokens, more.pop("text")) if "text" in more else halves(tokens)
         text = shifted(target, start_token(model))
-        logits: Tensor = model(input_ids=source, decoder_input_ids=text, use_cache=False).logits
+        logits: Tensor = model(input_ids=source, decoder_input_ids=text, use_cache=False, **more).logits
         return logits
 
 
@@ -48,10 +59,12 @@ SEQ2SEQ = Seq2Seq()
 
 @dataclass
 class Reading:
-    """A source that was read: what the encoder made of it, and keys and values of the text so far."""
+    """A source that was read: what the encoder made of it, its mask where it is padded, and keys and values
+    of the text so far."""
 
     encoded: Any
     past: Any = None
+    mask: Any = None
 
 
 def halves(windows: T) -> tuple[T, T]:
@@ -60,9 +73,10 @@ def halves(windows: T) -> tuple[T, T]:
     return windows[..., :middle], windows[..., middle:]
 
 
-def read(model: Any, source: Tensor) -> tuple[Reading, Tensor]:
-    """Read sources (batch, length); the logits of the first token, (batch, vocabulary)."""
-    reading = Reading(model.get_encoder()(input_ids=source))
+def read(model: Any, source: Tensor, mask: Tensor | None = None) -> tuple[Reading, Tensor]:
+    """Read sources (batch, length), padded where `mask` is 0; the logits of the first token, (batch,
+    vocabulary)."""
+    reading = Reading(model.get_encoder()(input_ids=source, attention_mask=mask), mask=mask)
     return reading, proceed(model, reading, source.new_full((len(source), 1), start_token(model)))
 
 
@@ -70,6 +84,7 @@ def proceed(model: Any, reading: Reading, tokens: Tensor) -> Tensor:
     """Append tokens (batch, 1) to what `reading` has so far; the logits of the next, (batch, vocabulary)."""
     out = model(
         encoder_outputs=reading.encoded,
+        attention_mask=reading.mask,
         decoder_input_ids=tokens,
         past_key_values=reading.past,
         use_cache=True,

@@ -26,9 +26,10 @@ from compress.tasks.decisions import (
     share,
 )
 from compress.tasks.likelihood import log_softmax
-from compress.tasks.scoring import Decided, Rows, Scoring, Weighted
+from compress.tasks.scoring import Columns, Decided, Intervals, Rows, Scoring, Weighted
 
 _HEAD = "ForSequenceClassification"
+RELEVANCE = ("0", "1")  # names of labels that tell whether a passage answers its query
 
 
 class OneLabel(Decisions):
@@ -73,6 +74,13 @@ class OneLabel(Decisions):
             "matthews": float(matthews_corrcoef(targets, decisions)) if several else 0.0,
             "calibration_error": calibration_error(decisions == targets, confidences),
         }
+
+    def relevance(self, judged: Judged) -> tuple[Floats, Floats] | None:
+        """The probability of 1, where labels are 0 and 1."""
+        if judged.names != RELEVANCE:
+            return None
+        decisions, targets, confidences = judged.flat
+        return np.where(decisions == 1, confidences, 1 - confidences), targets
 
 
 class SeveralLabels(Decisions):
@@ -152,6 +160,18 @@ class Number(Decisions):
         """`nats` alone: of a Gaussian of width one, but for its constant."""
         return super().columns(windows, compared=False)
 
+    def summary(
+        self, scores: Columns, base: Columns | None, text_bytes: int | None, interval: Intervals
+    ) -> Columns:
+        """As of others; of relevance, 0 or 1 for every pair, numbers are logits, nats those of a sigmoid."""
+        if not _relevance(scores):
+            return super().summary(scores, base, text_bytes, interval)
+        own, before = (None if each is None else {**each, "nats": _nats(each)} for each in (scores, base))
+        assert own is not None
+        found = dict(super().summary(own, before, text_bytes, interval))
+        found["metrics"] = {k: v for k, v in found["metrics"].items() if k != "mean_squared_error"}
+        return found
+
     def decided(self, rows: Rows, targets: npt.NDArray[Any]) -> Decided | None:
         """The number."""
         if np.isnan(targets.astype(np.float64)).any():
@@ -188,6 +208,11 @@ class Number(Decisions):
     def flips(self, judged: Judged, base: Judged) -> dict[str, float]:
         """None."""
         return {}
+
+    def relevance(self, judged: Judged) -> tuple[Floats, Floats] | None:
+        """The numbers themselves."""
+        decisions, targets, _ = judged.flat
+        return decisions, targets
 
     def distance(self, expected: Rows, found: Rows) -> float:
         """Mean absolute difference, of the largest value."""
@@ -254,6 +279,18 @@ class Regression(SequenceClassification):
 _ONE_LABEL = SequenceClassification.problem
 
 SEQUENCE_CLASSIFICATION, MULTI_LABEL, REGRESSION = SequenceClassification(), MultiLabel(), Regression()
+
+
+def _relevance(scores: Columns) -> bool:
+    """Whether numbers tell which of several texts answer a query, and which do not."""
+    told = {target for row in scores["targets"] or () for target in row}
+    return bool(len(scores.get("groups") or ())) and bool(told) and told <= {0, 1}
+
+
+def _nats(scores: Columns) -> list[float]:
+    logits, targets = (np.array([row[0] for row in scores[name]]) for name in ("decisions", "targets"))
+    found: list[float] = (np.logaddexp(0.0, logits) - targets * logits).tolist()
+    return found
 
 
 def _log_sigmoids(logits: Rows) -> tuple[Floats, Floats]:

@@ -56,6 +56,8 @@ class TranslatedWindows:
             UserError: as the task's own question, or the window is not read as a whole.
         """
         own, counts = self.tokens[index], self.pieces[index]
+        if self.rows is not None:
+            own = task.window(self.tokens, index)
         own = own[own >= 0]
         if task.continues:
             first = int(counts[0])  # whose pieces are not predicted
@@ -63,10 +65,10 @@ class TranslatedWindows:
         asked = task.question(own if self.rows is not None else window, index, mask_token)
         if self.rows is not None:
             return asked, asked.targets
-        if task.stacks > 1:
+        if task.stacks > 1 or task.pairs:
             raise UserError(
-                "a token of the evaluation text is not in the smaller vocabulary, so this encoder-decoder "
-                "cannot be asked the same; name the whole text under prune_vocabulary.text"
+                f"a token of the evaluation text is not in the smaller vocabulary, so {task.noun} cannot be "
+                "asked the same; name the whole text under prune_vocabulary.text"
             )
         ends = np.cumsum(counts)
         if isinstance(asked.rows, slice):  # it is read, and nothing is filled in

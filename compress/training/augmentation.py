@@ -2,12 +2,14 @@
 
 Of the examples of an epoch a share, each by a draw of its own, gets some words replaced, deleted, inserted or
 swapped (text/labelled/augment.py), the label kept; tags go with their words, of a pair both texts are
-changed. All changed texts of an epoch are cut into tokens together. Nothing is remembered between steps.
+changed, of a question and its context the question. All changed texts of an epoch are cut into tokens
+together; a context that then is in fewer parts leaves the others as they are. Nothing is remembered between
+steps.
 """
 
 import hashlib
 import json
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from compress.tasks.base import Example
-from compress.text.examples import Examples, encode
+from compress.text.examples import SPAN, Examples, encode
 from compress.text.labelled.augment import Rates, Vocabulary, augmented_row
 from compress.text.labelled.base import Row
 
@@ -46,21 +48,27 @@ class Augmented:
 
     def changed(self, epoch: int) -> dict[int, Example]:
         """Number of an example -> what stands in its place in an epoch, of those that are changed."""
-        found: dict[int, Row] = {}
-        for number, place in enumerate(self.examples.order):
+        found: dict[int, Row] = {}  # by its place among the rows
+        for place in dict.fromkeys(self.examples.order):
             draw = np.random.default_rng([self.seed, epoch, place])
             if draw.random() < self.settings.share:
                 row = self._rows[place]
-                changed = augmented_row(row, draw, self.settings, self._vocabulary)
+                asked = replace(row, pair=None) if self.examples.kind == SPAN else row
+                changed = augmented_row(asked, draw, self.settings, self._vocabulary)
+                changed = replace(changed, pair=row.pair) if self.examples.kind == SPAN else changed
                 if changed != row:
-                    found[number] = changed
+                    found[place] = changed
         if not found:
             return {}
         own = self.examples
         cut = encode(
             list(found.values()), own.kind, own.names, self.tokenizer, self.longest, range(len(found))
         )
-        return dict(zip(found, cut.items, strict=True))
+        ready: dict[int, list[Example]] = {}  # a question has several where its context is long
+        places = list(found)
+        for number, item in zip(cut.order, cut.items, strict=True):
+            ready.setdefault(places[number], []).append(item)
+        return {number: ready[place].pop(0) for number, place in enumerate(own.order) if ready.get(place)}
 
     @cached_property
     def identity(self) -> str:

@@ -156,9 +156,12 @@ def padded(
 
 
 def padded_targets(items: list[Example], longest: int, kind: str) -> NDArray[Any]:
-    """Targets of examples of a kind as an array (examples, width): those of tokens padded with UNKNOWN."""
-    if kind != "tags":
+    """Targets of examples of a kind as an array (examples, width): those of tokens padded with UNKNOWN, to
+    `longest`, or where they are texts to the longest of these."""
+    if kind not in ("tags", "chat", "text"):
         return np.stack([item.targets for item in items])
+    if kind == "text":
+        longest = max(len(item.targets) for item in items)
     found = np.full((len(items), longest), UNKNOWN, dtype=np.int64)
     for row, item in enumerate(items):
         found[row, : len(item.targets)] = item.targets

@@ -4,7 +4,8 @@ Inputs   input_ids, attention_mask int64 (batch, sequence), the mask 0 where a r
          (see sides.py);
          token_type_ids where the model tells texts apart by them and its tokenizer gives them.
 Outputs  logits (batch, sequence, vocabulary) of a masked-LM head, (batch, sequence, labels) of one for
-         words, (batch, labels) of one for texts; else last_hidden_state (batch, sequence, width).
+         words, (batch, labels) of one for texts; start_logits, end_logits (batch, sequence) of one that finds
+         answers; else last_hidden_state (batch, sequence, width).
 
 Names and shapes are those of `optimum`. Matrices that are one in the model (a head tied to its embedding) are
 one in the file.
@@ -29,6 +30,7 @@ from compress.formats.swap import tables
 from compress.host.progress import track
 from compress.models.layers import is_linear
 from compress.tasks.base import Task
+from compress.tasks.registry import task_of
 
 
 def write_encoder(
@@ -44,23 +46,27 @@ def write_encoder(
     shapes: dict[str, Dimensions] = dict.fromkeys(inputs, ("batch", "sequence"))
     forms = replace(forms, many_rows=True)
     with track(2, "writing the graph", "stages") as progress:
-        answer, either = encoder_answer(model, inputs, pooled=task.pooled)
-        traced = trace(model, shapes, [task.output], answer)
+        answer, either = encoder_answer(model, inputs, task)
+        traced = trace(model, shapes, task.outputs, answer)
         progress.advance()
         used = transcribe(graph, traced, layers(model), forms, shapes)
         progress.advance()
     return used, either, closed
 
 
-def encoder_answer(model: Any, inputs: list[str], *, pooled: bool = False) -> tuple[Answer, bool]:
-    """What is traced, and whether it takes rows padded on the left."""
+def encoder_answer(model: Any, inputs: list[str], task: Task | None = None) -> tuple[Answer, bool]:
+    """What is traced, and whether it takes rows padded on the left; `task`: of the model's, if not told."""
+    task = task or task_of(model.config)
 
     def read(model: Any, given: Mapping[str, Tensor]) -> Tensor:
-        states: Tensor = model(**given, return_dict=False)[0]
-        return states
+        return task.given(model(**given, return_dict=False))
 
-    way, either = on_either_side(model, read, inputs, pooled=pooled)
-    return lambda model, given: (way(model, given),), either
+    def answer(model: Any, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        found = way(model, given)
+        return found.unbind(-1) if task.columns else (found,)
+
+    way, either = on_either_side(model, read, inputs, pooled=task.pooled)
+    return answer, either
 
 
 def encoder_inputs(model: Any, tokenizer: Any) -> list[str]:

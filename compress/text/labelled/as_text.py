@@ -4,10 +4,10 @@ Passes that look at activations, and exporters that check their file, read windo
 has no text beside its labels, those are cut from the labelled texts: of the length that half of the training
 texts have, each the beginning of one text with what the tokenizer puts around it. So what is calibrated on
 looks as what the model will read, padding and all evaluation texts left out. Training on plain text reads the
-training texts one after another.
+training texts one after another, with the targets that are texts between them. Chats are read as the model's
+template writes them, whole.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,14 @@ def documents_of(labelled: Labelled) -> list[Document]:
     return [
         Document(f"{labelled.source}:{number}", text)
         for number, row in enumerate(labelled.train)
-        for text in (row.text, row.pair)
-        if text
+        for text in texts_of(row, labelled.kind)
     ]
+
+
+def texts_of(row: Any, kind: str) -> list[str]:
+    """The texts of a row: one or two, and what is to be written of it."""
+    target = row.label if kind == "text" else None
+    return [text for text in (row.text, row.pair, target) if text]
 
 
 def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
@@ -41,7 +46,7 @@ def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
     Raises:
         UserError: texts of one or two tokens only.
     """
-    frame = frame_of(tokenizer)
+    frame = data.train.frame
     around = len(frame.begin) + len(frame.end)
     lengths = sorted(len(item.ids) for item in data.train.items)
     window = min(config.window, lengths[len(lengths) // 2])
@@ -53,17 +58,17 @@ def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
     def cut(examples: Examples, count: int) -> Windows:
         return _windows(examples, window, frame, -(-count * config.window // window))
 
-    stream = _stream(data.train.rows, tokenizer)
+    stream, begins = _stream(data.train, tokenizer), frame_of(tokenizer)
     return TextData(
         source=data.source,
         window=window,
         train=stream,
-        train_sha256=stream_digest(stream, frame),
+        train_sha256=stream_digest(stream, begins),
         heldout=cut(data.heldout if len(data.heldout) else data.train, config.heldout_windows),
         calibration=cut(data.train, config.calibration_windows),
         evaluation=cut(data.evaluation, config.evaluation_windows),
-        begin=frame.begin,
-        end=frame.end,
+        begin=begins.begin,
+        end=begins.end,
         labelled=data,
     )
 
@@ -85,8 +90,10 @@ def _windows(examples: Examples, window: int, frame: Frame, count: int) -> Windo
     return Windows(tokens, 0, digest(tokens), frame)
 
 
-def _stream(rows: Sequence[Any], tokenizer: Any) -> NDArray[np.int32]:
-    texts = [text for row in rows for text in (row.text, row.pair) if text]
+def _stream(examples: Examples, tokenizer: Any) -> NDArray[np.int32]:
+    if examples.kind == "chat":  # the template ends each
+        return np.concatenate([item.ids for item in examples.items])
+    texts = [text for row in examples.rows for text in texts_of(row, examples.kind)]
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     with encoding():
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""What labelled data is: rows of seven kinds, in three parts.
+"""What labelled data is: rows of eight kinds, in three parts.
 
 | kind | a row | its label |
 | :-- | :-- | :-- |
@@ -9,13 +9,14 @@
 | `span` | a question and its context | where each answer begins in the context, and the answer |
 | `text` | a text | the text that is to come of it |
 | `pair` | two texts that belong together | nothing: `""` |
+| `chat` | what was said, a line per message | who said what, message by message |
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["class", "classes", "number", "tags", "span", "text", "pair"]
-Label = str | float | tuple[str, ...] | tuple[tuple[int, str], ...]
+Kind = Literal["class", "classes", "number", "tags", "span", "text", "pair", "chat"]
+Label = str | float | tuple[str, ...] | tuple[tuple[int, str], ...] | tuple[tuple[str, str], ...]
 NAMED: tuple[Kind, ...] = ("class", "classes", "tags")  # kinds whose labels are of a known set
 
 
@@ -24,10 +25,10 @@ class Row:
     """One example.
 
     Attributes:
-        text: of `tags` the words joined by a space, of `span` the question.
+        text: of `tags` the words joined by a space, of `span` the question, of `chat` the contents.
         label: by kind: `class` a name; `classes` names; `number` a float; `tags` a name per word; `span`
             (first character in `pair`, answer) of each answer, none if the context has none; `text` the
-            target; `pair` "".
+            target; `pair` ""; `chat` (role, content) of each message.
         pair: the second text; of `span` the context; of `pair` what belongs to `text`. None of single texts.
         words: of `tags`.
     """

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.text.labelled.base import Kind
+from compress.text.prompts import Prompt, checked
 
 _VALUE = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +30,7 @@ class LabelledConfig(BaseModel):
     source: str | list[str | Mixed] = Field(
         description="a file (.csv, .tsv, .jsonl, .json, .parquet, .conll), several, a folder with a file per "
         "part or laid out as GLUE ships it, 'datasets:NAME[/CONFIG][:SPLIT]', 'stdlib:package', "
-        "'stdlib:kinds', 'stdlib:docstring', or a list of {source, share, proxy}"
+        "'stdlib:kinds', 'stdlib:docstring', 'stdlib:passages', or a list of {source, share, proxy}"
     )
     evaluation: str | None = Field(
         None, description="a file of its own for evaluation; null: the folder's, or cut off the training rows"
@@ -46,6 +47,14 @@ class LabelledConfig(BaseModel):
     words: str | None = Field(
         None, min_length=1, description="of the words that have a tag each; null: recognised"
     )
+    template: str | None = Field(
+        None, description="how a decoder without a head is asked for one label of a text: a prompt with "
+        "{text}, {pair} and, at its end, {label}; the likeliest label is decided"
+    )  # fmt: skip
+    per_token: bool = Field(
+        True,
+        description="of the template: a label's log-likelihood is the mean over its tokens; false: their sum",
+    )
     evaluation_share: float = Field(0.2, gt=0, lt=1, description="of the rows, where it is cut off")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="of the rows, where it is cut off; 0: none")
     train_rows: int | None = Field(None, ge=2, description="at most so many, of every label; null: all")
@@ -56,6 +65,16 @@ class LabelledConfig(BaseModel):
     @classmethod
     def _short(cls, given: Any) -> Any:
         return {"source": given} if isinstance(given, (str, list)) else given
+
+    @field_validator("template")
+    @classmethod
+    def _can_be_asked(cls, template: str | None) -> str | None:
+        return None if template is None else checked(template)
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """How a decoder is asked."""
+        return None if self.template is None else Prompt(self.template, self.per_token)
 
     @model_validator(mode="after")
     def _something_is_left(self) -> "LabelledConfig":

@@ -19,6 +19,7 @@ _PAIRS = (
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("#1 string", "#2 string"),
     ("anchor", "positive"), ("query", "positive"), ("query", "passage"), ("query", "document"),
     ("question", "sentence"), ("question", "passage"), ("question", "answer"), ("text", "text_pair"),
+    ("summary", "function"),
 )  # fmt: skip
 _TEXTS = (
     "text", "sentence", "utterance", "query", "question", "content", "review", "tweet", "comment", "body",
@@ -31,6 +32,7 @@ _LABELS = (
 _TARGETS = ("summary", "highlights", "translation", "target", "output", "completion", "reference")
 _SOURCES = ("document", "article", "dialogue", "source", "input", "function")  # of which a text is made
 _ANSWERS = ("answers", "answer")
+_CHATS = ("messages",)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def recognised(columns: Sequence[str], config: LabelledConfig, origin: str, wher
     def first(names: Sequence[str]) -> str:
         return next((free[name] for name in names if name in free), "")
 
+    chat = config.text if kind == "chat" and config.text else first(_CHATS)
+    labelled = config.text or config.label or (first(_TEXTS) and first(_LABELS))
+    if kind == "chat" or (kind is None and chat and not labelled):
+        return _complete(Fields(chat, kind="chat"), columns, origin)
     words = config.words or ("" if config.text else first(_WORDS))
     if kind == "tags" or (kind is None and words):
         return _complete(
@@ -106,7 +112,12 @@ def _texts(columns: Sequence[str], config: LabelledConfig) -> tuple[str, str]:
 
 
 def _complete(fields: Fields, columns: Sequence[str], origin: str) -> Fields:
-    wanted = {"tags": ("words", "label"), "span": ("text", "pair", "label"), "pair": ("text", "pair")}
+    wanted = {
+        "tags": ("words", "label"),
+        "span": ("text", "pair", "label"),
+        "pair": ("text", "pair"),
+        "chat": ("text",),
+    }
     for name in wanted.get(fields.kind or "", ("text", "label")):
         if not getattr(fields, name):
             of = f" of kind '{fields.kind}'" if fields.kind else ""

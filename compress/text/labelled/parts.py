@@ -8,6 +8,7 @@ from dataclasses import astuple
 from typing import Any
 
 from compress.errors import UserError
+from compress.tasks.sequence_classification import RELEVANCE
 from compress.text.labelled.base import NAMED, Kind, Row, names_of
 from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.duplicates import found_in, normal_form
@@ -22,6 +23,11 @@ def require_names(rows: Sequence[Row], kind: Kind, source: str) -> None:
     Raises:
         UserError: a single label, or so many that they look like texts.
     """
+    if kind == "number" and len(rows) > 1 and len({row.label for row in rows}) == 1:
+        raise UserError(
+            f"labelled.label: all {len(rows):,} rows of {source} have the number {rows[0].label:g}, of which "
+            "nothing can be learnt; give rows of several"
+        )
     if kind not in NAMED:
         return
     counts = Counter(name for row in rows for name in names_of(row))
@@ -71,7 +77,7 @@ def divided(
         groups = rows.groups if any(rows.groups) else ()
         found = cut(
             forms, _strata(rows, kind), seed, wanted["evaluation"], wanted["heldout"],
-            groups=groups, proxy=proxy if any(proxy) else (),
+            groups=groups, queries=_queries(rows, kind), proxy=proxy if any(proxy) else (),
         )  # fmt: skip
         for name, positions in (("evaluation", found.evaluation), ("heldout", found.heldout)):
             if wanted[name] and not positions:
@@ -104,6 +110,18 @@ def _strata(part: Part, kind: Kind) -> list[tuple[str, ...]]:
     if kind not in NAMED:
         return [("",)] * len(part.rows)
     return [names_of(row) or ("",) for row in part.rows]
+
+
+def _queries(part: Part, kind: Kind) -> list[str]:
+    """The first text of each row, where rows are asked for by it: of pairs that belong together, and where
+    most first texts stand beside several second ones with numbers, or with 0 and 1; else none."""
+    if any(row.pair is None for row in part.rows):
+        return []
+    found = [normal_form(row.text) for row in part.rows]
+    if kind == "pair":
+        return found
+    told = kind == "number" or (kind == "class" and {row.label for row in part.rows} <= set(RELEVANCE))
+    return found if told and 2 * len(set(found)) <= len(found) else []
 
 
 def _forms(part: Part) -> list[str]:

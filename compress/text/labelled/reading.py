@@ -11,6 +11,7 @@ from compress.text.labelled import labels
 from compress.text.labelled.base import Kind, Label, Row
 from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.fields import Fields, recognised
+from compress.text.labelled.messages import chat_of
 from compress.text.labelled.squad import answers
 from compress.text.labelled.tables import Table
 from compress.text.rows import text_of
@@ -134,6 +135,8 @@ def _row(
     where = raw.where
     if kind == "tags":
         return _tagged(raw, place, words, label, left_out)
+    if kind == "chat":
+        return chat_of(text, place, where, left_out)
     text = text_of(text, place, where)
     second = text_of(pair, place, where) if raw.fields.pair else None
     if not text.strip() or (second is not None and not second.strip()):

@@ -1,6 +1,7 @@
 """Rows in three parts that share nothing, every label in its proportion.
 
-Rows that are the same text, or nearly (duplicates.py), or of one group (a file), go to one part together.
+Rows that are the same text, or nearly (duplicates.py), or of one group (a file, a query), go to one part
+together.
 The clusters of a label stand in an order that is drawn from the seed and their texts alone, so that the
 order of the rows decides nothing. Evaluation takes its share of each label, what rounding leaves is
 carried to the next label, then held-out; training gets the rest. A cluster that is larger than what is
@@ -43,6 +44,7 @@ def cut(
     heldout: int,
     *,
     groups: Sequence[str] = (),
+    queries: Sequence[str] = (),
     proxy: Sequence[bool] = (),
 ) -> Cut:
     """Divide rows.
@@ -54,10 +56,12 @@ def cut(
         evaluation: rows wanted; there may be fewer, where clusters do not fit.
         heldout: rows wanted.
         groups: of each row, what must stay together besides; an empty one is none.
+        queries: of each row, what must stay together, too.
         proxy: whether a row may train only; it is left out where its duplicate is in another part.
     """
     duplicates = grouped(forms)
-    clusters = _clusters(_joined(duplicates, groups), forms, labels, seed, proxy)
+    together = _joined(_joined(duplicates, groups), queries)
+    clusters = _clusters(together, forms, labels, seed, proxy)
     strata: dict[str, list[_Cluster]] = defaultdict(list)
     for cluster in clusters:
         strata[cluster.label].append(cluster)

@@ -3,6 +3,8 @@
 `stdlib:package`: snippets of eight lines; the label is the package that they come from, of the ten
 packages with the most text. `stdlib:kinds`: lines as words; each has its kind as its tag, as Python's
 `tokenize` tells it. `stdlib:docstring`: functions without their docstring; the target is its first line.
+`stdlib:passages`: such a first line as a query, with functions as passages: its own, which is right (1), and
+up to four others of the same file, drawn, which are not (0).
 
 Rows of a file go to one part together, and a text that another file has too, or nearly, is left out, so
 that files can be divided. Which rows are taken depends on the library alone. Other versions of Python
@@ -26,7 +28,7 @@ from compress.text.documents import Document, standard_library
 from compress.text.labelled.duplicates import grouped, normal_form
 from compress.text.labelled.tables import Table
 
-NAMES = ("stdlib:package", "stdlib:kinds", "stdlib:docstring")
+NAMES = ("stdlib:package", "stdlib:kinds", "stdlib:docstring", "stdlib:passages")
 PACKAGES, SNIPPET = 10, 8  # how many; lines
 _LEAST_FILES = 8  # of a package, so that every part gets some
 _PER_PACKAGE, _PER_FILE, _ROWS = 300, 16, 3000
@@ -40,16 +42,20 @@ _KINDS = {
 }  # fmt: skip
 _OPENING, _CLOSING = "([{", ")]}"
 
-_Row = tuple[str, tuple[Any, Any], str]  # place, values, file
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "stdlib:kinds": ("tokens", "tags"), "stdlib:docstring": ("function", "summary"),
+    "stdlib:passages": ("query", "passage", "label"),
+}  # fmt: skip
+_WRONG = 4  # passages of a query
+
+_Row = tuple[str, tuple[Any, ...], str]  # place, values, file
 
 
 def table(source: str, where: str) -> Table:
     """One of the tables; raises UserError for another name."""
     if source not in NAMES:
         raise UserError(f"{where}: '{source}' is no labelled data of the library; {nearest(source, NAMES)}")
-    columns = ("tokens", "tags") if source == "stdlib:kinds" else ("text", "label")
-    if source == "stdlib:docstring":
-        columns = ("function", "summary")
+    columns = _COLUMNS.get(source, ("text", "label"))
     rows = _rows(source)
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -63,13 +69,15 @@ def table(source: str, where: str) -> Table:
 @cache
 def _rows(source: str) -> tuple[_Row, ...]:
     documents = list(standard_library())
+    if source == "stdlib:passages":
+        return tuple(_passages(_rows("stdlib:docstring")))
     make = {"stdlib:package": _snippets, "stdlib:kinds": _lines, "stdlib:docstring": _functions}[source]
     return tuple(_once(list(make(documents))))
 
 
 def _once(rows: list[_Row]) -> Iterator[_Row]:
     """Rows without those that are like one before."""
-    texts = [text if isinstance(text, str) else " ".join(text) for _, (text, _), _ in rows]
+    texts = [text if isinstance(text, str) else " ".join(text) for _, (text, *_), _ in rows]
     for index, (first, row) in enumerate(zip(grouped([normal_form(t) for t in texts]), rows, strict=True)):
         if first == index:
             yield row
@@ -156,6 +164,20 @@ def _functions(documents: list[Document]) -> Iterator[_Row]:
     for document in documents:
         rows += _chosen(list(_documented(document)), _PER_FILE)
     yield from _chosen(rows, _ROWS)
+
+
+def _passages(functions: Sequence[_Row]) -> Iterator[_Row]:
+    """Queries with their passages, in the order of the functions; of a file with one function none."""
+    files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for _, (function, summary), file in functions:
+        files[file][summary].append(function)
+    for file, summaries in files.items():
+        for summary, right in summaries.items():
+            wrong = [each for other, found in summaries.items() if other != summary for each in found]
+            wrong.sort(key=lambda each: hashlib.sha256(f"{summary}\0{each}".encode()).digest())
+            passages = [*((each, "1") for each in right), *((each, "0") for each in wrong[:_WRONG])]
+            for number, (passage, label) in enumerate(passages if wrong else ()):
+                yield f"{file}, '{summary:.40}', passage {number}", (summary, passage, label), file
 
 
 def _documented(document: Document) -> Iterator[_Row]:

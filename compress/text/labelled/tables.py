@@ -21,7 +21,7 @@ from compress.text.labelled.squad import questions
 from compress.text.rows import data_set, parquet_columns, parquet_rows, text_lines
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".conll", ".bio", ".iob", ".iob2")
-_CHATS = ("messages", "conversations", "conversation")
+_OTHER_CHATS = ("conversations", "conversation")  # laid out in ways of their own
 _COLA = ("source", "label", "star", "sentence")  # it ships without a header
 _GLUE = (  # columns by which a file of GLUE or XNLI is known: its quotes are text
     {"quality", "#1 string", "#2 string"},
@@ -67,11 +67,11 @@ def open_table(file: Path, where: str, kind: str | None) -> Table:
     if suffix in (".csv", ".tsv") or (suffix == ".txt" and file.name.startswith("msr_paraphrase")):
         return _delimited(file, where, tabs=suffix != ".csv")
     if suffix == ".jsonl":
-        return _records(file, where, list(_json_lines(file, where)))
+        return _records(file, where, list(_json_lines(file, where)), kind)
     if suffix == ".json":
-        return _json(file, where)
+        return _json(file, where, kind)
     if suffix == ".parquet":
-        return _parquet(file, where)
+        return _parquet(file, where, kind)
     if suffix in (".conll", ".bio", ".iob", ".iob2") or (suffix == ".txt" and kind == "tags"):
         return _conll(file, where)
     raise UserError(f"{where}: {file} is of no kind that is read; give {', '.join(sorted(SUFFIXES))}")
@@ -161,7 +161,7 @@ def _json_lines(file: Path, where: str) -> Iterator[tuple[str, Any]]:
         yield f"{file}:{number}", parse_json(line.encode(), f"{where}: {file}:{number}")
 
 
-def _json(file: Path, where: str) -> Table:
+def _json(file: Path, where: str, kind: str | None) -> Table:
     try:
         content = json_value(read_bytes(file, RECORDS_BYTES).removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
@@ -172,11 +172,11 @@ def _json(file: Path, where: str) -> Table:
             f"{where}: {file} is neither a list of rows nor laid out as SQuAD (data, paragraphs, qas)"
         )
     if data and isinstance(data[0], dict) and "paragraphs" in data[0]:
-        return _records(file, where, list(questions(data, file, where)))
-    return _records(file, where, [(f"{file}, row {i}", row) for i, row in enumerate(data)])
+        return _records(file, where, list(questions(data, file, where)), kind)
+    return _records(file, where, [(f"{file}, row {i}", row) for i, row in enumerate(data)], kind)
 
 
-def _records(file: Path, where: str, rows: list[tuple[str, Any]]) -> Table:
+def _records(file: Path, where: str, rows: list[tuple[str, Any]], kind: str | None) -> Table:
     if not rows:
         raise UserError(f"{where}: {file} holds no rows")
     columns: dict[str, None] = {}
@@ -184,12 +184,8 @@ def _records(file: Path, where: str, rows: list[tuple[str, Any]]) -> Table:
         if not isinstance(row, dict):
             raise UserError(f"{where}: {place} is no JSON object; write one per row, its fields by name")
         columns.update(dict.fromkeys(row))
-    for name in _CHATS:
-        if isinstance(rows[0][1].get(name), list):
-            raise UserError(
-                f"{where}: {rows[0][0]} holds a chat ('{name}'), which is no labelled row: chats come by "
-                "the recipe's `data`, not by `labelled`"
-            )
+    listed = [name for name in columns if isinstance(rows[0][1].get(name), list)]
+    _refuse_other_chats(listed, kind, rows[0][0], where)
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for place, row in rows:
@@ -198,13 +194,17 @@ def _records(file: Path, where: str, rows: list[tuple[str, Any]]) -> Table:
     return Table(str(file), tuple(columns), read)
 
 
-def _parquet(file: Path, where: str) -> Table:
-    columns = tuple(parquet_columns(file, where))
-    if chats := [name for name in _CHATS if name in columns]:
+def _refuse_other_chats(columns: Sequence[str], kind: str | None, place: str, where: str) -> None:
+    if kind is None and "messages" not in columns and (own := [n for n in columns if n in _OTHER_CHATS]):
         raise UserError(
-            f"{where}: {file} holds chats ('{chats[0]}'), which are no labelled rows: chats come by the "
-            "recipe's `data`, not by `labelled`"
+            f"{where}: {place} holds a chat ('{own[0]}') in another layout than is read; write it as "
+            "'messages', a list of {role, content}"
         )
+
+
+def _parquet(file: Path, where: str, kind: str | None) -> Table:
+    columns = tuple(parquet_columns(file, where))
+    _refuse_other_chats(columns, kind, str(file), where)
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         distinct = list(dict.fromkeys(names))

@@ -4,6 +4,10 @@
                       label's weight; of words the mean over those that carry a label
     several labels    the mean over labels of -t ln p - (1 - t) ln (1 - p)
     a number          (z - t)^2
+    relevance         softplus(z) - t z of pairs whose numbers are 0 and 1 alone: binary cross-entropy, as
+                      sentence-transformers trains a CrossEncoder of one output
+    an answer         the mean over both ends of -sum_i t_i ln p_i, i the tokens of the text without
+                      padding; label smoothing over all of them
 
 The held-out loss is of the same kind, without smoothing and weights; or one minus the task's own score, so
 that what is stopped by is what is asked for.
@@ -29,6 +33,7 @@ from compress.training.objectives.base import Asked, Moment, Objective
 StopBy = Literal["loss", "score"]
 LabelLoss = Callable[[Tensor, Tensor], Tensor]  # logits (examples, ..., labels), targets -> mean
 
+PADDED = -1e4  # a logit so low that its probability is 0, and finite, so that 0 times it is 0
 _TOGETHER = 32  # held-out examples per forward pass
 
 
@@ -41,6 +46,7 @@ def labelled_examples(
     smoothing: float = 0.0,
     weights: NDArray[np.float64] | None = None,
     stop_by: StopBy = "loss",
+    loss_kind: str | None = None,
 ) -> Objective:
     """The objective of a task that has labels.
 
@@ -52,17 +58,32 @@ def labelled_examples(
         smoothing: s.
         weights: of the labels, (labels,).
         stop_by: what is told of the held-out examples.
+        loss_kind: `Examples.loss_kind` of those to learn from; None: the task's kind of labels.
     """
-    kind = str(task.labels)
+    kind = loss_kind or str(task.labels)
     minimised = label_loss(kind, smoothing, weights)
 
     def loss(outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
-        return minimised(outputs.logits.float(), targets)
+        return minimised(logits_of(task, outputs, inputs), targets)
 
     def judge(model: Any, precision: Precision) -> float:
-        return heldout_loss(model, task, heldout, padding, precision, stop_by)
+        return heldout_loss(model, task, heldout, padding, precision, stop_by, kind)
 
     return Objective(loss, ask=ask, material=material, heldout=judge)
+
+
+def logits_of(task: Task, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """What a model with labels said, in float32: (texts, labels), of words (texts, length, labels), of
+    answers (texts, length, 2), `PADDED` at what is no text."""
+    found = task.given(outputs).float()
+    return unpadded(task, found, inputs.get("attention_mask"))
+
+
+def unpadded(task: Task, answers: Tensor, mask: Tensor | None) -> Tensor:
+    """Answers (texts, length, width) with nothing for padding to win, where tokens compete for one label."""
+    if task.labels != "span" or mask is None:
+        return answers
+    return answers.masked_fill((mask == 0)[..., None], PADDED)
 
 
 def ask(rows: Tensor, more: Mapping[str, Tensor], moment: Moment) -> Asked:
@@ -88,16 +109,35 @@ def label_loss(kind: str, smoothing: float = 0.0, weights: NDArray[np.float64] |
     def number(logits: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(logits.flatten(), targets.flatten().float())
 
-    return {"class": one, "tags": one, "classes": several, "number": number}[kind]
+    def relevance(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits.flatten(), targets.flatten().float())
+
+    def ends(logits: Tensor, targets: Tensor) -> Tensor:
+        p = logits.transpose(1, 2).log_softmax(-1)  # (texts, length, 2) -> (texts, 2, length)
+        right = p.gather(-1, targets[..., None])[..., 0]
+        if not smoothing:
+            return -right.mean()
+        text = logits.transpose(1, 2) > PADDED
+        all_alike = p.where(text, 0.0).sum(-1) / text.sum(-1)
+        return -((1 - smoothing) * right + smoothing * all_alike).mean()
+
+    losses = {"class": one, "tags": one, "classes": several, "number": number}
+    return {**losses, "relevance": relevance, "span": ends}[kind]
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: Any, task: Task, examples: Examples, padding: int, precision: Precision, stop_by: StopBy
+    model: Any,
+    task: Task,
+    examples: Examples,
+    padding: int,
+    precision: Precision,
+    stop_by: StopBy,
+    loss_kind: str | None = None,
 ) -> float:
-    """The mean loss of examples, or one minus their score."""
+    """The mean loss of examples, of the task's kind or another, or one minus their score."""
     device = next(model.parameters()).device
-    loss, total, count = label_loss(str(task.labels)), 0.0, 0
+    loss, total, count = label_loss(loss_kind or str(task.labels)), 0.0, 0
     judged = Judged([], [], [], examples.names)
     with evaluating(model):
         for start in range(0, len(examples), _TOGETHER):
@@ -108,13 +148,14 @@ def heldout_loss(
             targets = torch.from_numpy(padded_targets(items, ids.shape[1], examples.kind)).to(device)
             with autocast(device, precision):
                 answers = task.answers(model, torch.from_numpy(ids).to(device), **more).float()
+            answers = unpadded(task, answers, more["attention_mask"])
             weight = int((targets != UNKNOWN).sum()) if task.labels == "tags" else len(items)
             total += float(loss(answers[:, 0] if task.pooled else answers, targets)) * weight
             count += weight
             for item, rows in zip(items, answers.cpu().numpy(), strict=True):
                 question = task.asked(item)
                 own = rows if task.pooled else rows[: len(item.ids)]
-                if (decided := task.scoring.decided(own[question.rows], question.targets)) is not None:
+                if (decided := task.decided(task.scoring.kept(own[question.rows]), question)) is not None:
                     judged.add(decided)
     if stop_by == "loss":
         return total / count

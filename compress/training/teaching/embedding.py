@@ -13,6 +13,7 @@ two terms on held-out texts.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from compress.context import Context, Original
 from compress.errors import UserError
 from compress.models.running import Precision, autocast, evaluating
+from compress.tasks.base import longest_text
 from compress.tasks.embedding import Embedding
 from compress.tasks.registry import task_of
 from compress.training.example_batches import padded
@@ -48,6 +50,10 @@ def embeddings_taught(settings: Teaching, student: Original, context: Context) -
     if len(loaded) > 1:
         raise UserError(f"{name}.teachers: several place their texts each in its own way; give one")
     padding = student.tokenizer.pad_token_id or 0
+    labelled = context.data.labelled
+    if labelled is not None and labelled.kind == "number" and labelled.paired:
+        own = labelled.apart(student.tokenizer, longest_text(student.model), wanted=True)
+        context = replace(context, data=replace(context.data, labelled=own))
     found = sources(settings, context, padding, field=name)
     precision = settings.precision_on(context.precision)
     teachers = Teachers(student, loaded, context.device, precision, name, found.longest)

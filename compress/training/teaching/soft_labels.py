@@ -8,6 +8,7 @@
     several labels    D = T^2 times the mean over labels of KL(sigmoid(y / T) || sigmoid(z / T)), each label a
                       distribution over yes and no, which is softmax((z, 0) / T)
     a number          D = (z - y)^2
+    an answer         D the mean over both ends, each a distribution over the tokens of the text
 
 Hinton, Vinyals & Dean 2015. Plain text (`unlabelled`) has no right label: there w is 0. Hidden states and
 relations besides, as of other models (inner.py); padding counts for nothing.
@@ -30,7 +31,7 @@ from compress.tasks.base import UNKNOWN, rows_of
 from compress.tasks.registry import task_of
 from compress.training.objectives.base import Asked, Moment, Objective
 from compress.training.objectives.labelled import ask as labelled_ask
-from compress.training.objectives.labelled import heldout_loss, label_loss
+from compress.training.objectives.labelled import heldout_loss, label_loss, logits_of
 from compress.training.objectives.losses import DIVERGENCES, Divergence
 from compress.training.objectives.masked import follows
 from compress.training.teaching.fields import Teaching
@@ -96,11 +97,13 @@ def rows_for(kind: str, logits: Tensor, carries: Tensor | None = None) -> Tensor
 
     Args:
         kind: of the labels.
-        logits: (texts, labels), of words (texts, length, labels).
+        logits: (texts, labels), of words (texts, length, labels), of answers (texts, length, 2).
         carries: (texts, length), True at the words that count.
     """
     if kind == "tags":
         return logits[carries]
+    if kind == "span":
+        return logits.transpose(1, 2).flatten(0, 1)
     if kind == "classes":
         return torch.stack([logits, torch.zeros_like(logits)], -1).flatten(0, 1)
     return logits
@@ -142,8 +145,9 @@ class _Taught:
         padding: int,
     ) -> None:
         self.settings, self.teachers, self.inner, self.found = settings, teachers, inner, found
-        self.padding, self.kind = padding, str(task_of(student.model.config).labels)
-        self.hard = label_loss(self.kind)
+        self.padding, self.task = padding, task_of(student.model.config)
+        self.kind = str(self.task.labels)
+        self.hard = label_loss(self.kind if found.labelled is None else found.labelled.train.loss_kind)
         self.not_words: Tensor | None = None
         if self.kind == "tags" and (settings.unlabelled or found.labelled is None):
             self.not_words = _not_words(student, f"{settings.name()}.unlabelled")
@@ -167,7 +171,7 @@ class _Taught:
     def loss(self, outputs: Any, inputs: Mapping[str, Any], targets: Tensor, moment: Moment) -> Tensor:
         """See the module's text."""
         w = 0.0 if self.found.plain(moment.step) else self.settings.cross_entropy
-        logits, mask = outputs.logits.float(), inputs.get("attention_mask")
+        logits, mask = logits_of(self.task, outputs, inputs), inputs.get("attention_mask")
         total = (1 - w) * self.soft(logits, inputs, targets)
         if w and (self.kind == "number" or bool((targets != UNKNOWN).any())):
             total = total + w * self.hard(logits, targets)
@@ -176,7 +180,8 @@ class _Taught:
     def soft(self, logits: Tensor, inputs: Mapping[str, Any], targets: Tensor) -> Tensor:
         """D, of student's logits and what the teachers say of the same texts."""
         carries = targets != UNKNOWN if self.kind == "tags" else None
-        answers = [rows_for(self.kind, y.logits.float(), carries) for y in self.teachers.outputs(inputs)]
+        said = [logits_of(self.task, outputs, inputs) for outputs in self.teachers.outputs(inputs)]
+        answers = [rows_for(self.kind, logits, carries) for logits in said]
         if self.kind == "number":
             pairs = zip(answers, self.teachers.weights, strict=True)
             wanted = torch.stack([weight * answer for answer, weight in pairs]).sum(0)
@@ -192,7 +197,7 @@ class _Taught:
         with evaluating(model):
             for rows in torch.from_numpy(windows.astype(np.int64)).to(device).split(_TOGETHER):
                 with autocast(device, precision):
-                    logits = model(input_ids=rows).logits.float()
+                    logits = logits_of(self.task, model(input_ids=rows), {})
                 total += float(self.soft(logits, {"input_ids": rows}, self._words(rows))) * len(rows)
         return total / len(windows)
 
