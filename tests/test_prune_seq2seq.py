@@ -147,7 +147,7 @@ def test_heads_of_a_stack_are_weighed_together(make_context):
     for sublayer in found:  # 0: dead in the first block only; 1: feeble everywhere
         kill(bundle.model, replace(sublayer, parts=sublayer.parts[:1]), [1], 1e-2)
     kill(bundle.model, replace(found[0], parts=found[0].parts[:1]), [0])
-    for importance in ("activation", "reconstruction"):
+    for importance in ("activation", "reconstruction", "taylor", "kl"):
         step = PruneStructured(heads=0.25, importance=importance, refit=None)
         result = step(bundle, few_tokens(make_context)).model
         for number, sublayer in enumerate(found):
