@@ -32,7 +32,8 @@ from compress.tasks.registry import task_labelled, task_of
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.written import alike, metrics, row_scores
 from compress.text.documents import Document
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 from compress.text.labelled.as_text import documents_of
 from compress.text.labelled.base import Labelled, Row
 from compress.text.labelled.encoded import encoded
