@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from compress import LabelledConfig, load_labelled, open_runtime
 from compress.tasks.question_answering import best_span
-from compress.text.examples import encode
+from compress.text.encode import encode
 from compress.text.labelled.base import Row
 
 TEXTS = 20

@@ -74,8 +74,8 @@ from compress.run.registry import pass_class as pass_class
 from compress.runtimes import open_runtime as open_runtime
 from compress.tasks.causal import CAUSAL as CAUSAL
 from compress.text.documents import load_documents as load_documents
+from compress.text.encode import encode as encode
 from compress.text.examples import Examples as Examples
-from compress.text.examples import encode as encode
 from compress.text.labelled.base import Labelled as Labelled
 from compress.text.labelled.config import LabelledConfig as LabelledConfig
 from compress.text.labelled.load import load_labelled as load_labelled

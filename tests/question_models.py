@@ -16,7 +16,8 @@ from tokenizers import BertWordPieceTokenizer
 from compress.artifact.bundle import Bundle
 from compress.models.checkpoints import quiet_transformers
 from compress.records.manifest import Lineage
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 from compress.text.labelled.base import Labelled, Row
 from compress.text.labelled.encoded import LabelledData, encoded
 

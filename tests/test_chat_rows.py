@@ -10,7 +10,8 @@ from labelled_files import every, load, write
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN
 from compress.text.chats import DAY, answered, chat_items
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED = {"role": "user", "content": "hé 漢?"}

@@ -19,7 +19,7 @@ from compress.models.conv1d import linears
 from compress.tasks.base import UNKNOWN
 from compress.tasks.causal import CAUSAL
 from compress.tasks.registry import task_labelled
-from compress.text.examples import encode
+from compress.text.encode import encode
 from compress.text.labelled.encoded import encoded
 from compress.text.translation import Translation
 from compress.training.example_batches import ExampleBatches

@@ -20,7 +20,8 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.student import Student
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS
 from compress.tasks.registry import task_of
-from compress.text.examples import Examples, encode_apart
+from compress.text.encode import apart, encode_apart
+from compress.text.examples import Examples
 from compress.text.labelled.base import Row
 from compress.training.objectives.pairs import Together, cosent, pair_loss
 from compress.training.pair_batches import PairBatches
@@ -44,10 +45,10 @@ def test_texts_of_pairs_are_cut_apart_and_once(tmp_path):
     again = Examples.load(tmp_path / "e.npz")
     assert (again.pairs, again.sha256) == (told.pairs, told.sha256)
     assert cut.sha256 != told.sha256
-    assert told.apart(tokenizer, 64, wanted=True) is told
-    together = told.apart(tokenizer, 64, wanted=False)
+    assert apart(told, tokenizer, 64, wanted=True) is told
+    together = apart(told, tokenizer, 64, wanted=False)
     assert (len(together), together.groups) == (3, (0, 1, 0))
-    assert together.apart(tokenizer, 64, wanted=True).sha256 == told.sha256
+    assert apart(together, tokenizer, 64, wanted=True).sha256 == told.sha256
 
 
 def naive(a, b, known, scale):

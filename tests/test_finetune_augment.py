@@ -8,7 +8,7 @@ from labelled_examples import WORDS, context_of, encoder, labelled
 from training_set import equal, tiny_bundle, weights
 
 from compress.passes.finetune import Finetune
-from compress.text.examples import encode
+from compress.text.encode import encode
 from compress.text.labelled.augment import Vocabulary, augmented_row
 from compress.training import checkpoint
 from compress.training.augmentation import Augment, Augmented

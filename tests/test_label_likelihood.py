@@ -20,7 +20,8 @@ from compress.measure.quality import score, summarise
 from compress.runtimes.torch_runtime import TorchRuntime
 from compress.tasks.prompted import PROMPTED
 from compress.tasks.registry import TASKS, task_labelled, task_named
-from compress.text.examples import Examples, encode
+from compress.text.encode import asked_by, encode
+from compress.text.examples import Examples
 from compress.text.labelled.base import Row
 from compress.text.labelled.config import LabelledConfig
 from compress.text.prompts import Prompt, checked, choices_of, prompted
@@ -40,8 +41,8 @@ def rows(count=12, seed=0):
 
 
 def asked(bundle, prompt=PROMPT, count=12, longest=128):
-    return encode(rows(count), "class", NAMES, bundle.tokenizer, 128).asked_by(
-        prompt, bundle.tokenizer, longest
+    return asked_by(
+        encode(rows(count), "class", NAMES, bundle.tokenizer, 128), prompt, bundle.tokenizer, longest
     )
 
 
@@ -289,7 +290,7 @@ class TestRuns:
         from compress.artifact.labels import labelled_for, rows_of_labels
 
         texts = labelled_for(bundle.model, bundle.tokenizer, rows_of_labels(place / "rows.csv")).evaluation
-        examples = texts.asked_by(PROMPT, bundle.tokenizer, 128)
+        examples = asked_by(texts, PROMPT, bundle.tokenizer, 128)
         likely = by_hand(bundle, examples, True).argmax(-1)
         right = [int(item.targets[0]) for item in examples.items]
         assert decoder.score == pytest.approx(accuracy_score(right, likely))

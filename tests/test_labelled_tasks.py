@@ -13,7 +13,8 @@ from compress.measure.quality import Scores, score, summarise
 from compress.tasks.base import UNKNOWN
 from compress.tasks.decisions import calibration_error
 from compress.tasks.registry import task_labelled, task_of
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 from compress.text.labelled.base import Row
 
 

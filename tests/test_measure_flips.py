@@ -21,7 +21,7 @@ from compress.measure.turns import Target
 from compress.records.flips import Change
 from compress.records.results import Result
 from compress.records.run import RunRecord
-from compress.text.examples import encode
+from compress.text.encode import encode
 from compress.text.labelled.base import Labelled, Row
 from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.encoded import encoded

@@ -22,7 +22,7 @@ from compress.measure.label_references import COSINE, label_references
 from compress.measure.quality import Scores, score, summarise
 from compress.measure.turns import Target
 from compress.tasks.registry import task_of
-from compress.text.examples import encode_apart
+from compress.text.encode import encode_apart
 from compress.text.labelled.base import Row
 from compress.text.labelled.encoded import encoded
 

@@ -22,7 +22,7 @@ from compress.measure.quality import Scores, score, summarise
 from compress.passes.distill import Distill
 from compress.passes.finetune import Finetune
 from compress.tasks.registry import task_of
-from compress.text.examples import encode
+from compress.text.encode import encode
 from compress.text.labelled.base import Row
 from compress.text.labelled.config import LabelledConfig
 from compress.text.labelled.encoded import encoded

@@ -32,7 +32,8 @@ from compress.tasks.registry import task_labelled, task_of
 from compress.tasks.seq2seq import SEQ2SEQ
 from compress.tasks.written import alike, metrics, row_scores
 from compress.text.documents import Document
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 from compress.text.labelled.as_text import documents_of
 from compress.text.labelled.base import Labelled, Row
 from compress.text.labelled.encoded import encoded
@@ -288,13 +289,13 @@ def test_simple_answers_stand_beside():
         (
             lambda: tiny_labeller("class"),
             text_labels(),
-            "labels of the kind 'text' are learnt by an encoder-d",
+            "rows of the kind 'text' are learnt by an encoder-d",
         ),
-        (tiny_bundle, text_labels(), "encoder-decoder, and this is a decoder"),
+        (tiny_bundle, text_labels(), "encoder-decoder .seq2seq., and this model is a decoder"),
         (
             lambda: tiny_seq2seq("t5"),
             Labelled("x", "class", ("a", "b"), (Row("w5", "a"), Row("w6", "b")), (), (Row("w5", "a"),)),
-            "labels of the kind 'class' are learnt by a classifier, and this is an encoder-decoder",
+            "rows of the kind 'class' are learnt by a classifier .*, and this model is an encoder-decoder",
         ),
     ],
 )

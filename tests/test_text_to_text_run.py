@@ -149,5 +149,5 @@ def test_labels_that_no_encoder_decoder_learns_are_refused_before_any_work(made)
     lines = [json.dumps({"text": f"w5{n % 8} w6{n % 7}", "label": "ab"[n % 2]}) for n in range(60)]
     file.write_text("\n".join(lines))
     line = refused("run", recipe, "--labelled", file, "-o", folder / "no")
-    assert "finetune: labels of the kind 'class' are learnt by a classifier" in line
+    assert "finetune: rows of the kind 'class' are learnt by a classifier" in line
     assert "this is an encoder-decoder" in line

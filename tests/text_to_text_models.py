@@ -8,7 +8,8 @@ import numpy as np
 from seq2seq_models import tiny_seq2seq
 
 from compress.artifact.bundle import Bundle
-from compress.text.examples import Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import Examples
 from compress.text.labelled.base import Labelled, Row
 
 

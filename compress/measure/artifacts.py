@@ -20,6 +20,7 @@ from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
+from compress.text.encode import apart, asked_by
 from compress.text.examples import Examples
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
@@ -128,7 +129,7 @@ def _texts(
     tokenizer = _tokenizer(first)
     examples = labelled_for(model, tokenizer, rows).evaluation
     if task_of(model.config).embeds:  # whatever the rows are: of one text it refuses them
-        examples = examples.apart(tokenizer, longest_text(model), wanted=True)
+        examples = apart(examples, tokenizer, longest_text(model), wanted=True)
     if isinstance(labelled, str | Path | LabelledConfig):
         say(f"judged by {len(examples.rows)} texts of {rows.source}, the part that is left out of training")
     return examples
@@ -140,7 +141,7 @@ def _asked(artifacts: Sequence[Path], first: Path, rows: Labelled | LabelledData
         require_asked(meta_model(str(whole(path))).config, str(path), rows.kind)
     model, tokenizer = meta_model(str(whole(first))), _tokenizer(first)
     texts = labelled_for(model, tokenizer, rows).evaluation
-    return texts.asked_by(prompt, tokenizer, longest_text(model))
+    return asked_by(texts, prompt, tokenizer, longest_text(model))
 
 
 def _labels(model: Any, kind: str, path: Path) -> tuple[str, ...]:

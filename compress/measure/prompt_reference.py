@@ -22,6 +22,7 @@ from compress.runtimes import detect_runtime, open_runtime
 from compress.tasks.base import longest_text
 from compress.tasks.prompted import PROMPTED
 from compress.tasks.registry import task_of
+from compress.text.encode import asked_by
 from compress.text.examples import Examples
 from compress.text.prompts import Prompt
 
@@ -74,7 +75,7 @@ def likelihood_reference(
     place = str(whole(Path(decoder)))
     model = meta_model(place)
     require_asked(model.config, decoder, texts.kind)
-    examples = texts.asked_by(prompt, load_tokenizer(place), longest_text(model))
+    examples = asked_by(texts, prompt, load_tokenizer(place), longest_text(model))
     told = f"{_VERSION} {seed} {identity} {examples.sha256}"
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
     if (known := next((row for row in earlier if row.fingerprint == fingerprint), None)) is not None:

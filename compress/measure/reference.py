@@ -22,6 +22,7 @@ from compress.measure.written import how_to_write
 from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import LOGITS_BYTES, MeasureProtocol
 from compress.tasks.base import longest_text
+from compress.text.encode import cut_by
 from compress.text.examples import SPAN, Examples
 from compress.text.translation import TranslatedWindows, Translation, translation
 from compress.text.windows import Windows
@@ -84,7 +85,7 @@ class Reference:
                 words = self.words(path)
                 own = self.windows if words is None else self.windows.renumbered(words)
             else:
-                own = self.windows.cut_by(load_tokenizer(place), longest_text(meta_model(str(place))))
+                own = cut_by(self.windows, load_tokenizer(place), longest_text(meta_model(str(place))))
             self._cut[path] = self.windows_file
             if own is not self.windows:
                 self._cut[path] = self.folder / f"windows-{len(self._cut)}.npz"

@@ -174,7 +174,7 @@ class Finetune(Pass, Optimization):
         batches = ExampleBatches(
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
-        heldout = data.heldout if len(data.heldout) else data.train
+        heldout, weights = data.heldout if len(data.heldout) else data.train, self._weights(data)
         stop_by: StopBy = "loss" if task.labels is None else self.stop_by
         if task.labels is None:  # it keeps its head, and what is judged is what is minimised
             objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
@@ -186,7 +186,7 @@ class Finetune(Pass, Optimization):
         else:
             objective = labelled_examples(
                 task, batches, heldout, padding,
-                smoothing=self.label_smoothing, weights=self._weights(data), stop_by=stop_by,
+                smoothing=self.label_smoothing, weights=weights, stop_by=stop_by,
                 loss_kind=data.train.loss_kind,
             )  # fmt: skip
         facts: dict[str, Any] = {"task": task.name, "labels": len(data.names), "examples": len(data.train)}

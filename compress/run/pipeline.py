@@ -41,6 +41,7 @@ from compress.structured.vocabulary import fewer_rows, trimmed_tokenizer
 from compress.tasks.base import longest_text, rows_of
 from compress.tasks.registry import task_of
 from compress.text.documents import Document, load_documents, text_hash
+from compress.text.encode import asked_by
 from compress.text.examples import Examples
 from compress.text.labelled.as_text import documents_of, text_of
 from compress.text.labelled.base import Labelled
@@ -198,7 +199,7 @@ class _Maker:
         prompt = None if config is None else config.prompt
         if labelled is not None and prompt is not None and task_of(load_config(base)).continues:
             longest = longest_text(meta_model(str(base)))
-            return labelled.evaluation.asked_by(prompt, load_tokenizer(base), longest)
+            return asked_by(labelled.evaluation, prompt, load_tokenizer(base), longest)
         return self.data.evaluation
 
     @cached_property

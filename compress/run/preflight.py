@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from compress.artifact.applied import coverage_of
-from compress.artifact.folder import has_manifest, whole
-from compress.artifact.labels import fitted
+from compress.artifact.folder import has_manifest
 from compress.errors import UserError, staying
 from compress.formats import Format
 from compress.host.files import at_home, read_text
@@ -21,29 +20,29 @@ from compress.host.memory import available_memory_bytes
 from compress.host.yaml_files import RECIPE_BYTES, parse_yaml
 from compress.models.adapters import check_adapter
 from compress.models.checkpoints import check_directory, hub_revision, load_tokenizer, meta_model
-from compress.models.heads import numbering, with_head, without_head
 from compress.models.stacks import not_walked
 from compress.passes.base import Pass
 from compress.run.estimate import Estimate, estimate
+from compress.run.label_checks import (
+    check_judged,
+    check_labels,
+    check_pairs,
+    check_prompt,
+    epoch_tokens,
+    headed,
+    labels_of,
+)
 from compress.run.recipe import Recipe
 from compress.run.registry import names as pass_names
 from compress.run.registry import pass_class
 from compress.run.store import STEPS
 from compress.runtimes.providers import require_provider
 from compress.tasks.base import longest_text
-from compress.tasks.decisions import require_metrics
-from compress.tasks.embedding import Embedding
-from compress.tasks.registry import task_learnt, task_of
+from compress.tasks.registry import task_of
 from compress.text.documents import load_documents
-from compress.text.labelled.base import Labelled
-from compress.text.labelled.encoded import paired
-from compress.text.labelled.load import load_labelled
 from compress.text.windows import LABELLED
-from compress.training.teaching.fields import TaskFields
 from compress.training.teaching.guidance import Guidance
 from compress.training.teaching.teachers import require_teaches, side
-
-_CHARACTERS = 4  # of a token, about
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         if source is not None and source != LABELLED:
             load_documents(source)
     model = _meta(recipe)
-    labels = _labels(recipe, model)
+    labels = labels_of(recipe, model)
     context = longest_text(model)
     if recipe.data.window > context:
         raise UserError(f"data.window: {recipe.data.window} tokens, but the model takes at most {context}")
@@ -93,18 +92,20 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
         now, found = model if parent is None else ends[parent], []
         for i, step in enumerate(chain.passes):
             found.append((step, _layers(step, now, f"{_where(name)}.passes.{i}")))
-            _check_labels(recipe, labels, step, now, f"{_where(name)}.{step.name()}")
+            check_labels(recipe, labels, step, now, f"{_where(name)}.{step.name()}")
             if "labelled" in step.requires():
                 pooling = getattr(step, "pooling", None)
-                now = _headed(now, labels, pooling, f"{_where(name)}.{step.name()}")
+                now = headed(now, labels, pooling, f"{_where(name)}.{step.name()}")
         chains[name], ends[name] = (parent, found), now
         _check_task(name, ends)
         if name == "base":
-            _check_judged(labels, now)
+            check_judged(labels, now)
         _check_widths(recipe, name, model)
-    _check_prompt(recipe, labels, ends["base"])
-    _check_pairs(labels, ends["base"])
-    size = estimate(recipe, model, measured=measured, epoch_tokens=_epoch_tokens(labels, context))
+    if recipe.report.likelihood is not None:
+        _check_model(str(at_home(recipe.report.likelihood)), "report.likelihood")
+    check_prompt(recipe, labels, ends["base"])
+    check_pairs(labels, ends["base"])
+    size = estimate(recipe, model, measured=measured, epoch_tokens=epoch_tokens(labels, context))
     free = shutil.disk_usage(_existing(folder)).free
     done = sum(file.stat().st_size for file in (folder / STEPS).rglob("*") if file.is_file())
     if size.disk_bytes - done > free:
@@ -127,121 +128,6 @@ def preflight(recipe: Recipe, folder: Path, *, measured: bool = True) -> Plan:
     return Plan(chains, size, said)
 
 
-def _epoch_tokens(labels: Labelled | None, longest: int) -> int:
-    """About how many tokens the rows to learn from have, of which none has more than the longest text."""
-    rows = () if labels is None else labels.train
-    return sum(min(longest, 2 + len(row.text + (row.pair or "")) // _CHARACTERS) for row in rows)
-
-
-def _labels(recipe: Recipe, model: Any) -> Labelled | None:
-    """The labelled rows, which can be read and are numbered as the model's head does."""
-    if recipe.data.labelled is None:
-        return None
-    require_metrics("data.labelled")
-    labelled = fitted(load_labelled(recipe.data.labelled, recipe.seed), model.config)
-    require_metrics("data.labelled", labelled.kind)
-    numbering(model.config, labelled.kind, labelled.names)
-    return labelled
-
-
-def _check_labels(recipe: Recipe, labels: Labelled | None, step: Pass, model: Any, where: str) -> None:
-    """Refuse a step that cannot take this model without labelled texts, or without other text besides."""
-    task = task_of(model.config)
-    if labels is None and step.wants_labels(task):
-        raise UserError(
-            f"{where}: {task.noun} learns from labelled texts, and there are none; give data.labelled"
-        )
-    if labels is not None and step.wants_labels(task) and task.labels != labels.kind:
-        raise UserError(
-            f"{where}: the labels of {labels.source} are of the kind '{labels.kind}', and the model is "
-            f"{task.noun} ({task}); give labels that fit its head"
-        )
-    learns = labels is not None and "labelled" in step.requires()
-    if learns and labels is not None and (reason := step.refuses_labels(labels.kind)) is not None:
-        raise UserError(f"{where}.{reason}")
-    if (
-        labels is not None
-        and recipe.data.text == LABELLED
-        and isinstance(step, TaskFields)
-        and step.unlabelled
-    ):
-        raise UserError(
-            f"{where}.unlabelled: there is no text but that of the labelled rows; give another as data.text, "
-            "or leave it at 0"
-        )
-
-
-def _check_prompt(recipe: Recipe, labels: Labelled | None, base: Any) -> None:
-    """Refuse a template that nobody is asked by, and a decoder beside that cannot be asked."""
-    decoder, task = recipe.report.likelihood, task_of(base.config)
-    asked = recipe.data.labelled is not None and recipe.data.labelled.template is not None
-    if decoder is not None and not asked:
-        raise UserError(
-            f"report.likelihood: {decoder} is asked by data.labelled.template, which is not given; write a "
-            "prompt with {text} that ends with {label}"
-        )
-    if labels is None or not asked:
-        return
-    if labels.kind != "class":
-        raise UserError(
-            f"data.labelled.template: asks for one label of a text, and the labels of {labels.source} are of "
-            f"the kind '{labels.kind}'; leave it out"
-        )
-    headed = task.judged_by(labels.kind)
-    if not headed and not task.continues:
-        raise UserError(
-            f"data.labelled.template: {task.noun} ({task}) is not asked so, only a decoder; leave it out"
-        )
-    if headed and decoder is None:
-        raise UserError(
-            "data.labelled.template: the base has a head for labels, so nobody is asked; name a decoder "
-            "under report.likelihood, or leave it out"
-        )
-    if not headed and decoder is not None:
-        raise UserError(
-            f"report.likelihood: {decoder} would stand beside a base with a head for labels, and this base "
-            "is itself asked by the template; leave it out"
-        )
-    if decoder is not None:
-        place = str(at_home(decoder))
-        _check_model(place, "report.likelihood")
-        if not (its := task_of(meta_model(str(whole(Path(place)))).config)).continues:
-            raise UserError(
-                f"report.likelihood: {decoder} is {its.noun} ({its}), which finds no label likely after a "
-                "text; give a decoder"
-            )
-
-
-def _headed(model: Any, labels: Labelled | None, pooling: str | None, where: str) -> Any:
-    """The model, without data, that learns these labels; `pooling`: as the step says."""
-    if labels is None:
-        raise UserError(f"{where}: learns labels, and there are none; give data.labelled")
-    task = task_learnt(model.config, labels.kind, paired=paired(labels.train), pooling=pooling)
-    if task is None:
-        raise UserError(f"{where}: labels of the kind '{labels.kind}' are not learnt here")
-    if isinstance(task, Embedding):
-        with torch.device("meta"), staying(where):
-            return without_head(model, task)
-    if pooling is not None:
-        raise UserError(
-            f"{where}.pooling: is of pairs of texts that are embedded, and {labels.source} has labels of the "
-            f"kind '{labels.kind}'; set labelled.kind to pair, or leave it out"
-        )
-    with torch.device("meta"), staying(where):
-        return with_head(model, task, numbering(model.config, labels.kind, labels.names), 0)
-
-
-def _check_pairs(labels: Labelled | None, base: Any) -> None:
-    """Refuse a base that embeds texts, and rows of one text, which say nothing of how good it is."""
-    task = task_of(base.config)
-    if labels is not None and task.embeds and labels.kind == "number" and not paired(labels.train):
-        raise UserError(
-            f"labelled.pair: {labels.source} has one text in each row, and the base is {task.noun} that "
-            "embeds texts, which is judged by two; name the column of the second, or fine-tune the base on "
-            "the numbers"
-        )
-
-
 def _check_task(name: str, ends: dict[str, Any]) -> None:
     """Refuse a variant that is for something else than the base, which it is compared with."""
     own, base = (task_of(ends[which].config) for which in (name, "base"))
@@ -249,16 +135,6 @@ def _check_task(name: str, ends: dict[str, Any]) -> None:
         raise UserError(
             f"{_where(name)}: ends as {own.noun} ({own}) and the base as {base.noun} ({base}), so they "
             "cannot be compared; put what makes it one into the base"
-        )
-
-
-def _check_judged(labels: Labelled | None, base: Any) -> None:
-    """Refuse labels that a base with a head for others would not be judged by: they would be plain text."""
-    task = task_of(base.config)
-    if labels is not None and task.labels not in (None, labels.kind):
-        raise UserError(
-            f"data.labelled: the labels of {labels.source} are of the kind '{labels.kind}', and the base is "
-            f"{task.noun} ({task}); give labels that fit its head, or put finetune into the base"
         )
 
 

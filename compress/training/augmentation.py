@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from compress.tasks.base import Example
-from compress.text.examples import SPAN, Examples, encode
+from compress.text.encode import encode
+from compress.text.examples import SPAN, Examples
 from compress.text.labelled.augment import Rates, Vocabulary, augmented_row
 from compress.text.labelled.base import Row
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example
-from compress.text.examples import Examples, encode, encode_apart
+from compress.text.encode import apart, cut_by, encode, encode_apart
+from compress.text.examples import Examples
 from compress.text.framing import require_known
 from compress.text.labelled.base import Labelled
 from compress.text.targets import room_for
@@ -50,7 +51,7 @@ class LabelledData:
     def apart(self, tokenizer: Any, longest: int, *, wanted: bool) -> "LabelledData":
         """The same rows, texts of pairs each by itself where that is wanted, else as one text."""
         train, heldout, evaluation = (
-            part.apart(tokenizer, longest, wanted=wanted)
+            apart(part, tokenizer, longest, wanted=wanted)
             for part in (self.train, self.heldout, self.evaluation)
         )
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
@@ -58,7 +59,7 @@ class LabelledData:
     def cut_by(self, tokenizer: Any, longest: int) -> "LabelledData":
         """The same rows for a model of another tokenizer."""
         train, heldout, evaluation = (
-            part.cut_by(tokenizer, longest) for part in (self.train, self.heldout, self.evaluation)
+            cut_by(part, tokenizer, longest) for part in (self.train, self.heldout, self.evaluation)
         )
         return LabelledData(self.source, train, heldout, evaluation, self.notes)
 
