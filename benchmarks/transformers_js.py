@@ -22,12 +22,10 @@ import numpy as np
 import typer
 from transformers import AutoConfig, AutoTokenizer
 
-from compress import LabelledConfig, load_labelled, open_runtime
-from compress.tasks.question_answering import best_span
-from compress.text.encode import encode
-from compress.text.labelled.base import Row
+from compress import LabelledConfig, encode, load_labelled, open_runtime
 
 TEXTS = 20
+MOST_TOKENS = 30  # of an answer
 SCRIPT = """
 import { pipeline, env } from '@huggingface/transformers';
 import { readFileSync } from 'fs';
@@ -70,7 +68,7 @@ def main(
     print(f"{len(texts) - apart} of {len(texts)} alike; probabilities differ by {worst:.2g} at most")
 
 
-def answers(variant: Path, rows: Sequence[Row], node_modules: Path) -> None:
+def answers(variant: Path, rows: Sequence[Any], node_modules: Path) -> None:
     """Compare the answer to each question, leaving out that there may be none."""
     tokenizer, graph = AutoTokenizer.from_pretrained(variant), open_runtime(variant / "onnx", "onnxruntime")
     apart, asked = 0, [(row.text, row.pair or "") for row in rows]
@@ -80,9 +78,13 @@ def answers(variant: Path, rows: Sequence[Row], node_modules: Path) -> None:
     ):
         types = () if item.types is None else (item.types[None],)
         assert item.passage is not None
-        found = best_span(graph.logits(item.ids[None], *types)[0].T, item.passage.inside)
-        assert found is not None
-        a, b = item.passage.places[found[0], 0], item.passage.places[found[1], 1]
+        outside = np.full(len(item.ids), -np.inf)
+        outside[item.passage.inside] = 0
+        start, end = graph.logits(item.ids[None], *types)[0].T + outside
+        score, last = start[:, None] + end[None], np.arange(len(start))
+        far = (last[None] < last[:, None]) | (last[None] >= last[:, None] + MOST_TOKENS)
+        first, final = np.unravel_index(np.where(far, -np.inf, score).argmax(), score.shape)
+        a, b = item.passage.places[first, 0], item.passage.places[final, 1]
         if context[a:b].lower() != theirs["answer"].lower():
             apart += 1
             print(f"{context[a:b]!r} here, {theirs['answer']!r} in Transformers.js: {question[:80]!r}")

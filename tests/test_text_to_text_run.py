@@ -150,4 +150,4 @@ def test_labels_that_no_encoder_decoder_learns_are_refused_before_any_work(made)
     file.write_text("\n".join(lines))
     line = refused("run", recipe, "--labelled", file, "-o", folder / "no")
     assert "finetune: rows of the kind 'class' are learnt by a classifier" in line
-    assert "this is an encoder-decoder" in line
+    assert "this model is an encoder-decoder" in line

@@ -23,12 +23,12 @@ from torch import nn
 from compress.artifact.bundle import Bundle
 from compress.context import Context
 from compress.errors import UserError
+from compress.models.special import special_ids
 from compress.passes.base import Kind, Need, Pass
 from compress.structured.vocabulary import (
     fewer_rows,
     kept_tokens,
     require_trimmable,
-    special_ids,
     trimmed_tokenizer,
 )
 from compress.tasks.base import Task

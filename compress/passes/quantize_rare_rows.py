@@ -25,8 +25,8 @@ from compress.formats import AnyFormat, Format, Int4, QuantizedEmbedding
 from compress.formats.split import SplitEmbedding
 from compress.formats.swap import tables
 from compress.models.layers import replace_module
+from compress.models.special import special_ids
 from compress.passes.base import Kind, Need, Pass
-from compress.structured.vocabulary import special_ids
 from compress.tasks.base import Task
 from compress.tasks.registry import TASKS
 

@@ -35,6 +35,7 @@ from compress.errors import UserError
 from compress.host.scratch import scratch
 from compress.models.checkpoints import load_tokenizer, quiet_transformers
 from compress.models.conv1d import of_config
+from compress.models.special import ids_in
 from compress.structured.slicing import assembled, held
 
 _FILE = "tokenizer.json"
@@ -106,13 +107,6 @@ def trimmed_tokenizer(tokenizer: Any, kept: list[int]) -> Any:
         return result
 
 
-def special_ids(model: Any) -> set[int]:
-    """Ids that the configurations of a model name."""
-    configs = [model.config, model.generation_config] if model.can_generate() else [model.config]
-    found = (i for config in configs for _, ids in _ids_in(config) for i in ids)
-    return {i for i in found if 0 <= i < model.config.vocab_size}
-
-
 def fewer_rows(model: Any, kept: list[int]) -> Any:
     """A new model of the tokens `kept`: everything that has an entry per token (embeddings, heads, their
     biases) keeps those of them. Ids in its configurations are the new ones.
@@ -147,22 +141,10 @@ def _fewer(tensor: Tensor, shape: torch.Size | None, rows: Tensor) -> Tensor:
 def _config_with(config: Any, new: dict[int, int]) -> Any:
     """A copy in which ids are the new ones; those of no token at all stay."""
     result = copy.deepcopy(config)
-    for key, ids in _ids_in(config):
+    for key, ids in ids_in(config):
         value = [new.get(i, i) for i in ids]
         setattr(result, key, value if isinstance(getattr(config, key), list) else value[0])
     return result
-
-
-def _ids_in(config: Any) -> list[tuple[str, list[int]]]:
-    """Fields of a configuration that hold token ids."""
-    found = []
-    for key, value in config.to_dict().items():
-        if key.endswith(("_token_id", "_tokens")) and value is not None:
-            ids = value if isinstance(value, list) else [value]
-            numbers = ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-            if numbers and (key.endswith("_token_id") or isinstance(value, list)):
-                found.append((key, ids))
-    return found
 
 
 def _vocabulary(content: dict[str, Any]) -> dict[str, int]:
