@@ -3,9 +3,9 @@
     python benchmarks/labelled_encoders.py RUN [--batch 8] [--tokens 128]
 
 RUN is a finished run of a recipe whose base is fine-tuned on labelled texts and exported to ONNX (such as
-labelled_encoders.yaml beside this); its exported variants are ours. The base's float model is handed to the others as they
-want it: torch's tracer and ONNX Runtime's optimizer for transformers, then `quantize_dynamic` and
-`quantize_static`; torch's dynamic quantization of its linear layers; OpenVINO with NNCF where they are
+labelled_encoders.yaml beside this); its exported variants are ours. The base's float model is handed to the
+others as they want it: torch's tracer and ONNX Runtime's optimizer for transformers, then `quantize_dynamic`
+and `quantize_static`; torch's dynamic quantization of its linear layers; OpenVINO with NNCF where they are
 installed. What calibrates among them is given some of the evaluation texts, which can only help it. Each
 reads every evaluation text alone for its decisions, and batches of equal length for its speed: a process of
 its own per tool and round, in turns; of a round the median counts. A line per point goes to

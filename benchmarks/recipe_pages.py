@@ -182,21 +182,17 @@ def costs(foreseen: dict[str, float], took: dict[str, float]) -> list[str]:
     return lines
 
 
-def in_words(key: str) -> str:
-    """A score's or metric's name."""
-    return key.replace("_", " ")
-
-
 def scored(
     results: list[compress.Result], references: list[dict[str, Any]]
 ) -> tuple[tuple[str, ...], list[list[str]]]:
     """Heading and rows of what is judged by labels, simple answers last."""
-    name = next((in_words(result.score_name) for result in results if result.score_name), "score")
+    name = next((compress.metric_name(result.score_name) for result in results if result.score_name), "score")
     keys = dict.fromkeys(key for result in results for key in result.metrics or {})
     keys.pop("calibration_error", None)
     header = (
         "Variant", "Runtime", "Disk, MB", f"{name} × 100", "Δ, points [95 %]", "Flips, %", "KL, nats",
-        *(f"{in_words(key)} × 100" for key in keys), "Prefill, tokens/s", "Decode, tokens/s", "Peak RSS, MB",
+        *(f"{compress.metric_name(key)} × 100" for key in keys),
+        "Prefill, tokens/s", "Decode, tokens/s", "Peak RSS, MB",
     )  # fmt: skip
 
     def shown(value: float | None, factor: float, form: str) -> str:

@@ -65,6 +65,7 @@ from compress.records.protocol import MeasureProtocol as MeasureProtocol
 from compress.records.results import Result as Result
 from compress.records.results import read_results as read_results
 from compress.records.run import RunRecord as RunRecord
+from compress.report.scores import metric_name as metric_name
 from compress.report.text import Results as Results
 from compress.run.estimate import Estimate as Estimate
 from compress.run.preflight import preflight as preflight

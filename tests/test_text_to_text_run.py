@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from cli_helpers import invoke, refused, results
+from cli_helpers import invoke, refused, results, write_text
 from export_models import word_tokenizer
 from seq2seq_models import write_seq2seq
 from text_to_text_models import text_rows, write_rows
@@ -151,3 +151,29 @@ def test_labels_that_no_encoder_decoder_learns_are_refused_before_any_work(made)
     line = refused("run", recipe, "--labelled", file, "-o", folder / "no")
     assert "finetune: rows of the kind 'class' are learnt by a classifier" in line
     assert "this model is an encoder-decoder" in line
+
+
+def test_a_variant_with_fewer_tokens_reads_and_writes_the_same_texts(tmp_path):
+    rows = [{"source": f"river {n} sea", "target": f"sea of {n} stones"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_text(tmp_path / "text.txt")
+    (tmp_path / "rows.txt").write_text("\n".join(text for row in rows for text in row.values()))
+    sizes = {"layers": 1, "hidden": 32, "heads": 2, "intermediate": 64, "vocab_size": 365, "context": 64}
+    recipe = {
+        "name": "trimmed",
+        "threads": 1,
+        "model": {"create": {"family": "t5", "preset": "1m", "sentinels": 4, **sizes}},
+        "data": {"labelled": str(tmp_path / "rows.jsonl"), "text": str(tmp_path / "text.txt"), "window": 16},
+        "base": [{"finetune": {**TUNE, "epochs": 2}}],
+        "variants": {"trimmed": [{"prune_vocabulary": {"text": [str(tmp_path / "rows.txt")]}}]},
+        "measure": MEASURE,
+    }
+    (tmp_path / "trimmed.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = invoke("run", tmp_path / "trimmed.yaml", "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "run")
+    base, trimmed = found["base", "torch"], found["trimmed", "torch"]
+    assert trimmed["parameters"] < base["parameters"]
+    assert trimmed["delta_nll"] < 0, "what is left of the vocabulary shares all of the probability"
+    assert trimmed["score_name"] == "rouge_l"
+    assert trimmed["metrics"]["not_ended"] == base["metrics"]["not_ended"]

@@ -43,7 +43,8 @@ def print_plan(recipe: Recipe, plan: Plan, folder: Path) -> None:
             with staying(step.name()):
                 own = step.plan()
             more = "".join(f"; {said}" for said in (own, plan.coverage.get(id(step))) if said)
-            console.print(f"    {step.name()}: {len(layers)} layers, {first} ... {last}{more}")
+            which = f"{len(layers)} layers, {first} ... {last}" if len(layers) > 1 else str(first)
+            console.print(f"    {step.name()}: {which}{more}")
     estimate = plan.estimate
     console.print(f"parameters  {estimate.parameters / 1e6:.1f} M")
     console.print(f"memory      about {estimate.memory_bytes / 1e9:.1f} GB")

@@ -98,7 +98,7 @@ class Scores:
     confidences: list[list[float]] | None = None
     names: Sequence[str] = ()
     vectors: list[str] | None = None  # of texts that are compared with one another, packed
-    pairs: Sequence[Sequence[float]] = ()  # of such texts (text/apart.py)
+    pairs: Sequence[Sequence[float]] = ()  # of such texts (text/encode.py)
     groups: Sequence[int] = ()  # the query that each text is a candidate of
     written: list[tuple[str, bool]] | None = None
     wanted: list[str] | None = None
@@ -198,6 +198,8 @@ def score(
         reference = None if base is None else np.load(_file(base, index), mmap_mode="r")
         if reference is not None and rows is not None and task.predicts:
             reference = np.take(reference, rows, axis=1)
+        if reference is not None and task.embeds and reference.shape != logits.shape:
+            reference = None  # vectors of another width have no angle to these
         if reference is not None and reference.shape != logits.shape:
             raise ValueError(f"logits are {logits.shape}, those of the base {reference.shape}: no comparison")
         sums = score_window(logits, asked.targets, reference, threads, scoring)

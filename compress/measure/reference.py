@@ -23,7 +23,7 @@ from compress.models.checkpoints import load_tokenizer, meta_model
 from compress.records.protocol import LOGITS_BYTES, MeasureProtocol
 from compress.tasks.base import longest_text
 from compress.text.encode import cut_by
-from compress.text.examples import SPAN, Examples
+from compress.text.examples import BY_TOKEN, SPAN, Examples
 from compress.text.translation import TranslatedWindows, Translation, translation
 from compress.text.windows import Windows
 
@@ -81,7 +81,7 @@ class Reference:
             return self.windows_file
         if path not in self._cut:
             place = whole(path)
-            if self.windows.kind == "chat":  # scored token by token, so all read the base's tokens
+            if self.windows.kind in BY_TOKEN:  # so all read the base's tokens
                 words = self.words(path)
                 own = self.windows if words is None else self.windows.renumbered(words)
             else:
@@ -122,7 +122,7 @@ class Reference:
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
-        alike = isinstance(self.windows, Windows) or self.windows.kind == "chat"  # token by token
+        alike = isinstance(self.windows, Windows) or self.windows.kind in BY_TOKEN
         words, translated = self.words(path) if alike else None, None
         if words is not None:
             translated = str(self.folder / "translated.npz")
@@ -147,7 +147,11 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
-        if isinstance(self.windows, Examples) and self.windows.kind != "chat" and not self.windows.prompt:
+        if (
+            isinstance(self.windows, Examples)
+            and self.windows.kind not in BY_TOKEN
+            and not self.windows.prompt
+        ):
             return None  # each artifact's tokenizer cuts the texts, and nothing is written
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]

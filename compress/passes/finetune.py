@@ -257,7 +257,8 @@ class Finetune(Pass, Optimization):
         if self.class_weights == "none":
             return None
         counts = _counts(data)
-        return counts.sum() / (len(counts) * np.maximum(counts, 1))
+        present = counts > 0  # a label without rows weighs nothing
+        return np.divide(counts.sum() / present.sum(), counts, out=np.zeros_like(counts), where=present)
 
     def _shares(self, data: LabelledData) -> NDArray[np.float64] | None:
         if self.sampling == "none":

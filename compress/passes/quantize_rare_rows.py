@@ -11,6 +11,7 @@ tokens that this text lacks.
 Limits: encoders whose head is no table of tokens. The places of rows take four bytes per token.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,12 @@ class QuantizeRareRows(Pass):
         0.999, gt=0, lt=1, description="share of the text's tokens whose rows keep their codes"
     )
 
+    def followed_by(self, later: Sequence[Pass]) -> Pass:
+        """Itself; raises ValueError where a checkpoint of one table is to be written of it."""
+        if any(step.name() == "export_compressed_tensors" for step in later):
+            raise ValueError("export_compressed_tensors takes one table of tokens; leave one of the two out")
+        return self
+
     def layers(self, model: nn.Module) -> list[str]:
         """The token table.
 
@@ -69,8 +76,10 @@ class QuantizeRareRows(Pass):
             UserError: the table holds no codes.
         """
         result = bundle.clone()
-        (name,) = self.layers(result.model)
+        name, *others = self.layers(result.model)
         table = result.model.get_submodule(name)
+        if others:
+            raise UserError("quantize_rare_rows: the table is in two formats already; take the pass once")
         if not isinstance(table, QuantizedEmbedding) or table.scale != 1.0:
             raise UserError(
                 f"quantize_rare_rows: '{name}' holds no codes that are looked up as they are; give the "

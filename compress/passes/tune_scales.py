@@ -26,7 +26,8 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.models.layers import is_linear, linear_layers, replace_module
 from compress.passes.base import Kind, Need, Pass
-from compress.tasks.registry import task_of
+from compress.tasks.base import Task
+from compress.tasks.causal import CAUSAL
 from compress.text.windows import TextData
 from compress.training.codes.scales import digest_of_state, make_tunable
 from compress.training.codes.tuning import Tuning, tune, units_of
@@ -38,6 +39,7 @@ class TuneScales(Pass, Tuning):
     kind: ClassVar[Kind] = "tune"
     needs: ClassVar[frozenset[Need]] = frozenset({"train", "calibration", "heldout", "teacher"})
     only_after: ClassVar[frozenset[Kind]] = frozenset({"quantize"})
+    tasks: ClassVar[frozenset[Task]] = frozenset({CAUSAL})  # others have no next-token distribution
 
     def layers(self, model: nn.Module) -> list[str]:
         """All linear layers of the blocks (and embeddings and norms besides)."""
@@ -52,14 +54,8 @@ class TuneScales(Pass, Tuning):
         """Tune a copy; notes tell held-out KL before and after, tokens, seconds and the curve.
 
         Raises:
-            UserError: the model does not continue text, or the text does not fill one batch.
+            UserError: the text does not fill one batch.
         """
-        task = task_of(bundle.model.config)
-        if not task.continues:
-            raise UserError(
-                f"{self.name()}: a model for the task '{task}' has no next-token distribution to keep to; "
-                "take this pass out"
-            )
         teacher = context.teacher().model
         result = bundle.clone()
         model = result.model

@@ -19,7 +19,7 @@ from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.frontier import dominates, pareto_front
 from compress.report.rows import base_name, base_result, ordered
-from compress.report.scores import hundredths, lost, name_of, points
+from compress.report.scores import hundredths, lost, metric_name, points
 from compress.report.verdicts import (
     Finding,
     decode_of,
@@ -140,7 +140,7 @@ def _at(line: Result) -> str:
     if line.delta_score is not None:
         flips = f"flips {units.percent(line.flips)}" if line.flips is not None else ""
         inside = ", ".join(filter(None, (significance(line.delta_score_ci95), flips)))
-        name = name_of(line.score_name or "")
+        name = metric_name(line.score_name or "")
         return f"at {points(line.delta_score)} of {name}" + (f" ({inside})" if inside else "")
     if line.delta_nll is None:
         return f"at KL {units.significant(line.kl_to_base)} nats"
@@ -255,6 +255,6 @@ def _label_reference_fact(base: Result, score: float, references: list[LabelRefe
     return Sentence(
         "fact" if gap > 0 else "none",
         f"{base.variant} {verb} the strongest reference, {strongest.name}: "
-        f"{name_of(strongest.score_name)} {ours} against {theirs} "
+        f"{metric_name(strongest.score_name)} {ours} against {theirs} "
         f"({units.significant(abs(100 * gap))} points {'better' if gap > 0 else 'worse'}).",
     )

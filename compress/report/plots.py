@@ -17,7 +17,14 @@ from compress.report import scores, units
 from compress.report.frontier import pareto_front
 from compress.report.pictures import Mark, Picture, Series, both_labels, stairs
 from compress.report.scales import Scale, linear_scale, log_scale
-from compress.report.scores import hundredths, interval_hundredths, lost, lost_interval, name_of, score_name
+from compress.report.scores import (
+    hundredths,
+    interval_hundredths,
+    lost,
+    lost_interval,
+    metric_name,
+    score_name,
+)
 from compress.report.verdicts import runtime_name, significance
 
 
@@ -253,7 +260,7 @@ def _label_lines(result: Result) -> list[str]:
         for bounds, with_sign in ((result.score_ci95, False), (result.delta_score_ci95, True))
     )
     lines = [
-        f"{name_of(result.score_name or '')} {units.significant(hundredths(result.score))} {own}",
+        f"{metric_name(result.score_name or '')} {units.significant(hundredths(result.score))} {own}",
         f"{scores.points(result.delta_score)} {change} {significance(result.delta_score_ci95)}",
     ]
     if result.flips is not None:

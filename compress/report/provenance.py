@@ -14,7 +14,7 @@ from compress.records.results import Result
 from compress.records.run import RunRecord
 from compress.report import units
 from compress.report.rows import base_name
-from compress.report.scores import name_of
+from compress.report.scores import metric_name
 from compress.report.verdicts import runtime_name
 
 Facts = list[tuple[str, str]]
@@ -143,7 +143,7 @@ _SCORES = {
 def _of_labels(results: list[Result]) -> Facts:
     names = dict.fromkeys(result.score_name for result in results if result.score_name)
     return [
-        *((name_of(name), _SCORES[name]) for name in names if name in _SCORES),
+        *((metric_name(name), _SCORES[name]) for name in names if name in _SCORES),
         ("Δ score", "minus the base’s on the same texts, in points of 0.01; negative is worse"),
         (
             "flips",

@@ -20,7 +20,7 @@ from compress.report.scores import (
     hundredths,
     interval_hundredths,
     metric_keys,
-    name_of,
+    metric_name,
     score_name,
     score_unit,
     unit_of,
@@ -114,7 +114,7 @@ def _score_columns(results: list[Result], references: Sequence[LabelReference]) 
     name = score_name(results)
     metrics = list(dict.fromkeys([*metric_keys(results), *(key for r in references for key in r.metrics)]))
     told = [
-        Column(f"metric-{key}", capital(name_of(key)), unit_of(key), "Labels", capital(name_of(key)))
+        Column(f"metric-{key}", capital(metric_name(key)), unit_of(key), "Labels", capital(metric_name(key)))
         for key in metrics
     ]
     if not name:
@@ -259,7 +259,7 @@ def _learnt(reference: LabelReference) -> str:
 
 def _score_cell(name: str | None, score: float | None, bounds: Interval | None) -> Cell:
     sub = units.interval(interval_hundredths(bounds))
-    return Cell(units.significant(hundredths(score)), score, sub=sub, hint=name_of(name) if name else "")
+    return Cell(units.significant(hundredths(score)), score, sub=sub, hint=metric_name(name) if name else "")
 
 
 def _metric_cells(metrics: dict[str, float] | None) -> Cells:

@@ -50,10 +50,10 @@ _CORRELATIONS = ("spearman", "pearson", "matthews")
 _SCORES_OF_TEXTS = ("rouge_l", "rouge_1", "rouge_2", "chrf", "bleu")
 
 
-def name_of(key: str) -> str:
+def metric_name(key: str) -> str:
     """A score or metric in words.
 
-    >>> name_of("span_f1"), name_of("some_metric")
+    >>> metric_name("span_f1"), metric_name("some_metric")
     ('span F1', 'some metric')
     """
     return _NAMES.get(key, key.replace("_", " "))
@@ -62,7 +62,7 @@ def name_of(key: str) -> str:
 def score_name(results: Iterable[Result]) -> str:
     """What the results' score is called: empty where nothing is scored, `score` where there are several."""
     names = {result.score_name for result in results if result.score_name}
-    return name_of(names.pop()) if len(names) == 1 else "score" if names else ""
+    return metric_name(names.pop()) if len(names) == 1 else "score" if names else ""
 
 
 def metric_keys(results: Iterable[Result]) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Literal
 from compress.records.base import Interval
 from compress.records.results import Result
 from compress.report import units
-from compress.report.scores import name_of
+from compress.report.scores import metric_name
 
 SIZE_TOLERANCE = 0.01
 SPEED_TOLERANCE = 0.20
@@ -304,7 +304,7 @@ def judge(before: Snapshot, after: Snapshot) -> Verdict:
     if after.cosine_distance is not None:
         quality = embedding_finding(after.cosine_distance)
     if after.score is not None:
-        quality = score_finding(name_of(after.score_name), *change_of_score(before, after))
+        quality = score_finding(metric_name(after.score_name), *change_of_score(before, after))
     asked = {"size": [size], "speed": speeds, "quality": [quality]}
     answered = [
         name for name, found in asked.items() if any(finding.direction in _KNOWN for finding in found)

@@ -28,7 +28,9 @@ _CHARACTERS = 4  # of a token, about
 def epoch_tokens(labels: Labelled | None, longest: int) -> int:
     """About how many tokens the rows to learn from have, of which none has more than the longest text."""
     rows = () if labels is None else labels.train
-    return sum(min(longest, 2 + len(row.text + (row.pair or "")) // _CHARACTERS) for row in rows)
+    targets = labels is not None and labels.kind == "text"
+    texts = [text for row in rows for text in (row.text + (row.pair or ""), str(row.label) * targets) if text]
+    return sum(min(longest, 2 + len(text) // _CHARACTERS) for text in texts)
 
 
 def labels_of(recipe: Recipe, model: Any) -> Labelled | None:

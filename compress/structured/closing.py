@@ -1,7 +1,7 @@
 """Heads that go where the configuration cannot say so: they are closed, and stay in the file as zeros.
 
 A head that no column reads computes nothing; its queries, keys and values are made zero with it. Masks keep
-all of that zero through healing and quantization. Graphs that are exported leave closed heads out
+these weights zero through healing and quantization. Graphs that are exported leave closed heads out
 (export/onnx/closed_heads.py), so that they are as small and fast there as if they were gone; in torch and in
 the checkpoint nothing is saved, which the notes say.
 """

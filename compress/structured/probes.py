@@ -25,6 +25,7 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example, Task
+from compress.tasks.embedding import Embedding
 from compress.tasks.masked import MASKED
 from compress.tasks.registry import task_of
 from compress.tasks.seq2seq import halves, shifted, start_token
@@ -114,7 +115,8 @@ def answer(model: Any, text: Text) -> Tensor:
         return torch.stack([rows, torch.zeros_like(rows)], -1).flatten(0, 1).log_softmax(-1)
     if task.predicts or task.labels is not None:
         return rows.log_softmax(-1)
-    return F.normalize(rows.mean(0, keepdim=True), dim=-1)
+    states = rows[task.states] if isinstance(task, Embedding) else rows
+    return F.normalize(states.mean(0, keepdim=True), dim=-1)
 
 
 def distance(task: Task, wanted: Tensor, found: Tensor) -> float:

@@ -134,8 +134,9 @@ class _Text:
 
 
 def cut_by(examples: Examples, tokenizer: Any, longest: int) -> Examples:
-    """The same texts, in the same order, as another tokenizer cuts them; themselves for their own."""
-    if digest_of(tokenizer) == examples.tokenizer:
+    """The same texts, in the same order, as another tokenizer cuts them, or for a shorter context; themselves
+    where nothing would change."""
+    if digest_of(tokenizer) == examples.tokenizer and examples.length <= longest:
         return examples
     rows, order = examples.rows, examples.order
     if examples.kind == SPAN:
@@ -178,6 +179,7 @@ def asked_by(
     return replace(
         examples, items=tuple(items[place] for place in places), order=tuple(places), cut=found.cut,
         frame=NO_FRAME, tokenizer=digest_of(tokenizer), prompt=prompt, choices=found.choices,
+        groups=_queries(rows, examples.kind, places),
     )  # fmt: skip
 
 

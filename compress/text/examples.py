@@ -27,6 +27,7 @@ from compress.text.prompts import Prompt
 from compress.text.translation import Translation
 
 SPAN = "span"
+BY_TOKEN = ("chat", "text")  # kinds whose targets are tokens
 
 
 class LabelledRow(Protocol):
@@ -136,7 +137,7 @@ class Examples:
         return digest.hexdigest()
 
     def renumbered(self, words: Translation) -> Examples:
-        """Chats in a smaller vocabulary, token by token.
+        """Chats, or texts and their targets, in a smaller vocabulary, token by token.
 
         Raises:
             UserError: a token of them is not in it.
@@ -146,7 +147,7 @@ class Examples:
             own = words.stream(tokens.astype(np.int32))
             if len(own) != len(tokens):
                 raise UserError(
-                    "labelled: a token of the chats to judge by is not in the smaller vocabulary; name the "
+                    "labelled: a token of the texts to judge by is not in the smaller vocabulary; name the "
                     "whole text under prune_vocabulary.text"
                 )
             return own

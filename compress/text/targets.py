@@ -55,7 +55,7 @@ def targets_written(rows: Sequence[_Row], tokenizer: Any, longest: int) -> list[
     found = []
     for ids, parts in zip(encoded["input_ids"], encoded.encodings, strict=True):
         cut = bool(parts.overflowing)
-        if not ids or ids[-1] != end:
+        if end not in ids:  # mBART ends with a language after it
             cut = cut or len(ids) == longest
             ids = [*ids[: longest - 1], end]
         found.append(Target(np.array(ids, dtype=np.int32), cut))

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example
-from compress.text.examples import Examples
+from compress.text.examples import BY_TOKEN, Examples
 from compress.training.augmentation import Augmented
 from compress.training.batches import MicroBatch
 
+PER_TOKEN = ("tags", *BY_TOKEN)  # kinds that have a target for each token
 _POOL = 16  # batches whose examples are sorted together
 
 
@@ -95,10 +96,16 @@ class ExampleBatches:
         if not len(numbers):  # the last of an epoch, too few for all: its own weigh nothing
             yield self._rows(step, step_numbers[:1], 0.0, True)
             return
-        size = -(-len(numbers) // parts)
+        size, whole = -(-len(numbers) // parts), max(1, self._asked(step, step_numbers))
         for start in range(0, len(numbers), size):
             part = numbers[start : start + size]
-            yield self._rows(step, part, len(part) / len(step_numbers), start + size >= len(numbers))
+            yield self._rows(step, part, self._asked(step, part) / whole, start + size >= len(numbers))
+
+    def _asked(self, step: int, numbers: NDArray[np.int64]) -> int:
+        """What a mean loss is over: target tokens where each has its own, else examples."""
+        if self.examples.kind not in PER_TOKEN:
+            return len(numbers)
+        return sum(int((item.targets != UNKNOWN).sum()) for item in self.items(step, numbers))
 
     def _rows(self, step: int, numbers: NDArray[np.int64], share: float, last: bool) -> MicroBatch:
         items = self.items(step, numbers)
@@ -158,7 +165,7 @@ def padded(
 def padded_targets(items: list[Example], longest: int, kind: str) -> NDArray[Any]:
     """Targets of examples of a kind as an array (examples, width): those of tokens padded with UNKNOWN, to
     `longest`, or where they are texts to the longest of these."""
-    if kind not in ("tags", "chat", "text"):
+    if kind not in PER_TOKEN:
         return np.stack([item.targets for item in items])
     if kind == "text":
         longest = max(len(item.targets) for item in items)

@@ -65,7 +65,8 @@ def labels_taught(settings: Teaching, student: Original, context: Context) -> Ob
         if found.labelled is None:
             return taught.heldout(model, context.data.heldout.tokens, precision)
         held = found.labelled.heldout if len(found.labelled.heldout) else found.labelled.train
-        return heldout_loss(model, task, held, padding, precision, settings.stop_by)
+        kind = found.labelled.train.loss_kind
+        return heldout_loss(model, task, held, padding, precision, settings.stop_by, kind)
 
     notes: dict[str, Any] = {
         "teachers": [list(pair) for pair in zip(teachers.sources, teachers.weights, strict=True)],
