@@ -1,10 +1,12 @@
 """Combinations of labelled texts that no part of them shows alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from chat_models import chat_bundle, labelled
+from chat_models import chat_bundle, labelled, row
 from pair_examples import bundle as sentence_bundle
 from taught_models import labelled_context, labelled_examples, tiny_classifier
 
@@ -18,7 +20,7 @@ from compress.structured.probes import Text, answer
 from compress.tasks.base import UNKNOWN
 from compress.text.encode import asked_by, cut_by, encode
 from compress.text.labelled.base import Labelled, Row
-from compress.text.labelled.encoded import LabelledData
+from compress.text.labelled.encoded import LabelledData, encoded
 from compress.text.prompts import Prompt
 from compress.training.example_batches import ExampleBatches
 
@@ -110,3 +112,36 @@ def test_targets_that_are_texts_count_in_an_epoch():
     rows = (Row("a" * 40, "b" * 20), Row("c" * 8, "d" * 4))
     assert epoch_tokens(Labelled("x", "text", (), rows, (), rows), 100) == 12 + 7 + 4 + 3
     assert epoch_tokens(Labelled("x", "text", (), rows, (), rows), 5) == 5 + 5 + 4 + 3
+
+
+def test_answers_that_all_lie_beyond_the_context_are_told():
+    bundle = chat_bundle()
+    rows, long = (
+        labelled(40),
+        row([{"role": "user", "content": "alpha " * 90}, {"role": "assistant", "content": "beta"}]),
+    )
+    for part in ("train", "heldout"):
+        with pytest.raises(
+            UserError, match=f"labelled.{part}: of all 3 rows of tiny the answers lie beyond the 40 tokens"
+        ):
+            encoded(replace(rows, **{part: (long,) * 3}), (), bundle.tokenizer, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "said"),
+    [
+        ("pair", {"label_smoothing": 0.1}, "label_smoothing: is for labels, and these are pairs"),
+        (
+            "number",
+            {"class_weights": "balanced"},
+            "class_weights: labels of the kind 'number' have no classes",
+        ),
+        ("span", {"sampling": "balanced"}, "sampling: balanced is for one label per text, not 'span'"),
+        ("chat", {"augment": {}}, "augment: is for texts with labels"),
+        ("chat", {"label_smoothing": 0.1}, None),
+        ("class", {"class_weights": "balanced", "sampling": "balanced", "augment": {}}, None),
+    ],
+)
+def test_settings_of_other_labels_are_known_before_any_work(kind, field, said):
+    found = Finetune(**field).refuses_labels(kind)
+    assert found is None if said is None else said in found

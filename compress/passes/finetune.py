@@ -43,6 +43,7 @@ from compress.passes.base import Kind, Need, Pass
 from compress.tasks.base import Task, longest_text
 from compress.tasks.embedding import Embedding
 from compress.tasks.registry import TASKS, task_learnt, task_of
+from compress.text.labelled.base import NAMED
 from compress.text.labelled.encoded import LabelledData
 from compress.training.augmentation import Augment, Augmented
 from compress.training.example_batches import ExampleBatches
@@ -56,6 +57,8 @@ from compress.training.objectives.texts import texts_of_texts
 from compress.training.optimizers import OptimizerName, ScheduleName
 from compress.training.pair_batches import PairBatches
 from compress.training.plan import Optimization
+
+_OF_LABELS = ("class_weights", "sampling", "augment", "label_smoothing")
 
 
 class Lora(BaseModel):
@@ -127,12 +130,18 @@ class Finetune(Pass, Optimization):
         return found
 
     def refuses_labels(self, kind: str) -> str | None:
-        """Of chats: what is of labels, or of texts that are no chats."""
-        if kind != "chat":
-            return None
-        for name in ("class_weights", "sampling", "augment"):
-            if getattr(self, name) != type(self).model_fields[name].default:
+        """Settings that are of other labels."""
+        fields = type(self).model_fields
+        given = {name for name in _OF_LABELS if getattr(self, name) != fields[name].default}
+        for name in _OF_LABELS:
+            if kind == "chat" and name in given and name != "label_smoothing":
                 return f"{name}: is for texts with labels, and chats have none; leave it out"
+            if kind == "pair" and name in given:
+                return f"{name}: is for labels, and these are pairs of texts; leave it out"
+        if "class_weights" in given and kind not in NAMED:
+            return f"class_weights: labels of the kind '{kind}' have no classes; leave it at none"
+        if "sampling" in given and kind != "class":
+            return f"sampling: balanced is for one label per text, not '{kind}'; leave it at none"
         return None
 
     def flops(self, parameters: int, calibration_tokens: int) -> float:
@@ -204,9 +213,8 @@ class Finetune(Pass, Optimization):
 
     def _embed(self, bundle: Bundle, task: Embedding, data: LabelledData, context: Context) -> Bundle:
         """Train a model to embed the texts of pairs; `bundle` is a copy."""
-        for name in ("label_smoothing", "class_weights", "sampling", "augment"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise UserError(f"finetune.{name}: is for labels, and these are pairs of texts; leave it out")
+        if (reason := self.refuses_labels("pair")) is not None:
+            raise UserError(f"finetune.{reason}")
         model = without_head(bundle.model, task)
         masks = renamed(bundle.masks, bundle.model, model)
         padding = bundle.tokenizer.pad_token_id or 0
@@ -263,8 +271,6 @@ class Finetune(Pass, Optimization):
     def _shares(self, data: LabelledData) -> NDArray[np.float64] | None:
         if self.sampling == "none":
             return None
-        if data.kind != "class":
-            raise UserError(f"finetune.sampling: balanced is for one label per text, not '{data.kind}'")
         counts = _counts(data)
         shares = np.array([1 / counts[item.targets[0]] for item in data.train.items])
         return shares / shares.sum()
@@ -272,10 +278,6 @@ class Finetune(Pass, Optimization):
 
 def _counts(data: LabelledData) -> NDArray[np.float64]:
     """How often each label is right in training."""
-    if not data.names:
-        raise UserError(
-            f"finetune.class_weights: labels of the kind '{data.kind}' have no classes; leave it at none"
-        )
     found = np.concatenate([item.targets for item in data.train.items])
     if data.kind == "classes":
         return np.stack([item.targets for item in data.train.items]).sum(0).astype(np.float64)

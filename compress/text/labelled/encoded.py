@@ -110,6 +110,12 @@ def encoded(
     }
     if not len(parts["evaluation"]):
         raise UserError(f"labelled.evaluation: {labelled.source} leaves no rows to judge by; give more")
+    for part, examples in parts.items():
+        if not len(examples) and (count := len(getattr(labelled, part))):
+            raise UserError(
+                f"labelled.{part}: of all {count} rows of {labelled.source} the answers lie beyond the "
+                f"{longest} tokens that the model takes; give shorter rows, or a model that takes more"
+            )
     for examples in parts.values() if rows is not None else ():
         if (most := max((item for item in examples.items), key=_largest, default=None)) is not None:
             where = f"labelled: a row of {labelled.source}"
