@@ -20,7 +20,7 @@ from compress.passes.prune_magnitude import PruneMagnitude
 from compress.passes.student import Student
 from compress.tasks.embedding import EMBEDDING, EMBEDDING_CLS
 from compress.tasks.registry import task_of
-from compress.text.encode import apart, encode_apart
+from compress.text.encode import apart, encode
 from compress.text.examples import Examples
 from compress.text.labelled.base import Row
 from compress.training.objectives.pairs import Together, cosent, pair_loss
@@ -33,12 +33,12 @@ STEP = Finetune(epochs=12, batch=20, learning_rate=3e-3, heldout_points=4)
 def test_texts_of_pairs_are_cut_apart_and_once(tmp_path):
     tokenizer = tiny_encoder("embedding").tokenizer
     rows = [Row("w5 w6", "", "w7"), Row("w5  w6", "", "w8 w9 w50"), Row("w7", "", "w5 w6")]
-    cut = encode_apart(rows, "pair", (), tokenizer, 64)
+    cut = encode(rows, "pair", (), tokenizer, 64, apart=True)
     assert [tokenizer.decode(item.ids) for item in cut.items] == cut.texts == ["w7", "w5 w6", "w8 w9 w50"]
     assert cut.pairs == ((1, 0), (1, 2), (0, 1))
     assert all(item.types is None for item in cut.items)
-    told = encode_apart(
-        [replace(row, label=n / 2) for n, row in enumerate(rows)], "number", (), tokenizer, 64
+    told = encode(
+        [replace(row, label=n / 2) for n, row in enumerate(rows)], "number", (), tokenizer, 64, apart=True
     )
     assert told.pairs == ((1, 0, 0.0), (1, 2, 0.5), (0, 1, 1.0))
     told.save(tmp_path / "e.npz")
@@ -99,7 +99,7 @@ def test_cosent_is_its_definition():
 
 
 def test_a_micro_batch_holds_both_texts_of_its_pairs():
-    examples = encode_apart(ROWS.train, "pair", (), tiny_encoder("embedding").tokenizer, 64)
+    examples = encode(ROWS.train, "pair", (), tiny_encoder("embedding").tokenizer, 64, apart=True)
     batches = PairBatches(examples, 12, seed=0, padding=3)
     assert (batches.windows, batches.batch) == (100, 12)
     seen = []

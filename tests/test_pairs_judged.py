@@ -22,7 +22,7 @@ from compress.measure.label_references import COSINE, label_references
 from compress.measure.quality import Scores, score, summarise
 from compress.measure.turns import Target
 from compress.tasks.registry import task_of
-from compress.text.encode import encode_apart
+from compress.text.encode import encode
 from compress.text.labelled.base import Row
 from compress.text.labelled.encoded import encoded
 
@@ -45,7 +45,7 @@ def stock(folder, texts, pooling="mean"):
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_retrieval_is_that_of_stock_vectors(pooling, tmp_path):
     own = Bundle.load(sentence_encoder(tmp_path / "m", pooling))
-    cut = encode_apart(ROWS, "pair", (), own.tokenizer, 64)
+    cut = encode(ROWS, "pair", (), own.tokenizer, 64, apart=True)
     quality = summarise(score(forward(own), cut, task=task_of(own.model.config), together=8), None, 0)
     queries, documents = (stock(tmp_path / "m", texts, pooling) for texts in
                           ([row.text for row in ROWS], [row.pair for row in ROWS]))  # fmt: skip
@@ -64,7 +64,7 @@ def test_retrieval_is_that_of_stock_vectors(pooling, tmp_path):
 def test_numbers_are_judged_by_their_correlation_with_cosines(tmp_path):
     rows = numbers(40)
     own = Bundle.load(sentence_encoder(tmp_path / "m"))
-    cut = encode_apart(rows, "number", (), own.tokenizer, 64)
+    cut = encode(rows, "number", (), own.tokenizer, 64, apart=True)
     quality = summarise(score(forward(own), cut, task=task_of(own.model.config)), None, 0)
     one, other = (stock(tmp_path / "m", texts) for texts in ([r.text for r in rows], [r.pair for r in rows]))
     cosines, told = (one * other).sum(1), [row.label for row in rows]
@@ -78,7 +78,7 @@ def beside_a_base(tmp_path, rows=ROWS, kind="pair"):
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    task, cut = task_of(base.model.config), encode_apart(rows, kind, (), base.tokenizer, 64)
+    task, cut = task_of(base.model.config), encode(rows, kind, (), base.tokenizer, 64, apart=True)
     (tmp_path / "kept").mkdir()
     before = score(forward(base), cut, task=task, keep=tmp_path / "kept")
     halves = [

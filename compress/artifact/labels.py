@@ -18,7 +18,7 @@ from compress.tasks.registry import task_of
 from compress.tasks.sequence_classification import RELEVANCE
 from compress.text.labelled.base import Labelled
 from compress.text.labelled.config import LabelledConfig
-from compress.text.labelled.encoded import LabelledData, encoded, paired
+from compress.text.labelled.encoded import LabelledData, encoded, paired, read_apart
 from compress.text.labelled.load import load_labelled
 
 GivenLabels = str | Path | LabelledConfig | Labelled | LabelledData
@@ -52,7 +52,7 @@ def labelled_for(model: Any, tokenizer: Any, given: Labelled | LabelledData) -> 
     numbers, longest = numbering(model.config, kind, names), longest_text(model)
     if isinstance(given, LabelledData):
         if numbers == names:
-            wanted = kind == "pair" or (embeds and kind == "number" and given.paired)
+            wanted = read_apart(kind, embeds=embeds, pairs=given.paired)
             return given.cut_by(tokenizer, longest).apart(tokenizer, longest, wanted=wanted)
         parts = given.train.rows, given.heldout.rows, given.evaluation.rows
         given = Labelled(given.source, kind, names, *parts, given.notes)  # type: ignore[arg-type]

@@ -79,22 +79,22 @@ class QuantizedTensor(nn.Module):
         return self.format.values(self.unpacked(), self.grid)
 
     def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "QuantizedTensor":
-        """The codes of some rows and columns, ascending; of the columns whole groups, unless there is one."""
-        out, width = self.shape[0], self.format.group_width(self.shape[1])
-        rows = torch.arange(out) if rows is None else rows
-        columns = torch.arange(self.shape[1]) if columns is None else columns
-        groups = (columns // width).unique_consecutive()
-        grid = self.grid
-        held = Grid(grid.scales[rows][:, groups], grid.zeros[rows][:, groups])
-        return QuantizedTensor.from_codes(self.format, self.unpacked()[rows][:, columns], held)
+        """The codes of some rows, and of columns, ascending: whole groups, unless there is one; itself where
+        nothing is chosen."""
+        found = self
+        if rows is not None:
+            found = QuantizedTensor(self.format, (len(rows), self.shape[1]))
+            found.codes, found.scales = self.codes[rows], self.scales[rows]
+            found.zeros = None if self.zeros is None else self.zeros[rows]
+        if columns is None:
+            return found
+        grid, groups = found.grid, (columns // self.format.group_width(self.shape[1])).unique_consecutive()
+        held = Grid(grid.scales[:, groups], grid.zeros[:, groups])
+        return QuantizedTensor.from_codes(self.format, found.unpacked()[:, columns], held)
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows of the weight: index (...) -> float32 (..., in)."""
-        flat = index.reshape(-1)
-        part = QuantizedTensor(self.format, (len(flat), self.shape[1]))
-        part.codes, part.scales = self.codes[flat], self.scales[flat]
-        part.zeros = None if self.zeros is None else self.zeros[flat]
-        return part.dequantize().view(*index.shape, self.shape[1])
+        return self.part(index.reshape(-1)).dequantize().view(*index.shape, self.shape[1])
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

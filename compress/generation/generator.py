@@ -23,6 +23,7 @@ from compress.generation.together import continue_together
 from compress.host.tokenizer_files import encoding
 from compress.runtimes import detect_runtime, open_text_runtime
 from compress.runtimes.base import TextRuntime
+from compress.tasks.base import require_row
 from compress.text.chats import Message
 from compress.text.framing import require_known
 
@@ -91,11 +92,8 @@ class TextGenerator:
         if own_end is not None and (found := self.tokenizer.token_to_id(own_end)) is not None:
             self.ends.add(found)
         self.first = None if self.continues else forced_first_token(self.folder)
-        if self.first is not None and self.rows is not None and not 0 <= self.first < self.rows:
-            raise UserError(
-                f"{self.folder}: forced_bos_token_id: {self.first} is none of the {self.rows} tokens "
-                "that the model has rows for; give the number of one"
-            )
+        if self.first is not None:
+            require_row(self.first, self.rows, f"{self.folder}: forced_bos_token_id")
         self.counts = Counts()
 
     @property

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compress.measure.statistics import statistic_interval
-from compress.measure.text_references import text_references
+from compress.measure.text_references import ROWS, text_references
 from compress.records.flips import LabelReference
 from compress.tasks.decisions import Decisions, Judged
 from compress.tasks.registry import task_labelled
@@ -40,7 +40,7 @@ REGRESSION = "TF-IDF and logistic regression"
 LEXICON = "most frequent label of each word"
 COSINE = "TF-IDF and cosine"
 _VERSION = 1  # of what is fitted: another one fits anew
-_ROWS, _WORDS, _WEIGHTS = 20_000, 20_000, 4_000_000
+_WORDS, _WEIGHTS = 20_000, 4_000_000
 _ITERATIONS = 1000
 
 Floats = npt.NDArray[np.float64]
@@ -81,7 +81,7 @@ def _judged(name: str, judged: Judged, data: LabelledData, seed: int, fingerprin
     scoring = task.scoring
     assert isinstance(scoring, Decisions)
     groups = _groups(data.evaluation)
-    rows = len(data.train) if name != REGRESSION else min(len(data.train), _ROWS)
+    rows = len(data.train) if name != REGRESSION else min(len(data.train), ROWS)
     return _told(name, scoring, judged, rows, seed, fingerprint, groups)
 
 
@@ -162,7 +162,7 @@ def _regression(data: LabelledData, seed: int) -> _Answer:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(data.train.rows))[:_ROWS])
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(data.train.rows))[:ROWS])
     rows = [data.train.rows[index] for index in drawn]
     labels = np.array([data.names.index(str(row.label)) for row in rows])
     words = TfidfVectorizer(

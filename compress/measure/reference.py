@@ -75,13 +75,18 @@ class Reference:
         """The evaluation windows as .npy, or texts with labels as .npz."""
         return self.folder / ("windows.npy" if isinstance(self.windows, Windows) else "windows.npz")
 
+    @property
+    def _by_token(self) -> bool:
+        """Whether tokens are predicted one by one, so that all artifacts read the base's."""
+        return isinstance(self.windows, Windows) or self.windows.kind in BY_TOKEN
+
     def _windows_for(self, path: Path) -> Path:
         """Texts with labels as the tokenizer of the artifact at `path` cuts them; windows as they are."""
         if isinstance(self.windows, Windows):
             return self.windows_file
         if path not in self._cut:
             place = whole(path)
-            if self.windows.kind in BY_TOKEN:  # so all read the base's tokens
+            if self._by_token:
                 words = self.words(path)
                 own = self.windows if words is None else self.windows.renumbered(words)
             else:
@@ -122,8 +127,7 @@ class Reference:
     def compare(self, worker: WorkerProcess, path: Path, part: range, advance: Callable[[], None]) -> Scores:
         """Score what `worker` has loaded from `path`, against the base where there is one."""
         base = str(self.folder) if part.start in self._parts else None
-        alike = isinstance(self.windows, Windows) or self.windows.kind in BY_TOKEN
-        words, translated = self.words(path) if alike else None, None
+        words, translated = self.words(path) if self._by_token else None, None
         if words is not None:
             translated = str(self.folder / "translated.npz")
             if isinstance(self.windows, Windows):
@@ -147,11 +151,8 @@ class Reference:
 
     def words(self, path: Path) -> Translation | None:
         """From the windows' token ids to those of the artifact at `path`; None where it numbers alike."""
-        if (
-            isinstance(self.windows, Examples)
-            and self.windows.kind not in BY_TOKEN
-            and not self.windows.prompt
-        ):
+        asked = isinstance(self.windows, Examples) and self.windows.prompt is not None
+        if not self._by_token and not asked:
             return None  # each artifact's tokenizer cuts the texts, and nothing is written
         if path not in self._words:
             files = [whole(folder) / "tokenizer.json" for folder in (self.base, path) if folder is not None]

@@ -20,7 +20,7 @@ _NAMES = (
 )
 # of encoder-decoders; a decoder's (OPT's) may be called so, too, but no graph leaves heads of it out
 _OF_TWO_STACKS = (("q_proj", "k_proj", "v_proj", "out_proj"),)
-_HEAD_WIDTHS = ("attention_head_size", "head_dim")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what attention modules call it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def attention_layers(model: Any) -> Iterator[AttentionLayers]:
             if not {query, key, value, reader} <= modules.keys():
                 continue
             owners = (module, modules[query.rpartition(".")[0]])
-            width = next(int(getattr(m, w)) for m in owners for w in _HEAD_WIDTHS if hasattr(m, w))
+            width = next(int(getattr(m, w)) for m in owners for w in HEAD_WIDTHS if hasattr(m, w))
             yield AttentionLayers((query, key, value), reader, width)
 
 

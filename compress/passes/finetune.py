@@ -183,7 +183,7 @@ class Finetune(Pass, Optimization):
         batches = ExampleBatches(
             data.train, self.windows, context.seed, padding, self._shares(data), augmented
         )
-        heldout, weights = data.heldout if len(data.heldout) else data.train, self._weights(data)
+        heldout, weights = data.deciding, self._weights(data)
         stop_by: StopBy = "loss" if task.labels is None else self.stop_by
         if task.labels is None:  # it keeps its head, and what is judged is what is minimised
             objective = answers_of_chats(batches, heldout, padding, smoothing=self.label_smoothing)
@@ -205,10 +205,7 @@ class Finetune(Pass, Optimization):
         if model is not result.model:  # how states became a vector means nothing under it
             facts |= {"head": "new", "left_behind": sorted(bundle.companions)}
         facts["judged_by"] = "held-out texts" if len(data.heldout) else "training texts: none are held out"
-        if self.lora is None:
-            notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
-        else:
-            notes = self._adapt(model, self.lora, objective, context, masks)
+        notes = self._learn(model, objective, context, masks)
         return result.evolve(model=model, masks=masks, exports={}, notes={**facts, **notes})
 
     def _embed(self, bundle: Bundle, task: Embedding, data: LabelledData, context: Context) -> Bundle:
@@ -218,23 +215,29 @@ class Finetune(Pass, Optimization):
         model = without_head(bundle.model, task)
         masks = renamed(bundle.masks, bundle.model, model)
         padding = bundle.tokenizer.pad_token_id or 0
-        heldout = data.heldout if len(data.heldout) else data.train
         batches = PairBatches(data.train, self.windows, context.seed, padding)
-        objective = embedded_pairs(task, batches, heldout, padding, scale=self.scale, stop_by=self.stop_by)
+        objective = embedded_pairs(
+            task, batches, data.deciding, padding, scale=self.scale, stop_by=self.stop_by
+        )
         facts: dict[str, Any] = {"task": task.name, "pairs": len(data.train.pairs), "pooling": task.pooling}
         facts |= {"texts": len(data.train), "cut_off": data.train.cut, "stop_by": self.stop_by}
         if data.kind == "pair":
             facts["negatives"] = f"the other texts of {min(self.batch, len(data.train.pairs))} pairs at most"
         facts["judged_by"] = "held-out pairs" if len(data.heldout) else "training pairs: none are held out"
-        if self.lora is None:
-            notes = optimise(model, self, objective, context, masks=masks, what="fine-tuning")
-        else:
-            notes = self._adapt(model, self.lora, objective, context, masks)
+        notes = self._learn(model, objective, context, masks)
         beside = pooled_by(bundle.companions, task.pooling, model.config, longest_text(model))
         facts |= {} if beside == dict(bundle.companions) else {"pooling_files": "written"}
         return bundle.evolve(
             model=model, masks=masks, exports={}, companions=beside, notes={**facts, **notes}
         )
+
+    def _learn(
+        self, model: Any, objective: Objective, context: Context, masks: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Train the weights, or adapters of them; the notes."""
+        if self.lora is not None:
+            return self._adapt(model, self.lora, objective, context, masks)
+        return optimise(model, self, objective, context, masks=masks, what="fine-tuning")
 
     def _adapt(
         self, model: Any, lora: Lora, objective: Objective, context: Context, masks: Mapping[str, Tensor]

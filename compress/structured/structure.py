@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import MissingExtra, UserError
+from compress.models.attention_layers import HEAD_WIDTHS
 from compress.models.layers import is_linear
 from compress.models.running import gradients
 from compress.structured.blocks import lists_of_blocks
@@ -34,7 +35,6 @@ from compress.tasks.registry import task_of
 
 UnitKind = Literal["heads", "neurons"]
 _TOKENS = 5
-_HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")  # what attention modules call it
 _PLACES, _TABLE = "has_relative_attention_bias", "relative_attention_bias"  # T5's relative positions
 
 
@@ -342,7 +342,7 @@ class _Reader:
     def _head_width(self, parameter: str) -> int | None:
         """The width of a head, where the parameter's layer belongs to an attention module."""
         module = self.model.get_submodule(parameter.rpartition(".")[0].rpartition(".")[0])
-        return next((int(w) for w in (getattr(module, n, None) for n in _HEAD_WIDTHS) if w), None)
+        return next((int(w) for w in (getattr(module, n, None) for n in HEAD_WIDTHS) if w), None)
 
     def _is_head_norm(self, name: str, head: int | None) -> bool:
         """Whether a parameter is a gain that all heads share (Qwen3's query and key norms)."""

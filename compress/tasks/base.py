@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from compress.errors import UserError
 from compress.tasks.answers import Passage
 from compress.tasks.likelihood import LIKELIHOOD
 from compress.tasks.scoring import Decided, Rows, Scoring
@@ -156,6 +157,17 @@ class Task(ABC):
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
+
+
+def require_row(token: int, rows: int | None, where: str) -> int:
+    """A token that a text is to begin with; raises UserError where a model of so many `rows` has none for it,
+    which is met else in the middle of its work."""
+    if token < 0 or (rows is not None and token >= rows):
+        raise UserError(
+            f"{where}: {token} is none of the {rows} tokens that the model has rows for; give the number of "
+            "one"
+        )
+    return token
 
 
 def rows_of(config: Any) -> int | None:

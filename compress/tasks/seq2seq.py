@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from compress.errors import UserError
-from compress.tasks.base import Example, Question, Task, Window, rows_of
+from compress.tasks.base import Example, Question, Task, Window, require_row, rows_of
 from compress.tasks.scoring import Scoring
 from compress.tasks.written import Written
 
@@ -103,10 +102,5 @@ def shifted(targets: Tensor, start: int) -> Tensor:
 def start_token(model: Any) -> int:
     """What a decoder's text begins with; raises UserError where the model has no row for it."""
     field = "pad_token_id" if getattr(model.config, "decoder_start_token_id", None) is None else _START
-    start, rows = int(getattr(model.config, field, None) or 0), rows_of(model.config)
-    if start < 0 or (rows is not None and start >= rows):
-        raise UserError(
-            f"config.json: {field}: {start}, that a decoder begins with, is none of the {rows} tokens "
-            "that the model has rows for; give the number of one"
-        )
-    return start
+    start = int(getattr(model.config, field, None) or 0)
+    return require_row(start, rows_of(model.config), f"config.json: {field}")

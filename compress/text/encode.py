@@ -40,6 +40,8 @@ def encode(
     tokenizer: Any,
     longest: int,
     order: Iterable[int] | None = None,
+    *,
+    apart: bool = False,
 ) -> Examples:
     """Rows as examples, in the order of their lengths, or in a given one.
 
@@ -49,10 +51,13 @@ def encode(
         tokenizer: a fast one.
         longest: the most tokens that the model takes.
         order: of rows, that of another tokenizer's examples; by default that of the lengths.
+        apart: of pairs, each distinct text once and by itself, where `order` is of texts.
 
     Raises:
-        UserError: a text of no token.
+        UserError: a text of no token; of pairs that are read apart, a row of one text.
     """
+    if apart:
+        return _each_text(rows, kind, tokenizer, longest, order)
     if kind == "chat":
         return _chats(rows, tokenizer, longest, order)
     numbers = {name: number for number, name in enumerate(names)}
@@ -89,20 +94,10 @@ def encode(
     )  # fmt: skip
 
 
-def encode_apart(
-    rows: Sequence[LabelledRow],
-    kind: str,
-    names: Sequence[str],
-    tokenizer: Any,
-    longest: int,
-    order: Iterable[int] | None = None,
+def _each_text(
+    rows: Sequence[LabelledRow], kind: str, tokenizer: Any, longest: int, order: Iterable[int] | None
 ) -> Examples:
-    """The texts of pairs, each distinct one once and by itself; arguments as of `encode`, but `order` is of
-    texts.
-
-    Raises:
-        UserError: rows of one text; a text of no token.
-    """
+    """The texts of pairs, and which of them make up each row."""
     if single := [row for row in rows if row.pair is None]:
         raise UserError(
             f"labelled.pair: {single[0].text!r:.80} stands alone, where a model that embeds is judged by two "
@@ -148,16 +143,15 @@ def cut_by(examples: Examples, tokenizer: Any, longest: int) -> Examples:
         )  # fmt: skip
     if examples.prompt is not None:
         return asked_by(examples, examples.prompt, tokenizer, longest, order)
-    cut = encode_apart if examples.pairs else encode
-    return cut(rows, examples.kind, examples.names, tokenizer, longest, order)
+    apart = bool(examples.pairs)
+    return encode(rows, examples.kind, examples.names, tokenizer, longest, order, apart=apart)
 
 
 def apart(examples: Examples, tokenizer: Any, longest: int, *, wanted: bool) -> Examples:
     """The same rows, the texts of pairs each by itself where that is wanted, else as one text."""
     if not examples.rows or wanted == bool(examples.pairs):
         return examples
-    cut = encode_apart if wanted else encode
-    return cut(examples.rows, examples.kind, examples.names, tokenizer, longest)
+    return encode(examples.rows, examples.kind, examples.names, tokenizer, longest, apart=wanted)
 
 
 def asked_by(

@@ -64,7 +64,7 @@ def text_of(config: DataConfig, data: LabelledData, tokenizer: Any) -> TextData:
         window=window,
         train=stream,
         train_sha256=stream_digest(stream, begins),
-        heldout=cut(data.heldout if len(data.heldout) else data.train, config.heldout_windows),
+        heldout=cut(data.deciding, config.heldout_windows),
         calibration=cut(data.train, config.calibration_windows),
         evaluation=cut(data.evaluation, config.evaluation_windows),
         begin=begins.begin,

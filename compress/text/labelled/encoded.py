@@ -6,7 +6,7 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.tasks.base import UNKNOWN, Example
-from compress.text.encode import apart, cut_by, encode, encode_apart
+from compress.text.encode import apart, cut_by, encode
 from compress.text.examples import Examples
 from compress.text.framing import require_known
 from compress.text.labelled.base import Labelled
@@ -44,6 +44,11 @@ class LabelledData:
         return f"{self.train.sha256} {self.heldout.sha256}"
 
     @property
+    def deciding(self) -> Examples:
+        """Those that decide which weights to keep: held out, or where none are, those to train on."""
+        return self.heldout if len(self.heldout) else self.train
+
+    @property
     def paired(self) -> bool:
         """Whether rows have two texts."""
         return paired(self.train.rows)
@@ -67,6 +72,12 @@ class LabelledData:
 def paired(rows: Sequence[Any]) -> bool:
     """Whether all rows have two texts."""
     return bool(rows) and all(row.pair is not None for row in rows)
+
+
+def read_apart(kind: str, *, embeds: bool, pairs: bool) -> bool:
+    """Whether the texts of rows are read each by itself: those of pairs without a label, and those of pairs
+    with a number by a model that embeds."""
+    return kind == "pair" or (embeds and kind == "number" and pairs)
 
 
 def _largest(item: Example) -> int:
@@ -101,11 +112,9 @@ def encoded(
     Raises:
         UserError: no row to judge by; a token beyond the model's rows.
     """
-    apart = labelled.kind == "pair" or (embeds and labelled.kind == "number" and paired(labelled.train))
+    one_by_one = read_apart(labelled.kind, embeds=embeds, pairs=paired(labelled.train))
     parts = {
-        part: (encode_apart if apart else encode)(
-            getattr(labelled, part), labelled.kind, names, tokenizer, longest
-        )
+        part: encode(getattr(labelled, part), labelled.kind, names, tokenizer, longest, apart=one_by_one)
         for part in ("train", "heldout", "evaluation")
     }
     if not len(parts["evaluation"]):

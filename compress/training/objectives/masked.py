@@ -7,7 +7,7 @@ positions alone, a seventh of all. The held-out loss is that of the task's fixed
 a curve compare.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from compress.training.objectives.base import Asked, Moment, Objective
 from compress.training.objectives.losses import chunked, cross_entropy
 from compress.training.plan import Optimization
 
+Hiding = Callable[[Any, Sequence[np.random.Generator]], tuple[Any, Any]]  # tokens -> inputs, targets
 _HEADS = ("cls", "lm_head")  # what families of `transformers` call them
 _TOGETHER = 16  # held-out windows per forward pass
 
@@ -64,17 +65,13 @@ def masked_text(
     batches = Batches(
         text.train, plan.window or text.window, plan.windows, context.seed, True, text.begin, text.end, 0
     )
-    specials = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-    continuing = follows(tokenizer, vocabulary, f"{where}.whole_words") if whole_words else None
-
+    hiding = hidden_by(tokenizer, mask_token, vocabulary, share, whole_words=whole_words, where=where)
     heads = chosen or Chosen()
 
     def ask(rows: Tensor, more: Mapping[str, Tensor], moment: Moment) -> Asked:
         tokens = rows.cpu().numpy()
         draws = [np.random.default_rng([context.seed, moment.step, int(n)]) for n in moment.windows]
-        kept = np.isin(tokens, specials)
-        words = None if continuing is None else np.cumsum(~continuing[tokens], axis=1)
-        inputs, targets = hide(tokens, draws, mask_token, vocabulary, share, kept, words)
+        inputs, targets = hiding(tokens, draws)
         ids, wanted = (torch.from_numpy(each).to(rows.device) for each in (inputs, targets))
         heads.places = wanted != UNKNOWN
         return Asked({"input_ids": ids}, wanted)
@@ -91,6 +88,25 @@ def masked_text(
     return Objective(
         loss, ask=ask, watch=heads.watch, material=batches, heldout=heldout, notes={"hidden": share}
     )
+
+
+def hidden_by(
+    tokenizer: Any, mask_token: int, vocabulary: int, share: float, *, whole_words: bool, where: str
+) -> Hiding:
+    """What hides tokens of rows (rows, length), each by its own draws, and says what stood there.
+
+    Raises:
+        UserError: no pieces that tell which word they are of.
+    """
+    specials = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
+    continuing = follows(tokenizer, vocabulary, f"{where}.whole_words") if whole_words else None
+
+    def hiding(tokens: Any, draws: Sequence[np.random.Generator]) -> tuple[Any, Any]:
+        kept = np.isin(tokens, specials)
+        words = None if continuing is None else np.cumsum(~continuing[tokens], axis=1)
+        return hide(tokens, draws, mask_token, vocabulary, share, kept, words)
+
+    return hiding
 
 
 class Chosen:

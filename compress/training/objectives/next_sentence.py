@@ -22,12 +22,12 @@ from compress.context import TrainingContext
 from compress.errors import UserError
 from compress.models.running import Precision, autocast, evaluating
 from compress.tasks.base import UNKNOWN, rows_of
-from compress.tasks.masked import HIDDEN, hide
+from compress.tasks.masked import HIDDEN
 from compress.tasks.next_sentence import FOLLOWS, FOREIGN, MASKED_NEXT, joined, types_of
 from compress.training.batches import Batches
 from compress.training.objectives.base import Asked, Moment, Objective
 from compress.training.objectives.losses import chunked, cross_entropy
-from compress.training.objectives.masked import Chosen, follows
+from compress.training.objectives.masked import Chosen, hidden_by
 from compress.training.plan import Optimization
 
 _TOGETHER = 16  # held-out windows per forward pass
@@ -64,8 +64,7 @@ def pairs_of_text(
             f"{where}: {batches.windows} windows of {window} tokens make no pairs; give more text, or "
             f"windows of {_SHORTEST} tokens at least"
         )
-    specials = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-    continuing = follows(tokenizer, vocabulary, f"{where}.whole_words") if whole_words else None
+    hiding = hidden_by(tokenizer, mask_token, vocabulary, share, whole_words=whole_words, where=where)
     types = torch.from_numpy(types_of(window).astype(np.int64))
     heads = Chosen()
 
@@ -78,10 +77,7 @@ def pairs_of_text(
             other = (number + 1 + int(draw.integers(batches.windows - 1))) % batches.windows
             if foreign[place]:
                 others[place] = batches.fixed(other)
-        tokens = joined(own, others)
-        kept = np.isin(tokens, specials)
-        words = None if continuing is None else np.cumsum(~continuing[tokens], axis=1)
-        inputs, targets = hide(tokens, draws, mask_token, vocabulary, share, kept, words)
+        inputs, targets = hiding(joined(own, others), draws)
         labels = np.where(foreign, FOREIGN, FOLLOWS)[:, None]
         ids, wanted = (
             torch.from_numpy(each).to(rows.device) for each in (inputs, np.concatenate([targets, labels], 1))

@@ -83,8 +83,7 @@ def _labelled(settings: Teaching, student: Original, context: Context) -> tuple[
             )
         return None
     found = sources(settings, context, tokenizer.pad_token_id or 0, field=settings.name())
-    heldout = data.heldout if len(data.heldout) else data.train
-    own = texts_of_texts(student.model, found.material, heldout, tokenizer, stop_by=settings.stop_by)
+    own = texts_of_texts(student.model, found.material, data.deciding, tokenizer, stop_by=settings.stop_by)
     notes: dict[str, Any] = {"unlabelled": share}
     if share < 1:
         notes |= {"examples": len(data.train), "cut_off": data.train.cut, "stop_by": settings.stop_by}

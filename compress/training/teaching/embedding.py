@@ -154,7 +154,7 @@ def _heldout_inputs(
         ):
             yield {"input_ids": rows}
         return
-    examples = found.labelled.heldout if len(found.labelled.heldout) else found.labelled.train
+    examples = found.labelled.deciding
     for start in range(0, len(examples), _TOGETHER):
         ids, mask, types = padded(list(examples.items[start : start + _TOGETHER]), padding)
         given = {"input_ids": ids, "attention_mask": mask}

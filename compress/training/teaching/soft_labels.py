@@ -64,8 +64,7 @@ def labels_taught(settings: Teaching, student: Original, context: Context) -> Ob
     def judge(model: Any, precision: Precision) -> float:
         if found.labelled is None:
             return taught.heldout(model, context.data.heldout.tokens, precision)
-        held = found.labelled.heldout if len(found.labelled.heldout) else found.labelled.train
-        kind = found.labelled.train.loss_kind
+        held, kind = found.labelled.deciding, found.labelled.train.loss_kind
         return heldout_loss(model, task, held, padding, precision, settings.stop_by, kind)
 
     notes: dict[str, Any] = {
